@@ -1,0 +1,29 @@
+// The constants of RankSim's perturbation and gradient for a subset of m rows.
+#pragma once
+
+#include <cstdint>
+
+#include "macros.h"
+
+namespace dadl {
+
+// With d = R_z - R_y (integer ranks 1..m; r = R / m) and row loss (1/m) sum_j (r_z - r_y)^2:
+//   row loss     weight * sum_j d^2 / m^3
+//   perturbation interp_strength * g = coefficient * d,  g = weight (2/m) (r_z - r_y)
+//   gradient     G = -(r_z - r') / (interp_strength + 1e-8) = -slope * (R_z - R')
+template <typename T>
+struct RankSimConstants {
+  double loss;
+  T coefficient;
+  T slope;
+};
+
+template <typename T>
+DADL_HD RankSimConstants<T> ranksim_constants(int64_t m, double interp_strength, double weight) {
+  const double count = static_cast<double>(m);
+  return {weight / (count * count * count),
+          static_cast<T>(interp_strength * weight * 2.0 / (count * count)),
+          static_cast<T>(1.0 / (count * (interp_strength + 1e-8)))};
+}
+
+}  // namespace dadl
