@@ -1,12 +1,13 @@
 // Every operator's schema, in one place. Fake kernels and autograd stand in dadl_ext/ops/.
 //
-// rank                   ranks 1..n along the last dimension, descending; float32 (float64 for float64)
+// rank                   ranks 1..n along the last dimension, descending; float32 (float64 for float64);
+//                        interp_strength is for the gradient alone
 // rank_backward          the blackbox gradient of rank for the upstream gradient `grad`
 // ranksim_select         labels [n] or [n, k], priority [n] float64 -> index [n] (the chosen row of each subset
 //                        column, 0 beyond count), order [n] (the column of the p-th smallest label), count []
 // ranksim_loss           the subset's loss [] and its gradient [n, d] for an upstream gradient of 1 (no rows unless
 //                        with_gradient), in float32 (float64 for float64 features)
-// ranksim_loss_backward  grad * gradient, rounded once to the features' dtype
+// ranksim_loss_backward  grad * gradient, rounded once to dtype, that of the features
 // ranksim_rows           the subset's row losses [n], 0 beyond count
 // ranksim_rows_backward  the gradient [n, d] of sum(grad * rows)
 //
@@ -15,14 +16,14 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(dadl, m) {
-  m.def("rank(Tensor input) -> Tensor");
+  m.def("rank(Tensor input, float interp_strength) -> Tensor");
   m.def("rank_backward(Tensor grad, Tensor input, Tensor ranks, float interp_strength) -> Tensor");
   m.def("ranksim_select(Tensor labels, Tensor priority) -> (Tensor index, Tensor order, Tensor count)");
   m.def(
       "ranksim_loss(Tensor features, Tensor labels, Tensor index, Tensor order, Tensor count, "
       "Tensor? label_similarity, float interp_strength, float weight, bool with_gradient) "
       "-> (Tensor loss, Tensor gradient)");
-  m.def("ranksim_loss_backward(Tensor grad, Tensor gradient, Tensor features) -> Tensor");
+  m.def("ranksim_loss_backward(Tensor grad, Tensor gradient, ScalarType dtype) -> Tensor");
   m.def(
       "ranksim_rows(Tensor features, Tensor labels, Tensor index, Tensor order, Tensor count, "
       "Tensor? label_similarity, float interp_strength, float weight) -> Tensor");

@@ -47,9 +47,7 @@ DADL_HD float to_float(Half half) {
 #endif
 }
 
-DADL_HD float to_float(BFloat16 value) {
-  return bits_to_float(static_cast<uint32_t>(value.bits) << 16);
-}
+DADL_HD float to_float(BFloat16 value) { return bits_to_float(static_cast<uint32_t>(value.bits) << 16); }
 
 DADL_HD float to_float(float value) { return value; }
 DADL_HD double to_float(double value) { return value; }

@@ -1,7 +1,8 @@
 // Label order and label distance, in the labels' own dtype: their ties decide ranks.
 #pragma once
 
-#include <cmath>
+#include <math.h>
+
 #include <cstdint>
 
 #include "half.h"
@@ -18,9 +19,7 @@ DADL_HD uint64_t label_distance(int64_t a, int64_t b) {
 DADL_HD double label_distance(double a, double b) { return fabs(a - b); }
 DADL_HD float label_distance(float a, float b) { return fabsf(a - b); }
 DADL_HD float label_distance(Half a, Half b) { return fabsf(to_float(to_half(to_float(a) - to_float(b)))); }
-DADL_HD float label_distance(BFloat16 a, BFloat16 b) {
-  return fabsf(to_float(to_bfloat16(to_float(a) - to_float(b))));
-}
+DADL_HD float label_distance(BFloat16 a, BFloat16 b) { return fabsf(to_float(to_bfloat16(to_float(a) - to_float(b)))); }
 
 DADL_HD uint64_t label_key(int64_t label) { return ordered_key(label); }
 DADL_HD uint64_t label_key(double label) { return ordered_key(label); }

@@ -25,8 +25,6 @@ DADL_HD uint64_t ordered_key(double value) {
   return value != value ? ~uint64_t{0} : key;
 }
 
-DADL_HD uint64_t ordered_key(int64_t value) {
-  return static_cast<uint64_t>(value) ^ (uint64_t{1} << 63);
-}
+DADL_HD uint64_t ordered_key(int64_t value) { return static_cast<uint64_t>(value) ^ (uint64_t{1} << 63); }
 
 }  // namespace dadl

@@ -21,8 +21,7 @@ struct RankSimConstants {
 template <typename T>
 DADL_HD RankSimConstants<T> ranksim_constants(int64_t m, double interp_strength, double weight) {
   const double count = static_cast<double>(m);
-  return {weight / (count * count * count),
-          static_cast<T>(interp_strength * weight * 2.0 / (count * count)),
+  return {weight / (count * count * count), static_cast<T>(interp_strength * weight * 2.0 / (count * count)),
           static_cast<T>(1.0 / (count * (interp_strength + 1e-8)))};
 }
 

@@ -5,7 +5,7 @@
 // represented numbers round to equal results, so small-integer features keep every tie.
 #pragma once
 
-#include <cmath>
+#include <math.h>  // the overloads for float, in the global namespace on host and device
 
 #include "macros.h"
 

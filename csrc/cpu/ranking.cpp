@@ -1,0 +1,115 @@
+// rank and rank_backward on the CPU.
+#include <torch/csrc/stable/library.h>
+
+#include "../core/order.h"
+#include "common.h"
+#include "row_ranks.h"
+
+namespace dadl::cpu {
+namespace {
+
+using Key32 = uint32_t;
+using Key64 = uint64_t;
+
+template <typename T>
+void rank_rows(const T* input, typename Storage<T>::Arithmetic* output, int64_t n, int64_t begin, int64_t end) {
+  RowRanker<decltype(ordered_key(to_float(T{})))> ranker(n);
+  std::vector<int32_t> ranks(n);
+  for (int64_t row = begin; row < end; ++row) {
+    const T* x = input + row * n;
+    auto* keys = ranker.keys();
+    for (int64_t i = 0; i < n; ++i) keys[i] = ordered_key(to_float(x[i]));
+    ranker.rank(ranks.data());
+    for (int64_t i = 0; i < n; ++i) output[row * n + i] = static_cast<typename Storage<T>::Arithmetic>(ranks[i]);
+  }
+}
+
+// -(rank(x) - rank(x + strength * grad)) / (strength + 1e-8), one row at a time.
+template <typename T, typename A = typename Storage<T>::Arithmetic>
+void rank_backward_rows(const A* grad, const T* input, const A* input_ranks, T* output, A strength, A divisor,
+                        int64_t n, int64_t begin, int64_t end) {
+  RowRanker<decltype(ordered_key(A{}))> ranker(n);
+  std::vector<int32_t> ranks(n);
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t offset = row * n;
+    auto* keys = ranker.keys();
+    for (int64_t i = 0; i < n; ++i) {
+      keys[i] = ordered_key(to_float(input[offset + i]) + strength * grad[offset + i]);
+    }
+    ranker.rank(ranks.data());
+    for (int64_t i = 0; i < n; ++i) {
+      output[offset + i] = Storage<T>::round(-(input_ranks[offset + i] - static_cast<A>(ranks[i])) / divisor);
+    }
+  }
+}
+
+// target_clones does not apply to templates, so each storage type has its own pair of functions.
+#define DADL_RANK_ROWS(T)                                                                                              \
+  DADL_CLONES void rank_chunk(const T* input, Storage<T>::Arithmetic* output, int64_t n, int64_t begin, int64_t end) { \
+    rank_rows<T>(input, output, n, begin, end);                                                                        \
+  }                                                                                                                    \
+  DADL_CLONES void rank_backward_chunk(                                                                                \
+      const Storage<T>::Arithmetic* grad, const T* input, const Storage<T>::Arithmetic* ranks, T* output,              \
+      Storage<T>::Arithmetic strength, Storage<T>::Arithmetic divisor, int64_t n, int64_t begin, int64_t end) {        \
+    rank_backward_rows<T>(grad, input, ranks, output, strength, divisor, n, begin, end);                               \
+  }
+DADL_RANK_ROWS(float)
+DADL_RANK_ROWS(double)
+DADL_RANK_ROWS(Half)
+DADL_RANK_ROWS(BFloat16)
+#undef DADL_RANK_ROWS
+
+int64_t row_length(const Tensor& input) {
+  STD_TORCH_CHECK(input.dim() >= 1, "rank needs at least one dimension");
+  const int64_t n = input.size(input.dim() - 1);
+  STD_TORCH_CHECK(n <= (int64_t{1} << 24), "rank is exact for rows of up to 2^24 values, got ", n);
+  return n;
+}
+
+Tensor rank(Tensor input, double /* interp_strength */) {
+  const int64_t n = row_length(input);
+  input = torch::stable::contiguous(input);
+  Tensor output = torch::stable::new_empty(input, input.sizes(), arithmetic_type(input));
+  const int64_t rows = n ? input.numel() / n : 0;
+  dispatch_floating(input, "input", [&](auto tag) {
+    using T = decltype(tag);
+    const T* x = data<T>(input);
+    auto* y = mutable_data<typename Storage<T>::Arithmetic>(output);
+    torch::stable::parallel_for(0, rows, grain_rows(n),
+                                [=](int64_t begin, int64_t end) { rank_chunk(x, y, n, begin, end); });
+  });
+  return output;
+}
+
+Tensor rank_backward(Tensor grad, Tensor input, Tensor ranks, double interp_strength) {
+  const int64_t n = row_length(input);
+  STD_TORCH_CHECK(grad.scalar_type() == arithmetic_type(input) && ranks.scalar_type() == arithmetic_type(input),
+                  "rank_backward needs grad and ranks in rank's output dtype");
+  STD_TORCH_CHECK(grad.numel() == input.numel() && ranks.numel() == input.numel(),
+                  "rank_backward needs grad, input and ranks of one shape");
+  grad = torch::stable::contiguous(grad);
+  input = torch::stable::contiguous(input);
+  ranks = torch::stable::contiguous(ranks);
+  Tensor output = torch::stable::new_empty(input, input.sizes());
+  const int64_t rows = n ? input.numel() / n : 0;
+  dispatch_floating(input, "input", [&](auto tag) {
+    using T = decltype(tag);
+    using A = typename Storage<T>::Arithmetic;
+    const A *g = data<A>(grad), *r = data<A>(ranks);
+    const T* x = data<T>(input);
+    T* y = mutable_data<T>(output);
+    const A strength = static_cast<A>(interp_strength), divisor = static_cast<A>(interp_strength + 1e-8);
+    torch::stable::parallel_for(0, rows, grain_rows(n), [=](int64_t begin, int64_t end) {
+      rank_backward_chunk(g, x, r, y, strength, divisor, n, begin, end);
+    });
+  });
+  return output;
+}
+
+}  // namespace
+}  // namespace dadl::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(dadl, CPU, m) {
+  m.impl("rank", TORCH_BOX(&dadl::cpu::rank));
+  m.impl("rank_backward", TORCH_BOX(&dadl::cpu::rank_backward));
+}

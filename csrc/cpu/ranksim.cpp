@@ -1,0 +1,437 @@
+// The fused RankSim operators on the CPU. The steps and the formulas are those of dadl_ext/reference/ranksim.py.
+#include "../core/ranksim.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <array>
+#include <limits>
+#include <memory>
+#include <optional>
+#include <tuple>
+#include <type_traits>
+#include <vector>
+
+#include "../core/similarity.h"
+#include "common.h"
+#include "label_ranks.h"
+#include "row_ranks.h"
+
+namespace dadl::cpu {
+namespace {
+
+template <typename Body>
+void dispatch_labels(const Tensor& labels, Body body) {
+  if (labels.scalar_type() == ScalarType::Long) return body(int64_t{});
+  dispatch_floating(labels, "labels (or int64)", body);
+}
+
+// ---- select ---------------------------------------------------------------------------------------------------
+
+// Sorts the rows by (label, priority, row). The first row of each run of equal labels is the chosen one.
+template <typename Label>
+int64_t select_rows(const Label* labels, const double* priority, int64_t n, int64_t k, int64_t* index, int64_t* order) {
+  struct Row {
+    uint64_t key;  // of the first label dimension
+    int64_t row;
+  };
+  std::vector<Row> rows(n);
+  for (int64_t i = 0; i < n; ++i) rows[i] = {label_key(labels[i * k]), i};
+  auto compare_labels = [&](const Row& a, const Row& b) {
+    if (a.key != b.key) return a.key < b.key ? -1 : 1;
+    for (int64_t c = 1; c < k; ++c) {
+      const uint64_t x = label_key(labels[a.row * k + c]), y = label_key(labels[b.row * k + c]);
+      if (x != y) return x < y ? -1 : 1;
+    }
+    return 0;
+  };
+  std::sort(rows.begin(), rows.end(), [&](const Row& a, const Row& b) {
+    const int labels_order = compare_labels(a, b);
+    if (labels_order != 0) return labels_order < 0;
+    if (priority[a.row] != priority[b.row]) return priority[a.row] < priority[b.row];
+    return a.row < b.row;
+  });
+  int64_t m = 0;
+  for (int64_t p = 0; p < n; ++p) {
+    if (p == 0 || compare_labels(rows[p - 1], rows[p]) != 0) index[m++] = rows[p].row;
+  }
+  const bool distinct = m == n;
+  for (int64_t p = 0; p < n; ++p) {
+    order[p] = p >= m ? 0 : distinct ? index[p] : p;
+    if (p >= m) index[p] = 0;
+  }
+  if (distinct) {
+    for (int64_t i = 0; i < n; ++i) index[i] = i;
+  }
+  return m;
+}
+
+std::tuple<Tensor, Tensor, Tensor> ranksim_select(Tensor labels, Tensor priority) {
+  STD_TORCH_CHECK(labels.dim() == 1 || labels.dim() == 2, "labels must be [n] or [n, k]");
+  const int64_t n = labels.size(0), k = labels.dim() == 2 ? labels.size(1) : 1;
+  STD_TORCH_CHECK(priority.dim() == 1 && priority.size(0) == n && is_double(priority), "priority must be float64 [n]");
+  labels = torch::stable::contiguous(labels);
+  priority = torch::stable::contiguous(priority);
+  Tensor index = torch::stable::new_empty(labels, {n}, ScalarType::Long);
+  Tensor order = torch::stable::new_empty(labels, {n}, ScalarType::Long);
+  Tensor count = torch::stable::new_empty(labels, {}, ScalarType::Long);
+  dispatch_labels(labels, [&](auto tag) {
+    *mutable_data<int64_t>(count) = select_rows(data<decltype(tag)>(labels), data<double>(priority), n, k,
+                                                mutable_data<int64_t>(index), mutable_data<int64_t>(order));
+  });
+  return {index, order, count};
+}
+
+// ---- row kernels ----------------------------------------------------------------------------------------------
+
+// Squared norms in 16 interleaved sums: fast, accurate and the same for every thread count.
+template <typename T, typename A = typename Storage<T>::Arithmetic>
+void squared_norm_rows(const T* features, A* squared, int64_t d, int64_t begin, int64_t end) {
+  constexpr int kLanes = 16;
+  for (int64_t row = begin; row < end; ++row) {
+    const T* x = features + row * d;
+    A sums[kLanes] = {};
+    int64_t c = 0;
+    for (; c + kLanes <= d; c += kLanes) {
+      for (int l = 0; l < kLanes; ++l) {
+        const A value = to_float(x[c + l]);
+        sums[l] += value * value;
+      }
+    }
+    A total = 0;
+    for (; c < d; ++c) total += static_cast<A>(to_float(x[c])) * to_float(x[c]);
+    for (int l = 0; l < kLanes; ++l) total += sums[l];
+    squared[row] = total;
+  }
+}
+
+template <typename T, typename A = typename Storage<T>::Arithmetic>
+void gather_rows(const T* features, const int64_t* index, A* x, int64_t d, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row) {
+    for (int64_t c = 0; c < d; ++c) x[row * d + c] = to_float(features[index[row] * d + c]);
+  }
+}
+
+template <typename A>
+struct RowsTask {
+  A* inner;  // [m, m] Gram matrix, overwritten by the gradient with respect to the similarities
+  double* rows;
+  const A* scale;    // [m] RowNorm::scale
+  const A* squared;  // [m] RowNorm::squared
+  const LabelRanks* labels;
+  int64_t m;
+  A poison;  // 0, or NaN where a row that was left out is not finite
+  RankSimConstants<A> constants;
+  bool with_gradient;
+};
+
+template <typename A>
+void ranksim_rows_chunk(const RowsTask<A>& task, LabelRanks::Scratch& labels, int64_t begin, int64_t end) {
+  const int64_t m = task.m;
+  const A nan = std::numeric_limits<A>::quiet_NaN();
+  RowRanker<decltype(ordered_key(A{}))> ranker(m);
+  std::vector<A> similarity(m);
+  std::vector<int32_t> feature_ranks(m), label_ranks(m);
+  auto* keys = ranker.keys();
+  A* s = similarity.data();
+  int32_t *r = feature_ranks.data(), *q = label_ranks.data();
+  for (int64_t i = begin; i < end; ++i) {
+    A* row = task.inner + i * m;
+    const RowNorm<A> own{task.scale[i], task.squared[i]};
+    int32_t unordered = 0;
+    for (int64_t j = 0; j < m; ++j) {
+      s[j] = cosine(row[j], own, RowNorm<A>{task.scale[j], task.squared[j]}) + task.poison;
+      keys[j] = ordered_key(s[j]);
+      unordered |= s[j] != s[j];
+    }
+    if (unordered || !labels.row(i, q)) {
+      task.rows[i] = nan;
+      for (int64_t j = 0; j < m; ++j) row[j] = nan;
+      continue;
+    }
+    ranker.rank(r);
+    int64_t squares = 0;
+    for (int64_t j = 0; j < m; ++j) {
+      const int64_t difference = r[j] - q[j];
+      squares += difference * difference;
+    }
+    task.rows[i] = task.constants.loss * static_cast<double>(squares);
+    if (!task.with_gradient) continue;
+    for (int64_t j = 0; j < m; ++j) {
+      keys[j] = ordered_key(s[j] + task.constants.coefficient * static_cast<A>(r[j] - q[j]));
+    }
+    ranker.rank(q);
+    for (int64_t j = 0; j < m; ++j) row[j] = -task.constants.slope * static_cast<A>(r[j] - q[j]);
+  }
+}
+
+// In place, by tiles of pairs: sym_ij = (w_i G_ij + w_j G_ji) / |x_j|, so that sym X is the gradient with respect to
+// the unit rows. Tile row t works from its diagonal on; t and its mirror image together are equal work for everyone.
+constexpr int64_t kTile = 32;
+
+template <typename A>
+void symmetrise_tile_row(A* g, const A* weight, const A* inverse_norm, int64_t m, int64_t tile) {
+  const int64_t i0 = tile * kTile, i1 = std::min(i0 + kTile, m);
+  for (int64_t j0 = i0; j0 < m; j0 += kTile) {
+    const int64_t j1 = std::min(j0 + kTile, m);
+    for (int64_t i = i0; i < i1; ++i) {
+      for (int64_t j = std::max(j0, i); j < j1; ++j) {
+        const A sum = weight[i] * g[i * m + j] + weight[j] * g[j * m + i];
+        g[i * m + j] = sum * inverse_norm[j];
+        g[j * m + i] = sum * inverse_norm[i];
+      }
+    }
+  }
+}
+
+template <typename A>
+void symmetrise_tile_rows(A* g, const A* weight, const A* inverse_norm, int64_t m, int64_t begin, int64_t end) {
+  const int64_t tiles = (m + kTile - 1) / kTile;
+  for (int64_t tile = begin; tile < end; ++tile) {
+    symmetrise_tile_row(g, weight, inverse_norm, m, tile);
+    if (tiles - 1 - tile != tile) symmetrise_tile_row(g, weight, inverse_norm, m, tiles - 1 - tile);
+  }
+}
+
+// dx = (g - u <g, u>) / |x| with u = x / |x|; g may be the output itself where the subset is the batch.
+template <typename A>
+void project_rows(const A* g, const A* x, const A* inverse_norm, const int64_t* index, A* gradient, int64_t d,
+                  int64_t begin, int64_t end) {
+  constexpr int kLanes = 16;
+  for (int64_t row = begin; row < end; ++row) {
+    const A *gr = g + row * d, *xr = x + row * d;
+    A sums[kLanes] = {};
+    int64_t c = 0;
+    for (; c + kLanes <= d; c += kLanes) {
+      for (int l = 0; l < kLanes; ++l) sums[l] += gr[c + l] * xr[c + l];
+    }
+    A inner = 0;
+    for (; c < d; ++c) inner += gr[c] * xr[c];
+    for (int l = 0; l < kLanes; ++l) inner += sums[l];
+    const A inverse = inverse_norm[row], along = inner * inverse * inverse;
+    A* out = gradient + index[row] * d;
+    for (c = 0; c < d; ++c) out[c] = (gr[c] - xr[c] * along) * inverse;
+  }
+}
+
+#define DADL_STORAGE_ROWS(T)                                                                                   \
+  DADL_CLONES void squared_norms(const T* features, Storage<T>::Arithmetic* squared, int64_t d, int64_t begin, \
+                                 int64_t end) {                                                                \
+    squared_norm_rows<T>(features, squared, d, begin, end);                                                    \
+  }                                                                                                            \
+  DADL_CLONES void gather(const T* features, const int64_t* index, Storage<T>::Arithmetic* x, int64_t d,       \
+                          int64_t begin, int64_t end) {                                                        \
+    gather_rows<T>(features, index, x, d, begin, end);                                                         \
+  }
+DADL_STORAGE_ROWS(float)
+DADL_STORAGE_ROWS(double)
+DADL_STORAGE_ROWS(Half)
+DADL_STORAGE_ROWS(BFloat16)
+#undef DADL_STORAGE_ROWS
+
+#define DADL_ARITHMETIC_ROWS(A)                                                                                      \
+  DADL_CLONES void rank_similarities(const RowsTask<A>& task, LabelRanks::Scratch& labels, int64_t begin,            \
+                                     int64_t end) {                                                                  \
+    ranksim_rows_chunk<A>(task, labels, begin, end);                                                                 \
+  }                                                                                                                  \
+  DADL_CLONES void symmetrise(A* g, const A* weight, const A* inverse_norm, int64_t m, int64_t begin, int64_t end) { \
+    symmetrise_tile_rows<A>(g, weight, inverse_norm, m, begin, end);                                                 \
+  }                                                                                                                  \
+  DADL_CLONES void project(const A* g, const A* x, const A* inverse_norm, const int64_t* index, A* gradient,         \
+                           int64_t d, int64_t begin, int64_t end) {                                                  \
+    project_rows<A>(g, x, inverse_norm, index, gradient, d, begin, end);                                             \
+  }
+DADL_ARITHMETIC_ROWS(float)
+DADL_ARITHMETIC_ROWS(double)
+#undef DADL_ARITHMETIC_ROWS
+
+// ---- the operators --------------------------------------------------------------------------------------------
+
+Tensor mm(const Tensor& a, const Tensor& b) {
+  std::array<StableIValue, 2> stack{torch::stable::detail::from(a), torch::stable::detail::from(b)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+void mm_out(const Tensor& a, const Tensor& b, const Tensor& out) {
+  std::array<StableIValue, 3> stack{torch::stable::detail::from(a), torch::stable::detail::from(b),
+                                    torch::stable::detail::from(out)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
+  torch::stable::detail::to<Tensor>(stack[0]);  // takes back the reference that the call returns
+}
+
+struct Arguments {
+  Tensor features, labels, index, order, count;
+  std::optional<Tensor> label_similarity;
+  double interp_strength, weight;
+};
+
+std::unique_ptr<LabelRanks> make_label_ranks(const Arguments& a, int64_t m) {
+  std::unique_ptr<LabelRanks> ranks;
+  if (a.label_similarity) {
+    const Tensor& matrix = *a.label_similarity;
+    STD_TORCH_CHECK(matrix.dim() == 2 && matrix.size(0) == matrix.size(1) && matrix.size(0) >= m,
+                    "the label-similarity matrix must be [m, m] with one row for each of the ", m,
+                    " distinct labels of the batch, got [", matrix.size(0), ", ", matrix.size(1), "]");
+    dispatch_floating(matrix, "label_similarity", [&](auto tag) {
+      using T = decltype(tag);
+      if constexpr (std::is_same_v<T, float> || std::is_same_v<T, double>) {
+        ranks = std::make_unique<MatrixLabelRanks<T>>(data<T>(matrix), matrix.size(1), m);
+      } else {
+        STD_TORCH_CHECK(false, "label_similarity must be float32 or float64");
+      }
+    });
+  } else {
+    STD_TORCH_CHECK(a.labels.dim() == 1, "vector labels need a label-similarity matrix");
+    dispatch_labels(a.labels, [&](auto tag) {
+      using Label = decltype(tag);
+      ranks = std::make_unique<ScalarLabelRanks<Label>>(data<Label>(a.labels), data<int64_t>(a.index),
+                                                        data<int64_t>(a.order), m);
+    });
+  }
+  return ranks;
+}
+
+struct Result {
+  std::vector<double> rows;  // [n], 0 beyond the subset
+  Tensor gradient;           // [n, d], [0, d] without gradient
+};
+
+// row_weight: [n] upstream gradients of the rows, null for ones.
+template <typename T, typename A = typename Storage<T>::Arithmetic>
+Result run(const Arguments& a, bool with_gradient, const A* row_weight) {
+  const int64_t n = a.features.size(0), d = a.features.size(1), m = *data<int64_t>(a.count);
+  STD_TORCH_CHECK(0 <= m && m <= n && a.index.size(0) == n && a.order.size(0) == n,
+                  "index, order and count must come from ranksim_select on the same batch");
+  const ScalarType arithmetic = arithmetic_type(a.features);
+  Result result{std::vector<double>(n), torch::stable::new_empty(a.features, {with_gradient ? n : 0, d}, arithmetic)};
+  if (m == 0) return result;
+  const T* features = data<T>(a.features);
+  const int64_t* index = data<int64_t>(a.index);
+
+  std::vector<A> squared(n);
+  torch::stable::parallel_for(
+      0, n, grain_rows(d), [&](int64_t begin, int64_t end) { squared_norms(features, squared.data(), d, begin, end); });
+  A poison = 0;
+  for (int64_t i = 0; i < n; ++i) poison += squared[i] * 0;
+  std::vector<A> scale(m), scaled_square(m), inverse_norm(m), weight(m, A{1});
+  for (int64_t j = 0; j < m; ++j) {
+    const A square = squared[index[j]];
+    const RowNorm<A> norm = row_norm(square);
+    scale[j] = norm.scale;
+    scaled_square[j] = norm.squared;
+    inverse_norm[j] = 1 / std::sqrt(std::max(square, static_cast<A>(kMinSquaredNorm)));
+    if (row_weight) weight[j] = row_weight[j];
+  }
+
+  Tensor x = a.features;
+  if (m < n || !std::is_same_v<T, A>) {
+    x = torch::stable::new_empty(a.features, {m, d}, arithmetic);
+    A* gathered = mutable_data<A>(x);
+    torch::stable::parallel_for(0, m, grain_rows(d),
+                                [&](int64_t begin, int64_t end) { gather(features, index, gathered, d, begin, end); });
+  }
+
+  const Tensor inner = mm(x, torch::stable::transpose(x, 0, 1));
+  const std::unique_ptr<LabelRanks> labels = make_label_ranks(a, m);
+  const RowsTask<A> task{mutable_data<A>(inner),
+                         result.rows.data(),
+                         scale.data(),
+                         scaled_square.data(),
+                         labels.get(),
+                         m,
+                         poison,
+                         ranksim_constants<A>(m, a.interp_strength, a.weight),
+                         with_gradient};
+  torch::stable::parallel_for(0, m, grain_rows(8 * m), [&](int64_t begin, int64_t end) {
+    const std::unique_ptr<LabelRanks::Scratch> scratch = labels->scratch();
+    rank_similarities(task, *scratch, begin, end);
+  });
+  if (!with_gradient) return result;
+
+  const int64_t tile_pairs = ((m + kTile - 1) / kTile + 1) / 2;
+  torch::stable::parallel_for(0, tile_pairs, grain_rows(2 * kTile * m), [&](int64_t begin, int64_t end) {
+    symmetrise(task.inner, weight.data(), inverse_norm.data(), m, begin, end);
+  });
+  Tensor unit_gradient = result.gradient;
+  if (m < n) {
+    torch::stable::zero_(result.gradient);
+    unit_gradient = mm(inner, x);
+  } else {
+    mm_out(inner, x, unit_gradient);
+  }
+  torch::stable::parallel_for(0, m, grain_rows(d), [&](int64_t begin, int64_t end) {
+    project(data<A>(unit_gradient), data<A>(x), inverse_norm.data(), index, mutable_data<A>(result.gradient), d, begin,
+            end);
+  });
+  return result;
+}
+
+template <typename Finish>
+void with_result(Arguments a, bool with_gradient, const std::optional<Tensor>& row_weight, Finish finish) {
+  STD_TORCH_CHECK(a.features.dim() == 2, "features must be [n, d]");
+  a.features = torch::stable::contiguous(a.features);
+  a.labels = torch::stable::contiguous(a.labels);
+  if (a.label_similarity) a.label_similarity = torch::stable::contiguous(*a.label_similarity);
+  dispatch_floating(a.features, "features", [&](auto tag) {
+    using T = decltype(tag);
+    using A = typename Storage<T>::Arithmetic;
+    finish(A{}, run<T>(a, with_gradient, row_weight ? data<A>(*row_weight) : nullptr));
+  });
+}
+
+std::tuple<Tensor, Tensor> ranksim_loss(Tensor features, Tensor labels, Tensor index, Tensor order, Tensor count,
+                                        std::optional<Tensor> label_similarity, double interp_strength, double weight,
+                                        bool with_gradient) {
+  Tensor loss = torch::stable::new_empty(features, {}, arithmetic_type(features)), gradient;
+  with_result({features, labels, index, order, count, label_similarity, interp_strength, weight}, with_gradient, {},
+              [&](auto tag, const Result& result) {
+                double total = 0;
+                for (const double row : result.rows) total += row;
+                *mutable_data<decltype(tag)>(loss) = static_cast<decltype(tag)>(total);
+                gradient = result.gradient;
+              });
+  return {loss, gradient};
+}
+
+Tensor ranksim_rows(Tensor features, Tensor labels, Tensor index, Tensor order, Tensor count,
+                    std::optional<Tensor> label_similarity, double interp_strength, double weight) {
+  const Tensor rows = torch::stable::new_empty(features, {features.size(0)}, arithmetic_type(features));
+  with_result({features, labels, index, order, count, label_similarity, interp_strength, weight}, false, {},
+              [&](auto tag, const Result& result) {
+                std::copy(result.rows.begin(), result.rows.end(), mutable_data<decltype(tag)>(rows));
+              });
+  return rows;
+}
+
+Tensor ranksim_rows_backward(Tensor grad, Tensor features, Tensor labels, Tensor index, Tensor order, Tensor count,
+                             std::optional<Tensor> label_similarity, double interp_strength, double weight) {
+  STD_TORCH_CHECK(
+      grad.dim() == 1 && grad.size(0) == features.size(0) && grad.scalar_type() == arithmetic_type(features),
+      "grad must be [n], in the dtype of ranksim_rows");
+  Tensor gradient;
+  with_result({features, labels, index, order, count, label_similarity, interp_strength, weight}, true,
+              torch::stable::contiguous(grad), [&](auto, const Result& result) { gradient = result.gradient; });
+  return torch::stable::to(gradient, features.scalar_type());
+}
+
+// On every device: nothing here that ATen does not do.
+Tensor ranksim_loss_backward(Tensor grad, Tensor gradient, ScalarType dtype) {
+  std::array<StableIValue, 2> stack{torch::stable::detail::from(gradient), torch::stable::detail::from(grad)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mul", "Tensor", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::to(torch::stable::detail::to<Tensor>(stack[0]), dtype);
+}
+
+}  // namespace
+}  // namespace dadl::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(dadl, CPU, m) {
+  m.impl("ranksim_select", TORCH_BOX(&dadl::cpu::ranksim_select));
+  m.impl("ranksim_loss", TORCH_BOX(&dadl::cpu::ranksim_loss));
+  m.impl("ranksim_rows", TORCH_BOX(&dadl::cpu::ranksim_rows));
+  m.impl("ranksim_rows_backward", TORCH_BOX(&dadl::cpu::ranksim_rows_backward));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(dadl, CompositeExplicitAutograd, m) {
+  m.impl("ranksim_loss_backward", TORCH_BOX(&dadl::cpu::ranksim_loss_backward));
+}

@@ -1,0 +1,10 @@
+"""Losses for few, noisy or imbalanced labels, over C++ and CUDA kernels.
+
+Functions are in :mod:`dadl_ext.functional`, their plain-PyTorch meaning in :mod:`dadl_ext.reference`.
+"""
+
+from . import functional, reference
+from ._library import build_info
+from .losses import RankSimLoss
+
+__all__ = ["RankSimLoss", "build_info", "functional", "reference"]

@@ -1,0 +1,94 @@
+"""Finds and loads the compiled libraries, and tells what was found."""
+
+import importlib.metadata
+import platform
+from pathlib import Path
+from typing import TypedDict
+
+import torch
+
+_FOLDER = Path(__file__).parent
+_CPU_LIBRARY = _FOLDER / "_C.abi3.so"
+_CUDA_LIBRARY = _FOLDER / "_C_cuda.so"
+_ARCHITECTURES = _FOLDER / "_C_cuda.architectures"
+
+
+class BuildInfo(TypedDict):
+    """What :func:`build_info` returns."""
+
+    dadl: str
+    torch: str
+    torch_cuda: str | None
+    python: str
+    cpu_library: str
+    cpu_capability: str
+    cuda_library: str | None
+    cuda_architectures: list[str]
+    cuda_available: bool
+    cuda_absent_because: str | None
+
+
+def _load_cpu_library() -> None:
+    if not _CPU_LIBRARY.exists():
+        raise ImportError(
+            f"dadl_ext is not compiled: {_CPU_LIBRARY.name} is missing from {_FOLDER}. "
+            "Install it with `pip install --no-build-isolation .` from the source folder."
+        )
+    major, minor = (int(part) for part in torch.__version__.split(".")[:2])
+    if (major, minor) < (2, 11):
+        raise ImportError(f"dadl_ext needs torch >= 2.11, found {torch.__version__}; install torch>=2.11")
+    torch.ops.load_library(_CPU_LIBRARY)
+
+
+def _load_cuda_library() -> str | None:
+    """Load the CUDA operators; return why they are absent, or None."""
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is a CPU build"
+    if not _CUDA_LIBRARY.exists():
+        return (
+            "dadl was built without CUDA: install with DADL_CUDA=1 where nvcc is "
+            "(`DADL_CUDA=1 pip install --no-build-isolation .`)"
+        )
+    try:
+        torch.ops.load_library(_CUDA_LIBRARY)
+    except OSError as error:
+        return f"{_CUDA_LIBRARY.name} did not load: {error}"
+    return None
+
+
+_load_cpu_library()
+_cuda_absent_because = _load_cuda_library()
+
+
+def require_device(device: torch.device) -> None:
+    """Raise where no kernel serves the device, telling why."""
+    if device.type in ("cpu", "meta"):
+        return
+    if device.type != "cuda":
+        raise ValueError(f"dadl_ext has CPU and CUDA kernels, got tensors on {device}; move them with .to('cpu')")
+    if _cuda_absent_because is not None:
+        raise RuntimeError(f"dadl_ext has no CUDA kernels here: {_cuda_absent_because}")
+
+
+def build_info() -> BuildInfo:
+    """Versions, libraries, architectures and CPU capability of this installation, and why CUDA is absent if it is.
+
+    Returns:
+        A dictionary of plain values, ready for a bug report or ``json.dumps``.
+    """
+    architectures = _ARCHITECTURES.read_text().split() if _CUDA_LIBRARY.exists() and _ARCHITECTURES.exists() else []
+    reason = _cuda_absent_because
+    if reason is None and not torch.cuda.is_available():
+        reason = "the CUDA operators are loaded, but torch sees no GPU"
+    return {
+        "dadl": importlib.metadata.version("dadl"),
+        "torch": torch.__version__,
+        "torch_cuda": torch.version.cuda,
+        "python": platform.python_version(),
+        "cpu_library": str(_CPU_LIBRARY),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cuda_library": str(_CUDA_LIBRARY) if _CUDA_LIBRARY.exists() else None,
+        "cuda_architectures": architectures,
+        "cuda_available": _cuda_absent_because is None and torch.cuda.is_available(),
+        "cuda_absent_because": reason,
+    }

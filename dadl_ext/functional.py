@@ -1,0 +1,141 @@
+"""Differentiable functions over the compiled operators."""
+
+import torch
+from torch import Tensor
+
+from ._checks import LabelSimilarity, check_rank, check_ranksim
+from ._distributed import gather_batch
+from ._labels import draw_priority, label_similarity_matrix
+from ._library import require_device
+from .ops import ranking, ranksim
+
+__all__ = ["rank", "ranksim_loss"]
+
+
+def rank(input: Tensor, interp_strength: float = 2.0) -> Tensor:
+    r"""Rank the values along the last dimension, descending, with a blackbox gradient.
+
+    .. math:: \mathrm{rank}_i = 1 + \#\{j : x_j > x_i\} + \#\{j > i : x_j = x_i\}
+
+    Among equal values the larger index has the better (smaller) rank: ``[0, -1, -1, -2, -2]`` → ``[1, 3, 2, 5, 4]``.
+    ``-0`` equals ``+0``; NaN orders as the largest value and every NaN equals every other, as in :func:`torch.sort`.
+
+    Ranks are piecewise constant. Their surrogate gradient is that of blackbox differentiation
+    (Vlastelica et al., ICLR 2020; Rolínek et al., CVPR 2020): for the upstream gradient :math:`g` and
+    :math:`\lambda` = ``interp_strength``,
+
+    .. math:: \frac{\partial}{\partial x} = -\frac{\mathrm{rank}(x) - \mathrm{rank}(x + \lambda g)}{\lambda + 10^{-8}}
+
+    It is *not* linear in :math:`g`: scaling a loss (AMP, gradient accumulation) changes it. :func:`ranksim_loss`
+    is free of this.
+
+    Args:
+        input: ``[..., n]``; float32, float64, float16 or bfloat16; any strides; ``n`` up to 2²⁴.
+        interp_strength: λ > 0. Larger values see farther and give smaller gradients.
+
+    Returns:
+        ``[..., n]``, the ranks 1..n; float64 for float64 input, else float32.
+
+    Raises:
+        TypeError: ``input`` is not a dense floating-point tensor.
+        ValueError: ``input`` has no dimension, or ``interp_strength`` is not positive and finite.
+
+    Deterministic: the same bits on every run and thread count. The gradient is computed in the output's dtype and
+    rounded to the input's. A second derivative raises ``RuntimeError``. Supports ``torch.compile``, ``torch.vmap`` and
+    autocast (which ranks in float32).
+    """
+    check_rank(input, interp_strength)
+    require_device(input.device)
+    return ranking.rank(input, interp_strength)
+
+
+def ranksim_loss(
+    features: Tensor,
+    labels: Tensor,
+    *,
+    interp_strength: float = 2.0,
+    weight: float = 1.0,
+    reduction: str = "sum",
+    label_similarity: LabelSimilarity = None,
+    generator: torch.Generator | None = None,
+    gather_distributed: bool = False,
+) -> Tensor:
+    r"""RankSim: samples that are near in label space shall be near in feature space, in the same order.
+
+    From the batch one row is drawn for each of the :math:`m` distinct labels. With :math:`S^z` the cosine similarities
+    of their features, :math:`S^y` the similarities of their labels (:math:`-|y_i - y_j|`), and :math:`R` row-wise
+    :func:`rank` divided by :math:`m`,
+
+    .. math::
+        L = \gamma \sum_{i=1}^m \frac1m \sum_{j=1}^m (R^z_{ij} - R^y_{ij})^2
+
+    and the gradient is that of blackbox differentiation at the perturbed similarities
+    :math:`S^z + \lambda g,\ g = \gamma \frac2m (R^z - R^y)`. The weight γ acts *inside* the perturbation and the
+    upstream gradient outside, so the gradient is linear in the upstream gradient: AMP loss scales and gradient
+    accumulation leave the method unchanged, and ``task_loss + ranksim_loss(...)`` trains as in the paper.
+
+    Source: Gong, Mori, Tung, "RankSim: Ranking Similarity Regularization for Deep Imbalanced Regression", ICML 2022.
+
+    Args:
+        features: ``[n, d]`` or ``[n, ...]`` (flattened), the encoder's output before the last linear layer; float32,
+            float64, or float16/bfloat16 (computed in float32, under autocast too).
+        labels: ``[n]`` or ``[n, k]``, integer or floating-point, on the device of ``features``. Equal labels are found
+            by exact equality, and distances are computed in the labels' own dtype, because ties decide ranks. No
+            gradient flows to them.
+        interp_strength: λ > 0 of the blackbox gradient.
+        weight: γ ≥ 0. Part of the loss value. The paper uses 100 for ages and 3e-4 for STS-B.
+        reduction: ``"sum"`` over the rows of the subset (the authors' choice), ``"mean"`` over them, or ``"none"``,
+            which returns the ``[m]`` row losses in subset order (and so reads ``m`` on the host).
+        label_similarity: ``None`` or ``"negative_l1"``: minus the L1 distance. ``"negative_l2"``, ``"cosine"``: for
+            vector labels. A callable ``labels -> matrix``, called with one label row per subset row (on CUDA and
+            under ``torch.compile`` padded with repeats to ``n`` rows; the leading block counts). Or a ready matrix
+            ``[m, m]`` for the distinct labels in ascending order (batch order if all labels differ).
+        generator: draws the subset; ``None`` is the default generator of the device. It advances by ``n`` numbers.
+        gather_distributed: rank the rows of all processes together. Every process returns the same loss, and the
+            gradient of that value with respect to its own rows. DistributedDataParallel averages gradients, so
+            multiply the loss by the number of processes to train as one process would on the whole batch.
+
+    Returns:
+        ``[]`` or, for ``reduction="none"``, ``[m]``; float64 for float64 features, else float32.
+
+    Raises:
+        TypeError: features are not floating-point, labels neither floating-point nor integer.
+        ValueError: shapes or devices that do not match, values out of range.
+
+    An empty batch, or a single distinct label, gives 0 with a zero gradient. NaN or infinity anywhere in the features,
+    or a NaN label distance, gives NaN. A row of zero norm follows ``F.normalize(eps=1e-12)``: its gradient is divided
+    by 1e-12. Deterministic for a given ``generator`` state, except that a BLAS may round the two matrix products
+    differently for other thread counts. A second derivative raises ``RuntimeError``. Supports
+    ``torch.compile`` and, without host synchronisation, CUDA (``"none"`` and ``gather_distributed`` synchronise).
+    """
+    features, labels = check_ranksim(features, labels, interp_strength, weight, reduction, label_similarity)
+    require_device(features.device)
+    priority = draw_priority(labels, generator)
+    if gather_distributed:
+        features, labels, priority = gather_batch(features, labels, priority)
+    subset = ranksim.ranksim_select(labels, priority)
+
+    matrix = _label_matrix(labels, subset, label_similarity)
+    if reduction == "none":
+        rows = ranksim.ranksim_rows(features, labels, subset, matrix, interp_strength, weight)
+        return rows[: int(subset.count)]
+    loss = ranksim.ranksim_loss(features, labels, subset, matrix, interp_strength, weight)
+    return loss / subset.count.clamp(min=1) if reduction == "mean" else loss
+
+
+def _label_matrix(labels: Tensor, subset: ranksim.Subset, label_similarity: LabelSimilarity) -> Tensor | None:
+    """The similarity matrix of the subset's labels; None where the operator merges sorted scalar labels itself."""
+    if labels.dim() == 1 and (
+        label_similarity is None or (isinstance(label_similarity, str) and label_similarity != "cosine")
+    ):
+        return None
+    count_is_known = labels.device.type == "cpu" and not torch.compiler.is_compiling()
+    index = subset.index[: int(subset.count)] if count_is_known else subset.index
+    matrix = label_similarity_matrix(labels[index], label_similarity)
+    if count_is_known and len(matrix) != len(index):
+        raise ValueError(
+            f"the label-similarity matrix must be [m, m] for the m = {len(index)} distinct labels of the batch "
+            f"{tuple(labels.shape)}, got {tuple(matrix.shape)}"
+        )
+    # float64 holds the halves, and integers up to 2^53, exactly.
+    return matrix if matrix.dtype in (torch.float32, torch.float64) else matrix.double()

@@ -1,0 +1,131 @@
+"""The RankSim operators: their fake kernels, autograd and autocast rules."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import _library as _library  # the operators must be loaded before rules can be registered
+from ._rules import register_float32_autocast, register_no_second_derivative
+
+
+class Subset(NamedTuple):
+    """One row for each distinct label; the tensors have a fixed size, the count stays on the device."""
+
+    index: Tensor
+    order: Tensor
+    count: Tensor
+
+
+def ranksim_select(labels: Tensor, priority: Tensor) -> Subset:
+    """For each distinct label the row of lowest priority, in ascending label order (batch order if all differ)."""
+    return Subset(*torch.ops.dadl.ranksim_select.default(labels, priority))
+
+
+def ranksim_loss(
+    features: Tensor,
+    labels: Tensor,
+    subset: Subset,
+    label_similarity: Tensor | None,
+    interp_strength: float,
+    weight: float,
+) -> Tensor:
+    """The summed loss ``[]``; where a gradient is wanted it is formed in the same pass."""
+    with_gradient = features.requires_grad and torch.is_grad_enabled()
+    loss, _ = torch.ops.dadl.ranksim_loss.default(
+        features, labels, *subset, label_similarity, interp_strength, weight, with_gradient
+    )
+    return loss  # type: ignore[no-any-return]
+
+
+def ranksim_rows(
+    features: Tensor,
+    labels: Tensor,
+    subset: Subset,
+    label_similarity: Tensor | None,
+    interp_strength: float,
+    weight: float,
+) -> Tensor:
+    """The losses ``[n]`` of the subset's rows, 0 beyond its count."""
+    return torch.ops.dadl.ranksim_rows.default(  # type: ignore[no-any-return]
+        features, labels, *subset, label_similarity, interp_strength, weight
+    )
+
+
+def _arithmetic_dtype(features: Tensor) -> torch.dtype:
+    return torch.float64 if features.dtype == torch.float64 else torch.float32
+
+
+@torch.library.register_fake("dadl::ranksim_select")
+def _(labels: Tensor, priority: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    n = labels.shape[0]
+    return tuple(labels.new_empty(shape, dtype=torch.int64) for shape in ((n,), (n,), ()))  # type: ignore[return-value]
+
+
+@torch.library.register_fake("dadl::ranksim_loss")
+def _(
+    features: Tensor,
+    labels: Tensor,
+    index: Tensor,
+    order: Tensor,
+    count: Tensor,
+    label_similarity: Tensor | None,
+    interp_strength: float,
+    weight: float,
+    with_gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    dtype = _arithmetic_dtype(features)
+    shape = (features.shape[0] if with_gradient else 0, features.shape[1])
+    return features.new_empty((), dtype=dtype), features.new_empty(shape, dtype=dtype)
+
+
+@torch.library.register_fake("dadl::ranksim_loss_backward")
+def _(grad: Tensor, gradient: Tensor, dtype: torch.dtype) -> Tensor:
+    return gradient.new_empty(gradient.shape, dtype=dtype)
+
+
+@torch.library.register_fake("dadl::ranksim_rows")
+def _(features: Tensor, *arguments: Any) -> Tensor:
+    return features.new_empty(features.shape[:1], dtype=_arithmetic_dtype(features))
+
+
+@torch.library.register_fake("dadl::ranksim_rows_backward")
+def _(grad: Tensor, features: Tensor, *arguments: Any) -> Tensor:
+    return features.new_empty(features.shape)
+
+
+def _loss_setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    _, gradient = output
+    ctx.mark_non_differentiable(gradient)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(gradient)
+    ctx.dtype, ctx.with_gradient = inputs[0].dtype, inputs[-1]
+
+
+def _loss_backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 9
+    if not ctx.with_gradient:
+        raise RuntimeError("dadl::ranksim_loss was called with with_gradient=False, so it has no gradient")
+    (gradient,) = ctx.saved_tensors
+    return torch.ops.dadl.ranksim_loss_backward(grad, gradient, ctx.dtype), *(None,) * 8
+
+
+def _rows_setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.interp_strength, ctx.weight = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _rows_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    gradient = torch.ops.dadl.ranksim_rows_backward(grad, *ctx.saved_tensors, ctx.interp_strength, ctx.weight)
+    return gradient, *(None,) * 7
+
+
+torch.library.register_autograd("dadl::ranksim_loss", _loss_backward, setup_context=_loss_setup_context)
+torch.library.register_autograd("dadl::ranksim_rows", _rows_backward, setup_context=_rows_setup_context)
+for _operator in ("dadl::ranksim_loss_backward", "dadl::ranksim_rows_backward"):
+    register_no_second_derivative(
+        _operator, "RankSim's gradient passes through ranks, and the blackbox gradient defines no second derivative"
+    )
+for _operator in ("dadl::ranksim_loss", "dadl::ranksim_rows"):
+    register_float32_autocast(_operator)
