@@ -1,0 +1,155 @@
+"""Characters and their numbers of strokes: a small, naturally imbalanced regression data set that needs no download.
+
+The drawings come with the Python package ``kanjivg`` (KanjiVG, © Ulrich Apel, CC BY-SA 3.0). Every Han character in it
+is an image; the target is the number of strokes it is written with.
+"""
+
+import functools
+import hashlib
+import importlib.metadata
+import io
+import os
+import re
+import tempfile
+import unicodedata
+import zipfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import numpy.typing as npt
+import platformdirs
+import resvg_py
+from PIL import Image
+
+ATTRIBUTION = "Characters: KanjiVG, © Ulrich Apel, CC BY-SA 3.0, https://kanjivg.tagaini.net"
+
+_CANVAS = 109  # KanjiVG's coordinate system
+_STROKE_WIDTH = 3
+_SVG = "{http://www.w3.org/2000/svg}"
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Kanji:
+    """``characters[i]`` drawn as ``images[i]`` (uint8, ink 255 on paper 0) with ``strokes[i]`` strokes."""
+
+    characters: list[str]
+    images: npt.NDArray[np.uint8]
+    strokes: IntArray
+
+    def __len__(self) -> int:
+        return len(self.characters)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Indices of the training, validation and test samples."""
+
+    train: IntArray
+    validation: IntArray
+    test: IntArray
+
+
+@functools.cache
+def _drawings() -> Path:
+    return Path(str(importlib.metadata.distribution("kanjivg").locate_file("kanji")))
+
+
+def list_kanji() -> list[str]:
+    """Every Han character that KanjiVG draws, by code point. Stylistic variants, kana and radicals are left out."""
+    names = (path.stem for path in _drawings().iterdir() if re.fullmatch(r"[0-9a-f]{5}\.svg", path.name))
+    characters = (chr(int(name, 16)) for name in sorted(names))
+    return [character for character in characters if "IDEOGRAPH-" in unicodedata.name(character, "")]
+
+
+def read_strokes(character: str) -> list[str]:
+    """The strokes of a character in writing order, each as an SVG path."""
+    try:
+        root = ElementTree.fromstring((_drawings() / f"{ord(character):05x}.svg").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"KanjiVG has no drawing of {character!r} (U+{ord(character):04X})") from None
+    # Only this group holds strokes; its sibling holds their numbers, which would give the answer away.
+    group = next(g for g in root.iter(f"{_SVG}g") if g.get("id", "").startswith("kvg:StrokePaths"))
+    return [path.attrib["d"] for path in group.iter(f"{_SVG}path")]
+
+
+def render_strokes(strokes: Iterable[str], size: int) -> npt.NDArray[np.uint8]:
+    """Strokes as a greyscale image ``[size, size]``, ink 255 on paper 0."""
+    paths = "".join(f'<path d="{stroke}"/>' for stroke in strokes)
+    svg = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_CANVAS} {_CANVAS}">'
+        f'<g fill="none" stroke="#fff" stroke-width="{_STROKE_WIDTH}" stroke-linecap="round" stroke-linejoin="round">'
+        f"{paths}</g></svg>"
+    )
+    png = resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size, background="#000", skip_system_fonts=True)
+    return np.asarray(Image.open(io.BytesIO(bytes(png))).convert("L"))
+
+
+def load_kanji(
+    size: int = 48,
+    characters: list[str] | None = None,
+    *,
+    cache_dir: Path | None = None,
+    on_rendered: Callable[[], None] | None = None,
+) -> Kanji:
+    """Render characters (all of :func:`list_kanji` by default), or read the rendering of an earlier call.
+
+    ``on_rendered`` is called after each character, e.g. to show progress. The cache file's name holds everything that
+    the images depend on; a damaged file is rendered again.
+    """
+    characters = list_kanji() if characters is None else characters
+    version = importlib.metadata.version("kanjivg")
+    digest = hashlib.sha256(f"{_STROKE_WIDTH} {resvg_py.__version__} {''.join(characters)}".encode()).hexdigest()[:12]
+    folder = platformdirs.user_cache_path("dadl") if cache_dir is None else cache_dir
+    file = folder / f"kanjivg-{version}-{size}px-{digest}.npz"
+    try:
+        with np.load(file) as cached:
+            return Kanji(characters, cached["images"], cached["strokes"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        pass
+
+    images = np.empty((len(characters), size, size), dtype=np.uint8)
+    strokes = np.empty(len(characters), dtype=np.int64)
+    for i, character in enumerate(characters):
+        paths = read_strokes(character)
+        images[i], strokes[i] = render_strokes(paths, size), len(paths)
+        if on_rendered is not None:
+            on_rendered()
+    _write_atomically(file, images=images, strokes=strokes)
+    return Kanji(characters, images, strokes)
+
+
+def _write_atomically(file: Path, **arrays: npt.NDArray[np.generic]) -> None:
+    """A reader sees the whole file or none, also when two processes write or one is interrupted."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            np.savez_compressed(stream, **arrays)
+        os.replace(temporary, file)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def split_balanced(labels: IntArray, per_label: int = 20, seed: int = 0) -> Split:
+    """Validation and test with equally many samples of every label, as far as rare labels allow; the rest trains.
+
+    Of the n samples of a label, ``min(per_label, n // 3)`` go to validation and as many to test, so that at least a
+    third of every label trains. Labels with 3 to 5 samples thus give one each to validation and test; a label with
+    two samples gives one to training and one to test; a single sample trains.
+    """
+    rng = np.random.default_rng(seed)
+    train, validation, test = [], [], []
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        held_out = min(per_label, len(members) // 3)
+        tested = 1 if len(members) == 2 else held_out
+        test.append(members[:tested])
+        validation.append(members[tested : tested + held_out])
+        train.append(members[tested + held_out :])
+    return Split(*(np.sort(np.concatenate(parts)) for parts in (train, validation, test)))

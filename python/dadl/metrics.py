@@ -1,0 +1,103 @@
+"""Errors over all labels and over those with many, medium and few training samples.
+
+Source: Yang, Zha, Chen, Wang, Katabi, "Delving into Deep Imbalanced Regression", ICML 2021.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Region = Literal["all", "many", "medium", "few"]
+REGIONS: tuple[Region, ...] = ("all", "many", "medium", "few")
+Array = Tensor | npt.NDArray[np.generic] | list[float] | list[int]
+
+
+@dataclass(frozen=True)
+class ErrorMetrics:
+    """Errors of one region; NaN where it has no samples.
+
+    ``mae`` mean absolute error, ``mse`` mean squared error, ``gm`` geometric mean of the absolute errors (1e-10 added
+    to each, so that one exact prediction does not make it zero), ``bmae`` mean over label bins of each bin's MAE.
+    """
+
+    samples: int = 0
+    mae: float = math.nan
+    mse: float = math.nan
+    gm: float = math.nan
+    bmae: float = math.nan
+
+
+def shot_regions(counts: Array, *, many: int = 100, few: int = 20) -> dict[Region, Tensor]:
+    """Which label bins belong to each region, as boolean masks ``[num_bins]`` of the training counts ``[num_bins]``.
+
+    ``many``: more than 100 training samples; ``few``: less than 20, which includes bins without any; ``medium``:
+    between.
+    """
+    if few > many:
+        raise ValueError(f"expected few <= many, got few={few} and many={many}: the regions would overlap")
+    n = torch.as_tensor(counts).cpu()
+    if n.dim() != 1:
+        raise ValueError(f"counts must be a vector [num_bins], got shape {list(n.shape)}")
+    return {
+        "all": torch.ones_like(n, dtype=torch.bool),
+        "many": n > many,
+        "medium": (n >= few) & (n <= many),
+        "few": n < few,
+    }
+
+
+def shot_metrics(
+    prediction: Array, target: Array, bins: Array, counts: Array, *, many: int = 100, few: int = 20
+) -> dict[Region, ErrorMetrics]:
+    """Errors of a regression over all labels and by the number of training samples of the label's bin.
+
+    Args:
+        prediction: ``[N]``.
+        target: ``[N]``.
+        bins: the bin of each target, ``[N]``, integers in ``[0, num_bins)`` (see :func:`dadl.bin_labels`).
+        counts: *training* samples per bin, ``[num_bins]``.
+        many: a bin with more training samples is many-shot.
+        few: a bin with fewer training samples is few-shot.
+
+    Raises:
+        ValueError: shapes that differ or are not vectors, bins that are not integers in ``[0, num_bins)``.
+    """
+    x, y = (torch.as_tensor(v).detach().cpu().double() for v in (prediction, target))
+    index = torch.as_tensor(bins).cpu()
+    if x.dim() != 1 or x.shape != y.shape or x.shape != index.shape:
+        raise ValueError(
+            "prediction, target and bins must be vectors of one length, "
+            f"got shapes {list(x.shape)}, {list(y.shape)} and {list(index.shape)}"
+        )
+    regions = shot_regions(counts, many=many, few=few)
+    num_bins = len(regions["all"])
+    if index.is_floating_point() or index.dtype == torch.bool:
+        raise ValueError(f"bins must be integers, got {index.dtype}; dadl.bin_labels makes them from labels")
+    if len(index) and (int(index.min()) < 0 or int(index.max()) >= num_bins):
+        raise ValueError(
+            f"bins must be in [0, {num_bins}), the length of counts, "
+            f"got values from {int(index.min())} to {int(index.max())}"
+        )
+    error = (x - y).abs()
+    return {
+        region: _error_metrics(error[mask[index.long()]], index[mask[index.long()]]) for region, mask in regions.items()
+    }
+
+
+def _error_metrics(error: Tensor, bins: Tensor) -> ErrorMetrics:
+    if len(error) == 0:
+        return ErrorMetrics()
+    _, group = torch.unique(bins, return_inverse=True)
+    per_bin = torch.bincount(group, weights=error) / torch.bincount(group)
+    return ErrorMetrics(
+        samples=len(error),
+        mae=error.mean().item(),
+        mse=error.square().mean().item(),
+        gm=(error + 1e-10).log().mean().exp().item(),
+        bmae=per_bin.mean().item(),
+    )

@@ -1,0 +1,296 @@
+"""``dadl demo ranksim``: how many strokes has a character? Imbalanced regression without and with RankSim."""
+
+import importlib.metadata
+import time
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from dadl_ext import RankSimLoss, build_info
+from lightning_fabric import Fabric
+from rich.console import Console
+from torch import Tensor, nn
+
+from . import kanji
+from .metrics import REGIONS, ErrorMetrics, Region, shot_metrics
+from .ranksim import Regression
+from .ranksim_figure import draw_ranksim
+from .report import (
+    Cells,
+    JobProgress,
+    environment,
+    markdown_table,
+    rich_table,
+    save_figure,
+    write_json,
+)
+from .reweighting import LabelDistributionSmoothing, bin_weights
+from .training import fit, predict, tensor_loader
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One of the compared ways to train."""
+
+    name: str
+    smoothing: bool
+    ranksim: bool
+
+
+@dataclass(frozen=True)
+class RankSimSetting:
+    """RankSim's hyper-parameters, chosen on validation."""
+
+    weight: float
+    interp_strength: float
+
+    def __str__(self) -> str:
+        return f"γ = {self.weight:g}, λ = {self.interp_strength:g}"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that the results depend on besides the data."""
+
+    seeds: int = 3
+    epochs: int = 8
+    batch_size: int = 64
+    selection_seeds: int = 2
+    weights: tuple[float, ...] = (0.03, 0.1, 0.3)
+    interp_strengths: tuple[float, ...] = (1.0, 2.0)
+    every_nth_character: int = 1
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1 or self.epochs < 1:
+            raise ValueError(f"expected at least one seed and one epoch, got seeds={self.seeds}, epochs={self.epochs}")
+
+
+QUICK = Settings(seeds=1, epochs=1, selection_seeds=1, weights=(0.1,), interp_strengths=(2.0,), every_nth_character=20)
+
+L1 = Arm("L1", smoothing=False, ranksim=False)
+L1_RANKSIM = Arm("L1 + RankSim", smoothing=False, ranksim=True)
+LDS = Arm("LDS", smoothing=True, ranksim=False)
+LDS_RANKSIM = Arm("LDS + RankSim", smoothing=True, ranksim=True)
+ARMS = (L1, L1_RANKSIM, LDS, LDS_RANKSIM)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: an arm, RankSim's setting if the arm has it, and a seed."""
+
+    arm: Arm
+    setting: RankSimSetting | None
+    seed: int
+
+    def __str__(self) -> str:
+        return ", ".join(str(part) for part in (self.arm.name, self.setting, f"seed {self.seed}") if part is not None)
+
+
+def stroke_encoder() -> nn.Sequential:
+    """Characters ``[B, 1, 48, 48]`` to features ``[B, 64]``: small enough for seconds per run on two CPU cores."""
+    layers: list[nn.Module] = []
+    channels = 1
+    for width, kernel, stride, pool in ((16, 5, 2, 2), (32, 3, 1, 2), (64, 3, 1, 1)):
+        layers.append(nn.Conv2d(channels, width, kernel, stride, padding=kernel // 2, bias=False))
+        # Pooling first leaves the normalisation a quarter of the values.
+        layers += [nn.MaxPool2d(pool)] if pool > 1 else []
+        layers += [nn.BatchNorm2d(width), nn.ReLU()]
+        channels = width
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()).to(memory_format=torch.channels_last)
+
+
+class Experiment:
+    """The data, and one training run on them."""
+
+    def __init__(self, fabric: Fabric, data: kanji.Kanji, settings: Settings) -> None:
+        self.fabric, self.settings = fabric, settings
+        self.split = kanji.split_balanced(data.strokes)
+        self.images = torch.from_numpy(data.images).float().div(255).unsqueeze(1)
+        self.strokes = torch.from_numpy(data.strokes)
+        # Stroke counts are their own label bins; bin 0 stays empty.
+        self.counts = torch.bincount(self.strokes[self.split.train], minlength=int(self.strokes.max()) + 1)
+        smoothed = bin_weights(self.counts[1:], "sqrt_inv", smoothing=LabelDistributionSmoothing("gaussian", 5, 2.0))
+        self.smoothed_weights = torch.cat([torch.zeros(1), smoothed])
+
+    @property
+    def steps_per_run(self) -> int:
+        return self.settings.epochs * -(-len(self.split.train) // self.settings.batch_size)
+
+    def train(self, run: Run, progress: JobProgress) -> Regression:
+        self.fabric.seed_everything(run.seed, verbose=False)
+        encoder, head = stroke_encoder(), nn.Linear(64, 1)
+        target = self.strokes[self.split.train]
+        # Starting at the mean spares the first epoch from learning an offset.
+        nn.init.constant_(head.bias, target.float().mean().item())
+        ranksim = None if run.setting is None else RankSimLoss(run.setting.interp_strength, run.setting.weight)
+        method = Regression(encoder, head, ranksim)
+        weight = self.smoothed_weights[target] if run.arm.smoothing else torch.ones(len(target))
+        images = self.images[self.split.train]
+        loader = tensor_loader(images, target, weight, batch_size=self.settings.batch_size, shuffle=True)
+        fit(self.fabric, method, loader, epochs=self.settings.epochs, seed=run.seed, on_step=progress.advance)
+        return method
+
+    def predict(self, method: Regression, samples: kanji.IntArray) -> Tensor:
+        return predict(self.fabric, method, tensor_loader(self.images[samples], batch_size=512))
+
+    def validation_mae(self, method: Regression) -> float:
+        samples = self.split.validation
+        return float((self.predict(method, samples) - self.strokes[samples]).abs().mean())
+
+    def test_metrics(self, prediction: Tensor) -> dict[Region, ErrorMetrics]:
+        target = self.strokes[self.split.test]
+        return shot_metrics(prediction, target, bins=target, counts=self.counts)
+
+    def feature_similarity(self, method: Regression) -> Tensor:
+        """Cosine similarities of the mean test features of each label, ``[labels, labels]`` in ascending label order."""
+        samples = self.split.test
+        loader = tensor_loader(self.images[samples], batch_size=512)
+        features = predict(self.fabric, method, loader, method.encoder)
+        labels, group = torch.unique(self.strokes[samples], return_inverse=True)
+        unit = nn.functional.normalize(
+            torch.zeros(len(labels), features.shape[1]).index_add_(0, group, features), dim=1
+        )
+        return unit @ unit.T
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The trained methods of every arm, one per seed, and how RankSim's settings were chosen."""
+
+    methods: dict[Arm, list[Regression]]
+    chosen: dict[Arm, RankSimSetting | None]
+    validation_mae: dict[Run, float]
+
+
+def compare(experiment: Experiment, progress: JobProgress) -> Comparison:
+    """Choose each arm's setting on validation and train every arm with every seed; the test samples are not touched."""
+    settings = experiment.settings
+    grid = [RankSimSetting(*values) for values in product(settings.weights, settings.interp_strengths)]
+    candidates: dict[Arm, list[RankSimSetting | None]] = {arm: [*grid] if arm.ranksim else [None] for arm in ARMS}
+    selection_seeds = range(min(settings.selection_seeds, settings.seeds))
+    runs = sum(map(len, candidates.values())) * len(selection_seeds) + len(ARMS) * (
+        settings.seeds - len(selection_seeds)
+    )
+    progress.start("Training", total=runs * experiment.steps_per_run)
+
+    trained: dict[Run, Regression] = {}
+
+    def train(run: Run) -> Regression:
+        if run not in trained:
+            progress.stage(f"Training {len(trained) + 1}/{runs}: {run}")
+            trained[run] = experiment.train(run, progress)
+        return trained[run]
+
+    selection = [Run(arm, s, seed) for arm in ARMS for s in candidates[arm] for seed in selection_seeds]
+    validation_mae = {run: experiment.validation_mae(train(run)) for run in selection}
+    chosen = {
+        arm: min(candidates[arm], key=lambda s: sum(validation_mae[Run(arm, s, seed)] for seed in selection_seeds))
+        for arm in ARMS
+    }
+    methods = {arm: [train(Run(arm, chosen[arm], seed)) for seed in range(settings.seeds)] for arm in ARMS}
+    return Comparison(methods, chosen, validation_mae)
+
+
+def run_demo(settings: Settings, output: Path, device: str, console: Console) -> None:
+    """Render, train and compare; print the tables and write them, the results and the figure to ``output``."""
+    started = time.perf_counter()
+    output.mkdir(parents=True, exist_ok=True)
+    fabric = Fabric(accelerator=device, devices=1)
+    console.print(kanji.ATTRIBUTION, soft_wrap=True)
+
+    with JobProgress(console) as progress:
+        characters = kanji.list_kanji()[:: settings.every_nth_character]
+        progress.start("Rendering characters", total=len(characters))
+        experiment = Experiment(fabric, kanji.load_kanji(48, characters, on_rendered=progress.advance), settings)
+        split = experiment.split
+        sizes = {"train": len(split.train), "validation": len(split.validation), "test": len(split.test)}
+        console.print(f"{len(characters)} characters: " + ", ".join(f"{n} {name}" for name, n in sizes.items()))
+        comparison = compare(experiment, progress)
+
+    predictions = {arm: [experiment.predict(m, split.test) for m in comparison.methods[arm]] for arm in ARMS}
+    metrics = {arm: [experiment.test_metrics(p) for p in predictions[arm]] for arm in ARMS}
+    tables = {
+        "MAE in strokes": _cells(metrics, {region.capitalize(): ("mae", region) for region in REGIONS}),
+        "Geometric mean of the errors (GM), MAE averaged over labels (bMAE)": _cells(
+            metrics,
+            {
+                "GM All": ("gm", "all"),
+                "GM Few": ("gm", "few"),
+                "bMAE All": ("bmae", "all"),
+                "bMAE Few": ("bmae", "few"),
+            },
+        ),
+    }
+    chosen = {arm.name: setting for arm, setting in comparison.chosen.items() if setting is not None}
+    notes = [
+        "Chosen on validation: " + "; ".join(f"{name} {setting}" for name, setting in chosen.items()) + ".",
+        f"Test, mean ± standard error over {settings.seeds} seeds; many: labels with more than 100 training samples, "
+        "few: fewer than 20, medium: between.",
+    ]
+    for note in notes:
+        console.print(note, soft_wrap=True)
+    for title, table in tables.items():
+        console.print(rich_table(title, table))
+
+    target = experiment.strokes[split.test]
+    labels, group = torch.unique(target, return_inverse=True)
+    label_mae = {
+        arm.name: torch.bincount(group, (torch.stack(predictions[arm]) - target).abs().mean(0)) / torch.bincount(group)
+        for arm in ARMS
+    }
+    label_similarity = -(labels[:, None] - labels).abs().float()
+    similarities = {"labels": label_similarity} | {
+        f"features, {arm.name}": experiment.feature_similarity(comparison.methods[arm][0]) for arm in (L1, L1_RANKSIM)
+    }
+    figure = draw_ranksim(
+        experiment.counts.numpy(),
+        labels.numpy(),
+        {name: values.numpy() for name, values in label_mae.items()},
+        {name: values.numpy() for name, values in similarities.items()},
+        settings.seeds,
+        kanji.ATTRIBUTION,
+    )
+    written = save_figure(figure, output / "figure")
+
+    markdown = [f"**{title}**\n\n{markdown_table(table)}" for title, table in tables.items()]
+    (output / "table.md").write_text("\n\n".join([*markdown, *notes, kanji.ATTRIBUTION]) + "\n", encoding="utf-8")
+    results = {
+        "demo": "ranksim",
+        "attribution": kanji.ATTRIBUTION,
+        "kanjivg": importlib.metadata.version("kanjivg"),
+        "environment": environment(fabric.device),
+        "dadl_ext": build_info(),
+        "settings": asdict(settings),
+        "samples": sizes,
+        "training_samples": experiment.counts.tolist(),
+        "selection": [
+            {
+                "arm": run.arm.name,
+                "setting": run.setting and asdict(run.setting),
+                "seed": run.seed,
+                "validation_mae": mae,
+            }
+            for run, mae in comparison.validation_mae.items()
+        ],
+        "selected": {name: asdict(setting) for name, setting in chosen.items()},
+        "metrics": {arm.name: [{r: asdict(m) for r, m in by_seed.items()} for by_seed in metrics[arm]] for arm in ARMS},
+        "label_mae": {
+            name: dict(zip(map(str, labels.tolist()), v.tolist(), strict=True)) for name, v in label_mae.items()
+        },
+        "seconds": time.perf_counter() - started,
+    }
+    write_json(output / "results.json", results)
+    names = ", ".join(path.name for path in (output / "table.md", output / "results.json", *written))
+    console.print(f"{results['seconds']:.0f} s. Written to {output}: {names}", soft_wrap=True)
+
+
+def _cells(metrics: dict[Arm, list[dict[Region, ErrorMetrics]]], columns: dict[str, tuple[str, Region]]) -> Cells:
+    return {
+        arm.name: {
+            column: [getattr(by_region[region], metric) for by_region in by_seed]
+            for column, (metric, region) in columns.items()
+        }
+        for arm, by_seed in metrics.items()
+    }

@@ -1,0 +1,110 @@
+"""The figure of ``dadl demo ranksim``."""
+
+from collections.abc import Mapping
+from itertools import groupby
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from .metrics import Region, shot_regions
+
+Matrix = npt.NDArray[np.floating]
+
+# Okabe and Ito's palette: distinct with any colour vision. A task loss keeps its colour, RankSim's lines are solid.
+LINES = {
+    "L1": ("#0072B2", "--", "o"),
+    "L1 + RankSim": ("#0072B2", "-", "o"),
+    "LDS": ("#D55E00", "--", "s"),
+    "LDS + RankSim": ("#D55E00", "-", "s"),
+}
+SHADES: dict[Region, str] = {"many": "#ffffff", "medium": "#ececec", "few": "#d5d5d5"}
+
+
+def draw_ranksim(
+    counts: npt.NDArray[np.integer],
+    labels: npt.NDArray[np.integer],
+    label_mae: Mapping[str, Matrix],
+    similarities: Mapping[str, Matrix],
+    seeds: int,
+    attribution: str,
+) -> Figure:
+    """Imbalance, error and similarities at a glance.
+
+    Args:
+        counts: training samples per label, from label 0.
+        labels: the test labels in ascending order, ``[L]``.
+        label_mae: for each arm the test MAE of each of ``labels``, averaged over seeds.
+        similarities: for each title a similarity matrix ``[L, L]`` in the order of ``labels``.
+        seeds: how many seeds were averaged.
+        attribution: the data's, shown at the bottom.
+    """
+    figure = Figure(figsize=(13, 9.4), layout="constrained")
+    figure.suptitle("How many strokes has a character? Regression with rare labels", fontsize=17, fontweight="bold")
+    top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1))
+    histogram, error = top.subplots(1, 2)
+    _draw_counts(histogram, counts)
+    _draw_errors(error, counts, labels, label_mae, seeds)
+    bottom.suptitle(
+        "(c) Do features order characters as their labels do?  Similarity of every two labels, rank within its row",
+        fontsize=13,
+    )
+    panels = bottom.subplots(1, len(similarities))
+    for axes, (title, matrix) in zip(panels, similarities.items(), strict=True):
+        image = _draw_ranks(axes, labels, title, matrix)
+    bar = bottom.colorbar(image, ax=panels, shrink=0.85, ticks=(0, 1))
+    bar.ax.set_yticklabels(["least\nsimilar", "most\nsimilar"])
+    figure.supxlabel(attribution, fontsize=9, color="#555555")
+    return figure
+
+
+def _shade(axes: Axes, counts: npt.NDArray[np.integer]) -> None:
+    masks = shot_regions(counts)
+    region_of = {label: next(r for r in SHADES if masks[r][label]) for label in range(1, len(counts))}
+    for region, members in groupby(region_of, key=region_of.__getitem__):
+        span = list(members)
+        axes.axvspan(span[0] - 0.5, span[-1] + 0.5, color=SHADES[region], zorder=0)
+        axes.text(
+            (span[0] + span[-1]) / 2, 1.01, region, transform=axes.get_xaxis_transform(), ha="center", va="bottom"
+        )
+    axes.set_xlim(0.5, len(counts) - 0.5)
+    axes.set_xlabel("label: number of strokes")
+
+
+def _draw_counts(axes: Axes, counts: npt.NDArray[np.integer]) -> None:
+    _shade(axes, counts)
+    axes.bar(np.arange(1, len(counts)), counts[1:], color="#555555", width=0.8)
+    axes.set_yscale("log")
+    axes.set_ylabel("training samples (characters, log scale)")
+    axes.set_title("(a) Most labels are rare", fontsize=13, pad=22)
+
+
+def _draw_errors(
+    axes: Axes,
+    counts: npt.NDArray[np.integer],
+    labels: npt.NDArray[np.integer],
+    label_mae: Mapping[str, Matrix],
+    seeds: int,
+) -> None:
+    _shade(axes, counts)
+    for name, values in label_mae.items():
+        color, style, marker = LINES[name]
+        face = color if style == "-" else "white"
+        axes.plot(labels, values, style, color=color, marker=marker, markersize=4, markerfacecolor=face, label=name)
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel(f"test MAE in strokes (mean of {seeds} {'seed' if seeds == 1 else 'seeds'})")
+    axes.set_title("(b) Error by label, lower is better", fontsize=13, pad=22)
+    axes.legend(loc="upper center")
+
+
+def _draw_ranks(axes: Axes, labels: npt.NDArray[np.integer], title: str, matrix: Matrix):  # type: ignore[no-untyped-def]
+    ranks = matrix.argsort(axis=1).argsort(axis=1) / max(matrix.shape[1] - 1, 1)
+    edges = (-0.5, len(labels) - 0.5)
+    image = axes.imshow(ranks, cmap="viridis", vmin=0, vmax=1, extent=(*edges, *edges[::-1]))
+    ticks = [i for i, label in enumerate(labels) if label == 1 or label % 5 == 0]
+    axes.set_xticks(ticks, [str(labels[i]) for i in ticks])
+    axes.set_yticks(ticks, [str(labels[i]) for i in ticks])
+    axes.set_xlabel("label: number of strokes")
+    axes.set_title(title)
+    return image
