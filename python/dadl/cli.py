@@ -1,6 +1,8 @@
 """The ``dadl`` command."""
 
+import importlib.metadata
 import json
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -8,6 +10,8 @@ from typing import Annotated
 import typer
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Deep learning from imbalanced and scarce labels.")
+
+TRAIN_PACKAGES = {"kanjivg", "lightning_fabric", "matplotlib", "PIL", "platformdirs", "resvg_py", "rich"}
 
 
 class Demo(str, Enum):
@@ -43,21 +47,17 @@ def demo(
     try:
         from rich.console import Console
 
+        importlib.metadata.distribution("kanjivg")  # drawings only, nothing to import
         from .ranksim_demo import QUICK, Settings, run_demo
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] not in TRAIN_PACKAGES:
             raise
         typer.echo(f"dadl demo needs {error.name}, which is not installed: pip install 'dadl[train]'", err=True)
         raise typer.Exit(1) from None
-    from dataclasses import replace
-
-    chosen = {key: value for key, value in (("seeds", seeds), ("epochs", epochs)) if value is not None}
-    settings = replace(QUICK if quick else Settings(), **chosen)
+    base = QUICK if quick else Settings()
+    settings = replace(base, seeds=seeds or base.seeds, epochs=epochs or base.epochs)
     folder = Path(f"dadl-demo-{name.value}") if output is None else output
     run_demo(settings, folder, device.value, Console())
-
-
-TRAIN_PACKAGES = {"PIL", "kanji", "kanjivg", "lightning_fabric", "matplotlib", "platformdirs", "resvg_py", "rich"}
 
 
 def main() -> None:

@@ -119,17 +119,17 @@ def load_kanji(
         images[i], strokes[i] = render_strokes(paths, size), len(paths)
         if on_rendered is not None:
             on_rendered()
-    _write_atomically(file, images=images, strokes=strokes)
+    _write_atomically(file, images, strokes)
     return Kanji(characters, images, strokes)
 
 
-def _write_atomically(file: Path, **arrays: npt.NDArray[np.generic]) -> None:
+def _write_atomically(file: Path, images: npt.NDArray[np.uint8], strokes: IntArray) -> None:
     """A reader sees the whole file or none, also when two processes write or one is interrupted."""
     file.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
     try:
         with os.fdopen(descriptor, "wb") as stream:
-            np.savez_compressed(stream, **arrays)
+            np.savez_compressed(stream, images=images, strokes=strokes)
         os.replace(temporary, file)
     except BaseException:
         os.unlink(temporary)

@@ -1,9 +1,10 @@
 """Imbalanced regression with RankSim."""
 
-from dadl_ext import RankSimLoss
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
+
+from dadl_ext import RankSimLoss
 
 from .reweighting import weighted_l1_loss
 from .training import Method

@@ -5,13 +5,13 @@ import time
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import torch
-from dadl_ext import RankSimLoss, build_info
 from lightning_fabric import Fabric
 from rich.console import Console
 from torch import Tensor, nn
+
+from dadl_ext import RankSimLoss, build_info
 
 from . import kanji
 from .metrics import REGIONS, ErrorMetrics, Region, shot_metrics
@@ -98,7 +98,7 @@ def stroke_encoder() -> nn.Sequential:
         layers += [nn.MaxPool2d(pool)] if pool > 1 else []
         layers += [nn.BatchNorm2d(width), nn.ReLU()]
         channels = width
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()).to(memory_format=torch.channels_last)
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()).to(memory_format=torch.channels_last)  # type: ignore
 
 
 class Experiment:
@@ -124,7 +124,7 @@ class Experiment:
         target = self.strokes[self.split.train]
         # Starting at the mean spares the first epoch from learning an offset.
         nn.init.constant_(head.bias, target.float().mean().item())
-        ranksim = None if run.setting is None else RankSimLoss(run.setting.interp_strength, run.setting.weight)
+        ranksim = None if run.setting is None else RankSimLoss(**asdict(run.setting))
         method = Regression(encoder, head, ranksim)
         weight = self.smoothed_weights[target] if run.arm.smoothing else torch.ones(len(target))
         images = self.images[self.split.train]
@@ -144,7 +144,7 @@ class Experiment:
         return shot_metrics(prediction, target, bins=target, counts=self.counts)
 
     def feature_similarity(self, method: Regression) -> Tensor:
-        """Cosine similarities of the mean test features of each label, ``[labels, labels]`` in ascending label order."""
+        """Cosine similarities of the mean test features of each label, ``[labels, labels]`` in label order."""
         samples = self.split.test
         loader = tensor_loader(self.images[samples], batch_size=512)
         features = predict(self.fabric, method, loader, method.encoder)
@@ -226,7 +226,7 @@ def run_demo(settings: Settings, output: Path, device: str, console: Console) ->
     chosen = {arm.name: setting for arm, setting in comparison.chosen.items() if setting is not None}
     notes = [
         "Chosen on validation: " + "; ".join(f"{name} {setting}" for name, setting in chosen.items()) + ".",
-        f"Test, mean ± standard error over {settings.seeds} seeds; many: labels with more than 100 training samples, "
+        f"Test, mean ± standard error, seeds: {settings.seeds}; many: labels with more than 100 training samples, "
         "few: fewer than 20, medium: between.",
     ]
     for note in notes:

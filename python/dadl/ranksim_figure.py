@@ -7,6 +7,9 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patches import Patch
 
 from .metrics import Region, shot_regions
 
@@ -19,7 +22,11 @@ LINES = {
     "LDS": ("#D55E00", "--", "s"),
     "LDS + RankSim": ("#D55E00", "-", "s"),
 }
-SHADES: dict[Region, str] = {"many": "#ffffff", "medium": "#ececec", "few": "#d5d5d5"}
+SHADES: dict[Region, tuple[str, str]] = {
+    "many": ("#ffffff", "many: more than 100"),
+    "medium": ("#ececec", "medium: 20 to 100"),
+    "few": ("#d0d0d0", "few: fewer than 20"),
+}
 
 
 def draw_ranksim(
@@ -40,9 +47,10 @@ def draw_ranksim(
         seeds: how many seeds were averaged.
         attribution: the data's, shown at the bottom.
     """
-    figure = Figure(figsize=(13, 9.4), layout="constrained")
+    figure = Figure(figsize=(13, 9.4), layout=ConstrainedLayoutEngine(h_pad=0.1))
     figure.suptitle("How many strokes has a character? Regression with rare labels", fontsize=17, fontweight="bold")
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1))
+    grid = figure.add_gridspec(2, 1)
+    top, bottom = figure.add_subfigure(grid[0]), figure.add_subfigure(grid[1])
     histogram, error = top.subplots(1, 2)
     _draw_counts(histogram, counts)
     _draw_errors(error, counts, labels, label_mae, seeds)
@@ -53,6 +61,7 @@ def draw_ranksim(
     panels = bottom.subplots(1, len(similarities))
     for axes, (title, matrix) in zip(panels, similarities.items(), strict=True):
         image = _draw_ranks(axes, labels, title, matrix)
+    panels[0].set_ylabel("label: number of strokes")
     bar = bottom.colorbar(image, ax=panels, shrink=0.85, ticks=(0, 1))
     bar.ax.set_yticklabels(["least\nsimilar", "most\nsimilar"])
     figure.supxlabel(attribution, fontsize=9, color="#555555")
@@ -64,10 +73,7 @@ def _shade(axes: Axes, counts: npt.NDArray[np.integer]) -> None:
     region_of = {label: next(r for r in SHADES if masks[r][label]) for label in range(1, len(counts))}
     for region, members in groupby(region_of, key=region_of.__getitem__):
         span = list(members)
-        axes.axvspan(span[0] - 0.5, span[-1] + 0.5, color=SHADES[region], zorder=0)
-        axes.text(
-            (span[0] + span[-1]) / 2, 1.01, region, transform=axes.get_xaxis_transform(), ha="center", va="bottom"
-        )
+        axes.axvspan(span[0] - 0.5, span[-1] + 0.5, color=SHADES[region][0], zorder=0)
     axes.set_xlim(0.5, len(counts) - 0.5)
     axes.set_xlabel("label: number of strokes")
 
@@ -77,7 +83,9 @@ def _draw_counts(axes: Axes, counts: npt.NDArray[np.integer]) -> None:
     axes.bar(np.arange(1, len(counts)), counts[1:], color="#555555", width=0.8)
     axes.set_yscale("log")
     axes.set_ylabel("training samples (characters, log scale)")
-    axes.set_title("(a) Most labels are rare", fontsize=13, pad=22)
+    axes.set_title("(a) Some labels are common, some are rare", fontsize=13)
+    keys = [Patch(facecolor=color, edgecolor="#888888", label=text) for color, text in SHADES.values()]
+    axes.legend(handles=keys, title="training samples per label", loc="upper right")
 
 
 def _draw_errors(
@@ -94,11 +102,11 @@ def _draw_errors(
         axes.plot(labels, values, style, color=color, marker=marker, markersize=4, markerfacecolor=face, label=name)
     axes.set_ylim(bottom=0)
     axes.set_ylabel(f"test MAE in strokes (mean of {seeds} {'seed' if seeds == 1 else 'seeds'})")
-    axes.set_title("(b) Error by label, lower is better", fontsize=13, pad=22)
+    axes.set_title("(b) Error by label, lower is better", fontsize=13)
     axes.legend(loc="upper center")
 
 
-def _draw_ranks(axes: Axes, labels: npt.NDArray[np.integer], title: str, matrix: Matrix):  # type: ignore[no-untyped-def]
+def _draw_ranks(axes: Axes, labels: npt.NDArray[np.integer], title: str, matrix: Matrix) -> AxesImage:
     ranks = matrix.argsort(axis=1).argsort(axis=1) / max(matrix.shape[1] - 1, 1)
     edges = (-0.5, len(labels) - 0.5)
     image = axes.imshow(ranks, cmap="viridis", vmin=0, vmax=1, extent=(*edges, *edges[::-1]))

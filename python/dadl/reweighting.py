@@ -43,9 +43,9 @@ def bin_weights(
     """A weight for each label bin, larger where training samples are rare.
 
     ``inverse``: ``w = 1 / clip(n)``; ``sqrt_inv``: ``w = 1 / sqrt(n)``, with n the bin's count. With ``smoothing``, the
-    clipped counts or the square roots are smoothed before they are inverted. The weights are rescaled to mean 1 over the
-    training *samples*, ``sum(n * w) = sum(n)``; a bin without samples has weight 0. Index with the samples' bins:
-    ``bin_weights(counts)[bins]``.
+    clipped counts or the square roots are smoothed before they are inverted. The weights are rescaled to mean 1 over
+    the training *samples*, ``sum(n * w) = sum(n)``; a bin without samples has weight 0. A sample's weight is that of
+    its bin: ``bin_weights(counts)[bins]``.
 
     Args:
         counts: training samples per bin, ``[num_bins]``, integers or floating point.
@@ -146,7 +146,7 @@ def smoothing_window(kernel: Kernel, ks: int, sigma: float) -> Tensor:
         # of period 2 ks that mirrors the window at its ends has that position.
         radius = int(4 * sigma + 0.5)
         tap = torch.arange(-radius, radius + 1)
-        response = torch.exp(-0.5 * (tap / sigma).double().square())
+        response = torch.exp(-0.5 * (tap.double() / sigma).square())
         position = (tap + half) % (2 * ks)
         position = torch.minimum(position, 2 * ks - 1 - position)
         window = torch.zeros(ks, dtype=torch.float64).index_add_(0, position, response)

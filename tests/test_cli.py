@@ -1,0 +1,92 @@
+"""The ``dadl`` command, in fresh processes as a user runs it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REGIONS = ("all", "many", "medium", "few")
+TRAIN_PACKAGES = ("kanjivg", "lightning_fabric", "matplotlib", "PIL", "platformdirs", "resvg_py", "rich")
+
+
+def dadl(*arguments: str, hide: tuple[str, ...] = (), cache: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process where the packages ``hide`` cannot be imported."""
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({hide!r})); "
+        "sys.argv[0] = 'dadl'; from dadl.cli import main; main()"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "COLUMNS": "100"}
+    if cache is not None:
+        environment["XDG_CACHE_HOME"] = str(cache)
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_info_prints_the_build_without_the_extra() -> None:
+    result = dadl("info", hide=("lightning_fabric", "matplotlib", "resvg_py", "PIL"))
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)
+
+
+def test_importing_dadl_needs_torch_and_numpy_only() -> None:
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({(*TRAIN_PACKAGES, 'typer', 'scipy', 'dadl_ext')!r})); "
+        "import dadl; assert all(hasattr(dadl, name) for name in dadl.__all__)"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("missing", ["lightning_fabric", "matplotlib", "resvg_py"])
+def test_demo_without_the_extra_says_what_to_install(missing: str) -> None:
+    result = dadl("demo", hide=(missing,))
+    assert result.returncode == 1
+    assert missing in result.stderr
+    assert "pip install 'dadl[train]'" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_unknown_demo_and_impossible_options_are_usage_errors() -> None:
+    assert dadl("demo", "nothing").returncode == 2
+    assert dadl("demo", "--seeds", "0").returncode == 2
+
+
+def test_quick_demo_writes_table_results_and_figure_and_repeats(tmp_path: Path) -> None:
+    pytest.importorskip("lightning_fabric", reason="needs pip install 'dadl[train]'")
+    outputs = tmp_path / "one", tmp_path / "two"
+    for output in outputs:
+        options = ("--quick", "--seeds", "2", "--device", "cpu", "--output", str(output))
+        result = dadl("demo", "ranksim", *options, cache=tmp_path / "cache")
+        assert result.returncode == 0, result.stderr
+        assert "KanjiVG" in result.stdout
+        assert "CC BY-SA 3.0" in result.stdout
+        assert "\x1b" not in result.stdout  # not a terminal: no bar, no colours
+        assert "LDS + RankSim" in result.stdout
+
+    output = outputs[0]
+    one, two = (json.loads((folder / "results.json").read_text(encoding="utf-8")) for folder in outputs)
+    assert one["metrics"] == two["metrics"]
+    assert one["selection"] == two["selection"]
+    assert set(one["metrics"]) == {"L1", "L1 + RankSim", "LDS", "LDS + RankSim"}
+    assert len(one["selected"]) == 2
+    for by_seed in one["metrics"].values():
+        assert len(by_seed) == 2
+        for by_region in by_seed:
+            assert tuple(by_region) == REGIONS
+            assert by_region["all"]["samples"] == one["samples"]["test"]
+            assert by_region["many"]["mae"] is None  # no label has more than 100 samples: null, not NaN or 0
+            assert 0 < by_region["few"]["mae"] < 30
+    assert sum(one["training_samples"]) == one["samples"]["train"]
+
+    table = (output / "table.md").read_text(encoding="utf-8")
+    assert "| L1 + RankSim |" in table
+    assert "–" in table
+    assert "KanjiVG" in table
+    assert (output / "figure.png").read_bytes().startswith(b"\x89PNG")
+    svg = (output / "figure.svg").read_text(encoding="utf-8")
+    assert svg.startswith("<?xml")
+    assert (output / "figure.png").stat().st_size > 50_000

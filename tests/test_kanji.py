@@ -1,0 +1,98 @@
+"""The characters, their rendering and the split."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("resvg_py", reason="needs pip install 'dadl[train]'")
+
+from dadl import kanji
+
+
+@pytest.mark.parametrize(("character", "strokes"), [("一", 1), ("二", 2), ("水", 4), ("鬱", 29)])
+def test_stroke_counts(character: str, strokes: int) -> None:
+    assert len(kanji.read_strokes(character)) == strokes
+
+
+def test_only_han_characters_are_listed() -> None:
+    characters = kanji.list_kanji()
+    assert characters == sorted(set(characters))
+    assert len(characters) > 6000
+    assert {"一", "鬱", "令"} <= set(characters)
+    assert not set("Aa0あアー々⺡") & set(characters)
+
+
+def test_a_character_without_drawing_is_named() -> None:
+    with pytest.raises(ValueError, match=r"'€' \(U\+20AC\)"):
+        kanji.read_strokes("€")
+
+
+def test_one_stroke_is_one_horizontal_line_of_ink() -> None:
+    image = kanji.render_strokes(kanji.read_strokes("一"), 48)
+    assert image.shape == (48, 48)
+    assert image.dtype == np.uint8
+    ink = np.argwhere(image > 64)
+    assert np.ptp(ink[:, 1]) > 30  # wide
+    assert np.ptp(ink[:, 0]) < 6  # and flat: no stroke number is drawn beside it
+    assert image[:10].max() == 0
+
+
+def test_more_strokes_are_more_ink() -> None:
+    few, many = (kanji.render_strokes(kanji.read_strokes(c), 48).mean() for c in "一鬱")
+    assert many > 5 * few
+
+
+def test_cache_is_read_and_a_damaged_one_is_rendered_again(tmp_path: Path) -> None:
+    rendered: list[int] = []
+    characters = ["一", "二", "鬱"]
+
+    def load() -> kanji.Kanji:
+        return kanji.load_kanji(24, characters, cache_dir=tmp_path, on_rendered=lambda: rendered.append(1))
+
+    first = load()
+    assert first.strokes.tolist() == [1, 2, 29]
+    assert len(rendered) == 3
+    np.testing.assert_array_equal(load().images, first.images)
+    assert len(rendered) == 3  # nothing was rendered again
+
+    (file,) = tmp_path.iterdir()  # the temporary file is gone
+    whole = file.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"", whole[:200] + bytes([whole[200] ^ 255]) + whole[201:]):
+        rendered.clear()
+        file.write_bytes(damaged)
+        np.testing.assert_array_equal(load().images, first.images)
+        assert len(rendered) == 3
+        assert file.read_bytes() != damaged
+
+    kanji.load_kanji(32, characters, cache_dir=tmp_path)
+    kanji.load_kanji(24, characters[:2], cache_dir=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3  # other parameters, another file
+
+
+def test_split_is_balanced_disjoint_and_trains_every_label() -> None:
+    sizes = {1: 1, 2: 2, 3: 3, 4: 4, 5: 5, 6: 6, 7: 59, 8: 60, 9: 600}
+    labels = np.random.default_rng(1).permutation(np.repeat(list(sizes), list(sizes.values())))
+    split = kanji.split_balanced(labels, per_label=20)
+    parts = (split.train, split.validation, split.test)
+    np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(len(labels)))
+
+    counts = {label: tuple(int((labels[part] == label).sum()) for part in parts) for label in sizes}
+    assert counts == {
+        1: (1, 0, 0),
+        2: (1, 0, 1),
+        3: (1, 1, 1),
+        4: (2, 1, 1),
+        5: (3, 1, 1),
+        6: (2, 2, 2),
+        7: (21, 19, 19),
+        8: (20, 20, 20),
+        9: (560, 20, 20),
+    }
+
+
+def test_split_repeats_for_a_seed() -> None:
+    labels = np.repeat(np.arange(5), 50)
+    one, two, other = (kanji.split_balanced(labels, seed=seed) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(one.test, two.test)
+    assert (one.test != other.test).any()
