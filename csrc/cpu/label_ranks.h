@@ -99,9 +99,9 @@ class ScalarLabelRanks final : public LabelRanks {
     }
 
     void rank_distances(int32_t* ranks) {
-      auto* keys = ranker_.keys();
-      for (int32_t p = 0; p < m_; ++p) keys[labels_.column_[p]] = ~distance_key(distance_[p]);
-      ranker_.rank(ranks);
+      similarity_.resize(m_);
+      for (int32_t p = 0; p < m_; ++p) similarity_[labels_.column_[p]] = ~distance_key(distance_[p]);
+      ranker_.rank(similarity_.data(), ranks);
     }
 
     static uint64_t distance_key(uint64_t distance) { return distance; }
@@ -110,6 +110,7 @@ class ScalarLabelRanks final : public LabelRanks {
     const ScalarLabelRanks& labels_;
     int32_t m_;
     std::vector<Distance> distance_;
+    std::vector<uint64_t> similarity_;
     RowRanker<uint64_t> ranker_;
   };
 
@@ -137,15 +138,13 @@ class MatrixLabelRanks final : public LabelRanks {
 
     bool row(int64_t i, int32_t* ranks) override {
       if (!labels_.ordered_) return false;
-      auto* keys = ranker_.keys();
-      for (int64_t j = 0; j < labels_.m_; ++j) keys[j] = ordered_key(labels_.similarity_[i * labels_.stride_ + j]);
-      ranker_.rank(ranks);
+      ranker_.rank(labels_.similarity_ + i * labels_.stride_, ranks);
       return true;
     }
 
    private:
     const MatrixLabelRanks& labels_;
-    RowRanker<decltype(ordered_key(T{}))> ranker_;
+    RowRanker<T> ranker_;
   };
 
   const T* similarity_;

@@ -8,19 +8,15 @@
 namespace dadl::cpu {
 namespace {
 
-using Key32 = uint32_t;
-using Key64 = uint64_t;
-
-template <typename T>
-void rank_rows(const T* input, typename Storage<T>::Arithmetic* output, int64_t n, int64_t begin, int64_t end) {
-  RowRanker<decltype(ordered_key(to_float(T{})))> ranker(n);
+template <typename T, typename A = typename Storage<T>::Arithmetic>
+void rank_rows(const T* input, A* output, int64_t n, int64_t begin, int64_t end) {
+  RowRanker<A> ranker(n);
+  std::vector<A> values(n);
   std::vector<int32_t> ranks(n);
   for (int64_t row = begin; row < end; ++row) {
-    const T* x = input + row * n;
-    auto* keys = ranker.keys();
-    for (int64_t i = 0; i < n; ++i) keys[i] = ordered_key(to_float(x[i]));
-    ranker.rank(ranks.data());
-    for (int64_t i = 0; i < n; ++i) output[row * n + i] = static_cast<typename Storage<T>::Arithmetic>(ranks[i]);
+    for (int64_t i = 0; i < n; ++i) values[i] = to_float(input[row * n + i]);
+    ranker.rank(values.data(), ranks.data());
+    for (int64_t i = 0; i < n; ++i) output[row * n + i] = static_cast<A>(ranks[i]);
   }
 }
 
@@ -28,15 +24,13 @@ void rank_rows(const T* input, typename Storage<T>::Arithmetic* output, int64_t 
 template <typename T, typename A = typename Storage<T>::Arithmetic>
 void rank_backward_rows(const A* grad, const T* input, const A* input_ranks, T* output, A strength, A divisor,
                         int64_t n, int64_t begin, int64_t end) {
-  RowRanker<decltype(ordered_key(A{}))> ranker(n);
+  RowRanker<A> ranker(n);
+  std::vector<A> values(n);
   std::vector<int32_t> ranks(n);
   for (int64_t row = begin; row < end; ++row) {
     const int64_t offset = row * n;
-    auto* keys = ranker.keys();
-    for (int64_t i = 0; i < n; ++i) {
-      keys[i] = ordered_key(to_float(input[offset + i]) + strength * grad[offset + i]);
-    }
-    ranker.rank(ranks.data());
+    for (int64_t i = 0; i < n; ++i) values[i] = to_float(input[offset + i]) + strength * grad[offset + i];
+    ranker.rank(values.data(), ranks.data());
     for (int64_t i = 0; i < n; ++i) {
       output[offset + i] = Storage<T>::round(-(input_ranks[offset + i] - static_cast<A>(ranks[i])) / divisor);
     }

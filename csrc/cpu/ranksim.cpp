@@ -1,10 +1,13 @@
 // The fused RankSim operators on the CPU. The steps and the formulas are those of dadl_ext/reference/ranksim.py.
 #include "../core/ranksim.h"
 
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
 #include <array>
+#include <atomic>
+#include <cmath>
 #include <limits>
 #include <memory>
 #include <optional>
@@ -12,7 +15,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "../core/similarity.h"
+#include "../core/cosine.h"
 #include "common.h"
 #include "label_ranks.h"
 #include "row_ranks.h"
@@ -82,93 +85,121 @@ std::tuple<Tensor, Tensor, Tensor> ranksim_select(Tensor labels, Tensor priority
   return {index, order, count};
 }
 
-// ---- row kernels ----------------------------------------------------------------------------------------------
+// ---- row kernels ----
 
-// Squared norms in 16 interleaved sums: fast, accurate and the same for every thread count.
-template <typename T, typename A = typename Storage<T>::Arithmetic>
-void squared_norm_rows(const T* features, A* squared, int64_t d, int64_t begin, int64_t end) {
+// Squared norms in float64, in 16 interleaved sums: the same for every thread count and instruction set.
+// Returns whether all values are integers.
+template <typename T>
+bool squared_norm_rows(const T* features, double* squared, int64_t d, int64_t begin, int64_t end) {
   constexpr int kLanes = 16;
+  int32_t fractional = 0;
   for (int64_t row = begin; row < end; ++row) {
     const T* x = features + row * d;
-    A sums[kLanes] = {};
+    double sums[kLanes] = {};
     int64_t c = 0;
     for (; c + kLanes <= d; c += kLanes) {
       for (int l = 0; l < kLanes; ++l) {
-        const A value = to_float(x[c + l]);
+        const double value = to_float(x[c + l]);
         sums[l] += value * value;
+        fractional |= value != std::nearbyint(value);
       }
     }
-    A total = 0;
-    for (; c < d; ++c) total += static_cast<A>(to_float(x[c])) * to_float(x[c]);
+    double total = 0;
+    for (; c < d; ++c) {
+      const double value = to_float(x[c]);
+      total += value * value;
+      fractional |= value != std::nearbyint(value);
+    }
     for (int l = 0; l < kLanes; ++l) total += sums[l];
     squared[row] = total;
   }
+  return !fractional;
 }
 
-template <typename T, typename A = typename Storage<T>::Arithmetic>
-void gather_rows(const T* features, const int64_t* index, A* x, int64_t d, int64_t begin, int64_t end) {
+// target[r, c] = features[index[r], first + c]
+template <typename T, typename A>
+void gather_rows(const T* features, const int64_t* index, A* target, int64_t d, int64_t first, int64_t columns,
+                 int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
-    for (int64_t c = 0; c < d; ++c) x[row * d + c] = to_float(features[index[row] * d + c]);
+    const T* x = features + index[row] * d + first;
+    for (int64_t c = 0; c < columns; ++c) target[row * columns + c] = to_float(x[c]);
   }
 }
 
-template <typename A>
-struct RowsTask {
-  A* inner;  // [m, m] Gram matrix, overwritten by the gradient with respect to the similarities
-  double* rows;
-  const A* scale;    // [m] RowNorm::scale
-  const A* squared;  // [m] RowNorm::squared
-  const LabelRanks* labels;
-  int64_t m;
-  A poison;  // 0, or NaN where a row that was left out is not finite
-  RankSimConstants<A> constants;
-  bool with_gradient;
-};
+constexpr int64_t kTile = 32;
 
 template <typename A>
-void ranksim_rows_chunk(const RowsTask<A>& task, LabelRanks::Scratch& labels, int64_t begin, int64_t end) {
+struct RowsTask {
+  const double* inner;  // [m, m] Gram matrix: row i is valid up to the end of its panel of `panel` columns
+  int64_t panel;
+  A* gradient;  // [m, m] with respect to the similarities, null for none
+  double* rows;
+  const double* squared;       // [m] bounded squared norms
+  const double* inverse_norm;  // [m]
+  bool integer_features;
+  const LabelRanks* labels;
+  int64_t m;
+  double poison;  // 0, or NaN where a row that was left out is not finite
+  RankSimConstants<double> constants;
+};
+
+// Rows [i0, i1) of the symmetric Gram matrix; what the panels leave out is read from the other side of the diagonal.
+template <typename A>
+void load_rows(const RowsTask<A>& task, int64_t i0, int64_t i1, double* rows) {
+  const int64_t m = task.m, valid = std::min(m, (i0 / task.panel + 1) * task.panel);
+  for (int64_t i = i0; i < i1; ++i) std::copy_n(task.inner + i * m, valid, rows + (i - i0) * m);
+  for (int64_t j = valid; j < m; ++j) {
+    const double* column = task.inner + j * m;
+    for (int64_t i = i0; i < i1; ++i) rows[(i - i0) * m + j] = column[i];
+  }
+}
+
+// For tiles of rows: similarities, both ranks, the loss, the perturbed rank and the gradient.
+template <typename A>
+void ranksim_tiles(const RowsTask<A>& task, LabelRanks::Scratch& labels, int64_t begin, int64_t end) {
   const int64_t m = task.m;
-  const A nan = std::numeric_limits<A>::quiet_NaN();
-  RowRanker<decltype(ordered_key(A{}))> ranker(m);
-  std::vector<A> similarity(m);
+  RowRanker<double> ranker(m);
+  std::vector<double> tile(kTile * m);
   std::vector<int32_t> feature_ranks(m), label_ranks(m);
-  auto* keys = ranker.keys();
-  A* s = similarity.data();
   int32_t *r = feature_ranks.data(), *q = label_ranks.data();
-  for (int64_t i = begin; i < end; ++i) {
-    A* row = task.inner + i * m;
-    const RowNorm<A> own{task.scale[i], task.squared[i]};
-    int32_t unordered = 0;
-    for (int64_t j = 0; j < m; ++j) {
-      s[j] = cosine(row[j], own, RowNorm<A>{task.scale[j], task.squared[j]}) + task.poison;
-      keys[j] = ordered_key(s[j]);
-      unordered |= s[j] != s[j];
+  const double* squared = task.squared;
+  const double* inverse_norm = task.inverse_norm;
+  for (int64_t i0 = begin * kTile; i0 < std::min(end * kTile, m); i0 += kTile) {
+    const int64_t i1 = std::min(i0 + kTile, m);
+    load_rows(task, i0, i1, tile.data());
+    for (int64_t i = i0; i < i1; ++i) {
+      double* s = tile.data() + (i - i0) * m;
+      if (task.integer_features) {
+        for (int64_t j = 0; j < m; ++j) s[j] = cosine(s[j], squared[i], squared[j]) + task.poison;
+      } else {
+        // No ties to lose, so without the division and the root.
+        for (int64_t j = 0; j < m; ++j) s[j] = s[j] * inverse_norm[i] * inverse_norm[j] + task.poison;
+      }
+      int32_t unordered = 0;
+      for (int64_t j = 0; j < m; ++j) unordered |= s[j] != s[j];
+      A* gradient = task.gradient + i * m;
+      if (unordered || !labels.row(i, q)) {
+        task.rows[i] = std::numeric_limits<double>::quiet_NaN();
+        if (task.gradient) std::fill_n(gradient, m, std::numeric_limits<A>::quiet_NaN());
+        continue;
+      }
+      ranker.rank(s, r);
+      int64_t squares = 0;
+      for (int64_t j = 0; j < m; ++j) {
+        const int64_t difference = r[j] - q[j];
+        squares += difference * difference;
+      }
+      task.rows[i] = task.constants.loss * static_cast<double>(squares);
+      if (!task.gradient) continue;
+      for (int64_t j = 0; j < m; ++j) s[j] += task.constants.coefficient * (r[j] - q[j]);
+      ranker.rank(s, q);
+      for (int64_t j = 0; j < m; ++j) gradient[j] = static_cast<A>(-task.constants.slope * (r[j] - q[j]));
     }
-    if (unordered || !labels.row(i, q)) {
-      task.rows[i] = nan;
-      for (int64_t j = 0; j < m; ++j) row[j] = nan;
-      continue;
-    }
-    ranker.rank(r);
-    int64_t squares = 0;
-    for (int64_t j = 0; j < m; ++j) {
-      const int64_t difference = r[j] - q[j];
-      squares += difference * difference;
-    }
-    task.rows[i] = task.constants.loss * static_cast<double>(squares);
-    if (!task.with_gradient) continue;
-    for (int64_t j = 0; j < m; ++j) {
-      keys[j] = ordered_key(s[j] + task.constants.coefficient * static_cast<A>(r[j] - q[j]));
-    }
-    ranker.rank(q);
-    for (int64_t j = 0; j < m; ++j) row[j] = -task.constants.slope * static_cast<A>(r[j] - q[j]);
   }
 }
 
 // In place, by tiles of pairs: sym_ij = (w_i G_ij + w_j G_ji) / |x_j|, so that sym X is the gradient with respect to
 // the unit rows. Tile row t works from its diagonal on; t and its mirror image together are equal work for everyone.
-constexpr int64_t kTile = 32;
-
 template <typename A>
 void symmetrise_tile_row(A* g, const A* weight, const A* inverse_norm, int64_t m, int64_t tile) {
   const int64_t i0 = tile * kTile, i1 = std::min(i0 + kTile, m);
@@ -214,14 +245,10 @@ void project_rows(const A* g, const A* x, const A* inverse_norm, const int64_t* 
   }
 }
 
-#define DADL_STORAGE_ROWS(T)                                                                                   \
-  DADL_CLONES void squared_norms(const T* features, Storage<T>::Arithmetic* squared, int64_t d, int64_t begin, \
-                                 int64_t end) {                                                                \
-    squared_norm_rows<T>(features, squared, d, begin, end);                                                    \
-  }                                                                                                            \
-  DADL_CLONES void gather(const T* features, const int64_t* index, Storage<T>::Arithmetic* x, int64_t d,       \
-                          int64_t begin, int64_t end) {                                                        \
-    gather_rows<T>(features, index, x, d, begin, end);                                                         \
+// target_clones does not apply to templates, so each type has its own functions.
+#define DADL_STORAGE_ROWS(T)                                                                                  \
+  DADL_CLONES bool squared_norms(const T* features, double* squared, int64_t d, int64_t begin, int64_t end) { \
+    return squared_norm_rows<T>(features, squared, d, begin, end);                                            \
   }
 DADL_STORAGE_ROWS(float)
 DADL_STORAGE_ROWS(double)
@@ -232,7 +259,7 @@ DADL_STORAGE_ROWS(BFloat16)
 #define DADL_ARITHMETIC_ROWS(A)                                                                                      \
   DADL_CLONES void rank_similarities(const RowsTask<A>& task, LabelRanks::Scratch& labels, int64_t begin,            \
                                      int64_t end) {                                                                  \
-    ranksim_rows_chunk<A>(task, labels, begin, end);                                                                 \
+    ranksim_tiles<A>(task, labels, begin, end);                                                                      \
   }                                                                                                                  \
   DADL_CLONES void symmetrise(A* g, const A* weight, const A* inverse_norm, int64_t m, int64_t begin, int64_t end) { \
     symmetrise_tile_rows<A>(g, weight, inverse_norm, m, begin, end);                                                 \
@@ -245,19 +272,19 @@ DADL_ARITHMETIC_ROWS(float)
 DADL_ARITHMETIC_ROWS(double)
 #undef DADL_ARITHMETIC_ROWS
 
-// ---- the operators --------------------------------------------------------------------------------------------
+// ---- the operators ----
 
-Tensor mm(const Tensor& a, const Tensor& b) {
-  std::array<StableIValue, 2> stack{torch::stable::detail::from(a), torch::stable::detail::from(b)};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "", stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
+// A view of rows and columns of `owner`'s memory, without the cost of a dispatched slice.
+template <typename A>
+Tensor matrix_view(const Tensor& owner, const A* first, int64_t rows, int64_t columns, int64_t row_stride,
+                   int64_t column_stride) {
+  return torch::stable::from_blob(const_cast<A*>(first), {rows, columns}, {row_stride, column_stride}, owner.device(),
+                                  owner.scalar_type());
 }
 
-void mm_out(const Tensor& a, const Tensor& b, const Tensor& out) {
-  std::array<StableIValue, 3> stack{torch::stable::detail::from(a), torch::stable::detail::from(b),
-                                    torch::stable::detail::from(out)};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
-  torch::stable::detail::to<Tensor>(stack[0]);  // takes back the reference that the call returns
+// out = a b + beta out
+void add_product(const Tensor& a, const Tensor& b, double beta, const Tensor& out) {
+  TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(out.get(), out.get(), a.get(), b.get(), beta, 1.0));
 }
 
 struct Arguments {
@@ -292,6 +319,40 @@ std::unique_ptr<LabelRanks> make_label_ranks(const Arguments& a, int64_t m) {
   return ranks;
 }
 
+// The features of the subset as a matrix of A, the features themselves where they are that already.
+template <typename T, typename A>
+Tensor subset_columns(const Tensor& features, const int64_t* index, int64_t m, int64_t first, int64_t columns) {
+  const int64_t d = features.size(1);
+  if (std::is_same_v<T, A> && m == features.size(0) && columns == d) return features;
+  const Tensor x = torch::stable::new_empty(features, {m, columns},
+                                            std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float);
+  torch::stable::parallel_for(0, m, grain_rows(columns), [&](int64_t begin, int64_t end) {
+    gather_rows(data<T>(features), index, mutable_data<A>(x), d, first, columns, begin, end);
+  });
+  return x;
+}
+
+// X X^T in float64, panel by panel up to the diagonal, and by blocks of columns so that no large float64 copy of X is
+// held. Only row i's columns up to the end of its panel are written.
+template <typename T>
+Tensor gram_panels(const Tensor& features, const int64_t* index, int64_t m, int64_t panel) {
+  const int64_t d = features.size(1);
+  const int64_t block = std::is_same_v<T, double> ? std::max<int64_t>(d, 1) : std::max<int64_t>(256, m);
+  const Tensor inner = torch::stable::new_empty(features, {m, m}, ScalarType::Double);
+  for (int64_t first = 0; first == 0 || first < d; first += block) {
+    const int64_t width = std::min(block, d - first);
+    const Tensor x = subset_columns<T, double>(features, index, m, first, width);
+    const double* values = data<double>(x);
+    for (int64_t row = 0; row < m; row += panel) {
+      const int64_t rows = std::min(panel, m - row), columns = row + rows;
+      add_product(matrix_view(x, values + row * width, rows, width, width, 1),
+                  matrix_view(x, values, width, columns, 1, width), first == 0 ? 0.0 : 1.0,
+                  matrix_view(inner, data<double>(inner) + row * m, rows, columns, m, 1));
+    }
+  }
+  return inner;
+}
+
 struct Result {
   std::vector<double> rows;  // [n], 0 beyond the subset
   Tensor gradient;           // [n, d], [0, d] without gradient
@@ -306,63 +367,58 @@ Result run(const Arguments& a, bool with_gradient, const A* row_weight) {
   const ScalarType arithmetic = arithmetic_type(a.features);
   Result result{std::vector<double>(n), torch::stable::new_empty(a.features, {with_gradient ? n : 0, d}, arithmetic)};
   if (m == 0) return result;
-  const T* features = data<T>(a.features);
   const int64_t* index = data<int64_t>(a.index);
 
-  std::vector<A> squared(n);
-  torch::stable::parallel_for(
-      0, n, grain_rows(d), [&](int64_t begin, int64_t end) { squared_norms(features, squared.data(), d, begin, end); });
-  A poison = 0;
-  for (int64_t i = 0; i < n; ++i) poison += squared[i] * 0;
-  std::vector<A> scale(m), scaled_square(m), inverse_norm(m), weight(m, A{1});
-  for (int64_t j = 0; j < m; ++j) {
-    const A square = squared[index[j]];
-    const RowNorm<A> norm = row_norm(square);
-    scale[j] = norm.scale;
-    scaled_square[j] = norm.squared;
-    inverse_norm[j] = 1 / std::sqrt(std::max(square, static_cast<A>(kMinSquaredNorm)));
-    if (row_weight) weight[j] = row_weight[j];
-  }
-
-  Tensor x = a.features;
-  if (m < n || !std::is_same_v<T, A>) {
-    x = torch::stable::new_empty(a.features, {m, d}, arithmetic);
-    A* gathered = mutable_data<A>(x);
-    torch::stable::parallel_for(0, m, grain_rows(d),
-                                [&](int64_t begin, int64_t end) { gather(features, index, gathered, d, begin, end); });
-  }
-
-  const Tensor inner = mm(x, torch::stable::transpose(x, 0, 1));
-  const std::unique_ptr<LabelRanks> labels = make_label_ranks(a, m);
-  const RowsTask<A> task{mutable_data<A>(inner),
-                         result.rows.data(),
-                         scale.data(),
-                         scaled_square.data(),
-                         labels.get(),
-                         m,
-                         poison,
-                         ranksim_constants<A>(m, a.interp_strength, a.weight),
-                         with_gradient};
-  torch::stable::parallel_for(0, m, grain_rows(8 * m), [&](int64_t begin, int64_t end) {
-    const std::unique_ptr<LabelRanks::Scratch> scratch = labels->scratch();
-    rank_similarities(task, *scratch, begin, end);
+  std::vector<double> all_squared(n);
+  std::atomic<bool> integer_features{true};
+  torch::stable::parallel_for(0, n, grain_rows(d), [&](int64_t begin, int64_t end) {
+    if (!squared_norms(data<T>(a.features), all_squared.data(), d, begin, end)) integer_features = false;
   });
+  double poison = 0;
+  for (const double square : all_squared) poison += square * 0;
+  std::vector<double> squared(m), inverse_norm(m);
+  for (int64_t j = 0; j < m; ++j) {
+    squared[j] = bounded_squared_norm(all_squared[index[j]]);
+    inverse_norm[j] = 1 / std::sqrt(squared[j]);
+  }
+
+  const std::unique_ptr<LabelRanks> labels = make_label_ranks(a, m);
+  const int64_t tiles = (m + kTile - 1) / kTile;
+  const int64_t panel = kTile * std::max<int64_t>(2, (tiles + 7) / 8);
+  Tensor gradient = torch::stable::new_empty(a.features, {0}, arithmetic);
+  {
+    const Tensor inner = gram_panels<T>(a.features, index, m, panel);
+    if (with_gradient) gradient = torch::stable::new_empty(a.features, {m, m}, arithmetic);
+    const RowsTask<A> task{data<double>(inner),
+                           panel,
+                           with_gradient ? mutable_data<A>(gradient) : nullptr,
+                           result.rows.data(),
+                           squared.data(),
+                           inverse_norm.data(),
+                           integer_features,
+                           labels.get(),
+                           m,
+                           poison,
+                           ranksim_constants<double>(m, a.interp_strength, a.weight)};
+    torch::stable::parallel_for(0, tiles, grain_rows(16 * kTile * m), [&](int64_t begin, int64_t end) {
+      const std::unique_ptr<LabelRanks::Scratch> scratch = labels->scratch();
+      rank_similarities(task, *scratch, begin, end);
+    });
+  }
   if (!with_gradient) return result;
 
-  const int64_t tile_pairs = ((m + kTile - 1) / kTile + 1) / 2;
-  torch::stable::parallel_for(0, tile_pairs, grain_rows(2 * kTile * m), [&](int64_t begin, int64_t end) {
-    symmetrise(task.inner, weight.data(), inverse_norm.data(), m, begin, end);
+  const std::vector<A> inverse(inverse_norm.begin(), inverse_norm.end());
+  std::vector<A> weight(m, A{1});
+  if (row_weight) std::copy_n(row_weight, m, weight.begin());
+  torch::stable::parallel_for(0, (tiles + 1) / 2, grain_rows(2 * kTile * m), [&](int64_t begin, int64_t end) {
+    symmetrise(mutable_data<A>(gradient), weight.data(), inverse.data(), m, begin, end);
   });
-  Tensor unit_gradient = result.gradient;
-  if (m < n) {
-    torch::stable::zero_(result.gradient);
-    unit_gradient = mm(inner, x);
-  } else {
-    mm_out(inner, x, unit_gradient);
-  }
+  const Tensor x = subset_columns<T, A>(a.features, index, m, 0, d);
+  const Tensor unit_gradient = m == n ? result.gradient : torch::stable::new_empty(a.features, {m, d}, arithmetic);
+  if (m < n) torch::stable::zero_(result.gradient);
+  add_product(gradient, x, 0.0, unit_gradient);
   torch::stable::parallel_for(0, m, grain_rows(d), [&](int64_t begin, int64_t end) {
-    project(data<A>(unit_gradient), data<A>(x), inverse_norm.data(), index, mutable_data<A>(result.gradient), d, begin,
-            end);
+    project(data<A>(unit_gradient), data<A>(x), inverse.data(), index, mutable_data<A>(result.gradient), d, begin, end);
   });
   return result;
 }

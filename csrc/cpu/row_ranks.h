@@ -1,47 +1,47 @@
-// Ranks of one row from its ordered keys: rank = n - position in the stable ascending order.
+// Ranks of one row: rank = n - position in the stable ascending order, NaN the largest.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
+#include <limits>
+#include <type_traits>
 #include <vector>
+
+#include "../core/order.h"
 
 namespace dadl::cpu {
 
-template <typename Key>
+// One per thread; Value is float, double or an unsigned key.
+template <typename Value>
 class RowRanker {
  public:
-  explicit RowRanker(int64_t n) : n_(static_cast<uint32_t>(n)) {
-    if (n_ > kCountingLimit) {
-      front_.resize(n_);
-      back_.resize(n_);
+  explicit RowRanker(int64_t n)
+      : n_(static_cast<uint32_t>(n)), keys_((n_ + kLanes - 1) / kLanes * kLanes), items_(n_), sorted_(n_) {}
+
+  void rank(const Value* values, int32_t* ranks) {
+    if constexpr (std::is_floating_point_v<Value>) {
+      if (n_ > kCountingLimit && n_ <= kBucketLimit && rank_by_buckets(values, ranks)) return;
     }
-    // Whole vectors; no value has the padding's key 0.
-    keys_.resize((n_ + kLanes - 1) / kLanes * kLanes);
-  }
-
-  // Written by the caller, in column order, before rank().
-  Key* keys() { return keys_.data(); }
-
-  void rank(int32_t* ranks) {
+    for (uint32_t i = 0; i < n_; ++i) keys_[i] = ordered_key(values[i]);
     if (n_ <= kCountingLimit) {
       count(ranks);
-    } else if (n_ <= kSmallRadixLimit) {
-      radix<8>(ranks);
     } else {
-      radix<11>(ranks);
+      radix(ranks);
     }
   }
 
  private:
+  using Key = decltype(ordered_key(Value{}));
   struct Item {
     Key key;
     uint32_t column;
   };
   static constexpr uint32_t kLanes = 64 / sizeof(Key);
-  static constexpr uint32_t kCountingLimit = 64;
-  static constexpr uint32_t kSmallRadixLimit = 1024;
+  static constexpr uint32_t kCountingLimit = 256 / sizeof(Key);
+  static constexpr uint32_t kBucketLimit = 1 << 16;
 
-  // rank_i = #{j : key_j > key_i} + #{j >= i : key_j = key_i}. Written for the auto-vectoriser: explicit vector types
-  // are lowered for the baseline instruction set before they reach the clones.
+  // rank_i = #{j : key_j > key_i} + #{j >= i : key_j = key_i}, in whole vectors: no value has the padding's key 0.
+  // Written for the auto-vectoriser: explicit vector types are lowered before they reach the instruction-set clones.
   void count(int32_t* ranks) const {
     const Key* keys = keys_.data();
     const Key padded = static_cast<Key>(keys_.size());
@@ -53,58 +53,103 @@ class RowRanker {
     }
   }
 
-  // Least-significant-digit radix sort. Digits that all keys share are skipped, the first pass numbers the columns,
-  // and the last one writes ranks instead of items.
-  template <int kBits>
+  // The usual case: sort by 16 bits of the position between minimum and maximum (two radix passes), then repair the
+  // few inversions by insertion on the values themselves. Gives up, and returns false, on NaN, on infinities and on
+  // rows so unevenly spread that insertion would be slow.
+  bool rank_by_buckets(const Value* values, int32_t* ranks) {
+    const uint32_t n = n_;
+    Value low = values[0], high = values[0];
+    int32_t unordered = 0;
+#pragma omp simd reduction(min : low) reduction(max : high) reduction(| : unordered)
+    for (uint32_t i = 0; i < n; ++i) {
+      low = values[i] < low ? values[i] : low;
+      high = values[i] > high ? values[i] : high;
+      unordered |= values[i] != values[i];
+    }
+    const Value scale = high > low ? 65535 / (high - low) : 0;
+    if (unordered || !(scale <= std::numeric_limits<Value>::max()) ||
+        !(high - low <= std::numeric_limits<Value>::max()))
+      return false;
+
+    uint32_t* front = items_.data();
+    uint32_t* back = sorted_.data();
+    for (uint32_t i = 0; i < n; ++i) {
+      front[i] = static_cast<uint32_t>(static_cast<int32_t>((values[i] - low) * scale)) << 16 | i;
+    }
+    uint32_t small[256] = {}, large[256] = {};
+    for (uint32_t i = 0; i < n; ++i) {
+      ++small[front[i] >> 16 & 255];
+      ++large[front[i] >> 24];
+    }
+    uint32_t small_start = 0, large_start = 0;
+    for (int b = 0; b < 256; ++b) {
+      const uint32_t small_size = small[b], large_size = large[b];
+      small[b] = small_start;
+      large[b] = large_start;
+      small_start += small_size;
+      large_start += large_size;
+    }
+    for (uint32_t i = 0; i < n; ++i) back[small[front[i] >> 16 & 255]++] = front[i];
+    for (uint32_t i = 0; i < n; ++i) front[large[back[i] >> 24]++] = back[i] & 0xFFFF;
+
+    int64_t moves_left = 8 * static_cast<int64_t>(n);
+    Value previous = values[front[0]];
+    for (uint32_t p = 1; p < n; ++p) {
+      const uint32_t column = front[p];
+      const Value value = values[column];
+      if (!(value < previous)) {
+        previous = value;
+        continue;
+      }
+      uint32_t q = p;
+      do {
+        front[q] = front[q - 1];
+        --q;
+      } while (q > 0 && values[front[q - 1]] > value);
+      front[q] = column;
+      moves_left -= p - q;
+      if (moves_left < 0) return false;
+    }
+    for (uint32_t p = 0; p < n; ++p) ranks[front[p]] = static_cast<int32_t>(n - p);
+    return true;
+  }
+
+  // Any row: least-significant-digit radix sort over the ordered keys, without the digits that all keys share.
   void radix(int32_t* ranks) {
+    constexpr int kBits = 11;
     constexpr int kDigits = (8 * sizeof(Key) + kBits - 1) / kBits;
     constexpr uint32_t kBuckets = 1u << kBits;
+    if (front_.empty()) {
+      front_.resize(n_);
+      back_.resize(n_);
+    }
     uint32_t counts[kDigits][kBuckets] = {};
-    const Key* keys = keys_.data();
     for (uint32_t i = 0; i < n_; ++i) {
-      for (int d = 0; d < kDigits; ++d) ++counts[d][(keys[i] >> (d * kBits)) & (kBuckets - 1)];
+      front_[i] = {keys_[i], i};
+      for (int d = 0; d < kDigits; ++d) ++counts[d][keys_[i] >> (d * kBits) & (kBuckets - 1)];
     }
-    int active[kDigits];
-    int passes = 0;
+    Item *source = front_.data(), *target = back_.data();
     for (int d = 0; d < kDigits; ++d) {
-      if (counts[d][(keys[0] >> (d * kBits)) & (kBuckets - 1)] != n_) active[passes++] = d;
-    }
-    if (passes == 0) {
-      for (uint32_t i = 0; i < n_; ++i) ranks[i] = static_cast<int32_t>(n_ - i);
-      return;
-    }
-    const Item* source = nullptr;
-    Item* target = front_.data();
-    for (int pass = 0; pass < passes; ++pass) {
-      const int shift = active[pass] * kBits;
-      uint32_t* count = counts[active[pass]];
+      const int shift = d * kBits;
+      uint32_t* count = counts[d];
+      if (count[keys_[0] >> shift & (kBuckets - 1)] == n_) continue;
       uint32_t start = 0;
       for (uint32_t b = 0; b < kBuckets; ++b) {
         const uint32_t size = count[b];
         count[b] = start;
         start += size;
       }
-      const bool last = pass + 1 == passes;
-      auto place = [&](Key key, uint32_t column) {
-        const uint32_t position = count[(key >> shift) & (kBuckets - 1)]++;
-        if (last) {
-          ranks[column] = static_cast<int32_t>(n_ - position);
-        } else {
-          target[position] = {key, column};
-        }
-      };
-      if (source == nullptr) {
-        for (uint32_t i = 0; i < n_; ++i) place(keys[i], i);
-      } else {
-        for (uint32_t i = 0; i < n_; ++i) place(source[i].key, source[i].column);
-      }
+      for (uint32_t i = 0; i < n_; ++i) target[count[source[i].key >> shift & (kBuckets - 1)]++] = source[i];
+      Item* swapped = source;
       source = target;
-      target = target == front_.data() ? back_.data() : front_.data();
+      target = swapped;
     }
+    for (uint32_t p = 0; p < n_; ++p) ranks[source[p].column] = static_cast<int32_t>(n_ - p);
   }
 
   uint32_t n_;
   std::vector<Key> keys_;
+  std::vector<uint32_t> items_, sorted_;
   std::vector<Item> front_, back_;
 };
 

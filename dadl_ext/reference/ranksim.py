@@ -29,39 +29,37 @@ def ranksim_loss(
 
     chosen = select_subset(labels, priority)
     m = len(chosen)
-    x = features[chosen]
-    x = x if x.dtype == torch.float64 else x.float()
+    # In float64 whatever the features are: with a small weight the perturbation is below float32's resolution.
+    x = features[chosen].double()
     y = labels[chosen]
-
-    similarity = tie_preserving_cosine(x.detach())
-    # NaN anywhere in the batch must show, also in rows that the subset left out.
-    similarity = similarity + (0.0 * features.detach().to(x.dtype).square().sum(dim=1)).sum()
     if label_similarity is None and y.dim() == 1:
-        matrix = -(y[:, None] - y[None, :]).abs()
+        label_matrix = -(y[:, None] - y[None, :]).abs()
     else:
-        matrix = label_similarity_matrix(y, label_similarity)
-    similarity = similarity.masked_fill(matrix.isnan().any(), torch.nan)
-    label_ranks = integer_ranks(matrix)
-    feature_ranks = integer_ranks(similarity)
+        label_matrix = label_similarity_matrix(y, label_similarity)
 
-    difference = (feature_ranks - label_ranks).to(x.dtype) / m
-    rows = weight * difference.square().mean(dim=1) if m else x.sum(dim=1)
-    rows = rows + 0.0 * similarity.sum(dim=1)  # NaN stays visible
+    similarity = cosine_similarities(x.detach())
+    # NaN anywhere in the batch must show, also in rows that the subset left out.
+    similarity = similarity + (0.0 * features.detach().double().square().sum(dim=1)).sum()
+    similarity = similarity.masked_fill(label_matrix.isnan().any(), torch.nan)
+
+    feature_ranks = integer_ranks(similarity)
+    difference = (feature_ranks - integer_ranks(label_matrix)).double()
+    rows = weight * (difference / max(m, 1)).square().sum(dim=1) / max(m, 1) + 0.0 * similarity.sum(dim=1)
 
     # The blackbox gradient with respect to the similarities, as a function of `weight` alone.
-    g = weight * (2 / max(m, 1)) * difference
+    g = weight * 2 / max(m, 1) ** 2 * difference
     perturbed_ranks = integer_ranks(similarity + interp_strength * g)
-    gradient = -(feature_ranks - perturbed_ranks).to(x.dtype) / max(m, 1) / (interp_strength + 1e-8)
-    gradient = gradient + 0.0 * similarity
+    gradient = -(feature_ranks - perturbed_ranks).double() / (max(m, 1) * (interp_strength + 1e-8)) + 0.0 * similarity
 
     unit = F.normalize(x, dim=1, eps=1e-12)
     surrogate = (gradient * (unit @ unit.T)).sum(dim=1)
-    rows = rows.detach() + (surrogate - surrogate.detach())  # the value of rows, the gradient of the surrogate
+    rows = rows + (surrogate - surrogate.detach())  # the value of rows, the gradient of the surrogate
 
+    output_dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
     if reduction == "none":
-        return rows
-    total = rows.sum()
-    return total / max(m, 1) if reduction == "mean" else total
+        return rows.to(output_dtype)
+    loss = rows.sum() / (max(m, 1) if reduction == "mean" else 1)
+    return loss.to(output_dtype)
 
 
 def select_subset(labels: Tensor, priority: Tensor) -> Tensor:
@@ -80,15 +78,11 @@ def select_subset(labels: Tensor, priority: Tensor) -> Tensor:
     return by_group[first]
 
 
-def tie_preserving_cosine(x: Tensor) -> Tensor:
-    """Cosine similarities from the Gram matrix: sign(d) sqrt(d² / (q_i q_j)), d = ⟨x_i, x_j⟩, q = max(‖x‖, 1e-12)².
+def cosine_similarities(x: Tensor) -> Tensor:
+    """``sign(d) sqrt(d² / (q_i q_j))`` with ``d = ⟨x_i, x_j⟩`` and ``q = max(‖x‖, 1e-12)²``.
 
-    Equal to the product of the normalised rows up to rounding, but columns with equal cosines stay equal where the
-    inner products are exact (small-integer features). Each row is first scaled by a power of two, which is exact.
+    The product of the normalised rows up to rounding, but equal cosines of integer rows come out equal.
     """
+    inner = x @ x.T
     squared = x.square().sum(dim=1).clamp(min=1e-24)
-    mantissa, exponent = torch.frexp(squared)
-    scale = torch.ldexp(torch.ones_like(squared), -torch.div(exponent, 2, rounding_mode="trunc"))
-    inner = (x @ x.T) * scale[:, None] * scale[None, :]
-    scaled = squared * scale * scale
-    return torch.copysign((inner * inner / (scaled[:, None] * scaled[None, :])).sqrt(), inner)
+    return torch.copysign((inner * inner / (squared[:, None] * squared[None, :])).sqrt(), inner)

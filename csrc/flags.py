@@ -1,0 +1,51 @@
+"""Sources and compiler flags, in one place: setup.py builds with them and the tests compile with them."""
+
+from pathlib import Path
+
+CSRC = Path(__file__).parent
+CPU_SOURCES = ["ops.cpp", "cpu/ranking.cpp", "cpu/ranksim.cpp"]
+CUDA_SOURCES = ["cuda/ranking.cu", "cuda/ranksim.cu"]
+
+# The stable ABI of torch 2.11: one binary serves every later release.
+STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020b000000000000"]
+
+# No fused multiply-adds, here and in nvcc: equal bits on every instruction set and device. No -ffast-math: NaN and
+# ties are part of the semantics.
+CXX_FLAGS = [
+    "-O3",
+    "-std=c++20",
+    "-fopenmp-simd",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=off",
+    "-fvisibility=hidden",
+    "-Wall",
+    *STABLE_ABI,
+]
+NVCC_FLAGS = [
+    "-O3",
+    "-std=c++20",
+    "--fmad=false",
+    "--expt-relaxed-constexpr",
+    "-Xcompiler",
+    "-fPIC,-fvisibility=hidden",
+    "-DUSE_CUDA",
+    *STABLE_ABI,
+]
+NVCC_LINK_FLAGS = ["-shared", "-cudart", "static", "-Xlinker", "--no-as-needed", "-lc10", "-ltorch_cpu", "-ltorch"]
+
+DEFAULT_ARCHITECTURES = "8.0;9.0;10.0;12.0+PTX"
+MINIMUM_NVCC = (12, 8)  # the first that knows 10.0 and 12.0
+
+
+def gencode(architectures: str) -> list[str]:
+    """``-gencode`` flags for a list in PyTorch's form, as in ``"8.0;9.0+PTX"``."""
+    flags = []
+    for architecture in architectures.replace(" ", ";").split(";"):
+        number = architecture.removesuffix("+PTX").replace(".", "")
+        if not architecture:
+            continue
+        flags += ["-gencode", f"arch=compute_{number},code=sm_{number}"]
+        if architecture.endswith("+PTX"):
+            flags += ["-gencode", f"arch=compute_{number},code=compute_{number}"]
+    return flags
