@@ -1,0 +1,46 @@
+// The words of CUDA that the kernels use, from CUDA itself or from the host simulator.
+#pragma once
+
+#if defined(__CUDACC__)
+#include <cuda_runtime.h>
+// A block's shared variable: DADL_SHARED(name, type).
+#define DADL_SHARED(name, ...)     \
+  using name##_type = __VA_ARGS__; \
+  __shared__ name##_type name
+#else
+#include "cuda_sim.h"
+#endif
+
+namespace dadl {
+
+constexpr int kWarp = 32;
+constexpr unsigned kFullWarp = 0xFFFFFFFFu;
+
+// Kernels with one warp per row.
+constexpr int kRowWarps = 4;
+constexpr int kRowThreads = kRowWarps * kWarp;
+
+// Kernels with one thread per element, and reductions by one block.
+constexpr int kThreads = 256;
+
+__device__ __forceinline__ int lane_index() { return static_cast<int>(threadIdx.x) % kWarp; }
+
+// The row of this warp.
+__device__ __forceinline__ int64_t warp_row() {
+  return static_cast<int64_t>(blockIdx.x) * kRowWarps + threadIdx.x / kWarp;
+}
+
+__device__ __forceinline__ int64_t element_index() { return static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; }
+
+// Every lane gets the sum, added in one fixed order.
+template <typename T>
+__device__ __forceinline__ T warp_sum(T value) {
+  for (int mask = kWarp / 2; mask; mask /= 2) value += __shfl_xor_sync(kFullWarp, value, mask);
+  return value;
+}
+
+inline unsigned blocks_for(int64_t work, int64_t per_block) {
+  return static_cast<unsigned>((work + per_block - 1) / per_block);
+}
+
+}  // namespace dadl

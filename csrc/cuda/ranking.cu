@@ -1,0 +1,65 @@
+// rank and rank_backward on CUDA.
+#include <torch/csrc/stable/library.h>
+
+#include "ranking_kernels.cuh"
+#include "torch_backend.h"
+
+namespace dadl::cuda {
+namespace {
+
+int64_t row_length(const Tensor& input) {
+  STD_TORCH_CHECK(input.dim() >= 1, "rank needs at least one dimension");
+  const int64_t n = input.size(input.dim() - 1);
+  STD_TORCH_CHECK(n <= (int64_t{1} << 24), "rank is exact for rows of up to 2^24 values, got ", n);
+  return n;
+}
+
+Tensor rank(Tensor input) {
+  const int64_t n = row_length(input);
+  TorchBackend backend(input);
+  input = torch::stable::contiguous(input);
+  const Tensor output = torch::stable::new_empty(input, input.sizes(), arithmetic_type(input));
+  dispatch_floating(input, "input", [&](auto tag) {
+    using T = decltype(tag);
+    using A = typename Storage<T>::Arithmetic;
+    launch_ranks(backend, Rank<T>{data<T>(input), mutable_data<A>(output), static_cast<int>(n)},
+                 n ? input.numel() / n : 0, n, RankLimits{});
+  });
+  return output;
+}
+
+Tensor rank_backward(Tensor grad, Tensor input, Tensor ranks, double interp_strength) {
+  const int64_t n = row_length(input);
+  STD_TORCH_CHECK(grad.scalar_type() == arithmetic_type(input) && ranks.scalar_type() == arithmetic_type(input),
+                  "rank_backward needs grad and ranks in rank's output dtype");
+  STD_TORCH_CHECK(grad.numel() == input.numel() && ranks.numel() == input.numel(),
+                  "rank_backward needs grad, input and ranks of one shape");
+  STD_TORCH_CHECK(grad.device() == input.device() && ranks.device() == input.device(),
+                  "rank_backward needs grad, input and ranks on one device");
+  TorchBackend backend(input);
+  grad = torch::stable::contiguous(grad);
+  input = torch::stable::contiguous(input);
+  ranks = torch::stable::contiguous(ranks);
+  const Tensor output = torch::stable::new_empty(input, input.sizes());
+  dispatch_floating(input, "input", [&](auto tag) {
+    using T = decltype(tag);
+    using A = typename Storage<T>::Arithmetic;
+    const RankBackward<T> op{data<A>(grad),
+                             data<T>(input),
+                             data<A>(ranks),
+                             mutable_data<T>(output),
+                             static_cast<int>(n),
+                             static_cast<A>(interp_strength),
+                             static_cast<A>(interp_strength + 1e-8)};
+    launch_ranks(backend, op, n ? input.numel() / n : 0, n, RankLimits{});
+  });
+  return output;
+}
+
+}  // namespace
+}  // namespace dadl::cuda
+
+STABLE_TORCH_LIBRARY_IMPL(dadl, CUDA, m) {
+  m.impl("rank", TORCH_BOX(&dadl::cuda::rank));
+  m.impl("rank_backward", TORCH_BOX(&dadl::cuda::rank_backward));
+}

@@ -1,0 +1,140 @@
+// The torch side that the CUDA operators share: checks, device and stream, buffers, library calls.
+#pragma once
+
+#include <cuda_runtime.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/macros.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <type_traits>
+
+#include "../core/half.h"
+
+namespace dadl::cuda {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline ScalarType arithmetic_type(const Tensor& tensor) {
+  return tensor.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+template <typename T>
+const T* data(const Tensor& tensor) {
+  return static_cast<const T*>(tensor.const_data_ptr());
+}
+
+template <typename T>
+T* mutable_data(const Tensor& tensor) {
+  return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+// Calls body(T{}) with the storage type of a floating-point tensor.
+template <typename Body>
+void dispatch_floating(const Tensor& tensor, const char* name, Body body) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return body(float{});
+    case ScalarType::Double:
+      return body(double{});
+    case ScalarType::Half:
+      return body(Half{});
+    case ScalarType::BFloat16:
+      return body(BFloat16{});
+    default:
+      STD_TORCH_CHECK(false, name, " must be float32, float64, float16 or bfloat16");
+  }
+}
+
+// Launches on the current stream of a tensor's device, which it makes current for its lifetime.
+class TorchBackend {
+ public:
+  // Uninitialised memory, returned to the caching allocator, in the order of the stream, at the end of its lifetime.
+  template <typename T>
+  class Buffer {
+   public:
+    explicit Buffer(Tensor tensor) : tensor_(std::move(tensor)) {}
+    T* data() const { return static_cast<T*>(tensor_.mutable_data_ptr()); }
+
+   private:
+    Tensor tensor_;
+  };
+
+  explicit TorchBackend(const Tensor& like) : guard_(like.get_device_index()), like_(like) {
+    void* stream = nullptr;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(like.get_device_index(), &stream));
+    stream_ = static_cast<cudaStream_t>(stream);
+  }
+
+  template <typename... Parameters, typename... Arguments>
+  void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, Arguments... arguments) {
+    kernel<<<grid, block, 0, stream_>>>(static_cast<Parameters>(arguments)...);
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+  }
+
+  template <typename T>
+  Buffer<T> buffer(int64_t size) {
+    const std::array<int64_t, 1> bytes{size * static_cast<int64_t>(sizeof(T))};
+    return Buffer<T>(torch::stable::new_empty(like_, bytes, ScalarType::Byte));
+  }
+
+  template <typename T>
+  void zero(T* values, int64_t size) {
+    STD_CUDA_CHECK(cudaMemsetAsync(values, 0, size * sizeof(T), stream_));
+  }
+
+  // Positions' elements in the stable ascending order of each of `rows` rows of n keys.
+  template <typename Signed>
+  Buffer<int64_t> sort(Signed* keys, int64_t rows, int64_t n) {
+    const Tensor matrix = view(keys, rows, n, n, 1);
+    std::array<StableIValue, 4> stack{torch::stable::detail::from(matrix),
+                                      torch::stable::detail::from(std::optional<bool>(true)),
+                                      torch::stable::detail::from(int64_t{1}), torch::stable::detail::from(false)};
+    TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::sort", "stable", stack.data(), TORCH_ABI_VERSION));
+    torch::stable::detail::to<Tensor>(stack[0]);  // the sorted keys, not needed
+    return Buffer<int64_t>(torch::stable::detail::to<Tensor>(stack[1]));
+  }
+
+  // out [n, n] = x x^T
+  template <typename T>
+  void gram(T* x /* [n, d] */, int64_t n, int64_t d, T* out) {
+    mm(view(x, n, d, d, 1), view(x, d, n, 1, d), view(out, n, n, n, 1));
+  }
+
+  // out [n, d] = a x, for the first n columns of a
+  template <typename T>
+  void multiply(T* a /* [n, width] */, int64_t width, T* x /* [n, d] */, int64_t n, int64_t d, T* out) {
+    mm(view(a, n, n, width, 1), view(x, n, d, d, 1), view(out, n, d, d, 1));
+  }
+
+ private:
+  template <typename T>
+  Tensor view(T* values, int64_t rows, int64_t columns, int64_t row_stride, int64_t column_stride) const {
+    constexpr ScalarType kType = std::is_same_v<T, float>     ? ScalarType::Float
+                                 : std::is_same_v<T, double>  ? ScalarType::Double
+                                 : std::is_same_v<T, int32_t> ? ScalarType::Int
+                                                              : ScalarType::Long;
+    const std::array<int64_t, 2> sizes{rows, columns}, strides{row_stride, column_stride};
+    return torch::stable::from_blob(values, sizes, strides, like_.device(), kType);
+  }
+
+  static void mm(const Tensor& a, const Tensor& b, const Tensor& out) {
+    std::array<StableIValue, 3> stack{torch::stable::detail::from(a), torch::stable::detail::from(b),
+                                      torch::stable::detail::from(out)};
+    TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
+    torch::stable::detail::to<Tensor>(stack[0]);  // takes back the reference that the call returns
+  }
+
+  torch::stable::accelerator::DeviceGuard guard_;
+  Tensor like_;
+  cudaStream_t stream_;
+};
+
+}  // namespace dadl::cuda
