@@ -71,6 +71,7 @@ def test_quick_demo_writes_table_results_and_figure_and_repeats(tmp_path: Path) 
     one, two = (json.loads((folder / "results.json").read_text(encoding="utf-8")) for folder in outputs)
     assert one["metrics"] == two["metrics"]
     assert one["selection"] == two["selection"]
+    assert (outputs[0] / "figure.svg").read_bytes() == (outputs[1] / "figure.svg").read_bytes()
     assert set(one["metrics"]) == {"L1", "L1 + RankSim", "LDS", "LDS + RankSim"}
     assert len(one["selected"]) == 2
     for by_seed in one["metrics"].values():

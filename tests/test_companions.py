@@ -6,9 +6,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
-
 from dadl import LabelDistributionSmoothing, bin_labels, bin_weights, weighted_l1_loss, weighted_mse_loss
+from torch import Tensor
 
 COUNTS = torch.tensor([0, 3, 1, 250, 1500, 40, 0, 7])
 

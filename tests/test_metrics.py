@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
 from dadl import ErrorMetrics, shot_metrics, shot_regions
 
 COUNTS = [500, 101, 100, 20, 19, 0]

@@ -13,11 +13,10 @@ from torch import Tensor, nn
 
 pytest.importorskip("lightning_fabric", reason="needs pip install 'dadl[train]'")
 
+from dadl.training import Method, fit, predict, tensor_loader
 from lightning_fabric import Fabric
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, StepLR
-
-from dadl.training import Method, fit, predict, tensor_loader
 
 INPUTS = torch.randn(24, 3, generator=torch.Generator().manual_seed(0))
 TARGETS = INPUTS.sum(dim=1)

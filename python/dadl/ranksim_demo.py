@@ -204,46 +204,38 @@ def run_demo(settings: Settings, output: Path, device: str, console: Console) ->
         characters = kanji.list_kanji()[:: settings.every_nth_character]
         progress.start("Rendering characters", total=len(characters))
         experiment = Experiment(fabric, kanji.load_kanji(48, characters, on_rendered=progress.advance), settings)
-        split = experiment.split
-        sizes = {"train": len(split.train), "validation": len(split.validation), "test": len(split.test)}
-        console.print(f"{len(characters)} characters: " + ", ".join(f"{n} {name}" for name, n in sizes.items()))
+        sizes = {part: len(samples) for part, samples in vars(experiment.split).items()}
+        console.print(f"{len(characters)} characters: " + ", ".join(f"{size} {part}" for part, size in sizes.items()))
         comparison = compare(experiment, progress)
 
-    predictions = {arm: [experiment.predict(m, split.test) for m in comparison.methods[arm]] for arm in ARMS}
-    metrics = {arm: [experiment.test_metrics(p) for p in predictions[arm]] for arm in ARMS}
-    tables = {
-        "MAE in strokes": _cells(metrics, {region.capitalize(): ("mae", region) for region in REGIONS}),
-        "Geometric mean of the errors (GM), MAE averaged over labels (bMAE)": _cells(
-            metrics,
-            {
-                "GM All": ("gm", "all"),
-                "GM Few": ("gm", "few"),
-                "bMAE All": ("bmae", "all"),
-                "bMAE Few": ("bmae", "few"),
-            },
-        ),
+    predictions = {
+        arm: torch.stack([experiment.predict(method, experiment.split.test) for method in methods])
+        for arm, methods in comparison.methods.items()
     }
+    metrics = {arm: [experiment.test_metrics(p) for p in by_seed] for arm, by_seed in predictions.items()}
+    tables = make_tables(metrics)
     chosen = {arm.name: setting for arm, setting in comparison.chosen.items() if setting is not None}
     notes = [
         "Chosen on validation: " + "; ".join(f"{name} {setting}" for name, setting in chosen.items()) + ".",
-        f"Test, mean ± standard error, seeds: {settings.seeds}; many: labels with more than 100 training samples, "
-        "few: fewer than 20, medium: between.",
+        f"Test, mean ± standard error, seeds: {settings.seeds}. Lower is better. Many: labels with more than 100 "
+        "training samples, few: fewer than 20, medium: between.",
     ]
     for note in notes:
         console.print(note, soft_wrap=True)
     for title, table in tables.items():
         console.print(rich_table(title, table))
 
-    target = experiment.strokes[split.test]
-    labels, group = torch.unique(target, return_inverse=True)
+    markdown = [f"**{title}**\n\n{markdown_table(table)}" for title, table in tables.items()]
+    (output / "table.md").write_text("\n\n".join([*markdown, *notes, kanji.ATTRIBUTION]) + "\n", encoding="utf-8")
+
+    labels, group = torch.unique(experiment.strokes[experiment.split.test], return_inverse=True)
     label_mae = {
-        arm.name: torch.bincount(group, (torch.stack(predictions[arm]) - target).abs().mean(0)) / torch.bincount(group)
-        for arm in ARMS
+        arm.name: torch.bincount(group, (p - labels[group]).abs().mean(0)) / torch.bincount(group)
+        for arm, p in predictions.items()
     }
-    label_similarity = -(labels[:, None] - labels).abs().float()
-    similarities = {"labels": label_similarity} | {
-        f"features, {arm.name}": experiment.feature_similarity(comparison.methods[arm][0]) for arm in (L1, L1_RANKSIM)
-    }
+    similarities = {"labels": -(labels[:, None] - labels).abs().float()}
+    for arm in (L1, L1_RANKSIM):
+        similarities[f"features, {arm.name}"] = experiment.feature_similarity(comparison.methods[arm][0])
     figure = draw_ranksim(
         experiment.counts.numpy(),
         labels.numpy(),
@@ -252,10 +244,9 @@ def run_demo(settings: Settings, output: Path, device: str, console: Console) ->
         settings.seeds,
         kanji.ATTRIBUTION,
     )
-    written = save_figure(figure, output / "figure")
+    save_figure(figure, output / "figure")
 
-    markdown = [f"**{title}**\n\n{markdown_table(table)}" for title, table in tables.items()]
-    (output / "table.md").write_text("\n\n".join([*markdown, *notes, kanji.ATTRIBUTION]) + "\n", encoding="utf-8")
+    seconds = time.perf_counter() - started
     results = {
         "demo": "ranksim",
         "attribution": kanji.ATTRIBUTION,
@@ -266,31 +257,48 @@ def run_demo(settings: Settings, output: Path, device: str, console: Console) ->
         "samples": sizes,
         "training_samples": experiment.counts.tolist(),
         "selection": [
-            {
-                "arm": run.arm.name,
-                "setting": run.setting and asdict(run.setting),
-                "seed": run.seed,
-                "validation_mae": mae,
-            }
-            for run, mae in comparison.validation_mae.items()
+            asdict(run) | {"arm": run.arm.name, "validation_mae": mae} for run, mae in comparison.validation_mae.items()
         ],
         "selected": {name: asdict(setting) for name, setting in chosen.items()},
-        "metrics": {arm.name: [{r: asdict(m) for r, m in by_seed.items()} for by_seed in metrics[arm]] for arm in ARMS},
-        "label_mae": {
-            name: dict(zip(map(str, labels.tolist()), v.tolist(), strict=True)) for name, v in label_mae.items()
+        "metrics": {
+            arm.name: [{r: asdict(m) for r, m in by_region.items()} for by_region in by_seed]
+            for arm, by_seed in metrics.items()
         },
-        "seconds": time.perf_counter() - started,
+        "label_mae": {
+            name: dict(zip(labels.tolist(), values.tolist(), strict=True)) for name, values in label_mae.items()
+        },
+        "seconds": seconds,
     }
     write_json(output / "results.json", results)
-    names = ", ".join(path.name for path in (output / "table.md", output / "results.json", *written))
-    console.print(f"{results['seconds']:.0f} s. Written to {output}: {names}", soft_wrap=True)
+    console.print(f"Wrote table.md, results.json, figure.png and .svg to {output} ({seconds:.0f} s)", soft_wrap=True)
 
 
-def _cells(metrics: dict[Arm, list[dict[Region, ErrorMetrics]]], columns: dict[str, tuple[str, Region]]) -> Cells:
-    return {
-        arm.name: {
-            column: [getattr(by_region[region], metric) for by_region in by_seed]
-            for column, (metric, region) in columns.items()
+def make_tables(metrics: dict[Arm, list[dict[Region, ErrorMetrics]]]) -> dict[str, Cells]:
+    """Tables by title, from the test metrics of every arm and seed."""
+
+    def cells(columns: dict[str, tuple[str, Region]]) -> Cells:
+        return {
+            arm.name: {
+                column: [getattr(by_region[region], metric) for by_region in by_seed]
+                for column, (metric, region) in columns.items()
+            }
+            for arm, by_seed in metrics.items()
         }
-        for arm, by_seed in metrics.items()
+
+    mae = cells({region.capitalize(): ("mae", region) for region in REGIONS})
+    # The arms share initial weights and batches seed by seed, so that differences are surer than the means.
+    change = {
+        f"{arm.name} − {base.name}": {
+            column: [a - b for a, b in zip(values, mae[base.name][column], strict=True)]
+            for column, values in mae[arm.name].items()
+        }
+        for arm, base in ((L1_RANKSIM, L1), (LDS_RANKSIM, LDS))
+    }
+    others = cells(
+        {"GM All": ("gm", "all"), "GM Few": ("gm", "few"), "bMAE All": ("bmae", "all"), "bMAE Few": ("bmae", "few")}
+    )
+    return {
+        "MAE in strokes": mae,
+        "RankSim's change of the MAE, paired by seed": change,
+        "Geometric mean of the errors (GM) and MAE averaged over labels (bMAE)": others,
     }

@@ -6,16 +6,15 @@ import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 Cells = Mapping[str, Mapping[str, Sequence[float]]]
 """``cells[row][column]`` holds one value per seed."""
@@ -123,9 +122,8 @@ def _nan_to_none(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def save_figure(figure: "Figure", stem: Path) -> list[Path]:
-    """Write a figure as PNG and as SVG, each dated by its content alone so that equal results give equal files."""
-    paths = [stem.with_suffix(".png"), stem.with_suffix(".svg")]
-    figure.savefig(paths[0], dpi=150)
-    figure.savefig(paths[1], metadata={"Date": None})
-    return paths
+def save_figure(figure: Figure, stem: Path) -> None:
+    """Write a figure as PNG and as SVG, without a date, so that equal results give equal files."""
+    figure.savefig(stem.with_suffix(".png"), dpi=150)
+    with rc_context({"svg.hashsalt": stem.name}):
+        figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None})
