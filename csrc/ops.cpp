@@ -7,7 +7,8 @@
 //                        column, 0 beyond count), order [n] (the column of the p-th smallest label), count []
 // ranksim_loss           the subset's loss [] and its gradient [n, d] for an upstream gradient of 1 (no rows unless
 //                        with_gradient), in float32 (float64 for float64 features)
-// ranksim_loss_backward  grad * gradient, rounded once to dtype, that of the features
+// ranksim_loss_backward  grad * gradient, rounded once to the features' dtype (the features also make a second
+//                        derivative reach this operator, which then raises)
 // ranksim_rows           the subset's row losses [n], 0 beyond count
 // ranksim_rows_backward  the gradient [n, d] of sum(grad * rows)
 //
@@ -23,7 +24,7 @@ STABLE_TORCH_LIBRARY(dadl, m) {
       "ranksim_loss(Tensor features, Tensor labels, Tensor index, Tensor order, Tensor count, "
       "Tensor? label_similarity, float interp_strength, float weight, bool with_gradient) "
       "-> (Tensor loss, Tensor gradient)");
-  m.def("ranksim_loss_backward(Tensor grad, Tensor gradient, ScalarType dtype) -> Tensor");
+  m.def("ranksim_loss_backward(Tensor grad, Tensor gradient, Tensor features) -> Tensor");
   m.def(
       "ranksim_rows(Tensor features, Tensor labels, Tensor index, Tensor order, Tensor count, "
       "Tensor? label_similarity, float interp_strength, float weight) -> Tensor");

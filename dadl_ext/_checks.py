@@ -6,6 +6,7 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 LabelSimilarity: TypeAlias = str | Tensor | Callable[[Tensor], Tensor] | None
 
@@ -27,6 +28,15 @@ def check_floating(name: str, value: Tensor) -> None:
         raise TypeError(f"{name} must be a dense tensor, got layout {value.layout}; convert with {name}.to_dense()")
 
 
+def check_no_tangent(function: str, value: Tensor) -> None:
+    """Custom operators drop forward-mode tangents silently; ranks have none to give, so say so."""
+    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(value).tangent is not None:
+        raise NotImplementedError(
+            f"{function} has no forward-mode derivative: ranks are piecewise constant and their surrogate gradient is "
+            "defined for reverse mode only"
+        )
+
+
 def check_interp_strength(interp_strength: float) -> None:
     if not (math.isfinite(interp_strength) and interp_strength > 0):
         raise ValueError(f"interp_strength (λ) must be positive and finite, got {interp_strength}")
@@ -37,6 +47,7 @@ def check_rank(input: Tensor, interp_strength: float) -> None:
     if input.dim() == 0:
         raise ValueError("input must have at least one dimension to rank along, got a 0-dimensional tensor")
     check_interp_strength(interp_strength)
+    check_no_tangent("rank", input)
 
 
 def check_ranksim(
@@ -68,6 +79,7 @@ def check_ranksim(
             f"labels {tuple(labels.shape)} on {labels.device}; move them with labels.to(features.device)"
         )
     check_ranksim_settings(interp_strength, weight, reduction, label_similarity)
+    check_no_tangent("ranksim_loss", features)
     if isinstance(label_similarity, Tensor):
         check_similarity_matrix(label_similarity, features.device)
 

@@ -18,8 +18,11 @@ def draw_priority(labels: Tensor, generator: torch.Generator | None) -> Tensor:
     return torch.rand(n, dtype=torch.float64, device=generator.device, generator=generator).to(labels.device)
 
 
-def label_similarity_matrix(labels: Tensor, label_similarity: LabelSimilarity) -> Tensor:
-    """``[m, m]`` similarities of the subset's labels ``[m]`` or ``[m, k]``, in the labels' own dtype."""
+def label_similarity_matrix(labels: Tensor, label_similarity: LabelSimilarity, padded: bool = False) -> Tensor:
+    """``[m, m]`` similarities of the subset's labels ``[m]`` or ``[m, k]``, in the labels' own dtype.
+
+    ``padded`` tells that the labels go on beyond the subset, so that a ready matrix may be smaller.
+    """
     if isinstance(label_similarity, Tensor):
         matrix = label_similarity
     elif callable(label_similarity):
@@ -37,4 +40,9 @@ def label_similarity_matrix(labels: Tensor, label_similarity: LabelSimilarity) -
                 matrix = -difference.square().sum(dim=2)
             else:
                 matrix = -difference.abs().sum(dim=2)
+    if len(matrix) != len(labels) and not (padded and isinstance(label_similarity, Tensor)):
+        raise ValueError(
+            f"the label-similarity matrix must be [m, m] for the m = {len(labels)} distinct labels of the batch, "
+            f"got {tuple(matrix.shape)}"
+        )
     return matrix.detach()

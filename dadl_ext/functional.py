@@ -129,13 +129,8 @@ def _label_matrix(labels: Tensor, subset: ranksim.Subset, label_similarity: Labe
         label_similarity is None or (isinstance(label_similarity, str) and label_similarity != "cosine")
     ):
         return None
-    count_is_known = labels.device.type == "cpu" and not torch.compiler.is_compiling()
-    index = subset.index[: int(subset.count)] if count_is_known else subset.index
-    matrix = label_similarity_matrix(labels[index], label_similarity)
-    if count_is_known and len(matrix) != len(index):
-        raise ValueError(
-            f"the label-similarity matrix must be [m, m] for the m = {len(index)} distinct labels of the batch "
-            f"{tuple(labels.shape)}, got {tuple(matrix.shape)}"
-        )
+    padded = labels.device.type != "cpu" or torch.compiler.is_compiling()
+    index = subset.index if padded else subset.index[: int(subset.count)]
+    matrix = label_similarity_matrix(labels[index], label_similarity, padded)
     # float64 holds the halves, and integers up to 2^53, exactly.
     return matrix if matrix.dtype in (torch.float32, torch.float64) else matrix.double()

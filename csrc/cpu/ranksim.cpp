@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <cmath>
 #include <limits>
 #include <memory>
@@ -88,11 +87,9 @@ std::tuple<Tensor, Tensor, Tensor> ranksim_select(Tensor labels, Tensor priority
 // ---- row kernels ----
 
 // Squared norms in float64, in 16 interleaved sums: the same for every thread count and instruction set.
-// Returns whether all values are integers.
 template <typename T>
-bool squared_norm_rows(const T* features, double* squared, int64_t d, int64_t begin, int64_t end) {
+void squared_norm_rows(const T* features, double* squared, int64_t d, int64_t begin, int64_t end) {
   constexpr int kLanes = 16;
-  int32_t fractional = 0;
   for (int64_t row = begin; row < end; ++row) {
     const T* x = features + row * d;
     double sums[kLanes] = {};
@@ -101,19 +98,16 @@ bool squared_norm_rows(const T* features, double* squared, int64_t d, int64_t be
       for (int l = 0; l < kLanes; ++l) {
         const double value = to_float(x[c + l]);
         sums[l] += value * value;
-        fractional |= value != std::nearbyint(value);
       }
     }
     double total = 0;
     for (; c < d; ++c) {
       const double value = to_float(x[c]);
       total += value * value;
-      fractional |= value != std::nearbyint(value);
     }
     for (int l = 0; l < kLanes; ++l) total += sums[l];
     squared[row] = total;
   }
-  return !fractional;
 }
 
 // target[r, c] = features[index[r], first + c]
@@ -134,9 +128,7 @@ struct RowsTask {
   int64_t panel;
   A* gradient;  // [m, m] with respect to the similarities, null for none
   double* rows;
-  const double* squared;       // [m] bounded squared norms
-  const double* inverse_norm;  // [m]
-  bool integer_features;
+  const double* squared;  // [m] bounded squared norms
   const LabelRanks* labels;
   int64_t m;
   double poison;  // 0, or NaN where a row that was left out is not finite
@@ -163,18 +155,12 @@ void ranksim_tiles(const RowsTask<A>& task, LabelRanks::Scratch& labels, int64_t
   std::vector<int32_t> feature_ranks(m), label_ranks(m);
   int32_t *r = feature_ranks.data(), *q = label_ranks.data();
   const double* squared = task.squared;
-  const double* inverse_norm = task.inverse_norm;
   for (int64_t i0 = begin * kTile; i0 < std::min(end * kTile, m); i0 += kTile) {
     const int64_t i1 = std::min(i0 + kTile, m);
     load_rows(task, i0, i1, tile.data());
     for (int64_t i = i0; i < i1; ++i) {
       double* s = tile.data() + (i - i0) * m;
-      if (task.integer_features) {
-        for (int64_t j = 0; j < m; ++j) s[j] = cosine(s[j], squared[i], squared[j]) + task.poison;
-      } else {
-        // No ties to lose, so without the division and the root.
-        for (int64_t j = 0; j < m; ++j) s[j] = s[j] * inverse_norm[i] * inverse_norm[j] + task.poison;
-      }
+      for (int64_t j = 0; j < m; ++j) s[j] = cosine(s[j], squared[i], squared[j]) + task.poison;
       int32_t unordered = 0;
       for (int64_t j = 0; j < m; ++j) unordered |= s[j] != s[j];
       A* gradient = task.gradient + i * m;
@@ -247,8 +233,8 @@ void project_rows(const A* g, const A* x, const A* inverse_norm, const int64_t* 
 
 // target_clones does not apply to templates, so each type has its own functions.
 #define DADL_STORAGE_ROWS(T)                                                                                  \
-  DADL_CLONES bool squared_norms(const T* features, double* squared, int64_t d, int64_t begin, int64_t end) { \
-    return squared_norm_rows<T>(features, squared, d, begin, end);                                            \
+  DADL_CLONES void squared_norms(const T* features, double* squared, int64_t d, int64_t begin, int64_t end) { \
+    squared_norm_rows<T>(features, squared, d, begin, end);                                                   \
   }
 DADL_STORAGE_ROWS(float)
 DADL_STORAGE_ROWS(double)
@@ -370,17 +356,13 @@ Result run(const Arguments& a, bool with_gradient, const A* row_weight) {
   const int64_t* index = data<int64_t>(a.index);
 
   std::vector<double> all_squared(n);
-  std::atomic<bool> integer_features{true};
   torch::stable::parallel_for(0, n, grain_rows(d), [&](int64_t begin, int64_t end) {
-    if (!squared_norms(data<T>(a.features), all_squared.data(), d, begin, end)) integer_features = false;
+    squared_norms(data<T>(a.features), all_squared.data(), d, begin, end);
   });
   double poison = 0;
   for (const double square : all_squared) poison += square * 0;
-  std::vector<double> squared(m), inverse_norm(m);
-  for (int64_t j = 0; j < m; ++j) {
-    squared[j] = bounded_squared_norm(all_squared[index[j]]);
-    inverse_norm[j] = 1 / std::sqrt(squared[j]);
-  }
+  std::vector<double> squared(m);
+  for (int64_t j = 0; j < m; ++j) squared[j] = bounded_squared_norm(all_squared[index[j]]);
 
   const std::unique_ptr<LabelRanks> labels = make_label_ranks(a, m);
   const int64_t tiles = (m + kTile - 1) / kTile;
@@ -394,8 +376,6 @@ Result run(const Arguments& a, bool with_gradient, const A* row_weight) {
                            with_gradient ? mutable_data<A>(gradient) : nullptr,
                            result.rows.data(),
                            squared.data(),
-                           inverse_norm.data(),
-                           integer_features,
                            labels.get(),
                            m,
                            poison,
@@ -407,18 +387,19 @@ Result run(const Arguments& a, bool with_gradient, const A* row_weight) {
   }
   if (!with_gradient) return result;
 
-  const std::vector<A> inverse(inverse_norm.begin(), inverse_norm.end());
-  std::vector<A> weight(m, A{1});
+  std::vector<A> inverse_norm(m), weight(m, A{1});
+  for (int64_t j = 0; j < m; ++j) inverse_norm[j] = static_cast<A>(1 / std::sqrt(squared[j]));
   if (row_weight) std::copy_n(row_weight, m, weight.begin());
   torch::stable::parallel_for(0, (tiles + 1) / 2, grain_rows(2 * kTile * m), [&](int64_t begin, int64_t end) {
-    symmetrise(mutable_data<A>(gradient), weight.data(), inverse.data(), m, begin, end);
+    symmetrise(mutable_data<A>(gradient), weight.data(), inverse_norm.data(), m, begin, end);
   });
   const Tensor x = subset_columns<T, A>(a.features, index, m, 0, d);
   const Tensor unit_gradient = m == n ? result.gradient : torch::stable::new_empty(a.features, {m, d}, arithmetic);
   if (m < n) torch::stable::zero_(result.gradient);
   add_product(gradient, x, 0.0, unit_gradient);
   torch::stable::parallel_for(0, m, grain_rows(d), [&](int64_t begin, int64_t end) {
-    project(data<A>(unit_gradient), data<A>(x), inverse.data(), index, mutable_data<A>(result.gradient), d, begin, end);
+    project(data<A>(unit_gradient), data<A>(x), inverse_norm.data(), index, mutable_data<A>(result.gradient), d, begin,
+            end);
   });
   return result;
 }
@@ -472,10 +453,10 @@ Tensor ranksim_rows_backward(Tensor grad, Tensor features, Tensor labels, Tensor
 }
 
 // On every device: nothing here that ATen does not do.
-Tensor ranksim_loss_backward(Tensor grad, Tensor gradient, ScalarType dtype) {
+Tensor ranksim_loss_backward(Tensor grad, Tensor gradient, Tensor features) {
   std::array<StableIValue, 2> stack{torch::stable::detail::from(gradient), torch::stable::detail::from(grad)};
   TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mul", "Tensor", stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::to(torch::stable::detail::to<Tensor>(stack[0]), dtype);
+  return torch::stable::to(torch::stable::detail::to<Tensor>(stack[0]), features.scalar_type());
 }
 
 }  // namespace

@@ -80,8 +80,8 @@ def _(
 
 
 @torch.library.register_fake("dadl::ranksim_loss_backward")
-def _(grad: Tensor, gradient: Tensor, dtype: torch.dtype) -> Tensor:
-    return gradient.new_empty(gradient.shape, dtype=dtype)
+def _(grad: Tensor, gradient: Tensor, features: Tensor) -> Tensor:
+    return features.new_empty(features.shape)
 
 
 @torch.library.register_fake("dadl::ranksim_rows")
@@ -98,8 +98,8 @@ def _loss_setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor,
     _, gradient = output
     ctx.mark_non_differentiable(gradient)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(gradient)
-    ctx.dtype, ctx.with_gradient = inputs[0].dtype, inputs[-1]
+    ctx.save_for_backward(gradient, inputs[0])
+    ctx.with_gradient = inputs[-1]
 
 
 def _loss_backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
@@ -107,8 +107,7 @@ def _loss_backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | Non
         return (None,) * 9
     if not ctx.with_gradient:
         raise RuntimeError("dadl::ranksim_loss was called with with_gradient=False, so it has no gradient")
-    (gradient,) = ctx.saved_tensors
-    return torch.ops.dadl.ranksim_loss_backward(grad, gradient, ctx.dtype), *(None,) * 8
+    return torch.ops.dadl.ranksim_loss_backward(grad, *ctx.saved_tensors), *(None,) * 8
 
 
 def _rows_setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
