@@ -3,6 +3,7 @@
 
 #include <cuda_runtime.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cuda.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/macros.h>
 #include <torch/csrc/stable/ops.h>
@@ -12,8 +13,8 @@
 
 #include <array>
 #include <cstdint>
-#include <optional>
 #include <type_traits>
+#include <utility>
 
 #include "../core/half.h"
 
@@ -93,13 +94,12 @@ class TorchBackend {
   // Positions' elements in the stable ascending order of each of `rows` rows of n keys.
   template <typename Signed>
   Buffer<int64_t> sort(Signed* keys, int64_t rows, int64_t n) {
-    const Tensor matrix = view(keys, rows, n, n, 1);
-    std::array<StableIValue, 4> stack{torch::stable::detail::from(matrix),
-                                      torch::stable::detail::from(std::optional<bool>(true)),
-                                      torch::stable::detail::from(int64_t{1}), torch::stable::detail::from(false)};
-    TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::sort", "stable", stack.data(), TORCH_ABI_VERSION));
-    torch::stable::detail::to<Tensor>(stack[0]);  // the sorted keys, not needed
-    return Buffer<int64_t>(torch::stable::detail::to<Tensor>(stack[1]));
+    int32_t stable = 1;
+    AtenTensorHandle sorted = nullptr, elements = nullptr;
+    TORCH_ERROR_CODE_CHECK(
+        aoti_torch_cuda_sort_stable(view(keys, rows, n, n, 1).get(), &stable, 1, 0, &sorted, &elements));
+    static_cast<void>(Tensor(sorted));  // owned from here, and not needed
+    return Buffer<int64_t>(Tensor(elements));
   }
 
   // out [n, n] = x x^T
@@ -125,11 +125,9 @@ class TorchBackend {
     return torch::stable::from_blob(values, sizes, strides, like_.device(), kType);
   }
 
+  // Not through the dispatcher, where autocast would round the matrices to half precision.
   static void mm(const Tensor& a, const Tensor& b, const Tensor& out) {
-    std::array<StableIValue, 3> stack{torch::stable::detail::from(a), torch::stable::detail::from(b),
-                                      torch::stable::detail::from(out)};
-    TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
-    torch::stable::detail::to<Tensor>(stack[0]);  // takes back the reference that the call returns
+    TORCH_ERROR_CODE_CHECK(aoti_torch_cuda_mm_out(out.get(), a.get(), b.get()));
   }
 
   torch::stable::accelerator::DeviceGuard guard_;

@@ -1,0 +1,273 @@
+// The CUDA kernels on the host, for NumPy arrays. fp16 and bf16 are uint16 arrays; a dtype's name says which.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <numeric>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "../../csrc/cuda/ranksim_kernels.cuh"
+
+namespace dadl::sim {
+namespace {
+
+namespace py = pybind11;
+using Array = py::array;
+
+class Backend {
+ public:
+  template <typename T>
+  class Buffer {
+   public:
+    explicit Buffer(int64_t size) : memory_(size) {
+      std::memset(static_cast<void*>(memory_.data()), 0xFF, memory_.size() * sizeof(T));
+    }
+    T* data() const { return memory_.data(); }
+
+   private:
+    mutable std::vector<T> memory_;
+  };
+
+  explicit Backend(bool reverse) : order_(reverse ? Order::kReverse : Order::kForward) {}
+
+  template <typename... Parameters, typename... Arguments>
+  void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, Arguments... arguments) {
+    sim::launch(order_, kernel, grid, block, arguments...);
+  }
+
+  template <typename T>
+  Buffer<T> buffer(int64_t size) {
+    return Buffer<T>(size);
+  }
+
+  template <typename T>
+  void zero(T* values, int64_t size) {
+    std::memset(static_cast<void*>(values), 0, size * sizeof(T));
+  }
+
+  template <typename Signed>
+  Buffer<int64_t> sort(Signed* keys, int64_t rows, int64_t n) {
+    Buffer<int64_t> elements(rows * n);
+    for (int64_t row = 0; row < rows; ++row) {
+      int64_t* first = elements.data() + row * n;
+      std::iota(first, first + n, int64_t{0});
+      std::stable_sort(first, first + n, [&](int64_t a, int64_t b) { return keys[row * n + a] < keys[row * n + b]; });
+    }
+    return elements;
+  }
+
+  template <typename T>
+  void gram(T* x, int64_t n, int64_t d, T* out) {
+    for (int64_t i = 0; i < n; ++i) {
+      for (int64_t j = 0; j < n; ++j) {
+        out[i * n + j] = std::inner_product(x + i * d, x + (i + 1) * d, x + j * d, T{0});
+      }
+    }
+  }
+
+  template <typename T>
+  void multiply(T* a, int64_t width, T* x, int64_t n, int64_t d, T* out) {
+    std::fill_n(out, n * d, T{0});
+    for (int64_t i = 0; i < n; ++i) {
+      for (int64_t j = 0; j < n; ++j) {
+        for (int64_t c = 0; c < d; ++c) out[i * d + c] += a[i * width + j] * x[j * d + c];
+      }
+    }
+  }
+
+ private:
+  Order order_;
+};
+
+// Calls body(T{}) with the storage type of a dtype's name.
+template <typename Body>
+void dispatch_floating(const std::string& dtype, Body body) {
+  if (dtype == "float32") return body(float{});
+  if (dtype == "float64") return body(double{});
+  if (dtype == "float16") return body(Half{});
+  if (dtype == "bfloat16") return body(BFloat16{});
+  throw std::invalid_argument("unknown dtype " + dtype);
+}
+
+template <typename Body>
+void dispatch_labels(const std::string& dtype, Body body) {
+  if (dtype == "int64") return body(int64_t{});
+  dispatch_floating(dtype, body);
+}
+
+template <typename T>
+const T* data(const Array& array) {
+  if (array.itemsize() != sizeof(T) || !(array.flags() & Array::c_style)) {
+    throw std::invalid_argument("an array is not contiguous or of another dtype");
+  }
+  return static_cast<const T*>(array.data());
+}
+
+// NumPy's dtype of a storage type.
+template <typename T>
+struct Numpy {
+  using Type = T;
+};
+template <>
+struct Numpy<Half> {
+  using Type = uint16_t;
+};
+template <>
+struct Numpy<BFloat16> {
+  using Type = uint16_t;
+};
+
+// Filled with NaN bytes, so that what a kernel leaves out shows.
+template <typename T>
+Array empty(const std::vector<py::ssize_t>& shape) {
+  py::array_t<typename Numpy<T>::Type> array(shape);
+  std::memset(array.mutable_data(), 0xFF, array.nbytes());
+  return array;
+}
+
+template <typename T>
+T* mutable_data(Array& array) {
+  return static_cast<T*>(array.mutable_data());
+}
+
+RankLimits limits(int64_t warp, int64_t block, int64_t sort_elements) { return {warp, block, sort_elements}; }
+
+// input [rows, n]
+Array rank(const Array& input, const std::string& dtype, const RankLimits& limits, bool reverse) {
+  const py::ssize_t rows = input.shape(0), n = input.shape(1);
+  Backend backend(reverse);
+  Array output;
+  dispatch_floating(dtype, [&](auto tag) {
+    using T = decltype(tag);
+    using A = typename Storage<T>::Arithmetic;
+    output = empty<A>({rows, n});
+    launch_ranks(backend, Rank<T>{data<T>(input), mutable_data<A>(output), static_cast<int>(n)}, rows, n, limits);
+  });
+  return output;
+}
+
+Array rank_backward(const Array& grad, const Array& input, const Array& ranks, const std::string& dtype,
+                    double interp_strength, const RankLimits& limits, bool reverse) {
+  const py::ssize_t rows = input.shape(0), n = input.shape(1);
+  Backend backend(reverse);
+  Array output;
+  dispatch_floating(dtype, [&](auto tag) {
+    using T = decltype(tag);
+    using A = typename Storage<T>::Arithmetic;
+    output = empty<T>({rows, n});
+    const RankBackward<T> op{data<A>(grad),
+                             data<T>(input),
+                             data<A>(ranks),
+                             mutable_data<T>(output),
+                             static_cast<int>(n),
+                             static_cast<A>(interp_strength),
+                             static_cast<A>(interp_strength + 1e-8)};
+    launch_ranks(backend, op, rows, n, limits);
+  });
+  return output;
+}
+
+// labels [n, k]
+std::tuple<Array, Array, Array> ranksim_subset(const Array& labels, const std::string& dtype, const Array& priority,
+                                               bool reverse) {
+  const py::ssize_t n = labels.shape(0), k = labels.shape(1);
+  Backend backend(reverse);
+  Array index = empty<int64_t>({n}), order = empty<int64_t>({n}), count = empty<int64_t>({1});
+  dispatch_labels(dtype, [&](auto tag) {
+    using Label = decltype(tag);
+    ranksim_select(backend, data<Label>(labels), data<double>(priority), n, k, mutable_data<int64_t>(index),
+                   mutable_data<int64_t>(order), mutable_data<int64_t>(count));
+  });
+  return {index, order, count};
+}
+
+// The fused operators' loss [], rows [n] and, with a row weight [n] or null, gradient [n, d]; labels [n], or a matrix
+// of float32 or float64.
+py::dict ranksim(const Array& features, const std::string& dtype, const Array& index, const Array& order,
+                 const Array& count, const Array& labels, const std::string& label_dtype, bool labels_are_matrix,
+                 double interp_strength, double weight, const py::object& row_weight, bool with_gradient,
+                 const RankLimits& limits, bool reverse) {
+  const py::ssize_t n = features.shape(0), d = features.shape(1);
+  Backend backend(reverse);
+  py::dict result;
+  dispatch_floating(dtype, [&](auto tag) {
+    using F = decltype(tag);
+    using T = typename Storage<F>::Arithmetic;
+    RankSim<F, Backend> ranksim(backend, data<F>(features), data<int64_t>(index), data<int64_t>(order),
+                                data<int64_t>(count), n, d, interp_strength, weight, limits);
+    if (labels_are_matrix && label_dtype == "float32") {
+      ranksim.matrix_ranks(data<float>(labels), labels.shape(0));
+    } else if (labels_are_matrix) {
+      ranksim.matrix_ranks(data<double>(labels), labels.shape(0));
+    } else {
+      dispatch_labels(label_dtype, [&](auto label) { ranksim.label_ranks(data<decltype(label)>(labels)); });
+    }
+    ranksim.rank_rows(with_gradient);
+    Array loss = empty<T>({1}), rows = empty<T>({n});
+    ranksim.loss(mutable_data<T>(loss));
+    ranksim.rows(mutable_data<T>(rows));
+    result["loss"] = loss;
+    result["rows"] = rows;
+    if (!with_gradient) return;
+    if (row_weight.is_none()) {
+      Array gradient = empty<T>({n, d});
+      ranksim.gradient(static_cast<const T*>(nullptr), mutable_data<T>(gradient));
+      result["gradient"] = gradient;
+    } else {
+      Array gradient = empty<F>({n, d});
+      ranksim.gradient(data<T>(row_weight.cast<Array>()), mutable_data<F>(gradient));
+      result["gradient"] = gradient;
+    }
+  });
+  return result;
+}
+
+// ---- kernels that are wrong on purpose ----
+
+void reverse_block_kernel(float* values, bool barrier) {
+  DADL_SHARED(copy, float[64]);
+  copy[threadIdx.x] = values[threadIdx.x];
+  if (barrier) __syncthreads();
+  values[threadIdx.x] = copy[63 - threadIdx.x];
+}
+
+Array reverse_block(const py::array_t<float>& values, bool barrier, bool reverse) {
+  Array result = values.attr("copy")();
+  Backend(reverse).launch(reverse_block_kernel, dim3(1), dim3(64), mutable_data<float>(result), barrier);
+  return result;
+}
+
+void divergent_kernel(bool same_operation) {
+  if (threadIdx.x < 7) return;
+  if (!same_operation && threadIdx.x == 8) __syncwarp();
+  __any_sync(kFullWarp, 1);
+}
+
+void divergent(bool same_operation) { Backend(false).launch(divergent_kernel, dim3(1), dim3(32), same_operation); }
+
+void overrun_kernel(int reach) {
+  DADL_SHARED(values, int[32]);
+  values[threadIdx.x + reach] = 0;
+}
+
+void overrun(int reach) { Backend(false).launch(overrun_kernel, dim3(1), dim3(32), reach); }
+
+}  // namespace
+}  // namespace dadl::sim
+
+PYBIND11_MODULE(dadl_simulator, m) {
+  namespace py = pybind11;
+  using namespace dadl::sim;
+  py::class_<dadl::RankLimits>(m, "RankLimits")
+      .def(py::init(&limits), py::arg("warp"), py::arg("block"), py::arg("sort_elements"));
+  m.def("rank", &rank);
+  m.def("rank_backward", &rank_backward);
+  m.def("select", &ranksim_subset);
+  m.def("ranksim", &ranksim);
+  m.def("reverse_block", &reverse_block);
+  m.def("divergent", &divergent);
+  m.def("overrun", &overrun);
+}

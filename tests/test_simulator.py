@@ -1,0 +1,361 @@
+"""The CUDA kernels, run on the host by tests/simulator, against the reference.
+
+Every result is computed in forward and in reverse thread order and must be the same to the bit. The file runs again in
+processes of its own with the simulator built for AddressSanitizer and UndefinedBehaviorSanitizer.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from simulator import build
+from torch import Tensor
+
+from dadl_ext import reference
+from dadl_ext._labels import draw_priority, label_similarity_matrix
+from dadl_ext.reference.ranking import integer_ranks
+from dadl_ext.reference.ranksim import select_subset
+
+FLAVOUR = os.environ.get("DADL_SIMULATOR", "plain")
+EXAMPLES = 150 if FLAVOUR == "plain" else 25
+FLOATING = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+
+# Where the ways of ranking hand over to each other: each way for every length, and the thresholds that CUDA uses.
+PATHS = {"warp": (1024, 4096, 1 << 22), "block": (0, 4096, 1 << 22), "sort": (0, 0, 200)}
+
+around_powers_of_two = st.integers(0, 8).flatmap(lambda k: st.integers(max(0, 2**k - 1), 2**k + 1))
+
+
+@pytest.fixture(scope="session")
+def simulator():
+    return build.load(FLAVOUR)
+
+
+def limits(simulator, path: str):
+    return simulator.RankLimits(*PATHS[path])
+
+
+def to_numpy(tensor: Tensor) -> np.ndarray:
+    tensor = tensor.detach().contiguous()
+    return tensor.view(torch.uint16).numpy() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor.numpy()
+
+
+def to_torch(array: np.ndarray, dtype: torch.dtype) -> Tensor:
+    return torch.from_numpy(array).view(dtype) if array.dtype == np.uint16 else torch.from_numpy(array)
+
+
+def name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def arithmetic(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def in_both_orders(function, *arguments):
+    forward, reverse = function(*arguments, False), function(*arguments, True)
+    if isinstance(forward, dict):
+        assert forward.keys() == reverse.keys()
+        pairs = [(forward[key], reverse[key]) for key in forward]
+    else:
+        pairs = zip(forward, reverse, strict=True) if isinstance(forward, tuple) else [(forward, reverse)]
+    for one, other in pairs:
+        assert one.tobytes() == other.tobytes(), "the result depends on the order of the threads"
+    return forward
+
+
+def make_values(kind: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    values = torch.randn(shape, dtype=torch.float64)
+    if kind == "ties":
+        values = torch.randint(-3, 4, shape).double() * 0.5
+        values = torch.where(torch.rand(shape) < 0.5, values, -values)  # both zeros
+    elif kind == "special":
+        special = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, -torch.nan, 1.0, 5e-324, 1e-45, 6e-8])
+        values = special[torch.randint(0, len(special), shape)].double()
+    return values.to(dtype)
+
+
+# ---- rank ----
+
+
+@settings(max_examples=EXAMPLES)
+@given(
+    n=around_powers_of_two,
+    rows=st.integers(0, 6),
+    dtype=st.sampled_from(FLOATING),
+    kind=st.sampled_from(["normal", "ties", "special"]),
+    path=st.sampled_from([*PATHS]),
+    seed=st.integers(0, 2**31),
+)
+def test_rank(simulator, n, rows, dtype, kind, path, seed) -> None:
+    torch.manual_seed(seed)
+    x = make_values(kind, (rows, n), dtype)
+    ranks = to_torch(in_both_orders(simulator.rank, to_numpy(x), name(dtype), limits(simulator, path)), dtype)
+    assert ranks.dtype == arithmetic(dtype)
+    assert torch.equal(ranks, integer_ranks(x).to(ranks.dtype))
+
+
+@pytest.mark.parametrize("n", [1023, 1024, 1025, 2048, 4095, 4096, 4097, 6000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rank_of_long_rows(simulator, n: int, dtype: torch.dtype) -> None:
+    for kind in ("normal", "ties"):
+        x = make_values(kind, (3, n), dtype)
+        ranks = in_both_orders(simulator.rank, to_numpy(x), name(dtype), limits(simulator, "warp"))
+        assert np.array_equal(ranks, integer_ranks(x).numpy())
+
+
+@settings(max_examples=EXAMPLES)
+@given(
+    n=around_powers_of_two,
+    dtype=st.sampled_from(FLOATING),
+    kind=st.sampled_from(["normal", "ties", "special"]),
+    path=st.sampled_from([*PATHS]),
+    strength=st.floats(0.01, 50),
+    seed=st.integers(0, 2**31),
+)
+def test_rank_backward(simulator, n, dtype, kind, path, strength, seed) -> None:
+    torch.manual_seed(seed)
+    x = make_values(kind, (3, n), dtype).requires_grad_()
+    grad = make_values("ties", (3, n), arithmetic(dtype))
+    ranks = reference.rank(x, strength)
+    ranks.backward(grad)
+    inputs = (to_numpy(tensor) for tensor in (grad, x, ranks))
+    result = in_both_orders(simulator.rank_backward, *inputs, name(dtype), strength, limits(simulator, path))
+    assert torch.equal(to_torch(result, dtype), x.grad)
+
+
+# ---- the subset ----
+
+
+def make_labels(kind: str, n: int) -> Tensor:
+    return {
+        "distinct": lambda: torch.rand(n, dtype=torch.float64) * 50,
+        "float32": lambda: torch.rand(n) * 50,
+        "permutation": lambda: torch.randperm(n) - n // 2,
+        "integer": lambda: torch.randint(-3, 3 * n + 1, (n,)),
+        "tied": lambda: torch.randint(0, max(1, n // 4), (n,)).float(),
+        "zeros": lambda: torch.tensor([0.0, -0.0, 1.0])[torch.randint(0, 3, (n,))],
+        "half": lambda: torch.randint(0, 2 * n + 1, (n,)).half() / 8,
+        "bfloat16": lambda: (torch.randperm(n) * 1.37).bfloat16(),
+        "equal": lambda: torch.ones(n),
+        "vector": lambda: torch.randint(0, 4, (n, 3)),
+        "distinct vector": lambda: torch.rand(n, 2).sub(0.5),
+    }[kind]()
+
+
+LABELS = ["distinct", "float32", "permutation", "integer", "tied", "zeros", "half", "bfloat16", "equal", "vector"]
+LABELS += ["distinct vector"]
+
+
+def select(simulator, labels: Tensor, priority: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    matrix = labels if labels.dim() == 2 else labels[:, None]
+    return in_both_orders(simulator.select, to_numpy(matrix), name(labels.dtype), priority.numpy())
+
+
+@settings(max_examples=EXAMPLES)
+@given(
+    n=around_powers_of_two,
+    kind=st.sampled_from(LABELS),
+    tied_priority=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_select(simulator, n, kind, tied_priority, seed) -> None:
+    torch.manual_seed(seed)
+    labels = make_labels(kind, n)
+    priority = torch.randint(0, 3, (n,)).double() if tied_priority else torch.rand(n, dtype=torch.float64)
+    index, order, count = select(simulator, labels, priority)
+    expected = select_subset(labels, priority)
+    m = len(expected)
+    assert count.item() == m
+    assert index.tolist() == expected.tolist() + [0] * (n - m)
+    vectors = labels if labels.dim() == 2 else labels[:, None]
+    keys = vectors[expected].double().T.flip(0).numpy() + 0.0  # lexsort's first key is the last row
+    assert order.tolist() == np.lexsort(keys).tolist() + [0] * (n - m)
+
+
+# ---- loss and gradient ----
+
+
+def run(simulator, x: Tensor, labels: Tensor, *, matrix=None, strength=2.0, weight=1.0, row_weight=None, path="warp"):
+    """The subset's rows of the batch, and loss, rows and gradient as tensors."""
+    priority = draw_priority(labels, torch.Generator().manual_seed(7))
+    index, order, count = select(simulator, labels, priority)
+    target = labels if matrix is None else matrix
+    result = in_both_orders(
+        simulator.ranksim,
+        *(to_numpy(x), name(x.dtype), index, order, count),
+        *(to_numpy(target), name(target.dtype), matrix is not None, strength, weight),
+        *(None if row_weight is None else row_weight.numpy(), True, limits(simulator, path)),
+    )
+    without_gradient = simulator.ranksim(
+        *(to_numpy(x), name(x.dtype), index, order, count),
+        *(to_numpy(target), name(target.dtype), matrix is not None, strength, weight),
+        *(None, False, limits(simulator, path), False),
+    )
+    assert without_gradient.keys() == {"loss", "rows"}
+    for key, value in without_gradient.items():
+        assert value.tobytes() == result[key].tobytes()
+    return index[: count.item()], {key: to_torch(value, x.dtype) for key, value in result.items()}
+
+
+def close(actual: Tensor, expected: Tensor) -> None:
+    tolerance = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}[actual.dtype]
+    scale = expected.abs().max().item() if expected.numel() else 0.0
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance * scale + 1e-7)
+
+
+@settings(max_examples=EXAMPLES // 2)
+@given(
+    n=st.integers(1, 70) | st.sampled_from([127, 128, 129]),
+    d=st.integers(1, 40),
+    dtype=st.sampled_from(FLOATING),
+    integer=st.booleans(),
+    kind=st.sampled_from(LABELS),
+    path=st.sampled_from([*PATHS]),
+    strength=st.floats(0.01, 20),
+    weight=st.sampled_from([0.0, 3e-4, 0.1, 1.0, 100.0]),
+    seed=st.integers(0, 2**31),
+)
+def test_ranksim(simulator, n, d, dtype, integer, kind, path, strength, weight, seed) -> None:
+    torch.manual_seed(seed)
+    x = torch.randint(-3, 4, (n, d)).to(dtype) if integer else torch.randn(n, d).to(dtype)
+    labels, row_weight = make_labels(kind, n), torch.randn(n, dtype=arithmetic(dtype))
+    matrix = None
+    chosen = select_subset(labels, draw_priority(labels, torch.Generator().manual_seed(7)))
+    if labels.dim() == 2 or seed % 3 == 0:
+        matrix = label_similarity_matrix(labels[chosen], "negative_l1")
+        matrix = matrix.to(torch.float64 if seed % 2 else torch.float32)
+    options = {"matrix": matrix, "strength": strength, "weight": weight, "path": path}
+
+    leaf = x.clone().requires_grad_()
+    expected_rows = reference.ranksim_loss(
+        leaf,
+        labels,
+        interp_strength=strength,
+        weight=weight,
+        reduction="none",
+        label_similarity=matrix,
+        generator=torch.Generator().manual_seed(7),
+    )
+    index, result = run(simulator, x, labels, **options)
+    assert index.tolist() == chosen.tolist()
+    m = len(chosen)
+    torch.testing.assert_close(result["rows"][:m], expected_rows.detach(), rtol=1e-6, atol=0)
+    assert not result["rows"][m:].any()
+    torch.testing.assert_close(result["loss"][0], expected_rows.detach().sum(), rtol=1e-5, atol=0)
+    (expected,) = torch.autograd.grad(expected_rows.sum(), leaf, retain_graph=True)
+    close(result["gradient"].to(dtype), expected)
+
+    _, result = run(simulator, x, labels, row_weight=row_weight, **options)
+    assert result["gradient"].dtype == dtype
+    (expected,) = torch.autograd.grad(expected_rows, leaf, row_weight[:m])
+    close(result["gradient"], expected)
+
+
+@pytest.mark.parametrize("path", [*PATHS])
+def test_ranksim_of_one_row_and_of_one_label(simulator, path: str) -> None:
+    for n, labels in ((1, torch.ones(1)), (5, torch.ones(5))):
+        index, result = run(simulator, torch.randn(n, 3), labels, path=path)
+        assert len(index) == 1
+        assert result["loss"].item() == 0
+        assert not result["gradient"].any()
+
+
+def test_ranksim_of_rows_shorter_than_the_bound(simulator) -> None:
+    """F.normalize divides those by a constant, which has no gradient of its own."""
+    torch.manual_seed(3)
+    x = torch.randn(9, 4, dtype=torch.float64)
+    x[2] *= 1e-14
+    x[5] = 0
+    leaf, labels = x.clone().requires_grad_(), torch.randperm(9)
+    reference.ranksim_loss(leaf, labels).backward()
+    _, result = run(simulator, x, labels)
+    for actual, expected in zip(result["gradient"], leaf.grad, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12 * expected.abs().max().item())
+
+
+# ---- NaN ----
+
+
+@pytest.mark.parametrize("path", [*PATHS])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_value_that_is_not_finite_shows(simulator, path: str, value: float) -> None:
+    labels = torch.randint(0, 6, (20,))
+    clean = torch.randn(20, 3)
+    index, result = run(simulator, clean, labels, path=path)
+    assert result["loss"].isfinite().all()
+    left_out = next(row for row in range(20) if row not in index)
+    for row in (left_out, index[0]):
+        x = clean.clone()
+        x[row, 1] = value
+        index, result = run(simulator, x, labels, path=path)
+        assert result["loss"].isnan().all()
+        assert result["rows"][: len(index)].isnan().all()
+        assert result["gradient"][index].isnan().all()
+    target = torch.rand(20)
+    target[4] = value
+    index, result = run(simulator, clean, target, path=path)
+    assert result["loss"].isnan().all()
+    assert result["gradient"][index].isnan().all()
+
+
+@pytest.mark.parametrize("path", [*PATHS])
+def test_a_similarity_matrix_without_order_shows(simulator, path: str) -> None:
+    x, labels = torch.randn(12, 3), torch.arange(12) // 2
+    matrix = torch.randn(7, 7)
+    assert run(simulator, x, labels, matrix=matrix, path=path)[1]["loss"].isfinite().all()
+    matrix[6, 2] = torch.nan  # beyond the six labels
+    assert run(simulator, x, labels, matrix=matrix, path=path)[1]["loss"].isfinite().all()
+    matrix[5, 2] = torch.nan
+    for wrong in (matrix, matrix[:5, :5].contiguous().nan_to_num()):
+        index, result = run(simulator, x, labels, matrix=wrong, path=path)
+        assert result["loss"].isnan().all()
+        assert result["gradient"][index].isnan().all()
+
+
+# ---- the simulator itself ----
+
+
+def test_a_missing_barrier_shows(simulator) -> None:
+    values = np.arange(64, dtype=np.float32)
+    for reverse in (False, True):
+        assert np.array_equal(simulator.reverse_block(values, True, reverse), values[::-1])
+    wrong = [simulator.reverse_block(values, False, reverse) for reverse in (False, True)]
+    assert not np.array_equal(*wrong)
+    assert np.isnan(wrong[0]).any()  # read before anything was written
+
+
+def test_threads_that_wait_in_vain_are_an_error(simulator) -> None:
+    with pytest.raises(RuntimeError, match="25 of 32 threads wait, one of them at __any_sync"):
+        simulator.divergent(True)
+    with pytest.raises(RuntimeError, match="some threads are at __any_sync, others at __syncwarp"):
+        simulator.divergent(False)
+
+
+def run_process(flavour: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    build.build(flavour)
+    environment = {**os.environ, **build.runtime(flavour), "DADL_SIMULATOR": flavour}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=Path(__file__).parent)
+
+
+@pytest.mark.skipif(FLAVOUR != "plain", reason="this process is a sanitizer's own")
+@pytest.mark.parametrize("flavour", ["address", "undefined"])
+def test_sanitizer(flavour: str) -> None:
+    done = run_process(flavour, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+
+
+@pytest.mark.skipif(FLAVOUR != "plain", reason="this process is a sanitizer's own")
+def test_the_sanitizer_sees_shared_memory() -> None:
+    script = "from simulator import build; build.load('address').overrun({})"
+    assert run_process("address", "-c", script.format(0)).returncode == 0
+    done = run_process("address", "-c", script.format(1))
+    assert done.returncode != 0
+    assert "heap-buffer-overflow" in done.stderr
