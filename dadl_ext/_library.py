@@ -70,6 +70,13 @@ def require_device(device: torch.device) -> None:
         raise RuntimeError(f"dadl_ext has no CUDA kernels here: {_cuda_absent_because}")
 
 
+def _version() -> str:
+    try:
+        return importlib.metadata.version("dadl")
+    except importlib.metadata.PackageNotFoundError:
+        return "built in place, not installed"
+
+
 def build_info() -> BuildInfo:
     """Versions, libraries, architectures and CPU capability of this installation, and why CUDA is absent if it is.
 
@@ -81,7 +88,7 @@ def build_info() -> BuildInfo:
     if reason is None and not torch.cuda.is_available():
         reason = "the CUDA operators are loaded, but torch sees no GPU"
     return {
-        "dadl": importlib.metadata.version("dadl"),
+        "dadl": _version(),
         "torch": torch.__version__,
         "torch_cuda": torch.version.cuda,
         "python": platform.python_version(),
