@@ -127,7 +127,7 @@ setup(
     ext_modules=[
         Extension(
             "dadl_ext._C",
-            [str((Path("csrc") / source)) for source in flags.CPU_SOURCES],
+            [str(Path("csrc") / source) for source in flags.CPU_SOURCES],
             depends=[str(path.relative_to(ROOT)) for path in flags.CSRC.rglob("*.h")],
             extra_compile_args=flags.CXX_FLAGS,
             libraries=["c10", "torch_cpu", "torch"],

@@ -102,7 +102,8 @@ def check_ranksim_settings(
     if isinstance(label_similarity, str):
         if label_similarity not in LABEL_SIMILARITIES:
             raise ValueError(
-                f"label_similarity must be one of {LABEL_SIMILARITIES}, a callable or a matrix, got {label_similarity!r}"
+                f"label_similarity must be one of {LABEL_SIMILARITIES}, a callable or a matrix, "
+                f"got {label_similarity!r}"
             )
     elif not (label_similarity is None or isinstance(label_similarity, Tensor) or callable(label_similarity)):
         raise TypeError(

@@ -1,4 +1,4 @@
-"""Labels: the random subset and the similarities of vector labels, shared by the compiled functions and the reference."""
+"""The random subset and the similarities of vector labels, shared by the compiled functions and the reference."""
 
 import torch
 import torch.nn.functional as F

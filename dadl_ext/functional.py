@@ -115,22 +115,23 @@ def ranksim_loss(
         features, labels, priority = gather_batch(features, labels, priority)
     subset = ranksim.ranksim_select(labels, priority)
 
-    matrix = _label_matrix(labels, subset, label_similarity)
+    index, _, count = subset
+    matrix = _label_matrix(labels, index, count, label_similarity)
     if reduction == "none":
         rows = ranksim.ranksim_rows(features, labels, subset, matrix, interp_strength, weight)
-        return rows[: int(subset.count)]
+        return rows[: int(count)]
     loss = ranksim.ranksim_loss(features, labels, subset, matrix, interp_strength, weight)
-    return loss / subset.count.clamp(min=1) if reduction == "mean" else loss
+    return loss / count.clamp(min=1) if reduction == "mean" else loss
 
 
-def _label_matrix(labels: Tensor, subset: ranksim.Subset, label_similarity: LabelSimilarity) -> Tensor | None:
+def _label_matrix(labels: Tensor, index: Tensor, count: Tensor, label_similarity: LabelSimilarity) -> Tensor | None:
     """The similarity matrix of the subset's labels; None where the operator merges sorted scalar labels itself."""
     if labels.dim() == 1 and (
         label_similarity is None or (isinstance(label_similarity, str) and label_similarity != "cosine")
     ):
         return None
     padded = labels.device.type != "cpu" or torch.compiler.is_compiling()
-    index = subset.index if padded else subset.index[: int(subset.count)]
-    matrix = label_similarity_matrix(labels[index], label_similarity, padded)
+    chosen = labels[index if padded else index[: int(count)]]
+    matrix = label_similarity_matrix(chosen, label_similarity, padded)
     # float64 holds the halves, and integers up to 2^53, exactly.
     return matrix if matrix.dtype in (torch.float32, torch.float64) else matrix.double()

@@ -94,15 +94,10 @@ def test_one_wheel_for_every_python(source: Path, tmp_path: Path) -> None:
     target = tmp_path / "site"
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(wheel)]
     subprocess.run(install, check=True)
-    code = (
-        "import dadl_ext, torch; assert dadl_ext.__file__.startswith(r'%s');"
-        "print(dadl_ext.functional.rank(torch.tensor([3., 1., 2.])).tolist())" % target
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(target)}, cwd=tmp_path, capture_output=True,
-        text=True,
-    )  # fmt: skip
-    assert run.stdout.strip() == "[1.0, 3.0, 2.0]", run.stderr
+    code = "import dadl_ext, torch; print(dadl_ext.__file__, dadl_ext.functional.rank(torch.tensor([3., 1.])).tolist())"
+    environment = {**os.environ, "PYTHONPATH": str(target)}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert run.stdout.strip() == f"{target}/dadl_ext/__init__.py [1.0, 2.0]", run.stderr
 
 
 def test_build_info_tells_everything() -> None:

@@ -65,7 +65,10 @@ def test_two_processes_equal_one() -> None:
         # One process, with the priorities that the two have drawn.
         x, labels = whole_batch(0)
         priority = torch.cat(
-            [torch.rand(n, dtype=torch.float64, generator=torch.Generator().manual_seed(r)) for r, n in enumerate(SIZES)]
+            [
+                torch.rand(n, dtype=torch.float64, generator=torch.Generator().manual_seed(r))
+                for r, n in enumerate(SIZES)
+            ]
         )
         chosen = reference.ranksim.select_subset(labels, priority)
         leaf = x[chosen].clone().requires_grad_()

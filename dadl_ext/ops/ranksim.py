@@ -1,6 +1,6 @@
 """The RankSim operators: their fake kernels, autograd and autocast rules."""
 
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -8,18 +8,13 @@ from torch import Tensor
 from .. import _library as _library  # the operators must be loaded before rules can be registered
 from ._rules import register_float32_autocast, register_no_second_derivative
 
-
-class Subset(NamedTuple):
-    """One row for each distinct label; the tensors have a fixed size, the count stays on the device."""
-
-    index: Tensor
-    order: Tensor
-    count: Tensor
+# (index, order, count) as in csrc/ops.cpp: of fixed size, so that the count may stay on the device.
+Subset: TypeAlias = tuple[Tensor, Tensor, Tensor]
 
 
 def ranksim_select(labels: Tensor, priority: Tensor) -> Subset:
     """For each distinct label the row of lowest priority, in ascending label order (batch order if all differ)."""
-    return Subset(*torch.ops.dadl.ranksim_select.default(labels, priority))
+    return torch.ops.dadl.ranksim_select.default(labels, priority)  # type: ignore[no-any-return]
 
 
 def ranksim_loss(
