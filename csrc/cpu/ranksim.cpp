@@ -210,10 +210,11 @@ void symmetrise_tile_rows(A* g, const A* weight, const A* inverse_norm, int64_t 
   }
 }
 
-// dx = (g - u <g, u>) / |x| with u = x / |x|; g may be the output itself where the subset is the batch.
+// dx = (g - u <g, u>) / |x| with u = x / |x|, without the second term where a constant stands for the norm, as in
+// F.normalize. g may be the output itself where the subset is the batch.
 template <typename A>
-void project_rows(const A* g, const A* x, const A* inverse_norm, const int64_t* index, A* gradient, int64_t d,
-                  int64_t begin, int64_t end) {
+void project_rows(const A* g, const A* x, const double* squared, const A* inverse_norm, const int64_t* index,
+                  A* gradient, int64_t d, int64_t begin, int64_t end) {
   constexpr int kLanes = 16;
   for (int64_t row = begin; row < end; ++row) {
     const A *gr = g + row * d, *xr = x + row * d;
@@ -225,7 +226,7 @@ void project_rows(const A* g, const A* x, const A* inverse_norm, const int64_t* 
     A inner = 0;
     for (; c < d; ++c) inner += gr[c] * xr[c];
     for (int l = 0; l < kLanes; ++l) inner += sums[l];
-    const A inverse = inverse_norm[row], along = inner * inverse * inverse;
+    const A inverse = inverse_norm[row], along = squared[row] == kMinSquaredNorm ? 0 : inner * inverse * inverse;
     A* out = gradient + index[row] * d;
     for (c = 0; c < d; ++c) out[c] = (gr[c] - xr[c] * along) * inverse;
   }
@@ -242,17 +243,17 @@ DADL_STORAGE_ROWS(Half)
 DADL_STORAGE_ROWS(BFloat16)
 #undef DADL_STORAGE_ROWS
 
-#define DADL_ARITHMETIC_ROWS(A)                                                                                      \
-  DADL_CLONES void rank_similarities(const RowsTask<A>& task, LabelRanks::Scratch& labels, int64_t begin,            \
-                                     int64_t end) {                                                                  \
-    ranksim_tiles<A>(task, labels, begin, end);                                                                      \
-  }                                                                                                                  \
-  DADL_CLONES void symmetrise(A* g, const A* weight, const A* inverse_norm, int64_t m, int64_t begin, int64_t end) { \
-    symmetrise_tile_rows<A>(g, weight, inverse_norm, m, begin, end);                                                 \
-  }                                                                                                                  \
-  DADL_CLONES void project(const A* g, const A* x, const A* inverse_norm, const int64_t* index, A* gradient,         \
-                           int64_t d, int64_t begin, int64_t end) {                                                  \
-    project_rows<A>(g, x, inverse_norm, index, gradient, d, begin, end);                                             \
+#define DADL_ARITHMETIC_ROWS(A)                                                                                        \
+  DADL_CLONES void rank_similarities(const RowsTask<A>& task, LabelRanks::Scratch& labels, int64_t begin,              \
+                                     int64_t end) {                                                                    \
+    ranksim_tiles<A>(task, labels, begin, end);                                                                        \
+  }                                                                                                                    \
+  DADL_CLONES void symmetrise(A* g, const A* weight, const A* inverse_norm, int64_t m, int64_t begin, int64_t end) {   \
+    symmetrise_tile_rows<A>(g, weight, inverse_norm, m, begin, end);                                                   \
+  }                                                                                                                    \
+  DADL_CLONES void project(const A* g, const A* x, const double* squared, const A* inverse_norm, const int64_t* index, \
+                           A* gradient, int64_t d, int64_t begin, int64_t end) {                                       \
+    project_rows<A>(g, x, squared, inverse_norm, index, gradient, d, begin, end);                                      \
   }
 DADL_ARITHMETIC_ROWS(float)
 DADL_ARITHMETIC_ROWS(double)
@@ -398,8 +399,8 @@ Result run(const Arguments& a, bool with_gradient, const A* row_weight) {
   if (m < n) torch::stable::zero_(result.gradient);
   add_product(gradient, x, 0.0, unit_gradient);
   torch::stable::parallel_for(0, m, grain_rows(d), [&](int64_t begin, int64_t end) {
-    project(data<A>(unit_gradient), data<A>(x), inverse_norm.data(), index, mutable_data<A>(result.gradient), d, begin,
-            end);
+    project(data<A>(unit_gradient), data<A>(x), squared.data(), inverse_norm.data(), index,
+            mutable_data<A>(result.gradient), d, begin, end);
   });
   return result;
 }
