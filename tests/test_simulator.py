@@ -213,7 +213,7 @@ def close(actual: Tensor, expected: Tensor) -> None:
 @settings(max_examples=EXAMPLES // 2)
 @given(
     n=st.integers(1, 70) | st.sampled_from([127, 128, 129]),
-    d=st.integers(1, 40),
+    d=st.integers(2, 40),
     dtype=st.sampled_from(FLOATING),
     integer=st.booleans(),
     kind=st.sampled_from(LABELS),

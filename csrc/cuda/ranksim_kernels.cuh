@@ -337,11 +337,12 @@ __global__ void __launch_bounds__(kThreads)
 
 constexpr int kTile = 32;
 constexpr int kTileRows = 8;
+constexpr int kTileThreads = kTile * kTileRows;
 
 // In place: g_ij = (w_i g_ij + w_j g_ji) / |x_j|, 0 beyond count, so that g X is the gradient with respect to the unit
 // rows. A block reads a tile and its mirror image before it writes either. Grid: tiles by tiles.
 template <typename T>
-__global__ void __launch_bounds__(kTile* kTileRows)
+__global__ void __launch_bounds__(kTileThreads)
     ranksim_symmetrise_kernel(T* g /* [n, width] */, int64_t width, const T* row_weight /* [n] or null for ones */,
                               const T* inverse_norms /* [n] */, const int64_t* count /* [] */, int64_t n) {
   DADL_SHARED(tile, T[kTile][kTile + 1]);
