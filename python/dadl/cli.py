@@ -35,7 +35,7 @@ def info() -> None:
 @app.command()
 def demo(
     name: Annotated[Demo, typer.Argument(help="Which comparison to run.")] = Demo.ranksim,
-    seeds: Annotated[int | None, typer.Option(min=1, help="Trainings per arm. [default: 3, quick: 1]")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Trainings per arm. [default: 5, quick: 1]")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data. [default: 8, quick: 1]")] = None,
     output: Annotated[Path | None, typer.Option(help="Folder of the results. [default: dadl-demo-NAME]")] = None,
     device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.auto,

@@ -2,8 +2,11 @@
 
 import importlib.metadata
 import time
+from collections.abc import Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -28,6 +31,9 @@ from .report import (
 )
 from .reweighting import LabelDistributionSmoothing, bin_weights
 from .training import fit, predict, tensor_loader
+
+IMAGE_SIZE = 48
+MOST_WORKERS = 8  # each holds PyTorch and the images in memory
 
 
 @dataclass(frozen=True)
@@ -54,11 +60,11 @@ class RankSimSetting:
 class Settings:
     """Everything that the results depend on besides the data."""
 
-    seeds: int = 3
+    seeds: int = 5
     epochs: int = 8
     batch_size: int = 64
     selection_seeds: int = 2
-    weights: tuple[float, ...] = (0.03, 0.1, 0.3)
+    weights: tuple[float, ...] = (0.1, 0.3)
     interp_strengths: tuple[float, ...] = (1.0, 2.0)
     every_nth_character: int = 1
 
@@ -114,11 +120,7 @@ class Experiment:
         smoothed = bin_weights(self.counts[1:], "sqrt_inv", smoothing=LabelDistributionSmoothing("gaussian", 5, 2.0))
         self.smoothed_weights = torch.cat([torch.zeros(1), smoothed])
 
-    @property
-    def steps_per_run(self) -> int:
-        return self.settings.epochs * -(-len(self.split.train) // self.settings.batch_size)
-
-    def train(self, run: Run, progress: JobProgress) -> Regression:
+    def train(self, run: Run) -> Regression:
         self.fabric.seed_everything(run.seed, verbose=False)
         encoder, head = stroke_encoder(), nn.Linear(64, 1)
         target = self.strokes[self.split.train]
@@ -129,7 +131,7 @@ class Experiment:
         weight = self.smoothed_weights[target] if run.arm.smoothing else torch.ones(len(target))
         images = self.images[self.split.train]
         loader = tensor_loader(images, target, weight, batch_size=self.settings.batch_size, shuffle=True)
-        fit(self.fabric, method, loader, epochs=self.settings.epochs, seed=run.seed, on_step=progress.advance)
+        fit(self.fabric, method, loader, epochs=self.settings.epochs, seed=run.seed)
         return method
 
     def predict(self, method: Regression, samples: kanji.IntArray) -> Tensor:
@@ -164,33 +166,51 @@ class Comparison:
     validation_mae: dict[Run, float]
 
 
-def compare(experiment: Experiment, progress: JobProgress) -> Comparison:
+def compare(experiment: Experiment, pool: Executor, progress: JobProgress) -> Comparison:
     """Choose each arm's setting on validation and train every arm with every seed; the test samples are not touched."""
     settings = experiment.settings
     grid = [RankSimSetting(*values) for values in product(settings.weights, settings.interp_strengths)]
     candidates: dict[Arm, list[RankSimSetting | None]] = {arm: [*grid] if arm.ranksim else [None] for arm in ARMS}
     selection_seeds = range(min(settings.selection_seeds, settings.seeds))
-    runs = sum(map(len, candidates.values())) * len(selection_seeds) + len(ARMS) * (
-        settings.seeds - len(selection_seeds)
-    )
-    progress.start("Training", total=runs * experiment.steps_per_run)
+    selection = [Run(arm, s, seed) for arm in ARMS for s in candidates[arm] for seed in selection_seeds]
+    remaining_seeds = range(len(selection_seeds), settings.seeds)
+    progress.start("Training", total=len(selection) + len(ARMS) * len(remaining_seeds))
 
     trained: dict[Run, Regression] = {}
 
-    def train(run: Run) -> Regression:
-        if run not in trained:
-            progress.stage(f"Training {len(trained) + 1}/{runs}: {run}")
-            trained[run] = experiment.train(run, progress)
-        return trained[run]
+    def train(runs: Sequence[Run]) -> None:
+        waiting = {pool.submit(train_in_worker, run): run for run in runs}
+        for done in as_completed(waiting):
+            trained[waiting[done]] = done.result()
+            progress.advance(str(waiting[done]))
 
-    selection = [Run(arm, s, seed) for arm in ARMS for s in candidates[arm] for seed in selection_seeds]
-    validation_mae = {run: experiment.validation_mae(train(run)) for run in selection}
+    train(selection)
+    validation_mae = {run: experiment.validation_mae(trained[run]) for run in selection}
     chosen = {
         arm: min(candidates[arm], key=lambda s: sum(validation_mae[Run(arm, s, seed)] for seed in selection_seeds))
         for arm in ARMS
     }
-    methods = {arm: [train(Run(arm, chosen[arm], seed)) for seed in range(settings.seeds)] for arm in ARMS}
+    train([Run(arm, chosen[arm], seed) for arm in ARMS for seed in remaining_seeds])
+    methods = {arm: [trained[Run(arm, chosen[arm], seed)] for seed in range(settings.seeds)] for arm in ARMS}
     return Comparison(methods, chosen, validation_mae)
+
+
+# Networks this small gain little from a second thread, so every core trains its own run. One thread each also makes
+# the numbers independent of how many cores there are.
+_worker_experiment: Experiment
+
+
+def start_worker(device: str, characters: list[str], settings: Settings) -> None:
+    """Prepare a process to train runs; the characters are in the cache by now."""
+    global _worker_experiment
+    torch.set_num_threads(1)
+    fabric = Fabric(accelerator=device, devices=1)
+    _worker_experiment = Experiment(fabric, kanji.load_kanji(IMAGE_SIZE, characters), settings)
+
+
+def train_in_worker(run: Run) -> Regression:
+    """Train one run in a process that :func:`start_worker` has prepared."""
+    return _worker_experiment.train(run).cpu()
 
 
 def run_demo(settings: Settings, output: Path, device: str, console: Console) -> None:
@@ -203,10 +223,14 @@ def run_demo(settings: Settings, output: Path, device: str, console: Console) ->
     with JobProgress(console) as progress:
         characters = kanji.list_kanji()[:: settings.every_nth_character]
         progress.start("Rendering characters", total=len(characters))
-        experiment = Experiment(fabric, kanji.load_kanji(48, characters, on_rendered=progress.advance), settings)
+        data = kanji.load_kanji(IMAGE_SIZE, characters, on_rendered=progress.advance)
+        experiment = Experiment(fabric, data, settings)
         sizes = {part: len(samples) for part, samples in vars(experiment.split).items()}
         console.print(f"{len(characters)} characters: " + ", ".join(f"{size} {part}" for part, size in sizes.items()))
-        comparison = compare(experiment, progress)
+        workers = min(torch.get_num_threads(), MOST_WORKERS) if fabric.device.type == "cpu" else 1
+        # Spawned, not forked: a forked process cannot use the threads and devices of its parent.
+        with ProcessPoolExecutor(workers, get_context("spawn"), start_worker, (device, characters, settings)) as pool:
+            comparison = compare(experiment, pool, progress)
 
     predictions = {
         arm: torch.stack([experiment.predict(method, experiment.split.test) for method in methods])
@@ -239,6 +263,7 @@ def run_demo(settings: Settings, output: Path, device: str, console: Console) ->
     figure = draw_ranksim(
         experiment.counts.numpy(),
         labels.numpy(),
+        torch.bincount(group).numpy(),
         {name: values.numpy() for name, values in label_mae.items()},
         {name: values.numpy() for name, values in similarities.items()},
         settings.seeds,
@@ -288,7 +313,7 @@ def make_tables(metrics: dict[Arm, list[dict[Region, ErrorMetrics]]]) -> dict[st
     mae = cells({region.capitalize(): ("mae", region) for region in REGIONS})
     # The arms share initial weights and batches seed by seed, so that differences are surer than the means.
     change = {
-        f"{arm.name} − {base.name}": {
+        f"on {base.name}": {
             column: [a - b for a, b in zip(values, mae[base.name][column], strict=True)]
             for column, values in mae[arm.name].items()
         }

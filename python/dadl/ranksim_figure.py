@@ -32,6 +32,7 @@ SHADES: dict[Region, tuple[str, str]] = {
 def draw_ranksim(
     counts: npt.NDArray[np.integer],
     labels: npt.NDArray[np.integer],
+    test_counts: npt.NDArray[np.integer],
     label_mae: Mapping[str, Matrix],
     similarities: Mapping[str, Matrix],
     seeds: int,
@@ -42,8 +43,9 @@ def draw_ranksim(
     Args:
         counts: training samples per label, from label 0.
         labels: the test labels in ascending order, ``[L]``.
+        test_counts: test samples of each of ``labels``.
         label_mae: for each arm the test MAE of each of ``labels``, averaged over seeds.
-        similarities: for each title a similarity matrix ``[L, L]`` in the order of ``labels``.
+        similarities: for each title a similarity matrix ``[L, L]`` in the order of ``labels``, the labels' own first.
         seeds: how many seeds were averaged.
         attribution: the data's, shown at the bottom.
     """
@@ -53,13 +55,17 @@ def draw_ranksim(
     top, bottom = figure.add_subfigure(grid[0]), figure.add_subfigure(grid[1])
     histogram, error = top.subplots(1, 2)
     _draw_counts(histogram, counts)
-    _draw_errors(error, counts, labels, label_mae, seeds)
+    _draw_errors(error, counts, labels, test_counts, label_mae, seeds)
     bottom.suptitle(
         "(c) Do features order characters as their labels do?  Similarity of every two labels, rank within its row",
         fontsize=13,
     )
     panels = bottom.subplots(1, len(similarities))
-    for axes, (title, matrix) in zip(panels, similarities.items(), strict=True):
+    ranks = {title: _ranks(matrix) for title, matrix in similarities.items()}
+    reference = next(iter(ranks.values()))
+    for axes, (title, matrix) in zip(panels, ranks.items(), strict=True):
+        if matrix is not reference:
+            title += f"\nmean squared difference from labels {np.square(matrix - reference).mean():.4f}"
         image = _draw_ranks(axes, labels, title, matrix)
     panels[0].set_ylabel("label: number of strokes")
     bar = bottom.colorbar(image, ax=panels, shrink=0.85, ticks=(0, 1))
@@ -92,6 +98,7 @@ def _draw_errors(
     axes: Axes,
     counts: npt.NDArray[np.integer],
     labels: npt.NDArray[np.integer],
+    test_counts: npt.NDArray[np.integer],
     label_mae: Mapping[str, Matrix],
     seeds: int,
 ) -> None:
@@ -104,15 +111,24 @@ def _draw_errors(
     axes.set_ylabel(f"test MAE in strokes (mean of {seeds} {'seed' if seeds == 1 else 'seeds'})")
     axes.set_title("(b) Error by label, lower is better", fontsize=13)
     axes.legend(loc="upper center")
+    common = labels[test_counts >= 5]
+    if len(common) and common[-1] < labels[-1]:
+        note = f"labels above {common[-1]}:\nat most 4 test characters each"
+        axes.text(0.99, 0.02, note, transform=axes.transAxes, ha="right", va="bottom", fontsize=9)
 
 
-def _draw_ranks(axes: Axes, labels: npt.NDArray[np.integer], title: str, matrix: Matrix) -> AxesImage:
-    ranks = matrix.argsort(axis=1).argsort(axis=1) / max(matrix.shape[1] - 1, 1)
+def _ranks(similarity: Matrix) -> Matrix:
+    """Each row's ranks, scaled to [0, 1], 1 the most similar."""
+    order = similarity.argsort(axis=1, kind="stable").argsort(axis=1)
+    return order / max(similarity.shape[1] - 1, 1)
+
+
+def _draw_ranks(axes: Axes, labels: npt.NDArray[np.integer], title: str, ranks: Matrix) -> AxesImage:
     edges = (-0.5, len(labels) - 0.5)
     image = axes.imshow(ranks, cmap="viridis", vmin=0, vmax=1, extent=(*edges, *edges[::-1]))
     ticks = [i for i, label in enumerate(labels) if label == 1 or label % 5 == 0]
     axes.set_xticks(ticks, [str(labels[i]) for i in ticks])
     axes.set_yticks(ticks, [str(labels[i]) for i in ticks])
     axes.set_xlabel("label: number of strokes")
-    axes.set_title(title)
+    axes.set_title(title, fontsize=11)
     return image

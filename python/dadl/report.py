@@ -21,7 +21,7 @@ Cells = Mapping[str, Mapping[str, Sequence[float]]]
 
 
 class JobProgress:
-    """A bar with the remaining time of the whole job on a terminal; one plain line per stage elsewhere."""
+    """A bar with the remaining time of the whole job on a terminal; plain lines elsewhere."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -48,20 +48,15 @@ class JobProgress:
         self._bar.stop()
 
     def start(self, description: str, total: int) -> None:
-        """Begin a part of the job that has ``total`` steps; it replaces the part before."""
-        for task in self._bar.task_ids:
-            self._bar.remove_task(task)
-        self._bar.add_task(description, total=total)
+        """Begin a part of the job that has ``total`` steps."""
+        self._task = self._bar.add_task(description, total=total)
 
-    def stage(self, description: str) -> None:
-        """Say what the coming steps do."""
-        if self._console.is_terminal:
-            self._bar.update(self._bar.task_ids[-1], description=description)
-        else:
-            self._console.print(description)
-
-    def advance(self) -> None:
-        self._bar.advance(self._bar.task_ids[-1])
+    def advance(self, done: str = "") -> None:
+        """Count one step; where there is no bar, ``done`` says in a line what it was."""
+        self._bar.advance(self._task)
+        if done and not self._console.is_terminal:
+            task = self._bar.tasks[-1]
+            self._console.print(f"{task.description} {task.completed:.0f}/{task.total:.0f}: {done}", soft_wrap=True)
 
 
 def mean_and_standard_error(values: Sequence[float]) -> tuple[float, float]:
@@ -75,7 +70,8 @@ def format_cell(values: Sequence[float]) -> str:
     mean, error = mean_and_standard_error(values)
     if math.isnan(mean):
         return "–"
-    return f"{mean:.2f}" if math.isnan(error) else f"{mean:.2f} ± {error:.2f}"
+    rounded = round(mean, 2) + 0.0  # no "-0.00"
+    return f"{rounded:.2f}" if math.isnan(error) else f"{rounded:.2f} ± {error:.2f}"
 
 
 def rich_table(title: str, cells: Cells) -> Table:
