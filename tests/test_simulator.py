@@ -258,6 +258,24 @@ def test_ranksim(simulator, n, d, dtype, integer, kind, path, strength, weight, 
     close(result["gradient"], expected)
 
 
+@pytest.mark.skipif(FLAVOUR != "plain", reason="the same code as for short rows")
+@pytest.mark.parametrize("n", [200, 400, 700, 1100])
+def test_ranksim_of_large_batches(simulator, n: int) -> None:
+    leaf = torch.randn(n, 4).requires_grad_()
+    labels = torch.randint(0, 20 * n, (n,))
+    loss = reference.ranksim_loss(leaf, labels, generator=torch.Generator().manual_seed(7))
+    loss.backward()
+    _, result = run(simulator, leaf, labels)
+    torch.testing.assert_close(result["loss"][0], loss.detach(), rtol=1e-6, atol=0)
+    close(result["gradient"], leaf.grad)
+
+
+def test_ranksim_without_feature_dimensions(simulator) -> None:
+    _, result = run(simulator, torch.empty(6, 0), torch.arange(6))
+    assert result["loss"].isfinite().all()
+    assert result["gradient"].shape == (6, 0)
+
+
 @pytest.mark.parametrize("path", [*PATHS])
 def test_ranksim_of_one_row_and_of_one_label(simulator, path: str) -> None:
     for n, labels in ((1, torch.ones(1)), (5, torch.ones(5))):
@@ -348,7 +366,7 @@ def run_process(flavour: str, *arguments: str) -> subprocess.CompletedProcess[st
 @pytest.mark.skipif(FLAVOUR != "plain", reason="this process is a sanitizer's own")
 @pytest.mark.parametrize("flavour", ["address", "undefined"])
 def test_sanitizer(flavour: str) -> None:
-    done = run_process(flavour, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__)
+    done = run_process(flavour, "-m", "pytest", "--capture=sys", "-p", "no:cacheprovider", __file__)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
 
 

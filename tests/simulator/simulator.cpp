@@ -23,7 +23,7 @@ class Backend {
   class Buffer {
    public:
     explicit Buffer(int64_t size) : memory_(size) {
-      std::memset(static_cast<void*>(memory_.data()), 0xFF, memory_.size() * sizeof(T));
+      std::fill_n(reinterpret_cast<unsigned char*>(memory_.data()), memory_.size() * sizeof(T), 0xFF);
     }
     T* data() const { return memory_.data(); }
 
@@ -45,7 +45,7 @@ class Backend {
 
   template <typename T>
   void zero(T* values, int64_t size) {
-    std::memset(static_cast<void*>(values), 0, size * sizeof(T));
+    std::fill_n(reinterpret_cast<unsigned char*>(values), size * sizeof(T), 0);
   }
 
   template <typename Signed>
