@@ -119,8 +119,8 @@ def _draw_errors(
 
 def _ranks(similarity: Matrix) -> Matrix:
     """Each row's ranks, scaled to [0, 1], 1 the most similar."""
-    order = similarity.argsort(axis=1, kind="stable").argsort(axis=1)
-    return order / max(similarity.shape[1] - 1, 1)
+    ranks: Matrix = similarity.argsort(axis=1, kind="stable").argsort(axis=1).astype(np.float64)
+    return ranks / max(similarity.shape[1] - 1, 1)
 
 
 def _draw_ranks(axes: Axes, labels: npt.NDArray[np.integer], title: str, ranks: Matrix) -> AxesImage:
