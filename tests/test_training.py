@@ -158,6 +158,8 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
                 predictions = predict(fabric, method, tensor_loader(INPUTS[:19], batch_size=4))
                 if fabric.global_rank == 0:
                     torch.save((parameters(method), predictions, history), sys.argv[1])
+                fabric.barrier()
+                torch.distributed.destroy_process_group()  # else gloo's threads may abort the exiting process
 
             if __name__ == "__main__":
                 Fabric(accelerator="cpu", devices=2, strategy="ddp_spawn").launch(job)

@@ -120,7 +120,8 @@ def _draw_errors(
 def _ranks(similarity: Matrix) -> Matrix:
     """Each row's ranks, scaled to [0, 1], 1 the most similar."""
     ranks: Matrix = similarity.argsort(axis=1, kind="stable").argsort(axis=1).astype(np.float64)
-    return ranks / max(similarity.shape[1] - 1, 1)
+    ranks /= max(similarity.shape[1] - 1, 1)
+    return ranks
 
 
 def _draw_ranks(axes: Axes, labels: npt.NDArray[np.integer], title: str, ranks: Matrix) -> AxesImage:
