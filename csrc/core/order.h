@@ -27,6 +27,4 @@ DADL_HD uint64_t ordered_key(double value) {
 
 DADL_HD uint64_t ordered_key(int64_t value) { return static_cast<uint64_t>(value) ^ (uint64_t{1} << 63); }
 
-DADL_HD uint64_t ordered_key(uint64_t value) { return value; }
-
 }  // namespace dadl

@@ -1,11 +1,13 @@
 // One row of label ranks at a time: by a merge for scalar labels, by a rank for a given similarity matrix.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <vector>
 
 #include "../core/labels.h"
+#include "common.h"
 #include "row_ranks.h"
 
 namespace dadl::cpu {
@@ -23,6 +25,57 @@ class LabelRanks {
   virtual std::unique_ptr<Scratch> scratch() const = 0;
 };
 
+// A label's distance and column in one unsigned number: the nearest first, among equals the larger column first.
+template <typename Distance>
+struct MergeKey;
+template <>
+struct MergeKey<float> {
+  using Type = uint64_t;
+  static Type make(float distance, uint32_t column) {
+    return static_cast<Type>(ordered_key(distance)) << 32 | static_cast<uint32_t>(~column);
+  }
+};
+template <>
+struct MergeKey<double> {
+  using Type = unsigned __int128;
+  static Type make(double distance, uint32_t column) {
+    return static_cast<Type>(ordered_key(distance)) << 64 | static_cast<uint32_t>(~column);
+  }
+};
+template <>
+struct MergeKey<uint64_t> {
+  using Type = unsigned __int128;
+  static Type make(uint64_t distance, uint32_t column) {
+    return static_cast<Type>(distance) << 64 | static_cast<uint32_t>(~column);
+  }
+};
+
+// Keys of all distances to the label at position `own`, in label order. Returns whether two neighbours are equally far.
+template <typename Label, typename Key>
+bool merge_keys(const Label* sorted, const uint32_t* column, int32_t m, int32_t own, Key* keys) {
+  using Distance = decltype(label_distance(Label{}, Label{}));
+  constexpr int kDistanceShift = 4 * sizeof(Key);
+  const Label label = sorted[own];
+  for (int32_t p = 0; p < m; ++p) {
+    keys[p] = MergeKey<Distance>::make(label_distance(label, sorted[p]), column[p]);
+  }
+  int32_t ties = 0;
+  for (int32_t p = 1; p < m; ++p) ties |= ((keys[p] ^ keys[p - 1]) >> kDistanceShift) == 0;
+  return ties;
+}
+
+#define DADL_MERGE_KEYS(Label, Key)                                                                          \
+  DADL_CLONES inline bool merge_keys_of(const Label* sorted, const uint32_t* column, int32_t m, int32_t own, \
+                                        Key* keys) {                                                         \
+    return merge_keys(sorted, column, m, own, keys);                                                         \
+  }
+DADL_MERGE_KEYS(float, uint64_t)
+DADL_MERGE_KEYS(Half, uint64_t)
+DADL_MERGE_KEYS(BFloat16, uint64_t)
+DADL_MERGE_KEYS(double, unsigned __int128)
+DADL_MERGE_KEYS(int64_t, unsigned __int128)
+#undef DADL_MERGE_KEYS
+
 // Similarity -|y_i - y_j|. The labels are sorted once; around row i the distances grow to both sides, so its ranks
 // come from merging two sorted runs.
 template <typename Label>
@@ -34,7 +87,7 @@ class ScalarLabelRanks final : public LabelRanks {
     for (int64_t p = 0; p < m; ++p) {
       const int64_t column = order[p];
       sorted_[p] = labels[index[column]];
-      column_[p] = static_cast<int32_t>(column);
+      column_[p] = static_cast<uint32_t>(column);
       position_[column] = static_cast<int32_t>(p);
       finite_ = finite_ && label_is_finite(sorted_[p]);
     }
@@ -43,79 +96,65 @@ class ScalarLabelRanks final : public LabelRanks {
   std::unique_ptr<LabelRanks::Scratch> scratch() const override { return std::make_unique<Scratch>(*this); }
 
  private:
-  using Distance = decltype(label_distance(Label{}, Label{}));
+  using Key = typename MergeKey<decltype(label_distance(Label{}, Label{}))>::Type;
 
   class Scratch final : public LabelRanks::Scratch {
    public:
     explicit Scratch(const ScalarLabelRanks& labels)
-        : labels_(labels), m_(static_cast<int32_t>(labels.sorted_.size())), distance_(m_), ranker_(m_) {}
+        : labels_(labels), m_(static_cast<int32_t>(labels.sorted_.size())), keys_(m_ + 2, ~Key{0}) {}
 
     bool row(int64_t i, int32_t* ranks) override {
       if (!labels_.finite_) return false;
       const int32_t own = labels_.position_[i];
-      const Label label = labels_.sorted_[own];
-      for (int32_t p = 0; p < m_; ++p) distance_[p] = label_distance(label, labels_.sorted_[p]);
-      // Rounding can make neighbours on one side equally far; then the columns decide, which a merge does not see.
-      bool ties = false;
-      for (int32_t p = 1; p < m_; ++p) ties |= distance_[p] == distance_[p - 1];
-      if (ties) {
-        rank_distances(ranks);
+      Key* keys = keys_.data() + 1;
+      if (merge_keys_of(labels_.sorted_.data(), labels_.column_.data(), m_, own, keys)) {
+        // Rounding made neighbours on one side equally far, where the columns decide, which a merge does not see.
+        std::sort(keys, keys + m_);
+        for (int32_t p = 0; p < m_; ++p) ranks[column(keys[p])] = p + 1;
       } else {
-        merge(own, ranks);
+        merge(keys, own, ranks);
       }
       return true;
     }
 
    private:
+    static uint32_t column(Key key) { return ~static_cast<uint32_t>(key); }
+
     // Two chains of dependent steps at a time: the nearest half of the columns outwards from row i, the farthest half
-    // inwards from both ends. Among equals the larger column ranks first.
-    void merge(int32_t own, int32_t* ranks) const {
-      const int32_t* column = labels_.column_.data();
-      ranks[column[own]] = 1;
-      int32_t left = own - 1, right = own + 1, first = 0, last = m_ - 1;
-      int32_t near_rank = 2, far_rank = m_;
-      while (near_rank <= far_rank) {
-        if (left < first || right > last) {
-          // One side is used up: the other follows in order.
-          while (left >= first) ranks[column[left--]] = near_rank++;
-          while (right <= last) ranks[column[right++]] = near_rank++;
-          return;
-        }
-        const bool near_left = nearer(left, right);
-        ranks[column[near_left ? left : right]] = near_rank++;
-        left -= near_left;
-        right += !near_left;
-        if (left < first || right > last) continue;
-        const bool far_left = !nearer(first, last);
-        ranks[column[far_left ? first : last]] = far_rank--;
-        first += far_left;
-        last -= !far_left;
+    // inwards from both ends. The largest key stands before and behind all others, the smallest at row i, so neither
+    // chain needs a bound.
+    void merge(Key* keys, int32_t own, int32_t* ranks) const {
+      ranks[column(keys[own])] = 1;
+      keys[own] = 0;
+      const Key *left = keys + own - 1, *right = keys + own + 1, *first = keys, *last = keys + m_ - 1;
+      const auto near = [&](int32_t rank) {
+        const bool take_left = *left < *right;
+        ranks[column(take_left ? *left : *right)] = rank;
+        left -= take_left;
+        right += !take_left;
+      };
+      const auto far = [&](int32_t rank) {
+        const bool take_first = *first > *last;
+        ranks[column(take_first ? *first : *last)] = rank;
+        first += take_first;
+        last -= !take_first;
+      };
+      const int32_t pairs = (m_ - 1) / 2;
+      for (int32_t step = 0; step < pairs; ++step) {
+        near(2 + step);
+        far(m_ - step);
       }
+      if ((m_ - 1) % 2) near(2 + pairs);
     }
-
-    bool nearer(int32_t left, int32_t right) const {
-      const Distance a = distance_[left], b = distance_[right];
-      return (a < b) | ((a == b) & (labels_.column_[left] > labels_.column_[right]));
-    }
-
-    void rank_distances(int32_t* ranks) {
-      similarity_.resize(m_);
-      for (int32_t p = 0; p < m_; ++p) similarity_[labels_.column_[p]] = ~distance_key(distance_[p]);
-      ranker_.rank(similarity_.data(), ranks);
-    }
-
-    static uint64_t distance_key(uint64_t distance) { return distance; }
-    static uint64_t distance_key(double distance) { return ordered_key(distance); }
 
     const ScalarLabelRanks& labels_;
     int32_t m_;
-    std::vector<Distance> distance_;
-    std::vector<uint64_t> similarity_;
-    RowRanker<uint64_t> ranker_;
+    std::vector<Key> keys_;  // [1 + m + 1], the first and the last stay the largest
   };
 
   std::vector<Label> sorted_;
-  std::vector<int32_t> column_, position_;
+  std::vector<uint32_t> column_;
+  std::vector<int32_t> position_;
   bool finite_ = true;
 };
 

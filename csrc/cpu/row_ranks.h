@@ -4,14 +4,13 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
-#include <type_traits>
 #include <vector>
 
 #include "../core/order.h"
 
 namespace dadl::cpu {
 
-// One per thread; Value is float, double or an unsigned key.
+// One per thread; Value is float or double.
 template <typename Value>
 class RowRanker {
  public:
@@ -19,9 +18,7 @@ class RowRanker {
       : n_(static_cast<uint32_t>(n)), keys_((n_ + kLanes - 1) / kLanes * kLanes), items_(n_), sorted_(n_) {}
 
   void rank(const Value* values, int32_t* ranks) {
-    if constexpr (std::is_floating_point_v<Value>) {
-      if (n_ > kCountingLimit && n_ <= kBucketLimit && rank_by_buckets(values, ranks)) return;
-    }
+    if (n_ > kCountingLimit && n_ <= kBucketLimit && rank_by_buckets(values, ranks)) return;
     for (uint32_t i = 0; i < n_; ++i) keys_[i] = ordered_key(values[i]);
     if (n_ <= kCountingLimit) {
       count(ranks);
