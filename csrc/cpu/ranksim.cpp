@@ -128,7 +128,8 @@ struct RowsTask {
   int64_t panel;
   A* gradient;  // [m, m] with respect to the similarities, null for none
   double* rows;
-  const double* squared;  // [m] bounded squared norms
+  const double* squared;       // [m] bounded squared norms
+  const double* inverse_norm;  // [m]
   const LabelRanks* labels;
   int64_t m;
   double poison;  // 0, or NaN where a row that was left out is not finite
@@ -151,25 +152,33 @@ template <typename A>
 void ranksim_tiles(const RowsTask<A>& task, LabelRanks::Scratch& labels, int64_t begin, int64_t end) {
   const int64_t m = task.m;
   RowRanker<double> ranker(m);
-  std::vector<double> tile(kTile * m);
+  std::vector<double> tile(kTile * m), inner_row(m);
   std::vector<int32_t> feature_ranks(m), label_ranks(m);
+  double* inner = inner_row.data();
   int32_t *r = feature_ranks.data(), *q = label_ranks.data();
-  const double* squared = task.squared;
+  const double *squared = task.squared, *inverse_norm = task.inverse_norm;
   for (int64_t i0 = begin * kTile; i0 < std::min(end * kTile, m); i0 += kTile) {
     const int64_t i1 = std::min(i0 + kTile, m);
     load_rows(task, i0, i1, tile.data());
     for (int64_t i = i0; i < i1; ++i) {
       double* s = tile.data() + (i - i0) * m;
-      for (int64_t j = 0; j < m; ++j) s[j] = cosine(s[j], squared[i], squared[j]) + task.poison;
+      // Products with reciprocal norms are cheap, but may break ties; where two of them come close, cosine() decides.
+      std::copy_n(s, m, inner);
       int32_t unordered = 0;
-      for (int64_t j = 0; j < m; ++j) unordered |= s[j] != s[j];
+      for (int64_t j = 0; j < m; ++j) {
+        s[j] = s[j] * inverse_norm[i] * inverse_norm[j] + task.poison;
+        unordered |= s[j] != s[j];
+      }
       A* gradient = task.gradient + i * m;
       if (unordered || !labels.row(i, q)) {
         task.rows[i] = std::numeric_limits<double>::quiet_NaN();
         if (task.gradient) std::fill_n(gradient, m, std::numeric_limits<A>::quiet_NaN());
         continue;
       }
-      ranker.rank(s, r);
+      if (!ranker.rank(s, r)) {
+        for (int64_t j = 0; j < m; ++j) s[j] = cosine(inner[j], squared[i], squared[j]);
+        ranker.rank(s, r);
+      }
       int64_t squares = 0;
       for (int64_t j = 0; j < m; ++j) {
         const int64_t difference = r[j] - q[j];
@@ -188,15 +197,24 @@ void ranksim_tiles(const RowsTask<A>& task, LabelRanks::Scratch& labels, int64_t
 // the unit rows. Tile row t works from its diagonal on; t and its mirror image together are equal work for everyone.
 template <typename A>
 void symmetrise_tile_row(A* g, const A* weight, const A* inverse_norm, int64_t m, int64_t tile) {
-  const int64_t i0 = tile * kTile, i1 = std::min(i0 + kTile, m);
+  const int64_t i0 = tile * kTile, rows = std::min(kTile, m - i0);
+  A mirror[kTile][kTile];  // transposed, so that both sides are read and written along rows
   for (int64_t j0 = i0; j0 < m; j0 += kTile) {
-    const int64_t j1 = std::min(j0 + kTile, m);
-    for (int64_t i = i0; i < i1; ++i) {
-      for (int64_t j = std::max(j0, i); j < j1; ++j) {
-        const A sum = weight[i] * g[i * m + j] + weight[j] * g[j * m + i];
-        g[i * m + j] = sum * inverse_norm[j];
-        g[j * m + i] = sum * inverse_norm[i];
+    const int64_t columns = std::min(kTile, m - j0);
+    for (int64_t j = 0; j < columns; ++j) {
+      for (int64_t i = 0; i < rows; ++i) mirror[i][j] = g[(j0 + j) * m + i0 + i];
+    }
+    for (int64_t i = 0; i < rows; ++i) {
+      A* row = g + (i0 + i) * m + j0;
+      for (int64_t j = 0; j < columns; ++j) {
+        const A sum = weight[i0 + i] * row[j] + weight[j0 + j] * mirror[i][j];
+        row[j] = sum * inverse_norm[j0 + j];
+        mirror[i][j] = sum * inverse_norm[i0 + i];
       }
+    }
+    if (j0 == i0) continue;  // a diagonal tile is its own mirror image
+    for (int64_t j = 0; j < columns; ++j) {
+      for (int64_t i = 0; i < rows; ++i) g[(j0 + j) * m + i0 + i] = mirror[i][j];
     }
   }
 }
@@ -233,6 +251,20 @@ void project_rows(const A* g, const A* x, const double* squared, const A* invers
 }
 
 // target_clones does not apply to templates, so each type has its own functions.
+#define DADL_GATHER_ROWS(T, A)                                                                          \
+  DADL_CLONES void gather(const T* features, const int64_t* index, A* target, int64_t d, int64_t first, \
+                          int64_t columns, int64_t begin, int64_t end) {                                \
+    gather_rows<T, A>(features, index, target, d, first, columns, begin, end);                          \
+  }
+DADL_GATHER_ROWS(float, float)
+DADL_GATHER_ROWS(float, double)
+DADL_GATHER_ROWS(double, double)
+DADL_GATHER_ROWS(Half, float)
+DADL_GATHER_ROWS(Half, double)
+DADL_GATHER_ROWS(BFloat16, float)
+DADL_GATHER_ROWS(BFloat16, double)
+#undef DADL_GATHER_ROWS
+
 #define DADL_STORAGE_ROWS(T)                                                                                  \
   DADL_CLONES void squared_norms(const T* features, double* squared, int64_t d, int64_t begin, int64_t end) { \
     squared_norm_rows<T>(features, squared, d, begin, end);                                                   \
@@ -314,7 +346,7 @@ Tensor subset_columns(const Tensor& features, const int64_t* index, int64_t m, i
   const Tensor x = torch::stable::new_empty(features, {m, columns},
                                             std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float);
   torch::stable::parallel_for(0, m, grain_rows(columns), [&](int64_t begin, int64_t end) {
-    gather_rows(data<T>(features), index, mutable_data<A>(x), d, first, columns, begin, end);
+    gather(data<T>(features), index, mutable_data<A>(x), d, first, columns, begin, end);
   });
   return x;
 }
@@ -362,8 +394,11 @@ Result run(const Arguments& a, bool with_gradient, const A* row_weight) {
   });
   double poison = 0;
   for (const double square : all_squared) poison += square * 0;
-  std::vector<double> squared(m);
-  for (int64_t j = 0; j < m; ++j) squared[j] = bounded_squared_norm(all_squared[index[j]]);
+  std::vector<double> squared(m), wide_inverse_norm(m);
+  for (int64_t j = 0; j < m; ++j) {
+    squared[j] = bounded_squared_norm(all_squared[index[j]]);
+    wide_inverse_norm[j] = 1 / std::sqrt(squared[j]);
+  }
 
   const std::unique_ptr<LabelRanks> labels = make_label_ranks(a, m);
   const int64_t tiles = (m + kTile - 1) / kTile;
@@ -377,6 +412,7 @@ Result run(const Arguments& a, bool with_gradient, const A* row_weight) {
                            with_gradient ? mutable_data<A>(gradient) : nullptr,
                            result.rows.data(),
                            squared.data(),
+                           wide_inverse_norm.data(),
                            labels.get(),
                            m,
                            poison,
@@ -388,8 +424,8 @@ Result run(const Arguments& a, bool with_gradient, const A* row_weight) {
   }
   if (!with_gradient) return result;
 
-  std::vector<A> inverse_norm(m), weight(m, A{1});
-  for (int64_t j = 0; j < m; ++j) inverse_norm[j] = static_cast<A>(1 / std::sqrt(squared[j]));
+  const std::vector<A> inverse_norm(wide_inverse_norm.begin(), wide_inverse_norm.end());
+  std::vector<A> weight(m, A{1});
   if (row_weight) std::copy_n(row_weight, m, weight.begin());
   torch::stable::parallel_for(0, (tiles + 1) / 2, grain_rows(2 * kTile * m), [&](int64_t begin, int64_t end) {
     symmetrise(mutable_data<A>(gradient), weight.data(), inverse_norm.data(), m, begin, end);

@@ -15,16 +15,21 @@ template <typename Value>
 class RowRanker {
  public:
   explicit RowRanker(int64_t n)
-      : n_(static_cast<uint32_t>(n)), keys_((n_ + kLanes - 1) / kLanes * kLanes), items_(n_), sorted_(n_) {}
+      : n_(static_cast<uint32_t>(n)), keys_((n_ + kLanes - 1) / kLanes * kLanes), front_(n_), back_(n_) {}
 
-  void rank(const Value* values, int32_t* ranks) {
-    if (n_ > kCountingLimit && n_ <= kBucketLimit && rank_by_buckets(values, ranks)) return;
+  // Returns true where neighbours in the order are known to be more than kClose apart.
+  bool rank(const Value* values, int32_t* ranks) {
+    if (n_ > kCountingLimit && n_ <= kBucketLimit) {
+      const Outcome outcome = rank_by_buckets(values, ranks);
+      if (outcome != Outcome::kGaveUp) return outcome == Outcome::kSeparated;
+    }
     for (uint32_t i = 0; i < n_; ++i) keys_[i] = ordered_key(values[i]);
     if (n_ <= kCountingLimit) {
       count(ranks);
     } else {
       radix(ranks);
     }
+    return false;
   }
 
  private:
@@ -36,6 +41,8 @@ class RowRanker {
   static constexpr uint32_t kLanes = 64 / sizeof(Key);
   static constexpr uint32_t kCountingLimit = 256 / sizeof(Key);
   static constexpr uint32_t kBucketLimit = 1 << 16;
+  static constexpr Value kClose = static_cast<Value>(1e-13);
+  enum class Outcome { kSeparated, kClose, kGaveUp };
 
   // rank_i = #{j : key_j > key_i} + #{j >= i : key_j = key_i}, in whole vectors: no value has the padding's key 0.
   // Written for the auto-vectoriser: explicit vector types are lowered before they reach the instruction-set clones.
@@ -50,10 +57,10 @@ class RowRanker {
     }
   }
 
-  // The usual case: sort by 16 bits of the position between minimum and maximum (two radix passes), then repair the
-  // few inversions by insertion on the values themselves. Gives up, and returns false, on NaN, on infinities and on
-  // rows so unevenly spread that insertion would be slow.
-  bool rank_by_buckets(const Value* values, int32_t* ranks) {
+  // The usual case: sort by 16 bits of the position between minimum and maximum (two radix passes),
+  // then repair the few inversions by insertion on the values themselves. Gives up on NaN, on infinities and on rows so
+  // unevenly spread that insertion would be slow.
+  Outcome rank_by_buckets(const Value* values, int32_t* ranks) {
     const uint32_t n = n_;
     Value low = values[0], high = values[0];
     int32_t unordered = 0;
@@ -63,38 +70,42 @@ class RowRanker {
       high = values[i] > high ? values[i] : high;
       unordered |= values[i] != values[i];
     }
+    constexpr Value kLargest = std::numeric_limits<Value>::max();
     const Value scale = high > low ? 65535 / (high - low) : 0;
-    if (unordered || !(scale <= std::numeric_limits<Value>::max()) ||
-        !(high - low <= std::numeric_limits<Value>::max()))
-      return false;
+    if (unordered || !(scale <= kLargest) || !(high - low <= kLargest)) return Outcome::kGaveUp;
 
-    uint32_t* front = items_.data();
-    uint32_t* back = sorted_.data();
+    // An item is its bucket above its column.
+    uint32_t* front = front_.data();
+    uint32_t* back = back_.data();
     for (uint32_t i = 0; i < n; ++i) {
       front[i] = static_cast<uint32_t>(static_cast<int32_t>((values[i] - low) * scale)) << 16 | i;
     }
-    uint32_t small[256] = {}, large[256] = {};
+    const auto low_digit = [](uint32_t item) { return item >> 16 & 255; };
+    const auto high_digit = [](uint32_t item) { return item >> 24; };
+    uint32_t low_counts[256] = {}, high_counts[256] = {};
     for (uint32_t i = 0; i < n; ++i) {
-      ++small[front[i] >> 16 & 255];
-      ++large[front[i] >> 24];
+      ++low_counts[low_digit(front[i])];
+      ++high_counts[high_digit(front[i])];
     }
-    uint32_t small_start = 0, large_start = 0;
+    uint32_t low_start = 0, high_start = 0;
     for (int b = 0; b < 256; ++b) {
-      const uint32_t small_size = small[b], large_size = large[b];
-      small[b] = small_start;
-      large[b] = large_start;
-      small_start += small_size;
-      large_start += large_size;
+      const uint32_t low_count = low_counts[b], high_count = high_counts[b];
+      low_counts[b] = low_start;
+      high_counts[b] = high_start;
+      low_start += low_count;
+      high_start += high_count;
     }
-    for (uint32_t i = 0; i < n; ++i) back[small[front[i] >> 16 & 255]++] = front[i];
-    for (uint32_t i = 0; i < n; ++i) front[large[back[i] >> 24]++] = back[i] & 0xFFFF;
+    for (uint32_t i = 0; i < n; ++i) back[low_counts[low_digit(front[i])]++] = front[i];
+    for (uint32_t i = 0; i < n; ++i) front[high_counts[high_digit(back[i])]++] = back[i] & 0xFFFF;
 
     int64_t moves_left = 8 * static_cast<int64_t>(n);
+    bool close = false;
     Value previous = values[front[0]];
     for (uint32_t p = 1; p < n; ++p) {
       const uint32_t column = front[p];
       const Value value = values[column];
       if (!(value < previous)) {
+        close |= value - previous <= kClose;
         previous = value;
         continue;
       }
@@ -104,11 +115,12 @@ class RowRanker {
         --q;
       } while (q > 0 && values[front[q - 1]] > value);
       front[q] = column;
+      close |= values[front[q + 1]] - value <= kClose || (q > 0 && value - values[front[q - 1]] <= kClose);
       moves_left -= p - q;
-      if (moves_left < 0) return false;
+      if (moves_left < 0) return Outcome::kGaveUp;
     }
     for (uint32_t p = 0; p < n; ++p) ranks[front[p]] = static_cast<int32_t>(n - p);
-    return true;
+    return close ? Outcome::kClose : Outcome::kSeparated;
   }
 
   // Any row: least-significant-digit radix sort over the ordered keys, without the digits that all keys share.
@@ -116,16 +128,14 @@ class RowRanker {
     constexpr int kBits = 11;
     constexpr int kDigits = (8 * sizeof(Key) + kBits - 1) / kBits;
     constexpr uint32_t kBuckets = 1u << kBits;
-    if (front_.empty()) {
-      front_.resize(n_);
-      back_.resize(n_);
-    }
+    source_.resize(n_);
+    target_.resize(n_);
     uint32_t counts[kDigits][kBuckets] = {};
     for (uint32_t i = 0; i < n_; ++i) {
-      front_[i] = {keys_[i], i};
+      source_[i] = {keys_[i], i};
       for (int d = 0; d < kDigits; ++d) ++counts[d][keys_[i] >> (d * kBits) & (kBuckets - 1)];
     }
-    Item *source = front_.data(), *target = back_.data();
+    Item *source = source_.data(), *target = target_.data();
     for (int d = 0; d < kDigits; ++d) {
       const int shift = d * kBits;
       uint32_t* count = counts[d];
@@ -146,8 +156,8 @@ class RowRanker {
 
   uint32_t n_;
   std::vector<Key> keys_;
-  std::vector<uint32_t> items_, sorted_;
-  std::vector<Item> front_, back_;
+  std::vector<uint32_t> front_, back_;
+  std::vector<Item> source_, target_;
 };
 
 }  // namespace dadl::cpu
