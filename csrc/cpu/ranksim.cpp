@@ -121,12 +121,12 @@ void gather_rows(const T* features, const int64_t* index, A* target, int64_t d, 
 }
 
 constexpr int64_t kTile = 32;
+constexpr int64_t kPanel = 128;  // fewer rows make slower products, more rows more of them
 
 template <typename A>
 struct RowsTask {
-  const double* inner;  // [m, m] Gram matrix: row i is valid up to the end of its panel of `panel` columns
-  int64_t panel;
-  A* gradient;  // [m, m] with respect to the similarities, null for none
+  const double* inner;  // [m, m] Gram matrix: row i is valid up to the end of its panel
+  A* gradient;          // [m, m] with respect to the similarities, null for none
   double* rows;
   const double* squared;       // [m] bounded squared norms
   const double* inverse_norm;  // [m]
@@ -139,7 +139,7 @@ struct RowsTask {
 // Rows [i0, i1) of the symmetric Gram matrix; what the panels leave out is read from the other side of the diagonal.
 template <typename A>
 void load_rows(const RowsTask<A>& task, int64_t i0, int64_t i1, double* rows) {
-  const int64_t m = task.m, valid = std::min(m, (i0 / task.panel + 1) * task.panel);
+  const int64_t m = task.m, valid = std::min(m, (i0 / kPanel + 1) * kPanel);
   for (int64_t i = i0; i < i1; ++i) std::copy_n(task.inner + i * m, valid, rows + (i - i0) * m);
   for (int64_t j = valid; j < m; ++j) {
     const double* column = task.inner + j * m;
@@ -354,7 +354,7 @@ Tensor subset_columns(const Tensor& features, const int64_t* index, int64_t m, i
 // X X^T in float64, panel by panel up to the diagonal, and by blocks of columns so that no large float64 copy of X is
 // held. Only row i's columns up to the end of its panel are written.
 template <typename T>
-Tensor gram_panels(const Tensor& features, const int64_t* index, int64_t m, int64_t panel) {
+Tensor gram_panels(const Tensor& features, const int64_t* index, int64_t m) {
   const int64_t d = features.size(1);
   const int64_t block = std::is_same_v<T, double> ? std::max<int64_t>(d, 1) : std::max<int64_t>(256, m);
   const Tensor inner = torch::stable::new_empty(features, {m, m}, ScalarType::Double);
@@ -362,8 +362,8 @@ Tensor gram_panels(const Tensor& features, const int64_t* index, int64_t m, int6
     const int64_t width = std::min(block, d - first);
     const Tensor x = subset_columns<T, double>(features, index, m, first, width);
     const double* values = data<double>(x);
-    for (int64_t row = 0; row < m; row += panel) {
-      const int64_t rows = std::min(panel, m - row), columns = row + rows;
+    for (int64_t row = 0; row < m; row += kPanel) {
+      const int64_t rows = std::min(kPanel, m - row), columns = row + rows;
       add_product(matrix_view(x, values + row * width, rows, width, width, 1),
                   matrix_view(x, values, width, columns, 1, width), first == 0 ? 0.0 : 1.0,
                   matrix_view(inner, data<double>(inner) + row * m, rows, columns, m, 1));
@@ -402,13 +402,11 @@ Result run(const Arguments& a, bool with_gradient, const A* row_weight) {
 
   const std::unique_ptr<LabelRanks> labels = make_label_ranks(a, m);
   const int64_t tiles = (m + kTile - 1) / kTile;
-  const int64_t panel = kTile * std::max<int64_t>(2, (tiles + 7) / 8);
   Tensor gradient = torch::stable::new_empty(a.features, {0}, arithmetic);
   {
-    const Tensor inner = gram_panels<T>(a.features, index, m, panel);
+    const Tensor inner = gram_panels<T>(a.features, index, m);
     if (with_gradient) gradient = torch::stable::new_empty(a.features, {m, m}, arithmetic);
     const RowsTask<A> task{data<double>(inner),
-                           panel,
                            with_gradient ? mutable_data<A>(gradient) : nullptr,
                            result.rows.data(),
                            squared.data(),
