@@ -1,6 +1,6 @@
 """Puts the measured tables into README.md, between their markers: no number there is typed by hand.
 
-    python benchmarks/update_readme.py
+python benchmarks/update_readme.py
 """
 
 import re
