@@ -104,9 +104,12 @@ def ranksim_loss(
 
     An empty batch, or a single distinct label, gives 0 with a zero gradient. NaN or infinity anywhere in the features,
     or a NaN label distance, gives NaN. A row of zero norm follows ``F.normalize(eps=1e-12)``: its gradient is divided
-    by 1e-12. Deterministic for a given ``generator`` state, except that a BLAS may round the two matrix products
-    differently for other thread counts. A second derivative raises ``RuntimeError``. Supports
-    ``torch.compile`` and, without host synchronisation, CUDA (``"none"`` and ``gather_distributed`` synchronise).
+    by 1e-12. Ranks are decided in float64, except that on the CPU the inner products of 64 or more float32 (or
+    half-precision) rows stay in float32 where the perturbation is large, 2λγ/(3m) ≥ 1e-3: nearly equal similarities may
+    then swap, which leaves the gradient's cosine to the exact one above .9995. Ties of small-integer features are
+    always exact. Deterministic for a given ``generator`` state, up to the rounding of the BLAS, which may depend on
+    the number of threads. A second derivative and forward mode raise. Supports ``torch.compile`` and, without host
+    synchronisation, CUDA (``"none"`` and ``gather_distributed`` synchronise).
     """
     features, labels = check_ranksim(features, labels, interp_strength, weight, reduction, label_similarity)
     require_device(features.device)

@@ -1,7 +1,7 @@
 // Cosine similarities from inner products, in float64 whatever the features are.
 //
 // RankSim's gradient depends on the order of nearly equal similarities: with a small weight the perturbation is below
-// float32's resolution. Inner products of float32 rows are therefore taken in float64, and ranks are decided there.
+// float32's resolution. The inner products of float32 rows are then taken in float64 too.
 #pragma once
 
 #include <math.h>  // overloads for float and double in the global namespace, on host and device
