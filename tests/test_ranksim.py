@@ -439,7 +439,7 @@ def test_opcheck(device: str, dtype: torch.dtype) -> None:
         subset = ops.ranksim_select(labels, priority)
         leaf = x.clone().requires_grad_()
         for matrix in (None, torch.randn(n, n, device=device)):
-            torch.library.opcheck(ops.ranksim_loss.default, (leaf, labels, *subset, matrix, 2.0, 1.0, True))
+            torch.library.opcheck(ops.ranksim_loss.default, (x, labels, *subset, matrix, 2.0, 1.0, True))
             torch.library.opcheck(ops.ranksim_rows.default, (leaf, labels, *subset, matrix, 2.0, 1.0))
             rows = ops.ranksim_rows(x, labels, *subset, matrix, 2.0, 1.0)
             torch.library.opcheck(
@@ -448,6 +448,14 @@ def test_opcheck(device: str, dtype: torch.dtype) -> None:
             )
         loss, gradient = ops.ranksim_loss(x, labels, *subset, None, 2.0, 1.0, True)
         torch.library.opcheck(ops.ranksim_loss_backward.default, (torch.randn_like(loss), gradient, x))
+
+
+def test_the_bare_operator_does_not_lose_gradients_silently(device: str) -> None:
+    x, labels = torch.randn(6, 4, device=device, requires_grad=True), torch.rand(6, device=device)
+    subset = torch.ops.dadl.ranksim_select(labels, torch.rand(6, dtype=torch.float64, device=device))
+    loss, _ = torch.ops.dadl.ranksim_loss(x, labels, *subset, None, 2.0, 1.0, True)
+    with pytest.raises(RuntimeError, match=r"use dadl_ext\.functional\.ranksim_loss"):
+        loss.backward()
 
 
 def test_memory_is_bounded_by_four_matrices() -> None:

@@ -5,14 +5,11 @@ from typing import Any, NoReturn
 import torch
 
 
-def register_no_second_derivative(operator: str, reason: str) -> None:
-    """Make differentiating a backward operator raise: a missing rule would only warn and give no gradient."""
+def register_no_derivative(operator: str, reason: str) -> None:
+    """Make differentiating an operator raise: without a rule it would only warn and give no gradient."""
 
     def backward(ctx: Any, *grads: Any) -> NoReturn:
-        raise RuntimeError(
-            f"{operator} cannot be differentiated: {reason}. Leave the loss out of the part that needs a second "
-            "derivative (create_graph=True), or detach it there."
-        )
+        raise RuntimeError(f"{operator} cannot be differentiated: {reason}.")
 
     torch.library.register_autograd(operator, backward)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import _library as _library  # the operators must be loaded before rules can be registered
-from ._rules import register_float32_autocast, register_no_second_derivative
+from ._rules import register_float32_autocast, register_no_derivative
 
 
 def rank(input: Tensor, interp_strength: float) -> Tensor:
@@ -36,9 +36,10 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
 
 
 torch.library.register_autograd("dadl::rank", _backward, setup_context=_setup_context)
-register_no_second_derivative(
+register_no_derivative(
     "dadl::rank_backward",
-    "ranks are piecewise constant, and the blackbox gradient of rank defines no second derivative",
+    "ranks are piecewise constant, and the blackbox gradient of rank defines no second derivative. Leave rank out of "
+    "what needs one (create_graph=True), or detach it there",
 )
 register_float32_autocast("dadl::rank")
 

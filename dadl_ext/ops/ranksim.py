@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import _library as _library  # the operators must be loaded before rules can be registered
-from ._rules import register_float32_autocast, register_no_second_derivative
+from ._rules import register_float32_autocast, register_no_derivative
 
 # (index, order, count) as in csrc/ops.cpp: of fixed size, so that the count may stay on the device.
 Subset: TypeAlias = tuple[Tensor, Tensor, Tensor]
@@ -26,11 +26,25 @@ def ranksim_loss(
     weight: float,
 ) -> Tensor:
     """The summed loss ``[]``; where a gradient is wanted it is formed in the same pass."""
-    with_gradient = features.requires_grad and torch.is_grad_enabled()
-    loss, _ = torch.ops.dadl.ranksim_loss.default(
-        features, labels, *subset, label_similarity, interp_strength, weight, with_gradient
-    )
+    arguments = (features, labels, *subset, label_similarity, interp_strength, weight)
+    if features.requires_grad and torch.is_grad_enabled():
+        return _RankSimLoss.apply(*arguments)  # type: ignore[no-any-return]
+    loss, _ = torch.ops.dadl.ranksim_loss.default(*arguments, False)
     return loss  # type: ignore[no-any-return]
+
+
+class _RankSimLoss(torch.autograd.Function):
+    """A registered rule would parse the schema on each call, a sixth of the time of a small batch."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, *arguments: Any) -> Tensor:
+        loss, gradient = torch.ops.dadl.ranksim_loss.default(features, *arguments, True)
+        ctx.save_for_backward(gradient, features)
+        return loss  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return torch.ops.dadl.ranksim_loss_backward.default(grad, *ctx.saved_tensors), *(None,) * 7
 
 
 def ranksim_rows(
@@ -89,22 +103,6 @@ def _(grad: Tensor, features: Tensor, *arguments: Any) -> Tensor:
     return features.new_empty(features.shape)
 
 
-def _loss_setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    _, gradient = output
-    ctx.mark_non_differentiable(gradient)
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(gradient, inputs[0])
-    ctx.with_gradient = inputs[-1]
-
-
-def _loss_backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-    if grad is None:
-        return (None,) * 9
-    if not ctx.with_gradient:
-        raise RuntimeError("dadl::ranksim_loss was called with with_gradient=False, so it has no gradient")
-    return torch.ops.dadl.ranksim_loss_backward(grad, *ctx.saved_tensors), *(None,) * 8
-
-
 def _rows_setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     *tensors, ctx.interp_strength, ctx.weight = inputs
     ctx.save_for_backward(*tensors)
@@ -115,11 +113,13 @@ def _rows_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return gradient, *(None,) * 7
 
 
-torch.library.register_autograd("dadl::ranksim_loss", _loss_backward, setup_context=_loss_setup_context)
 torch.library.register_autograd("dadl::ranksim_rows", _rows_backward, setup_context=_rows_setup_context)
+register_no_derivative("dadl::ranksim_loss", "its gradient is an output; use dadl_ext.functional.ranksim_loss")
 for _operator in ("dadl::ranksim_loss_backward", "dadl::ranksim_rows_backward"):
-    register_no_second_derivative(
-        _operator, "RankSim's gradient passes through ranks, and the blackbox gradient defines no second derivative"
+    register_no_derivative(
+        _operator,
+        "RankSim's gradient passes through ranks, and the blackbox gradient defines no second derivative. Leave the "
+        "loss out of what needs one (create_graph=True), or detach it there",
     )
 for _operator in ("dadl::ranksim_loss", "dadl::ranksim_rows"):
     register_float32_autocast(_operator)
