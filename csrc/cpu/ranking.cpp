@@ -53,13 +53,6 @@ DADL_RANK_ROWS(Half)
 DADL_RANK_ROWS(BFloat16)
 #undef DADL_RANK_ROWS
 
-int64_t row_length(const Tensor& input) {
-  STD_TORCH_CHECK(input.dim() >= 1, "rank needs at least one dimension");
-  const int64_t n = input.size(input.dim() - 1);
-  STD_TORCH_CHECK(n <= (int64_t{1} << 24), "rank is exact for rows of up to 2^24 values, got ", n);
-  return n;
-}
-
 Tensor rank(Tensor input, double /* interp_strength */) {
   const int64_t n = row_length(input);
   input = torch::stable::contiguous(input);
@@ -104,6 +97,6 @@ Tensor rank_backward(Tensor grad, Tensor input, Tensor ranks, double interp_stre
 }  // namespace dadl::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(dadl, CPU, m) {
-  m.impl("rank", TORCH_BOX(&dadl::cpu::rank));
-  m.impl("rank_backward", TORCH_BOX(&dadl::cpu::rank_backward));
+  DADL_IMPL(m, dadl::cpu, rank);
+  DADL_IMPL(m, dadl::cpu, rank_backward);
 }

@@ -22,12 +22,6 @@
 namespace dadl::cpu {
 namespace {
 
-template <typename Body>
-void dispatch_labels(const Tensor& labels, Body body) {
-  if (labels.scalar_type() == ScalarType::Long) return body(int64_t{});
-  dispatch_floating(labels, "labels (or int64)", body);
-}
-
 // ---- select ---------------------------------------------------------------------------------------------------
 
 // Sorts the rows by (label, priority, row). The first row of each run of equal labels is the chosen one.
@@ -523,10 +517,10 @@ Tensor ranksim_loss_backward(Tensor grad, Tensor gradient, Tensor features) {
 }  // namespace dadl::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(dadl, CPU, m) {
-  m.impl("ranksim_select", TORCH_BOX(&dadl::cpu::ranksim_select));
-  m.impl("ranksim_loss", TORCH_BOX(&dadl::cpu::ranksim_loss));
-  m.impl("ranksim_rows", TORCH_BOX(&dadl::cpu::ranksim_rows));
-  m.impl("ranksim_rows_backward", TORCH_BOX(&dadl::cpu::ranksim_rows_backward));
+  DADL_IMPL(m, dadl::cpu, ranksim_select);
+  DADL_IMPL(m, dadl::cpu, ranksim_loss);
+  DADL_IMPL(m, dadl::cpu, ranksim_rows);
+  DADL_IMPL(m, dadl::cpu, ranksim_rows_backward);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(dadl, CompositeExplicitAutograd, m) {

@@ -7,14 +7,7 @@
 namespace dadl::cuda {
 namespace {
 
-int64_t row_length(const Tensor& input) {
-  STD_TORCH_CHECK(input.dim() >= 1, "rank needs at least one dimension");
-  const int64_t n = input.size(input.dim() - 1);
-  STD_TORCH_CHECK(n <= (int64_t{1} << 24), "rank is exact for rows of up to 2^24 values, got ", n);
-  return n;
-}
-
-Tensor rank(Tensor input) {
+Tensor rank(Tensor input, double /* interp_strength */) {
   const int64_t n = row_length(input);
   TorchBackend backend(input);
   input = torch::stable::contiguous(input);
@@ -60,6 +53,6 @@ Tensor rank_backward(Tensor grad, Tensor input, Tensor ranks, double interp_stre
 }  // namespace dadl::cuda
 
 STABLE_TORCH_LIBRARY_IMPL(dadl, CUDA, m) {
-  m.impl("rank", TORCH_BOX(&dadl::cuda::rank));
-  m.impl("rank_backward", TORCH_BOX(&dadl::cuda::rank_backward));
+  DADL_IMPL(m, dadl::cuda, rank);
+  DADL_IMPL(m, dadl::cuda, rank_backward);
 }

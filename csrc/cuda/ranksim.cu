@@ -10,12 +10,6 @@
 namespace dadl::cuda {
 namespace {
 
-template <typename Body>
-void dispatch_labels(const Tensor& labels, Body body) {
-  if (labels.scalar_type() == ScalarType::Long) return body(int64_t{});
-  dispatch_floating(labels, "labels (or int64)", body);
-}
-
 void check_device(const Tensor& tensor, const Tensor& like, const char* name) {
   STD_TORCH_CHECK(tensor.device() == like.device(), name, " must be on the device of the other arguments");
 }
@@ -151,8 +145,8 @@ Tensor ranksim_rows_backward(Tensor grad, Tensor features, Tensor labels, Tensor
 }  // namespace dadl::cuda
 
 STABLE_TORCH_LIBRARY_IMPL(dadl, CUDA, m) {
-  m.impl("ranksim_select", TORCH_BOX(&dadl::cuda::ranksim_select));
-  m.impl("ranksim_loss", TORCH_BOX(&dadl::cuda::ranksim_loss));
-  m.impl("ranksim_rows", TORCH_BOX(&dadl::cuda::ranksim_rows));
-  m.impl("ranksim_rows_backward", TORCH_BOX(&dadl::cuda::ranksim_rows_backward));
+  DADL_IMPL(m, dadl::cuda, ranksim_select);
+  DADL_IMPL(m, dadl::cuda, ranksim_loss);
+  DADL_IMPL(m, dadl::cuda, ranksim_rows);
+  DADL_IMPL(m, dadl::cuda, ranksim_rows_backward);
 }

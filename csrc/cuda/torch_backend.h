@@ -7,52 +7,15 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/macros.h>
 #include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <array>
 #include <cstdint>
 #include <type_traits>
 #include <utility>
 
-#include "../core/half.h"
+#include "../tensors.h"
 
 namespace dadl::cuda {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-inline ScalarType arithmetic_type(const Tensor& tensor) {
-  return tensor.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
-template <typename T>
-const T* data(const Tensor& tensor) {
-  return static_cast<const T*>(tensor.const_data_ptr());
-}
-
-template <typename T>
-T* mutable_data(const Tensor& tensor) {
-  return static_cast<T*>(tensor.mutable_data_ptr());
-}
-
-// Calls body(T{}) with the storage type of a floating-point tensor.
-template <typename Body>
-void dispatch_floating(const Tensor& tensor, const char* name, Body body) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float:
-      return body(float{});
-    case ScalarType::Double:
-      return body(double{});
-    case ScalarType::Half:
-      return body(Half{});
-    case ScalarType::BFloat16:
-      return body(BFloat16{});
-    default:
-      STD_TORCH_CHECK(false, name, " must be float32, float64, float16 or bfloat16");
-  }
-}
 
 // Launches on the current stream of a tensor's device, which it makes current for its lifetime.
 class TorchBackend {

@@ -1,0 +1,83 @@
+// What the operators of every backend share of torch: dtypes, pointers, and one signature for each operator.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <cstdint>
+#include <optional>
+#include <tuple>
+#include <type_traits>
+
+#include "core/half.h"
+
+namespace dadl {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline bool is_double(const Tensor& tensor) { return tensor.scalar_type() == ScalarType::Double; }
+
+inline ScalarType arithmetic_type(const Tensor& tensor) {
+  return is_double(tensor) ? ScalarType::Double : ScalarType::Float;
+}
+
+template <typename T>
+const T* data(const Tensor& tensor) {
+  return static_cast<const T*>(tensor.const_data_ptr());
+}
+
+template <typename T>
+T* mutable_data(const Tensor& tensor) {
+  return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+// Calls body(T{}) with the storage type of a floating-point tensor.
+template <typename Body>
+void dispatch_floating(const Tensor& tensor, const char* name, Body body) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return body(float{});
+    case ScalarType::Double:
+      return body(double{});
+    case ScalarType::Half:
+      return body(Half{});
+    case ScalarType::BFloat16:
+      return body(BFloat16{});
+    default:
+      STD_TORCH_CHECK(false, name, " must be float32, float64, float16 or bfloat16");
+  }
+}
+
+template <typename Body>
+void dispatch_labels(const Tensor& labels, Body body) {
+  if (labels.scalar_type() == ScalarType::Long) return body(int64_t{});
+  dispatch_floating(labels, "labels (or int64)", body);
+}
+
+inline int64_t row_length(const Tensor& input) {
+  STD_TORCH_CHECK(input.dim() >= 1, "rank needs at least one dimension");
+  const int64_t n = input.size(input.dim() - 1);
+  STD_TORCH_CHECK(n <= (int64_t{1} << 24), "rank is exact for rows of up to 2^24 values, got ", n);
+  return n;
+}
+
+// The operators of ops.cpp as functions. Boxing checks a signature only when it is called, so the build checks it.
+namespace signature {
+using Similarity = std::optional<Tensor>;
+using rank = Tensor(Tensor, double);
+using rank_backward = Tensor(Tensor, Tensor, Tensor, double);
+using ranksim_select = std::tuple<Tensor, Tensor, Tensor>(Tensor, Tensor);
+using ranksim_loss = std::tuple<Tensor, Tensor>(Tensor, Tensor, Tensor, Tensor, Tensor, Similarity, double, double,
+                                                bool);
+using ranksim_rows = Tensor(Tensor, Tensor, Tensor, Tensor, Tensor, Similarity, double, double);
+using ranksim_rows_backward = Tensor(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Similarity, double, double);
+}  // namespace signature
+
+}  // namespace dadl
+
+// Registers `backend`::`name` for the operator of that name.
+#define DADL_IMPL(library, backend, name)                                                                     \
+  static_assert(std::is_same_v<decltype(backend::name), dadl::signature::name>, #name " has another schema"); \
+  library.impl(#name, TORCH_BOX(&backend::name))
