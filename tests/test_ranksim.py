@@ -73,7 +73,7 @@ def run(function: Callable[..., Tensor], x: Tensor, labels: Tensor, upstream: fl
 def test_published_formulas(device: str, kind: str, weight: float) -> None:
     for n in [*range(1, 20), 31, 32, 33, 64, 65, 100, 129, 300]:
         labels = make_labels(kind, n)
-        chosen = chosen_rows(labels, 5).numpy()
+        chosen = chosen_rows(labels.to(device), 5).cpu().numpy()
         for dtype in (torch.float64, torch.float32):
             x = torch.randn(n, 17, dtype=dtype, device=device)
             similarity = label_similarity_of(labels[chosen])

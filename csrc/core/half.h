@@ -42,7 +42,7 @@ DADL_HD float to_float(Half half) {
   const uint32_t magnitude = static_cast<uint32_t>(half.bits & 0x7FFFu) << 13;
   // Re-bias the exponent by a multiplication, which also normalises subnormals.
   const float scaled = bits_to_float(magnitude) * bits_to_float((254u - 15u) << 23);
-  const bool special = half.bits & 0x7C00u ? (half.bits & 0x7C00u) == 0x7C00u : false;
+  const bool special = (half.bits & 0x7C00u) == 0x7C00u;  // infinity or NaN
   return bits_to_float(sign | (special ? magnitude | 0x7F800000u : float_to_bits(scaled)));
 #endif
 }
