@@ -13,6 +13,7 @@ STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020b000000000000"]
 # ties are part of the semantics.
 CXX_FLAGS = [
     "-O3",
+    "-g0",  # Python's own flags may ask for debug information, which takes most of the time and of the wheel
     "-std=c++20",
     "-fopenmp-simd",
     "-fno-math-errno",
