@@ -35,8 +35,8 @@ def label_similarity_matrix(labels: Tensor, label_similarity: LabelSimilarity, p
             matrix = unit @ unit.T
         else:
             difference = vectors[:, None, :] - vectors[None, :, :]
-            if label_similarity == "negative_l2":
-                # The square orders as the distance does, and keeps integers exact.
+            if label_similarity == "negative_l2" and labels.dim() == 2:
+                # The square orders as the distance does, and keeps integers exact. Scalars need none: L2 is L1.
                 matrix = -difference.square().sum(dim=2)
             else:
                 matrix = -difference.abs().sum(dim=2)

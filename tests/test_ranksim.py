@@ -269,6 +269,13 @@ def test_label_similarities(device: str, similarity: str) -> None:
     np.testing.assert_allclose(ours.cpu(), gradient, rtol=0, atol=1e-12)
 
 
+def test_scalar_labels_have_one_distance() -> None:
+    """Squares of these float16 differences overflow, and would tie."""
+    x, labels = torch.randn(6, 4, dtype=torch.float64), torch.tensor([0.0, 500.0, 900.0, 2000.0, 4000.0, 9000.0]).half()
+    for function in (functional.ranksim_loss, reference.ranksim_loss):
+        assert torch.equal(function(x, labels), function(x, labels, label_similarity="negative_l2"))
+
+
 def test_rounded_distances_tie() -> None:
     """In float32 1e8 is equally far from 1, 2 and 3: the larger column ranks first, as in the definition."""
     x = torch.randn(5, 4, dtype=torch.float64)

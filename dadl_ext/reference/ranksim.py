@@ -31,11 +31,7 @@ def ranksim_loss(
     m = len(chosen)
     # In float64 whatever the features are: with a small weight the perturbation is below float32's resolution.
     x = features[chosen].double()
-    y = labels[chosen]
-    if label_similarity is None and y.dim() == 1:
-        label_matrix = -(y[:, None] - y[None, :]).abs()
-    else:
-        label_matrix = label_similarity_matrix(y, label_similarity)
+    label_matrix = label_similarity_matrix(labels[chosen], label_similarity)
 
     similarity = cosine_similarities(x.detach())
     # NaN anywhere in the batch must show, also in rows that the subset left out.
