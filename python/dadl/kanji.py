@@ -1,13 +1,14 @@
-"""Characters and their numbers of strokes: a small, naturally imbalanced regression data set that needs no download.
+"""Characters, their numbers of strokes and their radicals: small, naturally imbalanced data sets without a download.
 
 The drawings come with the Python package ``kanjivg`` (KanjiVG, © Ulrich Apel, CC BY-SA 3.0). Every Han character in it
-is an image; the target is the number of strokes it is written with.
+is an image; what is to be predicted is the number of strokes it is written with, or the radical it is filed under.
 """
 
 import functools
 import hashlib
 import importlib.metadata
 import io
+import math
 import os
 import re
 import tempfile
@@ -16,6 +17,7 @@ import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -35,11 +37,12 @@ IntArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Kanji:
-    """``characters[i]`` drawn as ``images[i]`` (uint8, ink 255 on paper 0) with ``strokes[i]`` strokes."""
+    """``characters[i]`` drawn as ``images[i]`` (uint8, ink 255 on paper 0): ``strokes[i]`` strokes, ``radicals[i]``."""
 
     characters: list[str]
     images: npt.NDArray[np.uint8]
     strokes: IntArray
+    radicals: list[str]
 
     def __len__(self) -> int:
         return len(self.characters)
@@ -68,13 +71,30 @@ def list_kanji() -> list[str]:
 
 def read_strokes(character: str) -> list[str]:
     """The strokes of a character in writing order, each as an SVG path."""
+    return [path.attrib["d"] for path in _read_stroke_group(character).iter(f"{_SVG}path")]
+
+
+def read_radical(character: str) -> str:
+    """The radical that dictionaries file a character under, in its full form: 水 for 河, not 氵.
+
+    KanjiVG marks a radical ``general`` where the traditional and Nelson's classification agree, else each for itself;
+    this is the traditional one, ``general`` or ``tradit``.
+    """
+    for group in _read_stroke_group(character).iter(f"{_SVG}g"):
+        # The namespace of these attributes is spelt differently in different files.
+        attributes = {name.rpartition("}")[2]: value for name, value in group.attrib.items()}
+        if attributes.get("radical") in ("general", "tradit"):
+            return attributes.get("original", attributes["element"])
+    raise ValueError(f"KanjiVG marks no traditional radical in {character!r} (U+{ord(character):04X})")
+
+
+def _read_stroke_group(character: str) -> ElementTree.Element:
     try:
         root = ElementTree.fromstring((_drawings() / f"{ord(character):05x}.svg").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"KanjiVG has no drawing of {character!r} (U+{ord(character):04X})") from None
     # Only this group holds strokes; its sibling holds their numbers, which would give the answer away.
-    group = next(g for g in root.iter(f"{_SVG}g") if g.get("id", "").startswith("kvg:StrokePaths"))
-    return [path.attrib["d"] for path in group.iter(f"{_SVG}path")]
+    return next(g for g in root.iter(f"{_SVG}g") if g.get("id", "").startswith("kvg:StrokePaths"))
 
 
 def render_strokes(strokes: Iterable[str], size: int) -> npt.NDArray[np.uint8]:
@@ -108,28 +128,30 @@ def load_kanji(
     file = folder / f"kanjivg-{version}-{size}px-{digest}.npz"
     try:
         with np.load(file) as cached:
-            return Kanji(characters, cached["images"], cached["strokes"])
+            return Kanji(characters, cached["images"], cached["strokes"], cached["radicals"].tolist())
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         pass
 
     images = np.empty((len(characters), size, size), dtype=np.uint8)
     strokes = np.empty(len(characters), dtype=np.int64)
+    radicals = []
     for i, character in enumerate(characters):
         paths = read_strokes(character)
         images[i], strokes[i] = render_strokes(paths, size), len(paths)
+        radicals.append(read_radical(character))
         if on_rendered is not None:
             on_rendered()
-    _write_atomically(file, images, strokes)
-    return Kanji(characters, images, strokes)
+    _write_atomically(file, images=images, strokes=strokes, radicals=np.array(radicals))
+    return Kanji(characters, images, strokes, radicals)
 
 
-def _write_atomically(file: Path, images: npt.NDArray[np.uint8], strokes: IntArray) -> None:
+def _write_atomically(file: Path, **arrays: npt.NDArray[Any]) -> None:
     """A reader sees the whole file or none, also when two processes write or one is interrupted."""
     file.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
     try:
         with os.fdopen(descriptor, "wb") as stream:
-            np.savez_compressed(stream, images=images, strokes=strokes)
+            np.savez_compressed(stream, **arrays)
         os.replace(temporary, file)
     except BaseException:
         os.unlink(temporary)
@@ -155,3 +177,26 @@ def split_balanced(labels: IntArray, per_label: int = 40, seed: int = 0) -> Spli
         validation.append(members[tested : tested + held_out])
         train.append(members[tested + held_out :])
     return Split(*(np.sort(np.concatenate(parts)) for parts in (train, validation, test)))
+
+
+def split_stratified(labels: IntArray, validation: float = 0.15, test: float = 0.25, seed: int = 0) -> Split:
+    """Validation and test with these fractions of every label, rounded to whole samples; the rest trains."""
+    rng = np.random.default_rng(seed)
+    parts: list[list[IntArray]] = [[], [], []]
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        ends = np.cumsum(np.rint(len(members) * np.array([validation, test]))).astype(np.int64)
+        for part, samples in zip(parts, np.split(members, ends), strict=True):
+            part.append(samples)
+    held_out, tested, train = (np.sort(np.concatenate(part)) for part in parts)
+    return Split(train, held_out, tested)
+
+
+def choose_labelled(labels: IntArray, ratio: float, seed: int = 0) -> IntArray:
+    """Indices of the samples that keep their label: the fraction ``ratio`` of every label, rounded up.
+
+    With one seed, a smaller ratio chooses a subset of what a larger one chooses.
+    """
+    rng = np.random.default_rng(seed)
+    members = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
+    return np.sort(np.concatenate([samples[: math.ceil(ratio * len(samples))] for samples in members]))

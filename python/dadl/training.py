@@ -80,7 +80,9 @@ def fit(
     history: list[float] = state["history"]
 
     for epoch in range(len(history), epochs):
-        fabric.seed_everything(int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0]), verbose=False)
+        fabric.seed_everything(
+            int(np.random.SeedSequence((seed, epoch, fabric.global_rank)).generate_state(1)[0]), verbose=False
+        )
         method.train()
         total = torch.zeros((), device=fabric.device)
         stream = iter(batches)
@@ -142,10 +144,11 @@ class TensorRows(Dataset[tuple[Tensor, ...]]):
         return tuple(tensor[rows] for tensor in self.tensors)
 
 
-def _as_fetched(batch: Any) -> Any:
+def as_fetched(batch: Any) -> Any:
+    """Collate nothing: for data sets whose ``__getitems__`` returns a whole batch."""
     return batch
 
 
 def tensor_loader(*tensors: Tensor, batch_size: int, shuffle: bool = False) -> DataLoader[tuple[Tensor, ...]]:
     """Batches of tensors that fit into memory, e.g. ``(images, targets)``."""
-    return DataLoader(TensorRows(*tensors), batch_size=batch_size, shuffle=shuffle, collate_fn=_as_fetched)
+    return DataLoader(TensorRows(*tensors), batch_size=batch_size, shuffle=shuffle, collate_fn=as_fetched)

@@ -1,0 +1,90 @@
+"""Random views of image batches, as tensors on the device of the model."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class View(nn.Module):
+    """A random view of every image of a batch; in evaluation mode the middle of the image.
+
+    A view is a random crop, resized; ``operations`` random distortions out of rotation, shear along each axis,
+    brightness, contrast and, for colour images, saturation, each of random strength (in the manner of RandAugment,
+    Cubuk et al., 2020); and an erased square (cutout, DeVries and Taylor, 2017). Crop and geometry are one resampling.
+
+    Args:
+        size: height and width of the view.
+        crop_area: least fraction of the image's area in the crop, whose aspect is between 3/4 and 4/3.
+        operations: how many different distortions each image gets.
+        cutout: side of the erased square as a fraction of the view's, at most.
+        flip: mirror every second image; not for characters.
+
+    Shape:
+        images ``[B, C, H, W]``, uint8 or floating point in [0, 1] → ``[B, C, size, size]``, float32 in [0, 1].
+    """
+
+    def __init__(
+        self, size: int, *, crop_area: float, operations: int = 0, cutout: float = 0.0, flip: bool = False
+    ) -> None:
+        super().__init__()
+        self.size, self.crop_area, self.operations, self.cutout, self.flip = size, crop_area, operations, cutout, flip
+
+    def forward(self, images: Tensor) -> Tensor:
+        images = images.float().div(255) if images.dtype == torch.uint8 else images.float()
+        if not self.training:
+            return self._middle(images)
+        distorted = self._draw_distortions(images)
+        view = self._warp(images, *distorted[:3])
+        return self._cut_out(self._recolour(view, *distorted[3:]))
+
+    def _middle(self, images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        top, left = (height - self.size) // 2, (width - self.size) // 2
+        return images[..., top : top + self.size, left : left + self.size]
+
+    def _draw_distortions(self, images: Tensor) -> Tensor:
+        """Strengths in [-1, 1], ``[6, B]``; 0 where an image does not get the distortion."""
+        kinds = 6 if images.shape[1] == 3 else 5
+        draws = torch.rand(kinds, len(images), device=images.device)
+        chosen = draws.argsort(dim=0).argsort(dim=0) < self.operations
+        strengths = torch.zeros(6, len(images), device=images.device)
+        strengths[:kinds] = torch.where(chosen, torch.rand_like(draws) * 2 - 1, 0)
+        return strengths
+
+    def _warp(self, images: Tensor, rotation: Tensor, shear_x: Tensor, shear_y: Tensor) -> Tensor:
+        n, device = len(images), images.device
+        area = torch.empty(n, device=device).uniform_(self.crop_area, 1)
+        aspect = torch.empty(n, device=device).uniform_(-math.log(4 / 3), math.log(4 / 3)).exp()
+        width, height = ((area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1))
+        x, y = ((torch.rand(2, n, device=device) * 2 - 1) * (1 - torch.stack([width, height]))).unbind()
+        if self.flip:
+            width = width * (torch.randint(0, 2, (n,), device=device) * 2 - 1)
+        angle = rotation * math.radians(30)
+        cos, sin = angle.cos(), angle.sin()
+        turn = torch.stack([cos, -sin, sin, cos], dim=1).view(n, 2, 2)
+        ones = torch.ones_like(angle)
+        shear = torch.stack([ones, 0.3 * shear_x, 0.3 * shear_y, ones], dim=1).view(n, 2, 2)
+        linear = turn @ shear * torch.stack([width, height], dim=1).unsqueeze(1)
+        theta = torch.cat([linear, torch.stack([x, y], dim=1).unsqueeze(2)], dim=2)
+        grid = nn.functional.affine_grid(theta, [n, images.shape[1], self.size, self.size], align_corners=False)
+        return nn.functional.grid_sample(images, grid, align_corners=False)
+
+    def _recolour(self, view: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor) -> Tensor:
+        factor = lambda strength: (1 + 0.6 * strength).view(-1, 1, 1, 1)
+        view = view * factor(brightness)
+        mean = view.mean(dim=(1, 2, 3), keepdim=True)
+        view = mean + (view - mean) * factor(contrast)
+        if view.shape[1] == 3:
+            grey = view.mean(dim=1, keepdim=True)
+            view = grey + (view - grey) * factor(saturation)
+        return view.clamp(0, 1)
+
+    def _cut_out(self, view: Tensor) -> Tensor:
+        if self.cutout == 0:
+            return view
+        n, device = len(view), view.device
+        half = torch.rand(n, 1, device=device) * (self.cutout / 2)
+        position = (torch.arange(self.size, device=device) + 0.5) / self.size
+        rows, columns = ((position - torch.rand(n, 1, device=device)).abs() < half for _ in range(2))
+        return view.masked_fill((rows.unsqueeze(2) & columns.unsqueeze(1)).unsqueeze(1), 0.0)

@@ -1,0 +1,73 @@
+"""A network that follows another one slowly."""
+
+import copy
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+Buffers = Literal["own", "copied"]
+
+
+class MomentumEncoder(nn.Module):
+    r"""The key encoder of momentum contrast: a copy of a query encoder that follows it as a moving average.
+
+    :meth:`update`, called once per optimiser step, moves every parameter in place, ``k ← m k + (1 − m) q``. The
+    parameters take no gradient and no optimiser should have them; ``forward`` builds no graph. Everything is in
+    ``state_dict``.
+
+    >>> key_encoder = MomentumEncoder(encoder)
+    >>> loss = contrast(encoder(one_view), key_encoder(other_view), target)
+    >>> ...
+    >>> optimizer.step()
+    >>> key_encoder.update(encoder)
+
+    Args:
+        query: the encoder to follow; one wrapped by ``DistributedDataParallel`` is unwrapped, here and in ``update``.
+        momentum: m, from 0 (a copy of the query encoder) to 1 (the copy never moves).
+        buffers: what becomes of batch-normalisation statistics and other buffers. ``"own"``: the key encoder, in
+            training mode when its parent is, keeps those of the keys it has seen. ``"copied"``: ``update`` copies the
+            query encoder's.
+
+    With several processes the parameters stay equal wherever the query encoder's are. So do ``"copied"`` buffers;
+    ``"own"`` ones are each process's, unless the module is inside a ``DistributedDataParallel``, which hands round
+    those of rank 0.
+
+    Source: He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", CVPR 2020.
+    """
+
+    def __init__(self, query: nn.Module, momentum: float = 0.999, *, buffers: Buffers = "own") -> None:
+        super().__init__()
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"momentum must be between 0 and 1, got {momentum}")
+        if buffers not in ("own", "copied"):
+            raise ValueError(f'buffers must be "own" or "copied", got {buffers!r}')
+        self.network = copy.deepcopy(_unwrapped(query)).requires_grad_(False)
+        self.momentum = momentum
+        self.buffer_policy = buffers
+
+    @torch.no_grad()
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        output: Tensor = self.network(*args, **kwargs)
+        return output
+
+    @torch.no_grad()
+    def update(self, query: nn.Module) -> None:
+        """Follow ``query``, which must have the parameters that the constructor's had."""
+        query = _unwrapped(query)
+        keys, queries = list(self.network.parameters()), list(query.parameters())
+        if [key.shape for key in keys] != [value.shape for value in queries]:
+            raise ValueError("the query encoder has other parameters than the one that the key encoder was made from")
+        if keys:
+            torch._foreach_lerp_(keys, queries, 1 - self.momentum)
+        if self.buffer_policy == "copied":
+            for own, other in zip(self.network.buffers(), query.buffers(), strict=True):
+                own.copy_(other)
+
+    def extra_repr(self) -> str:
+        return f"momentum={self.momentum}, buffers={self.buffer_policy!r}"
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    return module.module if isinstance(module, DistributedDataParallel) else module
