@@ -141,11 +141,11 @@ def load_kanji(
         radicals.append(read_radical(character))
         if on_rendered is not None:
             on_rendered()
-    _write_atomically(file, images=images, strokes=strokes, radicals=np.array(radicals))
+    _write_atomically(file, {"images": images, "strokes": strokes, "radicals": np.array(radicals)})
     return Kanji(characters, images, strokes, radicals)
 
 
-def _write_atomically(file: Path, **arrays: npt.NDArray[Any]) -> None:
+def _write_atomically(file: Path, arrays: dict[str, Any]) -> None:
     """A reader sees the whole file or none, also when two processes write or one is interrupted."""
     file.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp")

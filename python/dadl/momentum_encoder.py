@@ -56,7 +56,8 @@ class MomentumEncoder(nn.Module):
     def update(self, query: nn.Module) -> None:
         """Follow ``query``, which must have the parameters that the constructor's had."""
         query = _unwrapped(query)
-        keys, queries = list(self.network.parameters()), list(query.parameters())
+        keys: list[Tensor] = list(self.network.parameters())
+        queries: list[Tensor] = list(query.parameters())
         if [key.shape for key in keys] != [value.shape for value in queries]:
             raise ValueError("the query encoder has other parameters than the one that the key encoder was made from")
         if keys:

@@ -2,11 +2,9 @@
 
 import importlib.metadata
 import time
-from collections.abc import Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import product
-from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -17,6 +15,7 @@ from torch import Tensor, nn
 from dadl_ext import RankSimLoss, build_info
 
 from . import kanji
+from .jobs import TrainingPool
 from .metrics import REGIONS, ErrorMetrics, Region, shot_metrics
 from .ranksim import Regression
 from .ranksim_figure import draw_ranksim
@@ -33,7 +32,6 @@ from .reweighting import LabelDistributionSmoothing, bin_weights
 from .training import fit, predict, tensor_loader
 
 IMAGE_SIZE = 48
-MOST_WORKERS = 8  # each holds PyTorch and the images in memory
 
 
 @dataclass(frozen=True)
@@ -132,7 +130,7 @@ class Experiment:
         images = self.images[self.split.train]
         loader = tensor_loader(images, target, weight, batch_size=self.settings.batch_size, shuffle=True)
         fit(self.fabric, method, loader, epochs=self.settings.epochs, seed=run.seed)
-        return method
+        return method.cpu()
 
     def predict(self, method: Regression, samples: kanji.IntArray) -> Tensor:
         return predict(self.fabric, method, tensor_loader(self.images[samples], batch_size=512))
@@ -166,7 +164,7 @@ class Comparison:
     validation_mae: dict[Run, float]
 
 
-def compare(experiment: Experiment, pool: Executor, progress: JobProgress) -> Comparison:
+def compare(experiment: Experiment, pool: TrainingPool[Run, Regression], progress: JobProgress) -> Comparison:
     """Choose each arm's setting on validation and train every arm with every seed; the test samples are not touched."""
     settings = experiment.settings
     grid = [RankSimSetting(*values) for values in product(settings.weights, settings.interp_strengths)]
@@ -176,41 +174,20 @@ def compare(experiment: Experiment, pool: Executor, progress: JobProgress) -> Co
     remaining_seeds = range(len(selection_seeds), settings.seeds)
     progress.start("Training", total=len(selection) + len(ARMS) * len(remaining_seeds))
 
-    trained: dict[Run, Regression] = {}
-
-    def train(runs: Sequence[Run]) -> None:
-        waiting = {pool.submit(train_in_worker, run): run for run in runs}
-        for done in as_completed(waiting):
-            trained[waiting[done]] = done.result()
-            progress.advance(str(waiting[done]))
-
-    train(selection)
+    trained = pool.train(selection, progress)
     validation_mae = {run: experiment.validation_mae(trained[run]) for run in selection}
     chosen = {
         arm: min(candidates[arm], key=lambda s: sum(validation_mae[Run(arm, s, seed)] for seed in selection_seeds))
         for arm in ARMS
     }
-    train([Run(arm, chosen[arm], seed) for arm in ARMS for seed in remaining_seeds])
+    trained |= pool.train([Run(arm, chosen[arm], seed) for arm in ARMS for seed in remaining_seeds], progress)
     methods = {arm: [trained[Run(arm, chosen[arm], seed)] for seed in range(settings.seeds)] for arm in ARMS}
     return Comparison(methods, chosen, validation_mae)
 
 
-# Networks this small gain little from a second thread, so every core trains its own run. One thread each also makes
-# the numbers independent of how many cores there are.
-_worker_experiment: Experiment
-
-
-def start_worker(device: str, characters: list[str], settings: Settings) -> None:
-    """Prepare a process to train runs; the characters are in the cache by now."""
-    global _worker_experiment
-    torch.set_num_threads(1)
-    fabric = Fabric(accelerator=device, devices=1)
-    _worker_experiment = Experiment(fabric, kanji.load_kanji(IMAGE_SIZE, characters), settings)
-
-
-def train_in_worker(run: Run) -> Regression:
-    """Train one run in a process that :func:`start_worker` has prepared."""
-    return _worker_experiment.train(run).cpu()
+def make_experiment(fabric: Fabric, characters: list[str], settings: Settings) -> Experiment:
+    """The experiment of a process of the pool; the characters are in the cache by now."""
+    return Experiment(fabric, kanji.load_kanji(IMAGE_SIZE, characters), settings)
 
 
 def run_demo(settings: Settings, output: Path, device: str, console: Console) -> None:
@@ -227,9 +204,8 @@ def run_demo(settings: Settings, output: Path, device: str, console: Console) ->
         experiment = Experiment(fabric, data, settings)
         sizes = {part: len(samples) for part, samples in vars(experiment.split).items()}
         console.print(f"{len(characters)} characters: " + ", ".join(f"{size} {part}" for part, size in sizes.items()))
-        workers = min(torch.get_num_threads(), MOST_WORKERS) if fabric.device.type == "cpu" else 1
-        # Spawned, not forked: a forked process cannot use the threads and devices of its parent.
-        with ProcessPoolExecutor(workers, get_context("spawn"), start_worker, (device, characters, settings)) as pool:
+        make = partial(make_experiment, characters=characters, settings=settings)
+        with TrainingPool[Run, Regression](fabric, make) as pool:
             comparison = compare(experiment, pool, progress)
 
     predictions = {
