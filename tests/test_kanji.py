@@ -99,7 +99,7 @@ def test_split_repeats_for_a_seed() -> None:
     assert (one.test != other.test).any()
 
 
-@pytest.mark.parametrize(("character", "radical"), [("河", "水"), ("草", "艸"), ("鬱", "鬯"), ("井", "二"), ("一", "一")])
+@pytest.mark.parametrize(("character", "radical"), list(zip("河草鬱井一", "水艸鬯二一", strict=True)))
 def test_traditional_radicals_in_their_full_form(character: str, radical: str) -> None:
     assert kanji.read_radical(character) == radical
 

@@ -1,0 +1,104 @@
+"""Image lists: what they mean, and one error that names every bad row."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("PIL", reason="needs pip install 'dadl[train]'")
+
+from dadl.image_lists import ImageListError, Row, load_images, read_lists
+from PIL import Image
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Six training images of two classes, two of them labelled at 30 %, and two test images."""
+    (tmp_path / "a b").mkdir()
+    for i in range(8):
+        colour = (200, 0, 0) if i % 2 else (0, 0, 200)
+        Image.new("RGB", (20 + i, 10), colour).save(tmp_path / "a b" / f"{i}.png")
+    rows = [f"a b/{i}.png {i % 2}" for i in range(8)]
+    (tmp_path / "train_100.txt").write_text("\n".join(rows[:6]) + "\n")
+    (tmp_path / "train_30.txt").write_text(f"{rows[0]}\n\n{rows[3]}  \n")
+    (tmp_path / "test.txt").write_text("\n".join(rows[6:]))
+    return tmp_path
+
+
+def paths(rows: list[Row]) -> list[str]:
+    return [row.path for row in rows]
+
+
+def test_unlabelled_is_the_full_list_less_the_labelled_one(folder: Path) -> None:
+    lists = read_lists(folder, 30)
+    assert [(row.path, row.label) for row in lists.labelled] == [("a b/0.png", 0), ("a b/3.png", 1)]
+    assert paths(lists.unlabelled) == ["a b/1.png", "a b/2.png", "a b/4.png", "a b/5.png"]
+    assert paths(lists.test) == ["a b/6.png", "a b/7.png"]
+    assert lists.num_classes == 2
+
+
+def test_with_all_labels_nothing_is_unlabelled(folder: Path) -> None:
+    lists = read_lists(folder, 100)
+    assert len(lists.labelled) == 6
+    assert lists.unlabelled == []
+
+
+def test_images_are_colours_of_one_size_in_order(folder: Path) -> None:
+    loaded: list[int] = []
+    images = load_images(folder, read_lists(folder, 100).labelled, 16, lambda: loaded.append(1))
+    assert images.shape == (6, 3, 16, 16)
+    assert images.dtype == torch.uint8
+    assert len(loaded) == 6
+    for i, image in enumerate(images):
+        expected = (200, 0, 0) if i % 2 else (0, 0, 200)
+        np.testing.assert_array_equal(image.permute(1, 2, 0), np.broadcast_to(expected, (16, 16, 3)))
+
+
+def test_every_bad_row_is_named_at_once(folder: Path) -> None:
+    (folder / "train_30.txt").write_text(
+        "a b/0.png 0\na b/missing.png 1\na b/1.png one\na b/2.png -1\nalone\na b/0.png 0\na b/3.png 0\n"
+    )
+    (folder / "test.txt").write_text("a b/6.png 5\n")
+    with pytest.raises(ImageListError) as caught:
+        read_lists(folder, 30)
+    problems = str(caught.value).splitlines()
+    assert len(problems) == 7
+    for problem, parts in zip(
+        problems,
+        [
+            ("train_30.txt:2", "no file", "missing.png"),
+            ("train_30.txt:3", "'one'", "a b/1.png"),
+            ("train_30.txt:4", "'-1'", "a b/2.png"),
+            ("train_30.txt:5", "'alone'", "relative/path label"),
+            ("train_30.txt:6", "again", "train_30.txt:1"),
+            ("train_30.txt:7", "label 0", "train_100.txt labels 1"),
+            ("test.txt:1", "label 5", "without a row"),
+        ],
+        strict=True,
+    ):
+        assert all(part in problem for part in parts), problem
+
+
+def test_missing_and_empty_lists_are_named(folder: Path) -> None:
+    (folder / "test.txt").write_text("\n \n")
+    (folder / "train_100.txt").unlink()
+    with pytest.raises(ImageListError) as caught:
+        read_lists(folder, 15)
+    text = str(caught.value)
+    assert "train_15.txt: no such file" in text
+    assert "train_100.txt: no such file" in text
+    assert "test.txt: the list is empty" in text
+
+
+def test_unreadable_images_are_named(folder: Path) -> None:
+    whole = (folder / "a b" / "1.png").read_bytes()
+    (folder / "a b" / "1.png").write_text("not an image")
+    (folder / "a b" / "4.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ImageListError) as caught:
+        load_images(folder, read_lists(folder, 100).labelled, 16, lambda: None)
+    problems = str(caught.value).splitlines()
+    assert len(problems) == 2
+    assert "train_100.txt:2" in problems[0]
+    assert "not an image" in problems[0]
+    assert "train_100.txt:5" in problems[1]
