@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <memory>
+#include <type_traits>
 #include <vector>
 
 #include "../core/labels.h"
@@ -23,6 +24,14 @@ class LabelRanks {
   };
   virtual ~LabelRanks() = default;
   virtual std::unique_ptr<Scratch> scratch() const = 0;
+
+  // Finite float32 labels in ascending order, for those who rank several rows at once. Null for all others.
+  struct Sorted {
+    const float* label;      // [m]
+    const uint32_t* column;  // [m]
+    const int32_t* position;  // [m] where a column's label stands
+  };
+  virtual Sorted sorted() const { return {}; }
 };
 
 // A label's distance and column in one unsigned number: the nearest first, among equals the larger column first.
@@ -94,6 +103,13 @@ class ScalarLabelRanks final : public LabelRanks {
   }
 
   std::unique_ptr<LabelRanks::Scratch> scratch() const override { return std::make_unique<Scratch>(*this); }
+
+  Sorted sorted() const override {
+    if constexpr (std::is_same_v<Label, float>) {
+      if (finite_) return {sorted_.data(), column_.data(), position_.data()};
+    }
+    return {};
+  }
 
  private:
   using Key = typename MergeKey<decltype(label_distance(Label{}, Label{}))>::Type;

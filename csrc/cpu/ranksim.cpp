@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <memory>
@@ -14,10 +15,8 @@
 #include <type_traits>
 #include <vector>
 
-#include "../core/cosine.h"
 #include "common.h"
-#include "label_ranks.h"
-#include "row_ranks.h"
+#include "lanes.h"
 
 namespace dadl::cpu {
 namespace {
@@ -114,82 +113,25 @@ void gather_rows(const T* features, const int64_t* index, A* target, int64_t d, 
   }
 }
 
-constexpr int64_t kTile = 32;
-constexpr int64_t kPanel = 128;  // fewer rows make slower products, more rows more of them
-
-template <typename A>
-struct RowsTask {
-  // [m, m] Gram matrix, one of the two: row i is valid up to the end of its panel.
-  const float* inner;
-  const double* wide_inner;
-  A* gradient;  // [m, m] with respect to the similarities, null for none
-  double* rows;
-  const double* squared;       // [m] bounded squared norms
-  const double* inverse_norm;  // [m]
-  const LabelRanks* labels;
-  int64_t m;
-  double poison;  // 0, or NaN where a row that was left out is not finite
-  RankSimConstants<double> constants;
-};
-
-// Rows [i0, i1) of the symmetric Gram matrix; what the panels leave out is read from the other side of the diagonal.
-template <typename G>
-void load_rows(const G* inner, int64_t m, int64_t i0, int64_t i1, double* rows) {
-  const int64_t valid = std::min(m, (i0 / kPanel + 1) * kPanel);
-  for (int64_t i = i0; i < i1; ++i) std::copy_n(inner + i * m, valid, rows + (i - i0) * m);
-  for (int64_t j = valid; j < m; ++j) {
-    const G* column = inner + j * m;
-    for (int64_t i = i0; i < i1; ++i) rows[(i - i0) * m + j] = column[i];
-  }
-}
-
-// For tiles of rows: similarities, both ranks, the loss, the perturbed rank and the gradient.
+// Tiles [begin, end): many rows at once where the processor has the instructions, the doubtful ones row by row.
 template <typename A>
 void ranksim_tiles(const RowsTask<A>& task, LabelRanks::Scratch& labels, int64_t begin, int64_t end) {
-  const int64_t m = task.m;
-  RowRanker<double> ranker(m);
-  std::vector<double> tile(kTile * m), inner_row(m);
-  std::vector<int32_t> feature_ranks(m), label_ranks(m);
-  double* inner = inner_row.data();
-  int32_t *r = feature_ranks.data(), *q = label_ranks.data();
-  const double *squared = task.squared, *inverse_norm = task.inverse_norm;
-  for (int64_t i0 = begin * kTile; i0 < std::min(end * kTile, m); i0 += kTile) {
-    const int64_t i1 = std::min(i0 + kTile, m);
-    if (task.inner) {
-      load_rows(task.inner, m, i0, i1, tile.data());
-    } else {
-      load_rows(task.wide_inner, m, i0, i1, tile.data());
+  RowsScratch scratch(task.m);
+  Lanes<A> lanes = select_lanes<A>(task);
+  const std::unique_ptr<LaneScratch> lane_scratch = lanes.run ? lanes.scratch(task.m) : nullptr;
+  for (int64_t i0 = begin * kTile; i0 < std::min(end * kTile, task.m); i0 += kTile) {
+    const int64_t i1 = std::min(i0 + kTile, task.m);
+    if (!lanes.run) {
+      rank_rowwise(task, labels, scratch, i0, i1);
+      continue;
     }
+    uint32_t doubtful = 0;
+    for (int64_t i = i0; i < i1; i += lanes.count) doubtful |= lanes.run(task, labels, *lane_scratch, i) << (i - i0);
     for (int64_t i = i0; i < i1; ++i) {
-      double* s = tile.data() + (i - i0) * m;
-      // Products with reciprocal norms are cheap, but may break ties; where two of them come close, cosine() decides.
-      std::copy_n(s, m, inner);
-      int32_t unordered = 0;
-      for (int64_t j = 0; j < m; ++j) {
-        s[j] = s[j] * inverse_norm[i] * inverse_norm[j] + task.poison;
-        unordered |= s[j] != s[j];
-      }
-      A* gradient = task.gradient + i * m;
-      if (unordered || !labels.row(i, q)) {
-        task.rows[i] = std::numeric_limits<double>::quiet_NaN();
-        if (task.gradient) std::fill_n(gradient, m, std::numeric_limits<A>::quiet_NaN());
-        continue;
-      }
-      if (!ranker.rank(s, r)) {
-        for (int64_t j = 0; j < m; ++j) s[j] = cosine(inner[j], squared[i], squared[j]);
-        ranker.rank(s, r);
-      }
-      int64_t squares = 0;
-      for (int64_t j = 0; j < m; ++j) {
-        const int64_t difference = r[j] - q[j];
-        squares += difference * difference;
-      }
-      task.rows[i] = task.constants.loss * static_cast<double>(squares);
-      if (!task.gradient) continue;
-      for (int64_t j = 0; j < m; ++j) s[j] += task.constants.coefficient * (r[j] - q[j]);
-      ranker.rank(s, q);
-      for (int64_t j = 0; j < m; ++j) gradient[j] = static_cast<A>(-task.constants.slope * (r[j] - q[j]));
+      if (doubtful >> (i - i0) & 1) rank_rowwise(task, labels, scratch, i, i + 1);
     }
+    // Features that tie in most rows will go on doing so.
+    if (2 * std::popcount(doubtful) > kTile) lanes.run = nullptr;
   }
 }
 

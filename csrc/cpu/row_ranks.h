@@ -10,6 +10,9 @@
 
 namespace dadl::cpu {
 
+// Values this close are decided by whoever knows them more exactly.
+constexpr double kClose = 1e-13;
+
 // One per thread; Value is float or double.
 template <typename Value>
 class RowRanker {
@@ -41,8 +44,7 @@ class RowRanker {
   static constexpr uint32_t kLanes = 64 / sizeof(Key);
   static constexpr uint32_t kCountingLimit = 256 / sizeof(Key);
   static constexpr uint32_t kBucketLimit = 1 << 16;
-  static constexpr Value kClose = static_cast<Value>(1e-13);
-  enum class Outcome { kSeparated, kClose, kGaveUp };
+  enum class Outcome { kSeparated, kTooClose, kGaveUp };
 
   // rank_i = #{j : key_j > key_i} + #{j >= i : key_j = key_i}, in whole vectors: no value has the padding's key 0.
   // Written for the auto-vectoriser: explicit vector types are lowered before they reach the instruction-set clones.
@@ -105,7 +107,7 @@ class RowRanker {
       const uint32_t column = front[p];
       const Value value = values[column];
       if (!(value < previous)) {
-        close |= value - previous <= kClose;
+        close |= value - previous <= static_cast<Value>(kClose);
         previous = value;
         continue;
       }
@@ -115,12 +117,13 @@ class RowRanker {
         --q;
       } while (q > 0 && values[front[q - 1]] > value);
       front[q] = column;
-      close |= values[front[q + 1]] - value <= kClose || (q > 0 && value - values[front[q - 1]] <= kClose);
+      close |= values[front[q + 1]] - value <= static_cast<Value>(kClose) ||
+               (q > 0 && value - values[front[q - 1]] <= static_cast<Value>(kClose));
       moves_left -= p - q;
       if (moves_left < 0) return Outcome::kGaveUp;
     }
     for (uint32_t p = 0; p < n; ++p) ranks[front[p]] = static_cast<int32_t>(n - p);
-    return close ? Outcome::kClose : Outcome::kSeparated;
+    return close ? Outcome::kTooClose : Outcome::kSeparated;
   }
 
   // Any row: least-significant-digit radix sort over the ordered keys, without the digits that all keys share.

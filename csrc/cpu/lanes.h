@@ -1,0 +1,99 @@
+// Picks the widest sorting networks that the processor has; without any, all rows go the rows path.
+#pragma once
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <vector>
+
+#include "label_ranks.h"
+#include "ranksim_rows.h"
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
+#define DADL_LANES
+#include <immintrin.h>
+#endif
+
+namespace dadl::cpu {
+
+struct LaneScratch {
+  virtual ~LaneScratch() = default;
+};
+
+constexpr int64_t kMostLaneColumns = 4096;  // beyond, the rows of a tile outgrow the cache
+
+template <typename A>
+struct Lanes {
+  int count = 0;
+  std::unique_ptr<LaneScratch> (*scratch)(int64_t m) = nullptr;
+  // Rows first, first + 1, ...: sets bit i where row first + i is left to the rows path.
+  uint32_t (*run)(const RowsTask<A>&, LabelRanks::Scratch&, LaneScratch&, int64_t first) = nullptr;
+};
+
+#ifdef DADL_LANES
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // in the compiler's own intrinsics
+#pragma GCC push_options
+#pragma GCC target("arch=x86-64-v4")
+namespace v4 {
+constexpr int kLanes = 8;
+using Vector = double __attribute__((vector_size(64)));
+inline __attribute__((always_inline)) void order(Vector& low, Vector& high) {
+  const Vector smaller = _mm512_min_pd(low, high);
+  high = _mm512_max_pd(low, high);
+  low = smaller;
+}
+#include "lanes_sort.h"
+//
+#include "lanes_ranksim.h"
+}  // namespace v4
+#pragma GCC pop_options
+
+#pragma GCC push_options
+#pragma GCC target("arch=x86-64-v3")
+namespace v3 {
+constexpr int kLanes = 4;
+using Vector = double __attribute__((vector_size(32)));
+inline __attribute__((always_inline)) void order(Vector& low, Vector& high) {
+  const Vector smaller = _mm256_min_pd(low, high);
+  high = _mm256_max_pd(low, high);
+  low = smaller;
+}
+#include "lanes_sort.h"
+//
+#include "lanes_ranksim.h"
+}  // namespace v3
+#pragma GCC pop_options
+#pragma GCC diagnostic pop
+
+// PyTorch's own switch narrows ours too.
+inline int lane_count() {
+  static const int count = [] {
+    const char* cap = std::getenv("ATEN_CPU_CAPABILITY");
+    const auto capped = [&](const char* name) { return cap && std::strcmp(cap, name) == 0; };
+    if (capped("default")) return 0;
+    if (__builtin_cpu_supports("x86-64-v4") && !capped("avx2")) return v4::kLanes;
+    return __builtin_cpu_supports("x86-64-v3") ? v3::kLanes : 0;
+  }();
+  return count;
+}
+#endif
+
+// None for subsets so small that counting is quicker, or so large; none where the perturbation overflows.
+template <typename A>
+Lanes<A> select_lanes(const RowsTask<A>& task) {
+  if (task.m <= kTile || task.m > kMostLaneColumns) return {};
+  if (!std::isfinite(task.constants.coefficient * static_cast<double>(task.m))) return {};
+#ifdef DADL_LANES
+  if (lane_count() == v4::kLanes) return {v4::kLanes, v4::make_scratch, v4::ranksim_lanes<A>};
+  if (lane_count() == v3::kLanes) return {v3::kLanes, v3::make_scratch, v3::ranksim_lanes<A>};
+#endif
+  return {};
+}
+
+}  // namespace dadl::cpu

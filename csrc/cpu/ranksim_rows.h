@@ -1,0 +1,97 @@
+// RankSim row by row: exact for any values and labels, on any processor.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+#include "../core/cosine.h"
+#include "../core/ranksim.h"
+#include "label_ranks.h"
+#include "row_ranks.h"
+
+namespace dadl::cpu {
+
+constexpr int64_t kTile = 32;
+constexpr int64_t kPanel = 128;  // fewer rows make slower products, more rows more of them
+
+template <typename A>
+struct RowsTask {
+  // [m, m] Gram matrix, one of the two: row i is valid up to the end of its panel.
+  const float* inner;
+  const double* wide_inner;
+  A* gradient;  // [m, m] with respect to the similarities, null for none
+  double* rows;
+  const double* squared;       // [m] bounded squared norms
+  const double* inverse_norm;  // [m]
+  const LabelRanks* labels;
+  int64_t m;
+  double poison;  // 0, or NaN where a row that was left out is not finite
+  RankSimConstants<double> constants;
+};
+
+// Rows [i0, i1) of the symmetric Gram matrix; what the panels leave out is read from the other side of the diagonal.
+template <typename G>
+void load_rows(const G* inner, int64_t m, int64_t i0, int64_t i1, double* rows) {
+  const int64_t valid = std::min(m, (i0 / kPanel + 1) * kPanel);
+  for (int64_t i = i0; i < i1; ++i) std::copy_n(inner + i * m, valid, rows + (i - i0) * m);
+  for (int64_t j = valid; j < m; ++j) {
+    const G* column = inner + j * m;
+    for (int64_t i = i0; i < i1; ++i) rows[(i - i0) * m + j] = column[i];
+  }
+}
+
+struct RowsScratch {
+  explicit RowsScratch(int64_t m) : ranker(m), tile(kTile * m), inner(m), feature_ranks(m), label_ranks(m) {}
+
+  RowRanker<double> ranker;
+  std::vector<double> tile, inner;
+  std::vector<int32_t> feature_ranks, label_ranks;
+};
+
+// Rows [i0, i1), at most kTile in one panel: similarities, both ranks, the loss, the perturbed rank and the gradient.
+template <typename A>
+void rank_rowwise(const RowsTask<A>& task, LabelRanks::Scratch& labels, RowsScratch& scratch, int64_t i0, int64_t i1) {
+  const int64_t m = task.m;
+  double *tile = scratch.tile.data(), *inner = scratch.inner.data();
+  int32_t *r = scratch.feature_ranks.data(), *q = scratch.label_ranks.data();
+  const double *squared = task.squared, *inverse_norm = task.inverse_norm;
+  if (task.inner) {
+    load_rows(task.inner, m, i0, i1, tile);
+  } else {
+    load_rows(task.wide_inner, m, i0, i1, tile);
+  }
+  for (int64_t i = i0; i < i1; ++i) {
+    double* s = tile + (i - i0) * m;
+    // Products with reciprocal norms are cheap, but may break ties; where two of them come close, cosine() decides.
+    std::copy_n(s, m, inner);
+    int32_t unordered = 0;
+    for (int64_t j = 0; j < m; ++j) {
+      s[j] = s[j] * inverse_norm[i] * inverse_norm[j] + task.poison;
+      unordered |= s[j] != s[j];
+    }
+    A* gradient = task.gradient + i * m;
+    if (unordered || !labels.row(i, q)) {
+      task.rows[i] = std::numeric_limits<double>::quiet_NaN();
+      if (task.gradient) std::fill_n(gradient, m, std::numeric_limits<A>::quiet_NaN());
+      continue;
+    }
+    if (!scratch.ranker.rank(s, r)) {
+      for (int64_t j = 0; j < m; ++j) s[j] = cosine(inner[j], squared[i], squared[j]);
+      scratch.ranker.rank(s, r);
+    }
+    int64_t squares = 0;
+    for (int64_t j = 0; j < m; ++j) {
+      const int64_t difference = r[j] - q[j];
+      squares += difference * difference;
+    }
+    task.rows[i] = task.constants.loss * static_cast<double>(squares);
+    if (!task.gradient) continue;
+    for (int64_t j = 0; j < m; ++j) s[j] += task.constants.coefficient * (r[j] - q[j]);
+    scratch.ranker.rank(s, q);
+    for (int64_t j = 0; j < m; ++j) gradient[j] = static_cast<A>(-task.constants.slope * (r[j] - q[j]));
+  }
+}
+
+}  // namespace dadl::cpu
