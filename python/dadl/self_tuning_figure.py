@@ -10,7 +10,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from .report import mean_and_standard_error
 
-Image = npt.NDArray[np.uint8]
+Drawing = npt.NDArray[np.uint8]
 
 # Okabe and Ito's palette: distinct with any colour vision.
 LINES = {
@@ -25,7 +25,7 @@ def draw_self_tuning(
     accuracy: Mapping[str, Mapping[int, Sequence[float]]],
     purity: Mapping[int, npt.NDArray[np.floating]],
     steps: npt.NDArray[np.integer],
-    examples: Sequence[tuple[Image, Sequence[Image]]],
+    examples: Sequence[tuple[Drawing, Sequence[Drawing]]],
     attribution: str,
 ) -> Figure:
     """Accuracy against the labels that there are, purity of the queue over time, and what the data look like.
@@ -81,7 +81,7 @@ def _draw_purity(axes: Axes, purity: Mapping[int, npt.NDArray[np.floating]], ste
     axes.legend(title="labels", loc="lower right")
 
 
-def _draw_examples(panel: SubFigure, examples: Sequence[tuple[Image, Sequence[Image]]]) -> None:
+def _draw_examples(panel: SubFigure, examples: Sequence[tuple[Drawing, Sequence[Drawing]]]) -> None:
     panel.suptitle("(c) Radicals (framed), and characters that dictionaries file under them", fontsize=13)
     rows = 3
     per_row = -(-len(examples) // rows)

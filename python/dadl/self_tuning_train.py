@@ -16,7 +16,7 @@ from dadl_ext import build_info
 from .augmentation import View
 from .efficientnet import FEATURES, efficientnet_lite0
 from .image_lists import load_images, read_lists
-from .report import JobProgress, environment, markdown_table, rich_table, write_json
+from .report import Cells, JobProgress, environment, markdown_table, rich_table, write_json
 from .self_tuning import UNLABELLED, FineTuning, FixMatch, SelfTuning, paired_loader
 from .training import fit, predict, tensor_loader
 
@@ -109,7 +109,7 @@ def train_on_lists(data: Path, output: Path, settings: Settings, device: str, co
         )
     predicted = predict(fabric, method, tensor_loader(test_images, batch_size=settings.batch_size)).argmax(dim=1)
     test_target = torch.tensor([row.label for row in lists.test])
-    cells = {settings.method: {"Accuracy %": [_accuracy(predicted, test_target)]}}
+    cells: Cells = {settings.method: {"Accuracy %": [_accuracy(predicted, test_target)]}}
     title = f"Test accuracy with {settings.labels} % of the labels"
     console.print(rich_table(title, cells))
     (output / "table.md").write_text(f"**{title}**\n\n{markdown_table(cells)}\n", encoding="utf-8")
