@@ -38,7 +38,9 @@ def draw_self_tuning(
         attribution: the data's, shown at the bottom.
     """
     figure = Figure(figsize=(13, 9), layout=ConstrainedLayoutEngine(h_pad=0.1))
-    figure.suptitle("Which radical has a character? Learning from few labels", fontsize=17, fontweight="bold")
+    figure.suptitle(
+        "Under which radical is a character filed? Learning from few labels", fontsize=17, fontweight="bold"
+    )
     grid = figure.add_gridspec(2, 1, height_ratios=(3, 2))
     accuracy_axes, purity_axes = figure.add_subfigure(grid[0]).subplots(1, 2)
     _draw_accuracy(accuracy_axes, accuracy)
@@ -69,8 +71,7 @@ def _draw_accuracy(axes: Axes, accuracy: Mapping[str, Mapping[int, Sequence[floa
 def _draw_purity(axes: Axes, purity: Mapping[int, npt.NDArray[np.floating]], steps: npt.NDArray[np.integer]) -> None:
     for (ratio, values), color in zip(purity.items(), SHADES, strict=False):
         mean = 100 * values.mean(axis=0)
-        axes.plot(steps, mean, color=color, marker=".", label=f"{ratio} %")
-        axes.annotate(f"{mean[-1]:.0f} %", (steps[-1], mean[-1]), (5, 0), textcoords="offset points", va="center")
+        axes.plot(steps, mean, color=color, marker=".", label=f"{ratio} % (at the end {mean[-1]:.0f} %)")
     axes.set_ylim(0, 104)
     axes.set_xlabel("training steps")
     axes.set_ylabel("keys in the queue that are in their true class, in %")
