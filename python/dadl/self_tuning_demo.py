@@ -1,4 +1,4 @@
-"""``dadl demo self-tuning``: under which radical is a character filed? Few labels, with and without the unlabelled characters."""
+"""``dadl demo self-tuning``: under which radical is a character filed? Few labels, and what unlabelled data add."""
 
 import importlib.metadata
 import time
