@@ -3,7 +3,7 @@
 from pathlib import Path
 
 CSRC = Path(__file__).parent
-CPU_SOURCES = ["ops.cpp", "cpu/ranking.cpp", "cpu/ranksim.cpp"]
+CPU_SOURCES = ["ops.cpp", "cpu/contrast.cpp", "cpu/ranking.cpp", "cpu/ranksim.cpp"]
 CUDA_SOURCES = ["cuda/ranking.cu", "cuda/ranksim.cu"]
 
 # The stable ABI of torch 2.11: one binary serves every later release.

@@ -14,6 +14,15 @@
 //
 // label_similarity is None (negative absolute difference of scalar labels) or a matrix [p, p] whose leading
 // [count, count] block is used; p < count gives NaN on CUDA, where count is not known to the host.
+//
+// similarity_logsumexp   query [B, d], key [N, d] -> lse [B] = log sum_j exp(scale q_i k_j) over the keys that take part
+//                        (key_mask [N] bool; exclude_self: not key i for query i), and slope [B, d] = scale sum_j p_ij k_j,
+//                        its gradient (no rows unless with_slope), in float32 (float64 for float64)
+// similarity_logsumexp_key_gradient   [N, d], scale sum_i grad_i p_ij q_i, in the keys' dtype
+// contrast_query_gradient             [B, d], grad_i slope_i, in the queries' dtype
+// pseudo_group_contrast  query, key [B, d], queue [C, D, d], target [B] -> the row losses [B] in cross-entropy form and
+//                        their gradients [B, d] with respect to the queries (no rows unless with_slope); NaN and 0
+//                        where the target is no class
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(dadl, m) {
@@ -31,4 +40,14 @@ STABLE_TORCH_LIBRARY(dadl, m) {
   m.def(
       "ranksim_rows_backward(Tensor grad, Tensor features, Tensor labels, Tensor index, Tensor order, Tensor count, "
       "Tensor? label_similarity, float interp_strength, float weight) -> Tensor");
+  m.def(
+      "similarity_logsumexp(Tensor query, Tensor key, Tensor? key_mask, float scale, bool exclude_self, "
+      "bool with_slope) -> (Tensor lse, Tensor slope)");
+  m.def(
+      "similarity_logsumexp_key_gradient(Tensor grad, Tensor query, Tensor key, Tensor? key_mask, Tensor lse, "
+      "float scale, bool exclude_self) -> Tensor");
+  m.def(
+      "pseudo_group_contrast(Tensor query, Tensor key, Tensor queue, Tensor target, Tensor? slot_count, "
+      "float temperature, bool with_slope) -> (Tensor rows, Tensor slope)");
+  m.def("contrast_query_gradient(Tensor grad, Tensor slope, Tensor query) -> Tensor");
 }

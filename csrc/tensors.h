@@ -73,6 +73,10 @@ using ranksim_loss = std::tuple<Tensor, Tensor>(Tensor, Tensor, Tensor, Tensor, 
                                                 bool);
 using ranksim_rows = Tensor(Tensor, Tensor, Tensor, Tensor, Tensor, Similarity, double, double);
 using ranksim_rows_backward = Tensor(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Similarity, double, double);
+using similarity_logsumexp = std::tuple<Tensor, Tensor>(Tensor, Tensor, std::optional<Tensor>, double, bool, bool);
+using similarity_logsumexp_key_gradient = Tensor(Tensor, Tensor, Tensor, std::optional<Tensor>, Tensor, double, bool);
+using pseudo_group_contrast = std::tuple<Tensor, Tensor>(Tensor, Tensor, Tensor, Tensor, std::optional<Tensor>, double,
+                                                         bool);
 }  // namespace signature
 
 }  // namespace dadl

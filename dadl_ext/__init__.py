@@ -5,6 +5,15 @@ Functions are in :mod:`dadl_ext.functional`, their plain-PyTorch meaning in :mod
 
 from . import functional, reference
 from ._library import build_info
-from .losses import RankSimLoss
+from .class_queue import ClassQueue
+from .losses import PseudoGroupContrastLoss, RankSimLoss, SupervisedContrastLoss
 
-__all__ = ["RankSimLoss", "build_info", "functional", "reference"]
+__all__ = [
+    "ClassQueue",
+    "PseudoGroupContrastLoss",
+    "RankSimLoss",
+    "SupervisedContrastLoss",
+    "build_info",
+    "functional",
+    "reference",
+]

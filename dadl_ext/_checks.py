@@ -120,3 +120,132 @@ def check_similarity_matrix(matrix: Tensor, device: torch.device) -> None:
         raise ValueError(f"the label-similarity matrix must be square, [m, m], got {tuple(matrix.shape)}")
     if matrix.device != device:
         raise ValueError(f"the label-similarity matrix is on {matrix.device}, the features are on {device}")
+
+
+FORMS = ("cross_entropy", "kl")
+
+
+def check_temperature(temperature: float) -> None:
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"temperature (τ) must be positive and finite, got {temperature}")
+
+
+def check_reduction(reduction: str) -> None:
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}")
+
+
+def check_integer(name: str, value: Tensor, shape: tuple[int, ...], device: torch.device) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.dtype != torch.int64:
+        raise TypeError(f"{name} must be int64, got {value.dtype}; convert with {name}.long()")
+    if tuple(value.shape) != shape:
+        raise ValueError(f"{name} must be of shape {shape}, got {tuple(value.shape)}")
+    if value.device != device:
+        raise ValueError(f"{name} is on {value.device}, the query on {device}; move it with {name}.to(query.device)")
+
+
+def _check_rows(function: str, reference: Tensor, **others: Tensor) -> None:
+    for name, value in others.items():
+        check_floating(name, value)
+        if value.device != reference.device:
+            raise ValueError(f"{name} is on {value.device}, the query on {reference.device}; move one of them")
+        if (value.dtype == torch.float64) != (reference.dtype == torch.float64):
+            raise TypeError(
+                f"{name} is {value.dtype}, the query {reference.dtype}: {function} mixes float64 with nothing else"
+            )
+        if value.shape[-1] != reference.shape[-1]:
+            raise ValueError(
+                f"{name} {tuple(value.shape)} must have the query's last dimension, {tuple(reference.shape)}"
+            )
+
+
+def check_contrast(query: Tensor, key: Tensor, scale: float, key_mask: Tensor | None, exclude_self: bool) -> None:
+    check_floating("query", query)
+    check_floating("key", key)
+    if query.dim() != 2 or key.dim() != 2:
+        raise ValueError(f"query must be [B, d] and key [N, d], got {tuple(query.shape)} and {tuple(key.shape)}")
+    _check_rows("similarity_logsumexp", query, key=key)
+    if not math.isfinite(scale):
+        raise ValueError(f"scale must be finite, got {scale}")
+    if key_mask is not None:
+        if not isinstance(key_mask, Tensor) or key_mask.dtype != torch.bool:
+            raise TypeError("key_mask must be a bool tensor, True for the keys that take part")
+        if key_mask.shape != key.shape[:1] or key_mask.device != key.device:
+            raise ValueError(
+                f"key_mask must be [{key.shape[0]}] on {key.device}, got {tuple(key_mask.shape)} on {key_mask.device}"
+            )
+    if exclude_self and query.shape[0] != key.shape[0]:
+        raise ValueError(
+            f"exclude_self needs one key per query, got query {tuple(query.shape)} and key {tuple(key.shape)}"
+        )
+    check_no_tangent("similarity_logsumexp", query)
+    check_no_tangent("similarity_logsumexp", key)
+
+
+def check_group_contrast(
+    query: Tensor,
+    key: Tensor,
+    queue: Tensor,
+    target: Tensor,
+    temperature: float,
+    form: str,
+    ignore_index: int,
+    sample_weight: Tensor | None,
+    slot_count: Tensor | None,
+    reduction: str,
+) -> None:
+    check_floating("query", query)
+    check_floating("key", key)
+    check_floating("queue", queue)
+    if query.dim() != 2 or key.shape != query.shape or queue.dim() != 3:
+        raise ValueError(
+            "query and key must be [B, d] and queue [C, D, d], got "
+            f"{tuple(query.shape)}, {tuple(key.shape)} and {tuple(queue.shape)}"
+        )
+    if queue.shape[0] == 0:
+        raise ValueError(f"queue must have at least one class, got {tuple(queue.shape)}")
+    _check_rows("pseudo_group_contrast", query, key=key, queue=queue)
+    check_integer("target", target, (query.shape[0],), query.device)
+    check_temperature(temperature)
+    if form not in FORMS:
+        raise ValueError(f"form must be one of {FORMS}, got {form!r}")
+    check_reduction(reduction)
+    if 0 <= ignore_index < queue.shape[0]:
+        raise ValueError(f"ignore_index must not be a class, got {ignore_index} with {queue.shape[0]} classes")
+    if sample_weight is not None:
+        check_floating("sample_weight", sample_weight)
+        if sample_weight.shape != target.shape or sample_weight.device != query.device:
+            raise ValueError(
+                f"sample_weight must be {tuple(target.shape)} on {query.device}, got "
+                f"{tuple(sample_weight.shape)} on {sample_weight.device}"
+            )
+    if slot_count is not None:
+        check_integer("slot_count", slot_count, (queue.shape[0],), query.device)
+    if target.device.type == "cpu" and not torch.compiler.is_compiling():
+        # Elsewhere reading it would stop the device; there such a row is NaN.
+        outside = (target != ignore_index) & ((target < 0) | (target >= queue.shape[0]))
+        if bool(outside.any()):
+            raise ValueError(
+                f"target must hold classes 0..{queue.shape[0] - 1} or ignore_index={ignore_index}, "
+                f"got {target[outside][0].item()}"
+            )
+    check_no_tangent("pseudo_group_contrast", query)
+
+
+def check_supervised_contrast(
+    features: Tensor, labels: Tensor, temperature: float, reduction: str
+) -> tuple[Tensor, Tensor]:
+    """Return features as ``[n, d]`` and labels as ``[n]``; views ``[n, v, d]`` follow each other view by view."""
+    check_floating("features", features)
+    if features.dim() not in (2, 3):
+        raise ValueError(f"features must be [n, d], or [n, views, d], got {tuple(features.shape)}")
+    check_integer("labels", labels, (features.shape[0],), features.device)
+    check_temperature(temperature)
+    check_reduction(reduction)
+    check_no_tangent("supervised_contrast", features)
+    if features.dim() == 3:
+        labels = labels.repeat(features.shape[1])
+        features = features.transpose(0, 1).flatten(0, 1)
+    return features, labels

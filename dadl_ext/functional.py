@@ -1,15 +1,25 @@
 """Differentiable functions over the compiled operators."""
 
+import math
+
 import torch
 from torch import Tensor
 
-from ._checks import LabelSimilarity, check_rank, check_ranksim
+from ._checks import (
+    LabelSimilarity,
+    check_contrast,
+    check_group_contrast,
+    check_rank,
+    check_ranksim,
+    check_supervised_contrast,
+)
 from ._distributed import gather_batch
 from ._labels import draw_priority, label_similarity_matrix
 from ._library import require_device
-from .ops import ranking, ranksim
+from ._reduction import reduce_rows
+from .ops import contrast, ranking, ranksim
 
-__all__ = ["rank", "ranksim_loss"]
+__all__ = ["pseudo_group_contrast", "rank", "ranksim_loss", "similarity_logsumexp", "supervised_contrast"]
 
 
 def rank(input: Tensor, interp_strength: float = 2.0) -> Tensor:
@@ -138,3 +148,126 @@ def _label_matrix(labels: Tensor, index: Tensor, count: Tensor, label_similarity
     matrix = label_similarity_matrix(chosen, label_similarity, padded)
     # float64 holds the halves, and integers up to 2^53, exactly.
     return matrix if matrix.dtype in (torch.float32, torch.float64) else matrix.double()
+
+
+def similarity_logsumexp(
+    query: Tensor, key: Tensor, *, scale: float = 1.0, key_mask: Tensor | None = None, exclude_self: bool = False
+) -> Tensor:
+    r"""Log-sum-exp of scaled similarities, without holding the ``[B, N]`` similarities.
+
+    .. math:: \mathrm{lse}_i = \log \sum_j \exp(\mathrm{scale} \cdot q_i^\top k_j)
+
+    Args:
+        query: ``[B, d]``; float32, float64, float16 or bfloat16.
+        key: ``[N, d]``; any of these dtypes, but float64 only together with a float64 query.
+        scale: factor of the similarities, e.g. one over a temperature.
+        key_mask: ``[N]`` bool, True for the keys that take part; all by default.
+        exclude_self: leave key i out for query i (``N == B``).
+
+    Returns:
+        ``[B]``; float64 for float64 input, else float32 (also the arithmetic). -inf with a zero gradient where no key
+        takes part. NaN in a query or in a key that takes part shows as NaN.
+
+    Raises:
+        TypeError, ValueError: unsupported dtypes, shapes that do not fit, tensors on different devices.
+
+    The gradient goes to both sides. Deterministic for a number of threads, which may change the bits
+    through BLAS. A second derivative raises ``RuntimeError``.
+    """
+    check_contrast(query, key, scale, key_mask, exclude_self)
+    require_device(query.device)
+    return contrast.similarity_logsumexp(query, key, key_mask, scale, exclude_self)
+
+
+def pseudo_group_contrast(
+    query: Tensor,
+    key: Tensor,
+    queue: Tensor,
+    target: Tensor,
+    *,
+    temperature: float = 0.07,
+    form: str = "cross_entropy",
+    ignore_index: int = -1,
+    sample_weight: Tensor | None = None,
+    slot_count: Tensor | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    r"""Pseudo group contrast of Self-Tuning (Wang et al., ICML 2021, arXiv 2102.12903).
+
+    For query i with label or pseudo-label y, its own key and the keys of class y in the queue are positives, all keys
+    of the queue and its own are in the denominator; :math:`s = q^\top k / \tau`, P positives:
+
+    .. math:: \ell_i = \log \sum_j e^{s_{ij}} - \frac{1}{P} \Bigl(s_{i,\mathrm{own}} + \sum_{j \in y} s_{ij}\Bigr)
+
+    and :math:`\ell_i - \log P` for ``form="kl"``, which has the same gradient. One pass over the queue gives the loss
+    and the gradient, :math:`\frac{1}{\tau}(\sum_j p_{ij} k_j - \text{mean of the positive keys})`.
+
+    Args:
+        query: ``[B, d]``, as given: normalise it, or use :class:`dadl_ext.PseudoGroupContrastLoss`, which does.
+        key: ``[B, d]``, the queries' own keys; without gradient.
+        queue: ``[C, D, d]``, D keys of each of C classes; without gradient; may be stored in float16 or bfloat16.
+        target: ``[B]`` int64, classes, or ``ignore_index`` for rows that are to give 0.
+        temperature: τ > 0.
+        form: ``"cross_entropy"`` or ``"kl"``.
+        ignore_index: the target of rows that do not count; not a class.
+        sample_weight: ``[B]``, multiplies the row losses.
+        slot_count: ``[C]`` int64, the number of valid leading slots of each class; all by default.
+        reduction: ``"mean"`` (over the rows that count, whatever their weights; 0 without any), ``"sum"``, ``"none"``.
+
+    Returns:
+        ``[]``, or ``[B]`` for ``"none"``; float64 for float64 input, else float32 (also the arithmetic).
+
+    Raises:
+        TypeError, ValueError: unsupported dtypes, shapes that do not fit, tensors on different devices, a target that
+            is no class (on CUDA such a row is NaN instead, because looking would stop the device).
+
+    Deterministic for a number of threads, which may change the bits through BLAS. A second derivative raises
+    ``RuntimeError``.
+    """
+    check_group_contrast(
+        query, key, queue, target, temperature, form, ignore_index, sample_weight, slot_count, reduction
+    )
+    require_device(query.device)
+    rows = contrast.pseudo_group_contrast(query, key, queue, target, slot_count, temperature)
+    if form == "kl":
+        if slot_count is None:
+            rows = rows - math.log(1 + queue.shape[1])
+        else:
+            rows = rows - slot_count[target.clamp(0, len(queue) - 1)].clamp(0, queue.shape[1]).to(rows.dtype).log1p()
+    return reduce_rows(rows, target != ignore_index, sample_weight, reduction)
+
+
+def supervised_contrast(
+    features: Tensor, labels: Tensor, *, temperature: float = 0.07, reduction: str = "mean"
+) -> Tensor:
+    r"""Supervised contrastive loss (Khosla et al., NeurIPS 2020, :math:`\mathcal{L}^{\mathrm{sup}}_{\mathrm{out}}`).
+
+    .. math:: \ell_i = \log \sum_{j \ne i} e^{z_i^\top z_j / \tau} - \frac{1}{|P_i|} \sum_{j \in P_i} z_i^\top z_j / \tau
+
+    with :math:`P_i` the other samples of the anchor's class; 0 for anchors without any.
+
+    Args:
+        features: ``[n, d]``, or ``[n, views, d]``, all views then being anchors; as given, normalise them before.
+        labels: ``[n]`` int64.
+        temperature: τ > 0.
+        reduction: ``"mean"`` over all anchors, ``"sum"``, or ``"none"`` (``[n]``; views follow each other view by view).
+
+    Returns:
+        ``[]`` or a loss per anchor; float64 for float64 input, else float32. The similarities are never held.
+
+    Raises:
+        TypeError, ValueError: unsupported dtypes, shapes that do not fit, tensors on different devices.
+
+    A second derivative raises ``RuntimeError``. The sums of each class are formed with ``index_add``, which on CUDA is
+    deterministic only under ``torch.use_deterministic_algorithms(True)``.
+    """
+    features, labels = check_supervised_contrast(features, labels, temperature, reduction)
+    require_device(features.device)
+    denominator = contrast.similarity_logsumexp(features, features, None, 1 / temperature, True)
+    z = features.to(denominator.dtype)
+    classes, group = torch.unique(labels, return_inverse=True)
+    count = torch.bincount(group, minlength=len(classes))[group] - 1
+    sums = z.new_zeros(len(classes), z.shape[1]).index_add(0, group, z)
+    mean_positive = (z * (sums[group] - z)).sum(dim=1) / (temperature * count.clamp_min(1).to(z.dtype))
+    loss = (denominator - mean_positive).masked_fill(count == 0, 0)
+    return reduce_rows(loss, torch.ones_like(group, dtype=torch.bool), None, reduction)

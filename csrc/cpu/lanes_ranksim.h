@@ -1,7 +1,7 @@
 // kLanes rows of RankSim at once, on the sorting networks; included as lanes_sort.h is.
 //
-// A key is a value with its column in the lowest bits, where it is too small to matter: what those bits could have
-// decided is recognised after sorting and left to the exact rows path.
+// A key is a value with its column, times kLanes, in the lowest bits, where it is too small to matter: what those bits
+// could have decided is recognised after sorting and left to the exact rows path.
 
 using Mask = int64_t __attribute__((vector_size(8 * kLanes)));
 using Ints = int32_t __attribute__((vector_size(4 * kLanes)));
@@ -51,6 +51,12 @@ inline uint32_t lanes_in(const Mask& mask) {
   return set;
 }
 
+// Read from memory: taking a vector apart is slower.
+inline const int64_t* bits_of(const Vector* keys) {
+  using Bits __attribute__((may_alias)) = int64_t;
+  return reinterpret_cast<const Bits*>(keys);
+}
+
 // similarity[j] of the rows; what the panels left out is on the other side of the diagonal. Returns lanes that are not
 // finite.
 template <typename A, typename G>
@@ -79,8 +85,8 @@ Mask load_lanes(const RowsTask<A>& task, const G* inner, const int64_t (&row)[kL
 
 // Ranks of values[j] in column order, the largest first. Returns lanes in which two neighbours are within `close`.
 inline Mask rank_lanes(const Vector* values, int64_t m, double close, Scratch& scratch, int32_t* ranks) {
-  const int bits = std::countr_zero(static_cast<uint32_t>(scratch.size));
-  const int64_t columns = (int64_t{1} << bits) - 1;
+  const int bits = std::countr_zero(static_cast<uint32_t>(scratch.size * kLanes));
+  const int64_t column_bits = (int64_t{1} << bits) - 1;
   Vector low = values[0];
   for (int64_t j = 1; j < m; ++j) {
     Vector value = values[j];
@@ -90,7 +96,7 @@ inline Mask rank_lanes(const Vector* values, int64_t m, double close, Scratch& s
   // been told to do with those.
   Vector* keys = scratch.keys();
   for (int64_t j = 0; j < m; ++j) {
-    keys[j] = reinterpret_cast<Vector>((reinterpret_cast<Mask>(values[j] - low + 0x1p-1000) & ~columns) | j);
+    keys[j] = reinterpret_cast<Vector>((reinterpret_cast<Mask>(values[j] - low + 0x1p-1000) & ~column_bits) | j * kLanes);
   }
   scratch.pad_keys(m);
   sort_lanes(keys, static_cast<int>(m), scratch.size);
@@ -101,8 +107,8 @@ inline Mask rank_lanes(const Vector* values, int64_t m, double close, Scratch& s
   for (int64_t p = 0; p < m; ++p) {
     unsure |= ~(keys[p] - previous > close + keys[p] * relative);
     previous = keys[p];
-    const Mask target = (reinterpret_cast<Mask>(keys[p]) & columns) * kLanes;
-    for (int l = 0; l < kLanes; ++l) ranks[target[l] + l] = static_cast<int32_t>(m - p);
+    const int64_t* key = bits_of(keys + p);
+    for (int l = 0; l < kLanes; ++l) ranks[(key[l] & column_bits) + l] = static_cast<int32_t>(m - p);
   }
   return unsure;
 }
@@ -122,13 +128,13 @@ inline Mask merge_labels(const LabelRanks::Sorted& labels, const int64_t (&row)[
     const Mask distance = __builtin_convertvector(reinterpret_cast<Ints>(difference) & 0x7FFFFFFF, Mask);
     ties |= distance == previous;
     previous = distance;
-    keys[p] = reinterpret_cast<Vector>((distance + kNormal) << 32 | static_cast<int64_t>(~labels.column[p]));
+    keys[p] = reinterpret_cast<Vector>((distance + kNormal) << 32 | static_cast<int64_t>(~(labels.column[p] * kLanes)));
   }
   scratch.pad_keys(m);
   merge_blocks(keys, static_cast<int>(m), scratch.size);
   for (int64_t p = 0; p < m; ++p) {
-    const Mask target = (~reinterpret_cast<Mask>(keys[p]) & 0xFFFFFFFF) * kLanes;
-    for (int l = 0; l < kLanes; ++l) ranks[target[l] + l] = static_cast<int32_t>(p + 1);
+    const int64_t* key = bits_of(keys + p);
+    for (int l = 0; l < kLanes; ++l) ranks[~static_cast<uint32_t>(key[l]) + l] = static_cast<int32_t>(p + 1);
   }
   return ties;
 }

@@ -3,7 +3,8 @@
 Same names, arguments and semantics as :mod:`dadl_ext.functional`; the compiled operators are tested against these.
 """
 
+from .contrast import pseudo_group_contrast, similarity_logsumexp, supervised_contrast
 from .ranking import rank
 from .ranksim import ranksim_loss
 
-__all__ = ["rank", "ranksim_loss"]
+__all__ = ["pseudo_group_contrast", "rank", "ranksim_loss", "similarity_logsumexp", "supervised_contrast"]

@@ -1,0 +1,111 @@
+"""The contrast operators: their fake kernels, autograd and autocast rules."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _library as _library  # the operators must be loaded before rules can be registered
+from ._rules import register_float32_autocast, register_no_derivative
+
+
+def similarity_logsumexp(
+    query: Tensor, key: Tensor, key_mask: Tensor | None, scale: float, exclude_self: bool
+) -> Tensor:
+    """``log Σ_j exp(scale · q_i k_j)``, ``[B]``; the slope for the query's gradient come from the same pass."""
+    if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad):
+        return _SimilarityLogsumexp.apply(query, key, key_mask, scale, exclude_self)  # type: ignore[no-any-return]
+    return torch.ops.dadl.similarity_logsumexp.default(query, key, key_mask, scale, exclude_self, False)[0]  # type: ignore[no-any-return]
+
+
+class _SimilarityLogsumexp(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, key_mask: Tensor | None, scale: float, exclude_self: bool
+    ) -> Tensor:
+        wanted = bool(ctx.needs_input_grad[0])
+        lse, slope = torch.ops.dadl.similarity_logsumexp.default(query, key, key_mask, scale, exclude_self, wanted)
+        ctx.save_for_backward(query, key, key_mask, lse.detach(), slope)
+        ctx.scale, ctx.exclude_self = scale, exclude_self
+        return lse  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        query, key, key_mask, lse, slope = ctx.saved_tensors
+        query_gradient = key_gradient = None
+        if ctx.needs_input_grad[0]:
+            query_gradient = torch.ops.dadl.contrast_query_gradient.default(grad, slope, query)
+        if ctx.needs_input_grad[1]:
+            key_gradient = torch.ops.dadl.similarity_logsumexp_key_gradient.default(
+                grad, query, key, key_mask, lse, ctx.scale, ctx.exclude_self
+            )
+        return query_gradient, key_gradient, None, None, None
+
+
+def pseudo_group_contrast(
+    query: Tensor, key: Tensor, queue: Tensor, target: Tensor, slot_count: Tensor | None, temperature: float
+) -> Tensor:
+    """The row losses ``[B]`` in cross-entropy form; the query's gradient comes from the same pass."""
+    arguments = (query, key, queue, target, slot_count, temperature)
+    if torch.is_grad_enabled() and query.requires_grad:
+        return _PseudoGroupContrast.apply(*arguments)  # type: ignore[no-any-return]
+    return torch.ops.dadl.pseudo_group_contrast.default(*arguments, False)[0]  # type: ignore[no-any-return]
+
+
+class _PseudoGroupContrast(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, *arguments: Any) -> Tensor:
+        rows, slope = torch.ops.dadl.pseudo_group_contrast.default(query, *arguments, True)
+        ctx.save_for_backward(slope, query)
+        return rows  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return torch.ops.dadl.contrast_query_gradient.default(grad, *ctx.saved_tensors), *(None,) * 5
+
+
+def _arithmetic_dtype(value: Tensor) -> torch.dtype:
+    return torch.float64 if value.dtype == torch.float64 else torch.float32
+
+
+@torch.library.register_fake("dadl::similarity_logsumexp")
+def _(
+    query: Tensor, key: Tensor, key_mask: Tensor | None, scale: float, exclude_self: bool, with_slope: bool
+) -> tuple[Tensor, Tensor]:
+    dtype, (queries, d) = _arithmetic_dtype(query), query.shape
+    return query.new_empty(queries, dtype=dtype), query.new_empty((queries if with_slope else 0, d), dtype=dtype)
+
+
+@torch.library.register_fake("dadl::similarity_logsumexp_key_gradient")
+def _(grad: Tensor, query: Tensor, key: Tensor, *arguments: Any) -> Tensor:
+    return key.new_empty(key.shape)
+
+
+@torch.library.register_fake("dadl::pseudo_group_contrast")
+def _(
+    query: Tensor,
+    key: Tensor,
+    queue: Tensor,
+    target: Tensor,
+    slot_count: Tensor | None,
+    temperature: float,
+    with_slope: bool,
+) -> tuple[Tensor, Tensor]:
+    dtype, (queries, d) = _arithmetic_dtype(query), query.shape
+    return query.new_empty(queries, dtype=dtype), query.new_empty((queries if with_slope else 0, d), dtype=dtype)
+
+
+@torch.library.register_fake("dadl::contrast_query_gradient")
+def _(grad: Tensor, slope: Tensor, query: Tensor) -> Tensor:
+    return query.new_empty(query.shape)
+
+
+for _operator in ("similarity_logsumexp", "pseudo_group_contrast"):
+    register_no_derivative(f"dadl::{_operator}", f"use dadl_ext.functional.{_operator}")
+    register_float32_autocast(f"dadl::{_operator}")
+for _operator in ("contrast_query_gradient", "similarity_logsumexp_key_gradient"):
+    register_no_derivative(
+        f"dadl::{_operator}",
+        "the contrast's gradient is formed with its value and has no second derivative. Leave the loss out of what "
+        "needs one (create_graph=True), or use dadl_ext.reference, which has it",
+    )

@@ -1,0 +1,89 @@
+"""Contrast between queries and many keys, in plain PyTorch: every similarity is formed."""
+
+import torch
+from torch import Tensor
+
+from .._checks import check_contrast, check_group_contrast, check_supervised_contrast
+from .._reduction import reduce_rows
+
+__all__ = ["pseudo_group_contrast", "similarity_logsumexp", "supervised_contrast"]
+
+
+def _arithmetic(value: Tensor) -> Tensor:
+    return value if value.dtype == torch.float64 else value.float()
+
+
+def _logsumexp(logits: Tensor) -> Tensor:
+    """Over the last dimension; -inf with a zero gradient where nothing is summed."""
+    empty = (logits == -torch.inf).all(dim=-1)
+    if logits.shape[-1] == 0:
+        return logits.sum(dim=-1) - torch.inf
+    return torch.where(empty, -torch.inf, logits.masked_fill(empty[..., None], 0).logsumexp(dim=-1))
+
+
+def similarity_logsumexp(
+    query: Tensor, key: Tensor, *, scale: float = 1.0, key_mask: Tensor | None = None, exclude_self: bool = False
+) -> Tensor:
+    """See :func:`dadl_ext.functional.similarity_logsumexp`."""
+    check_contrast(query, key, scale, key_mask, exclude_self)
+    logits = scale * (_arithmetic(query) @ _arithmetic(key).T)
+    if key_mask is not None:
+        logits = logits.masked_fill(~key_mask, -torch.inf)
+    if exclude_self:
+        own = torch.eye(len(query), dtype=torch.bool, device=query.device)
+        logits = logits.masked_fill(own, -torch.inf)
+    return _logsumexp(logits)
+
+
+def pseudo_group_contrast(
+    query: Tensor,
+    key: Tensor,
+    queue: Tensor,
+    target: Tensor,
+    *,
+    temperature: float = 0.07,
+    form: str = "cross_entropy",
+    ignore_index: int = -1,
+    sample_weight: Tensor | None = None,
+    slot_count: Tensor | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """See :func:`dadl_ext.functional.pseudo_group_contrast`."""
+    check_group_contrast(
+        query, key, queue, target, temperature, form, ignore_index, sample_weight, slot_count, reduction
+    )
+    classes, slots, _ = queue.shape
+    q, k, keys = _arithmetic(query), _arithmetic(key.detach()).to(_arithmetic(query).dtype), queue.detach()
+    keys = keys.to(q.dtype)
+    valid = torch.ones(classes, slots, dtype=torch.bool, device=query.device)
+    if slot_count is not None:
+        valid = torch.arange(slots, device=query.device) < slot_count[:, None]
+    counted = target != ignore_index
+    own_class = torch.where(counted, target, 0)
+
+    own = (q * k).sum(dim=-1, keepdim=True) / temperature
+    others = torch.einsum("bd,cnd->bcn", q, keys) / temperature
+    denominator = torch.cat([own, others.masked_fill(~valid, -torch.inf).flatten(1)], dim=1).logsumexp(dim=1)
+    rows = torch.arange(len(q), device=q.device)
+    positives = own[:, 0] + others[rows, own_class].masked_fill(~valid[own_class], 0).sum(dim=1)
+    count = 1 + valid[own_class].sum(dim=1)
+    loss = denominator - positives / count.to(q.dtype)
+    if form == "kl":
+        loss = loss - count.to(q.dtype).log()
+    return reduce_rows(loss, counted, sample_weight, reduction)
+
+
+def supervised_contrast(
+    features: Tensor, labels: Tensor, *, temperature: float = 0.07, reduction: str = "mean"
+) -> Tensor:
+    """See :func:`dadl_ext.functional.supervised_contrast`."""
+    features, labels = check_supervised_contrast(features, labels, temperature, reduction)
+    z = _arithmetic(features)
+    logits = z @ z.T / temperature
+    positive = (labels[:, None] == labels) & ~torch.eye(len(z), dtype=torch.bool, device=z.device)
+    count = positive.sum(dim=1)
+    denominator = similarity_logsumexp(features, features, scale=1 / temperature, exclude_self=True)
+    mean_positive = logits.masked_fill(~positive, 0).sum(dim=1) / count.clamp_min(1).to(z.dtype)
+    anchors = count > 0
+    loss = torch.where(anchors, denominator.masked_fill(~anchors, 0) - mean_positive, 0)
+    return reduce_rows(loss, torch.ones_like(anchors), None, reduction)

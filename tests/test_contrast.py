@@ -1,0 +1,332 @@
+"""Contrast operators, the class queue and the losses on them."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+import dadl_ext
+from dadl_ext import ClassQueue, PseudoGroupContrastLoss, SupervisedContrastLoss, functional, reference
+
+
+def numpy_group_contrast(
+    query: np.ndarray, key: np.ndarray, queue: np.ndarray, target: np.ndarray, temperature: float, counts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Row losses and their gradients, sample by sample in float64."""
+    losses, gradients = [], []
+    for q, k, y in zip(query, key, target, strict=True):
+        valid = [queue[c, : counts[c]] for c in range(len(queue))]
+        keys = np.concatenate([k[None], *valid])
+        positives = np.concatenate([k[None], valid[y]])
+        s = keys @ q / temperature
+        p = np.exp(s - s.max())
+        lse, p = s.max() + np.log(p.sum()), p / p.sum()
+        losses.append(lse - (positives @ q).mean() / temperature)
+        gradients.append((p @ keys - positives.mean(0)) / temperature)
+    return np.array(losses), np.array(gradients)
+
+
+def group_batch(
+    seed: int, b: int, c: int, slots: int, d: int, dtype: torch.dtype, device: str = "cpu"
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    query, key = torch.randn(2, b, d, generator=generator, dtype=torch.float64)
+    queue = torch.randn(c, slots, d, generator=generator, dtype=torch.float64)
+    target = torch.randint(c, (b,), generator=generator)
+    unit = [torch.nn.functional.normalize(value, dim=-1).to(device, dtype) for value in (query, key, queue)]
+    return *unit, target.to(device)  # type: ignore[return-value]
+
+
+@given(
+    seed=st.integers(0, 1000),
+    b=st.integers(0, 40),
+    c=st.integers(1, 30),
+    slots=st.integers(1, 40),
+    d=st.integers(1, 70),
+    temperature=st.sampled_from([0.01, 0.07, 1.0, 10.0]),
+    partial=st.booleans(),
+    double=st.booleans(),
+)
+def test_group_contrast_matches_an_independent_float64_computation(
+    seed: int, b: int, c: int, slots: int, d: int, temperature: float, partial: bool, double: bool
+) -> None:
+    query, key, queue, target = group_batch(seed, b, c, slots, d, torch.float64 if double else torch.float32)
+    counts = torch.randint(slots + 1, (c,)) if partial else torch.full((c,), slots)
+    query.requires_grad_()
+    rows = functional.pseudo_group_contrast(
+        query, key, queue, target, temperature=temperature, slot_count=counts if partial else None, reduction="none"
+    )
+    rows.sum().backward()
+    expected, gradient = numpy_group_contrast(
+        *(value.detach().double().numpy() for value in (query, key, queue)), target.numpy(), temperature, counts.numpy()
+    )
+    scale = max(1, 1 / temperature)
+    loss_error = np.abs(rows.detach().numpy() - expected).max(initial=0)
+    assert loss_error <= (1e-12 if double else 1e-6) * scale
+    if b:
+        error = np.abs(query.grad.numpy() - gradient.reshape(b, d)).max() / max(np.abs(gradient).max(), 1e-3 * scale)
+        assert error <= (1e-10 if double else 1e-4)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("form", ["cross_entropy", "kl"])
+def test_group_contrast_matches_the_reference(device: str, dtype: torch.dtype, form: str, reduction: str) -> None:
+    query, key, queue, target = group_batch(0, 37, 11, 5, 48, dtype, device)
+    target[::4] = -1
+    options = {
+        "form": form,
+        "reduction": reduction,
+        "sample_weight": torch.rand(37, device=device).to(query.dtype),
+        "slot_count": torch.randint(6, (11,), device=device),
+    }
+    results = []
+    for module in (functional, reference):
+        leaf = query.clone().requires_grad_()
+        loss = module.pseudo_group_contrast(leaf, key, queue, target, **options)
+        (loss * torch.arange(1, loss.numel() + 1, device=device).view_as(loss)).sum().backward()
+        results.append((loss.detach(), leaf.grad))
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-4}.get(dtype, 2e-2)
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-5 if dtype != torch.float64 else 1e-12, atol=1e-5)
+    largest = results[1][1].abs().max()
+    torch.testing.assert_close(results[0][1] / largest, results[1][1] / largest, rtol=0, atol=tolerance)
+    assert not results[0][1][::4].any()
+    if reduction == "none":
+        assert not results[0][0][::4].any()
+
+
+@given(
+    seed=st.integers(0, 1000),
+    b=st.integers(0, 30),
+    n=st.integers(0, 200),
+    d=st.integers(1, 40),
+    scale=st.sampled_from([-2.0, 0.1, 1.0, 14.0]),
+    masked=st.booleans(),
+    exclude_self=st.booleans(),
+)
+def test_similarity_logsumexp_matches_the_reference(
+    seed: int, b: int, n: int, d: int, scale: float, masked: bool, exclude_self: bool
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    n = b if exclude_self else n
+    query, key = (torch.randn(rows, d, generator=generator, dtype=torch.float64) for rows in (b, n))
+    mask = torch.rand(n, generator=generator) < 0.3 if masked else None
+    weight = torch.randn(b, generator=generator, dtype=torch.float64)
+    results = []
+    for module in (functional, reference):
+        leaves = query.clone().requires_grad_(), key.clone().requires_grad_()
+        lse = module.similarity_logsumexp(*leaves, scale=scale, key_mask=mask, exclude_self=exclude_self)
+        (lse.masked_fill(lse == -torch.inf, 0) * weight).sum().backward()
+        results.append((lse.detach(), *(leaf.grad for leaf in leaves)))
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_similarity_logsumexp_spans_tiles_and_chunks() -> None:
+    for b, n, d in ((3, 5000, 300), (300, 3000, 64), (40, 40, 4096)):
+        query, key = torch.randn(b, d, dtype=torch.float64), torch.randn(n, d, dtype=torch.float64)
+        weight, leaves = torch.randn(b, dtype=torch.float64), (query.requires_grad_(), key.requires_grad_())
+        lse = functional.similarity_logsumexp(query, key, scale=0.3)
+        expected = reference.similarity_logsumexp(query, key, scale=0.3)
+        torch.testing.assert_close(lse, expected, rtol=1e-12, atol=1e-12)
+        for a, e in zip(
+            torch.autograd.grad(lse, leaves, weight), torch.autograd.grad(expected, leaves, weight), strict=True
+        ):
+            torch.testing.assert_close(a, e, rtol=1e-9, atol=1e-12)
+
+
+def test_large_logits_do_not_overflow(device: str) -> None:
+    query = torch.tensor([[1e4], [-1e4], [0.0]], device=device, requires_grad=True)
+    key = torch.tensor([[1.0], [-1.0]], device=device)
+    lse = functional.similarity_logsumexp(query, key)
+    torch.testing.assert_close(lse, torch.tensor([1e4, 1e4, math.log(2)], device=device))
+    lse.sum().backward()
+    torch.testing.assert_close(query.grad, torch.tensor([[1.0], [-1.0], [0.0]], device=device))
+
+
+def test_nothing_to_sum_is_minus_infinity_without_gradient(device: str) -> None:
+    query, key = torch.randn(3, 4, device=device, requires_grad=True), torch.randn(5, 4, device=device)
+    for keys, mask in ((key[:0], None), (key, torch.zeros(5, dtype=torch.bool, device=device))):
+        lse = functional.similarity_logsumexp(query, keys, key_mask=mask)
+        assert (lse == -torch.inf).all()
+        (gradient,) = torch.autograd.grad(lse.sum(), query)
+        assert not gradient.any()
+
+
+def test_nan_stays_visible(device: str) -> None:
+    query, key = torch.randn(3, 4, device=device), torch.randn(50, 4, device=device)
+    query[1, 2] = torch.nan
+    assert functional.similarity_logsumexp(query, key).isnan().tolist() == [False, True, False]
+    key[7] = torch.nan
+    assert functional.similarity_logsumexp(query, key).isnan().all()
+
+
+@pytest.mark.parametrize("views", [0, 2])
+def test_supervised_contrast_matches_the_reference(device: str, dtype: torch.dtype, views: int) -> None:
+    shape = (24, views, 16) if views else (24, 16)
+    features = torch.nn.functional.normalize(torch.randn(shape, device=device), dim=-1).to(dtype)
+    labels = torch.randint(8, (24,), device=device)
+    labels[0] = 100
+    for reduction in ("none", "mean", "sum"):
+        results = []
+        for module in (functional, reference):
+            leaf = features.clone().requires_grad_()
+            loss = module.supervised_contrast(leaf, labels, reduction=reduction)
+            loss.square().sum().backward()
+            results.append((loss.detach(), leaf.grad))
+        tolerance = {torch.float64: 1e-11, torch.float32: 2e-4}.get(dtype, 5e-2)
+        torch.testing.assert_close(results[0][0], results[1][0], rtol=tolerance, atol=tolerance)
+        largest = results[1][1].abs().max()
+        torch.testing.assert_close(results[0][1] / largest, results[1][1] / largest, rtol=0, atol=tolerance)
+        if reduction == "none" and not views:
+            assert results[0][0][0] == 0
+
+
+def test_supervised_contrast_module_normalises() -> None:
+    features, labels = torch.randn(10, 6), torch.randint(3, (10,))
+    loss = SupervisedContrastLoss(temperature=0.5)(features * 100, labels)
+    unit = torch.nn.functional.normalize(features, dim=-1)
+    torch.testing.assert_close(loss, reference.supervised_contrast(unit, labels, temperature=0.5))
+
+
+def sequential_enqueue(queue: dict[str, Tensor], key: Tensor, target: Tensor, mask: Tensor) -> None:
+    """One sample after the other."""
+    for k, y, kept in zip(key, target.tolist(), mask.tolist(), strict=True):
+        if not kept:
+            continue
+        slots = queue["keys"].shape[1]
+        queue["keys"][y, queue["pointer"][y]] = k.to(queue["keys"].dtype)
+        queue["pointer"][y] = (queue["pointer"][y] + 1) % slots
+        queue["slot_count"][y] = min(int(queue["slot_count"][y]) + 1, slots)
+
+
+@given(
+    seed=st.integers(0, 1000),
+    classes=st.integers(1, 5),
+    slots=st.integers(1, 4),
+    sizes=st.lists(st.integers(0, 30), min_size=1, max_size=6),
+)
+def test_the_queue_equals_a_sequential_one(seed: int, classes: int, slots: int, sizes: list[int]) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    queue = ClassQueue(classes, 3, slots, dtype=torch.float16)
+    expected = {name: value.clone() for name, value in queue.state_dict().items()}
+    for size in sizes:
+        key, target = torch.randn(size, 3, generator=generator), torch.randint(classes, (size,), generator=generator)
+        mask = torch.rand(size, generator=generator) < 0.8
+        queue.enqueue(key, target, mask)
+        sequential_enqueue(expected, key, target, mask)
+    for name, value in queue.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_the_loss_scores_before_it_enqueues(device: str) -> None:
+    contrast = PseudoGroupContrastLoss(4, 8, slots=2, valid_only=True).to(device)
+    query, key = torch.randn(2, 5, 8, device=device)
+    target = torch.tensor([0, 1, 1, -1, 3], device=device)
+    contrast.eval()
+    scored = contrast(query, key, target)
+    contrast.train()
+    assert torch.equal(contrast(query, key, target, update=False), scored)
+    assert contrast.queue.slot_count.tolist() == [0, 0, 0, 0]
+    # Without written slots each query meets only its own key.
+    torch.testing.assert_close(scored, torch.zeros((), device=device), atol=1e-5, rtol=0)
+    assert torch.equal(contrast(query, key, target), scored)
+    assert contrast.queue.slot_count.tolist() == [1, 2, 0, 1]
+    assert contrast(query, key, target) > scored
+    restored = PseudoGroupContrastLoss(4, 8, slots=2, valid_only=True).to(device)
+    restored.load_state_dict(contrast.state_dict())
+    assert torch.equal(restored(query, key, target), contrast(query, key, target))
+
+
+def test_reset_forgets() -> None:
+    queue = ClassQueue(3, 4, 2)
+    queue.enqueue(torch.full((3, 4), 7.0), torch.arange(3))
+    queue.reset(torch.Generator().manual_seed(0))
+    assert not queue.slot_count.any() and not queue.pointer.any() and not (queue.keys == 7).any()
+    torch.testing.assert_close(queue.keys.norm(dim=-1), torch.ones(3, 2))
+
+
+def test_bad_input_is_refused() -> None:
+    query, key, queue, target = group_batch(0, 4, 3, 2, 8, torch.float32)
+    with pytest.raises(ValueError, match=r"target must hold classes 0..2 or ignore_index=-1, got 3"):
+        functional.pseudo_group_contrast(query, key, queue, torch.tensor([0, 1, 2, 3]))
+    with pytest.raises(ValueError, match=r"\(4, 8\), \(3, 8\)"):
+        functional.pseudo_group_contrast(query, key[:3], queue, target)
+    with pytest.raises(TypeError, match="int64"):
+        functional.pseudo_group_contrast(query, key, queue, target.int())
+    with pytest.raises(TypeError, match="mixes float64"):
+        functional.pseudo_group_contrast(query, key, queue.double(), target)
+    with pytest.raises(ValueError, match="temperature"):
+        functional.pseudo_group_contrast(query, key, queue, target, temperature=0)
+    with pytest.raises(ValueError, match="form"):
+        functional.pseudo_group_contrast(query, key, queue, target, form="nce")
+    with pytest.raises(ValueError, match="one key per query"):
+        functional.similarity_logsumexp(query, key[:3], exclude_self=True)
+    with pytest.raises(TypeError, match="bool"):
+        functional.similarity_logsumexp(query, key, key_mask=torch.ones(4))
+    with pytest.raises(ValueError, match=r"classes 0\.\.2, got 5"):
+        ClassQueue(3, 8).enqueue(key, torch.tensor([0, 1, 2, 5]))
+    with pytest.raises(ValueError, match="positive"):
+        ClassQueue(0, 8)
+
+
+def test_second_derivatives_raise() -> None:
+    query, key, queue, target = group_batch(0, 4, 3, 2, 8, torch.float64)
+    query.requires_grad_()
+    for loss in (
+        functional.pseudo_group_contrast(query, key, queue, target),
+        functional.similarity_logsumexp(query, queue.flatten(0, 1)).sum(),
+    ):
+        (gradient,) = torch.autograd.grad(loss, query, create_graph=True)
+        with pytest.raises(RuntimeError, match="second derivative"):
+            gradient.sum().backward()
+
+
+def test_opcheck(device: str) -> None:
+    query, key, queue, target = group_batch(0, 6, 3, 2, 8, torch.float32, device)
+    keys, mask = queue.flatten(0, 1), torch.rand(6, device=device) < 0.5
+    lse, slope = torch.ops.dadl.similarity_logsumexp(query, keys, mask, 2.0, True, True)
+    counts = torch.tensor([0, 1, 2], device=device)
+    for operator, arguments in (
+        ("similarity_logsumexp", (query, keys, mask, 2.0, True, True)),
+        ("similarity_logsumexp", (query, keys, None, 2.0, False, False)),
+        ("similarity_logsumexp_key_gradient", (lse, query, keys, mask, lse, 2.0, True)),
+        ("contrast_query_gradient", (lse, slope, query)),
+        ("pseudo_group_contrast", (query, key, queue, target, counts, 0.1, True)),
+        ("pseudo_group_contrast", (query, key, queue, target, None, 0.1, False)),
+    ):
+        torch.library.opcheck(getattr(torch.ops.dadl, operator).default, arguments)
+
+
+def test_compiles_without_a_graph_break(device: str) -> None:
+    query, key, queue, target = group_batch(0, 6, 3, 2, 8, torch.float32, device)
+
+    def step(query: Tensor, key: Tensor) -> Tensor:
+        contrast = functional.pseudo_group_contrast(query, key, queue, target)
+        return contrast + functional.similarity_logsumexp(query, key, exclude_self=True).sum()
+
+    results = []
+    for function in (step, torch.compile(step, fullgraph=True)):
+        leaves = query.clone().requires_grad_(), key.clone().requires_grad_()
+        loss = function(*leaves)
+        loss.backward()
+        results.append((loss.detach(), *(leaf.grad for leaf in leaves)))
+    torch.testing.assert_close(results[0], results[1])
+
+
+def test_autocast_computes_in_float32(device: str) -> None:
+    query, key, queue, target = group_batch(0, 6, 3, 2, 8, torch.bfloat16, device)
+    query.requires_grad_()
+    with torch.autocast(device, torch.bfloat16):
+        loss = functional.pseudo_group_contrast(query, key, queue, target)
+    assert loss.dtype == torch.float32
+    loss.backward()
+    assert query.grad is not None and query.grad.dtype == torch.bfloat16
+
+
+def test_public_names() -> None:
+    for name in ("ClassQueue", "PseudoGroupContrastLoss", "SupervisedContrastLoss"):
+        assert name in dadl_ext.__all__ and name in repr(getattr(dadl_ext, name)(*(3, 4)[: 0 if "Sup" in name else 2]))
