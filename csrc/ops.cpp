@@ -15,9 +15,10 @@
 // label_similarity is None (negative absolute difference of scalar labels) or a matrix [p, p] whose leading
 // [count, count] block is used; p < count gives NaN on CUDA, where count is not known to the host.
 //
-// similarity_logsumexp   query [B, d], key [N, d] -> lse [B] = log sum_j exp(scale q_i k_j) over the keys that take part
-//                        (key_mask [N] bool; exclude_self: not key i for query i), and slope [B, d] = scale sum_j p_ij k_j,
-//                        its gradient (no rows unless with_slope), in float32 (float64 for float64)
+// similarity_logsumexp   query [B, d], key [N, d] -> lse [B] = log sum_j exp(scale q_i k_j) over the keys that take
+// part
+//                        (key_mask [N] bool; exclude_self: not key i for query i), and slope [B, d] = scale sum_j p_ij
+//                        k_j, its gradient (no rows unless with_slope), in float32 (float64 for float64)
 // similarity_logsumexp_key_gradient   [N, d], scale sum_i grad_i p_ij q_i, in the keys' dtype
 // contrast_query_gradient             [B, d], grad_i slope_i, in the queries' dtype
 // pseudo_group_contrast  query, key [B, d], queue [C, D, d], target [B] -> the row losses [B] in cross-entropy form and

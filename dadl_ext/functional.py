@@ -242,7 +242,8 @@ def supervised_contrast(
 ) -> Tensor:
     r"""Supervised contrastive loss (Khosla et al., NeurIPS 2020, :math:`\mathcal{L}^{\mathrm{sup}}_{\mathrm{out}}`).
 
-    .. math:: \ell_i = \log \sum_{j \ne i} e^{z_i^\top z_j / \tau} - \frac{1}{|P_i|} \sum_{j \in P_i} z_i^\top z_j / \tau
+    .. math:: \ell_i = \log \sum_{j \ne i} e^{z_i^\top z_j / \tau}
+        - \frac{1}{|P_i|} \sum_{j \in P_i} z_i^\top z_j / \tau
 
     with :math:`P_i` the other samples of the anchor's class; 0 for anchors without any.
 
@@ -250,7 +251,8 @@ def supervised_contrast(
         features: ``[n, d]``, or ``[n, views, d]``, all views then being anchors; as given, normalise them before.
         labels: ``[n]`` int64.
         temperature: τ > 0.
-        reduction: ``"mean"`` over all anchors, ``"sum"``, or ``"none"`` (``[n]``; views follow each other view by view).
+        reduction: ``"mean"`` over all anchors, ``"sum"``, or ``"none"``
+            (``[n]``; views follow each other view by view).
 
     Returns:
         ``[]`` or a loss per anchor; float64 for float64 input, else float32. The similarities are never held.

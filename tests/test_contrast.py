@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-import dadl_ext
 from dadl_ext import ClassQueue, PseudoGroupContrastLoss, SupervisedContrastLoss, functional, reference
 
 
@@ -245,7 +244,9 @@ def test_reset_forgets() -> None:
     queue = ClassQueue(3, 4, 2)
     queue.enqueue(torch.full((3, 4), 7.0), torch.arange(3))
     queue.reset(torch.Generator().manual_seed(0))
-    assert not queue.slot_count.any() and not queue.pointer.any() and not (queue.keys == 7).any()
+    assert not queue.slot_count.any()
+    assert not queue.pointer.any()
+    assert not (queue.keys == 7).any()
     torch.testing.assert_close(queue.keys.norm(dim=-1), torch.ones(3, 2))
 
 
@@ -324,9 +325,5 @@ def test_autocast_computes_in_float32(device: str) -> None:
         loss = functional.pseudo_group_contrast(query, key, queue, target)
     assert loss.dtype == torch.float32
     loss.backward()
-    assert query.grad is not None and query.grad.dtype == torch.bfloat16
-
-
-def test_public_names() -> None:
-    for name in ("ClassQueue", "PseudoGroupContrastLoss", "SupervisedContrastLoss"):
-        assert name in dadl_ext.__all__ and name in repr(getattr(dadl_ext, name)(*(3, 4)[: 0 if "Sup" in name else 2]))
+    assert query.grad is not None
+    assert query.grad.dtype == torch.bfloat16

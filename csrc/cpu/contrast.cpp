@@ -21,10 +21,10 @@
 namespace dadl::cpu {
 namespace {
 
-constexpr int64_t kTileBytes = 1 << 19;    // of a tile's keys and of its logits: both stay in a core's L2 cache
-constexpr int64_t kStateBytes = 1 << 25;   // of all chunks' weighted sums
+constexpr int64_t kTileBytes = 1 << 19;   // of a tile's keys and of its logits: both stay in a core's L2 cache
+constexpr int64_t kStateBytes = 1 << 25;  // of all chunks' weighted sums
 constexpr int64_t kMostChunks = 16;
-constexpr int64_t kWorthChunk = 1 << 20;   // multiply-adds
+constexpr int64_t kWorthChunk = 1 << 20;  // multiply-adds
 
 // ---- kernels ----
 
@@ -86,12 +86,12 @@ void weigh_rows(A* logits, const A* lse, const A* weight, int64_t rows, int64_t 
   }
 }
 
-#define DADL_CONTRAST_KERNELS(A)                                                                               \
-  DADL_CLONES void exponentiate(A* logits, A* largest, A* sum, A* rescale, int64_t rows, int64_t columns) {    \
-    exponentiate_rows<A>(logits, largest, sum, rescale, rows, columns);                                        \
-  }                                                                                                            \
-  DADL_CLONES void weigh(A* logits, const A* lse, const A* weight, int64_t rows, int64_t columns) {            \
-    weigh_rows<A>(logits, lse, weight, rows, columns);                                                         \
+#define DADL_CONTRAST_KERNELS(A)                                                                            \
+  DADL_CLONES void exponentiate(A* logits, A* largest, A* sum, A* rescale, int64_t rows, int64_t columns) { \
+    exponentiate_rows<A>(logits, largest, sum, rescale, rows, columns);                                     \
+  }                                                                                                         \
+  DADL_CLONES void weigh(A* logits, const A* lse, const A* weight, int64_t rows, int64_t columns) {         \
+    weigh_rows<A>(logits, lse, weight, rows, columns);                                                      \
   }
 DADL_CONTRAST_KERNELS(float)
 DADL_CONTRAST_KERNELS(double)
@@ -124,10 +124,10 @@ void multiply(const Tensor& a, const Tensor& b, double alpha, double beta, const
 
 template <typename T>
 struct Keys {
-  const T* values;        // [count, d]
+  const T* values;  // [count, d]
   int64_t count, d;
-  const bool* mask;       // [count], null for all
-  bool exclude_self;      // key i is left out for query i
+  const bool* mask;   // [count], null for all
+  bool exclude_self;  // key i is left out for query i
 };
 
 struct Tiling {
@@ -194,7 +194,8 @@ class Tile {
   std::vector<A> logits_, widened_;
 };
 
-// lse [B] and, where wanted, slope [B, d] = scale sum_j p_ij key_j, its gradient. `own` is an additional key [B, d] of each query, or null.
+// lse [B] and, where wanted, slope [B, d] = scale sum_j p_ij key_j, its gradient. `own` is an additional key [B, d] of
+// each query, or null.
 template <typename T, typename A>
 void attend(const Tensor& query, const Keys<T>& keys, const A* own, double scale, A* lse, A* slope) {
   const int64_t queries = query.size(0), d = keys.d;
@@ -221,7 +222,8 @@ void attend(const Tensor& query, const Keys<T>& keys, const A* own, double scale
             for (int64_t c = 0; c < d; ++c) state[i * d + c] *= rescale[i];
           }
         }
-        multiply(tile.logits(), tile.keys(), 1.0, first > chunk_first ? 1.0 : 0.0, matrix(query, state, queries, d, d, 1));
+        multiply(tile.logits(), tile.keys(), 1.0, first > chunk_first ? 1.0 : 0.0,
+                 matrix(query, state, queries, d, d, 1));
       }
     }
   });
@@ -269,8 +271,9 @@ void check_contrast(const Tensor& query, const Tensor& key, const std::optional<
                   "query must be [B, d] and key [N, d]");
   STD_TORCH_CHECK(is_double(query) == is_double(key), "query and key must both be float64, or neither");
   STD_TORCH_CHECK(!exclude_self || query.size(0) == key.size(0), "exclude_self needs one key per query");
-  STD_TORCH_CHECK(!mask || (mask->dim() == 1 && mask->size(0) == key.size(0) && mask->scalar_type() == ScalarType::Bool),
-                  "key_mask must be bool [N]");
+  STD_TORCH_CHECK(
+      !mask || (mask->dim() == 1 && mask->size(0) == key.size(0) && mask->scalar_type() == ScalarType::Bool),
+      "key_mask must be bool [N]");
 }
 
 // body(Keys<T>, A{}) with the contiguous keys in their own dtype
@@ -348,9 +351,9 @@ std::tuple<Tensor, Tensor> pseudo_group_contrast(Tensor query, Tensor key, Tenso
   std::vector<int64_t> valid_slots(classes, slots);
   std::optional<Tensor> mask;
   if (slot_count) {
-    STD_TORCH_CHECK(slot_count->dim() == 1 && slot_count->size(0) == classes &&
-                        slot_count->scalar_type() == ScalarType::Long,
-                    "slot_count must be int64 [C]");
+    STD_TORCH_CHECK(
+        slot_count->dim() == 1 && slot_count->size(0) == classes && slot_count->scalar_type() == ScalarType::Long,
+        "slot_count must be int64 [C]");
     const Tensor counts = torch::stable::contiguous(*slot_count);
     mask = torch::stable::new_empty(query, {classes * slots}, ScalarType::Bool);
     for (int64_t c = 0; c < classes; ++c) {

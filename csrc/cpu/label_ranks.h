@@ -27,8 +27,8 @@ class LabelRanks {
 
   // Finite float32 labels in ascending order, for those who rank several rows at once. Null for all others.
   struct Sorted {
-    const float* label;      // [m]
-    const uint32_t* column;  // [m]
+    const float* label;       // [m]
+    const uint32_t* column;   // [m]
     const int32_t* position;  // [m] where a column's label stands
   };
   virtual Sorted sorted() const { return {}; }

@@ -96,7 +96,8 @@ inline Mask rank_lanes(const Vector* values, int64_t m, double close, Scratch& s
   // been told to do with those.
   Vector* keys = scratch.keys();
   for (int64_t j = 0; j < m; ++j) {
-    keys[j] = reinterpret_cast<Vector>((reinterpret_cast<Mask>(values[j] - low + 0x1p-1000) & ~column_bits) | j * kLanes);
+    keys[j] =
+        reinterpret_cast<Vector>((reinterpret_cast<Mask>(values[j] - low + 0x1p-1000) & ~column_bits) | j * kLanes);
   }
   scratch.pad_keys(m);
   sort_lanes(keys, static_cast<int>(m), scratch.size);
@@ -148,8 +149,8 @@ uint32_t ranksim_lanes(const RowsTask<A>& task, LabelRanks::Scratch& label_rows,
   for (int l = 0; l < kLanes; ++l) row[l] = std::min(first + l, m - 1);
   Vector* similarity = scratch.similarity();
   int32_t *ranks = scratch.ranks(), *label_ranks = scratch.label_ranks();
-  Mask unsure = task.inner ? load_lanes(task, task.inner, row, similarity)
-                           : load_lanes(task, task.wide_inner, row, similarity);
+  Mask unsure =
+      task.inner ? load_lanes(task, task.inner, row, similarity) : load_lanes(task, task.wide_inner, row, similarity);
 
   if (const LabelRanks::Sorted sorted = task.labels->sorted(); sorted.label) {
     unsure |= merge_labels(sorted, row, m, scratch, label_ranks);
