@@ -1,6 +1,10 @@
 """functional.ranksim_loss against NumPy in float64, the reference and PyTorch's machinery."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -519,3 +523,37 @@ def test_module(device: str) -> None:
     assert not module.state_dict()
     with pytest.raises(ValueError, match="reduction"):
         RankSimLoss(reduction="max")
+
+
+SAVE_RANKSIM = """
+import sys
+import numpy as np, torch
+from dadl_ext import functional
+
+torch.set_num_threads(1)
+results = []
+for m in (33, 64, 100, 300):
+    for kind in ("normal", "integer", "close", "double"):
+        rng = np.random.default_rng(m)  # torch's own numbers depend on the instruction set
+        x, y = rng.standard_normal((m, 24)), torch.from_numpy(rng.standard_normal(m).astype("float32"))
+        x = np.round(3 * x) if kind == "integer" else 1 + 1e-4 * x if kind == "close" else x
+        x = torch.from_numpy(x if kind == "double" else x.astype("float32"))
+        similarity = torch.from_numpy(rng.standard_normal((m, m))) if m == 100 else None
+        for weight in (3e-4, 1.0, 100.0):
+            x.requires_grad_().grad = None
+            loss = functional.ranksim_loss(x, y, weight=weight, label_similarity=similarity)
+            loss.backward()
+            results += [loss.detach(), x.grad]
+torch.save(results, sys.argv[1])
+"""
+
+
+def test_every_instruction_set_gives_the_same_bits(tmp_path: Path) -> None:
+    results = []
+    for capability in ("default", "avx2", "avx512"):
+        file = tmp_path / capability
+        environment = os.environ | {"ATEN_CPU_CAPABILITY": capability}
+        subprocess.run([sys.executable, "-c", SAVE_RANKSIM, str(file)], env=environment, check=True)
+        results.append(torch.load(file))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))

@@ -9,7 +9,7 @@
 
 namespace dadl {
 
-// 2^n r-polynomial with x = n ln2 + r; adding and subtracting 1.5 * 2^mantissa rounds to an integer.
+// exp(x) = 2^n exp(r) with x = n ln2 + r; adding and subtracting 1.5 * 2^mantissa rounds to an integer.
 DADL_HD float exp_nonpositive(float x) {
   const float bounded = x > -87.0f ? x : -87.0f;
   constexpr float kRound = 12582912.0f;
@@ -23,12 +23,11 @@ DADL_HD float exp_nonpositive(float x) {
   p = p * r + 0.5f;
   p = p * r + 1.0f;
   p = p * r + 1.0f;
-  uint32_t bits, scale;
+  uint32_t bits;
   memcpy(&bits, &shifted, sizeof bits);
   bits = (bits + 127u) << 23;
   float power;
-  scale = bits;
-  memcpy(&power, &scale, sizeof power);
+  memcpy(&power, &bits, sizeof power);
   const float value = x > -87.0f ? p * power : 0.0f;
   return x != x ? x : value;
 }
