@@ -97,8 +97,7 @@ def check_ranksim_settings(
     check_interp_strength(interp_strength)
     if not (math.isfinite(weight) and weight >= 0):
         raise ValueError(f"weight (γ) must be non-negative and finite, got {weight}")
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}")
+    check_reduction(reduction)
     if isinstance(label_similarity, str):
         if label_similarity not in LABEL_SIMILARITIES:
             raise ValueError(

@@ -3,7 +3,6 @@
 // The keys are cut into chunks and the chunks into tiles. Each chunk keeps, per query, the largest logit, the sum of
 // exponentials and the sum of keys weighted by them; a tile of logits lives in the cache between its two products, so
 // the keys are read once. Chunks depend on shapes alone and are combined in order.
-#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -17,6 +16,7 @@
 
 #include "../core/exponential.h"
 #include "common.h"
+#include "products.h"
 
 namespace dadl::cpu {
 namespace {
@@ -103,22 +103,8 @@ DADL_WIDEN(Half, float)
 DADL_WIDEN(BFloat16, float)
 #undef DADL_WIDEN
 
-// ---- products ----
-
 template <typename A>
 constexpr ScalarType kScalarType = std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float;
-
-template <typename A>
-Tensor matrix(const Tensor& device, const A* first, int64_t rows, int64_t columns, int64_t row_stride,
-              int64_t column_stride) {
-  return torch::stable::from_blob(const_cast<A*>(first), {rows, columns}, {row_stride, column_stride}, device.device(),
-                                  kScalarType<A>);
-}
-
-// out = alpha a b + beta out
-void multiply(const Tensor& a, const Tensor& b, double alpha, double beta, const Tensor& out) {
-  TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(out.get(), out.get(), a.get(), b.get(), beta, alpha));
-}
 
 // ---- keys ----
 
@@ -166,7 +152,7 @@ class Tile {
       widen(keys_.values + first * d, widened_.data(), count_ * d);
       values_ = widened_.data();
     }
-    multiply(query_, matrix(query_, values_, d, count_, 1, d), scale_, 0.0, logits());
+    add_product(query_, matrix_view(query_, values_, d, count_, 1, d), scale_, 0.0, logits());
     constexpr A kLeftOut = -std::numeric_limits<A>::infinity();
     if (keys_.mask) {
       for (int64_t j = 0; j < count_; ++j) {
@@ -181,9 +167,9 @@ class Tile {
 
   A* data() { return logits_.data(); }
   int64_t columns() const { return count_; }
-  Tensor logits() { return matrix(query_, logits_.data(), query_.size(0), count_, count_, 1); }
-  Tensor transposed_logits() { return matrix(query_, logits_.data(), count_, query_.size(0), 1, count_); }
-  Tensor keys() { return matrix(query_, values_, count_, keys_.d, keys_.d, 1); }
+  Tensor logits() { return matrix_view(query_, logits_.data(), query_.size(0), count_, count_, 1); }
+  Tensor transposed_logits() { return matrix_view(query_, logits_.data(), count_, query_.size(0), 1, count_); }
+  Tensor keys() { return matrix_view(query_, values_, count_, keys_.d, keys_.d, 1); }
 
  private:
   const Tensor& query_;
@@ -222,8 +208,8 @@ void attend(const Tensor& query, const Keys<T>& keys, const A* own, double scale
             for (int64_t c = 0; c < d; ++c) state[i * d + c] *= rescale[i];
           }
         }
-        multiply(tile.logits(), tile.keys(), 1.0, first > chunk_first ? 1.0 : 0.0,
-                 matrix(query, state, queries, d, d, 1));
+        add_product(tile.logits(), tile.keys(), 1.0, first > chunk_first ? 1.0 : 0.0,
+                    matrix_view(query, state, queries, d, d, 1));
       }
     }
   });
@@ -327,8 +313,8 @@ Tensor similarity_logsumexp_key_gradient(Tensor grad, Tensor query, Tensor key, 
         const int64_t first = t * size;
         tile.load(first, std::min(first + size, keys.count));
         weigh(tile.data(), data<A>(lse), data<A>(grad), queries, tile.columns());
-        multiply(tile.transposed_logits(), q, scale, 0.0,
-                 matrix(q, mutable_data<A>(gradient) + first * d, tile.columns(), d, d, 1));
+        add_product(tile.transposed_logits(), q, scale, 0.0,
+                    matrix_view(q, mutable_data<A>(gradient) + first * d, tile.columns(), d, d, 1));
       }
     });
   });

@@ -1,7 +1,6 @@
 // The fused RankSim operators on the CPU. The steps and the formulas are those of dadl_ext/reference/ranksim.py.
 #include "../core/ranksim.h"
 
-#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -17,6 +16,7 @@
 
 #include "common.h"
 #include "lanes.h"
+#include "products.h"
 
 namespace dadl::cpu {
 namespace {
@@ -235,19 +235,6 @@ DADL_ARITHMETIC_ROWS(double)
 
 // ---- the operators ----
 
-// A view of rows and columns of `owner`'s memory, without the cost of a dispatched slice.
-template <typename A>
-Tensor matrix_view(const Tensor& owner, const A* first, int64_t rows, int64_t columns, int64_t row_stride,
-                   int64_t column_stride) {
-  return torch::stable::from_blob(const_cast<A*>(first), {rows, columns}, {row_stride, column_stride}, owner.device(),
-                                  owner.scalar_type());
-}
-
-// out = a b + beta out
-void add_product(const Tensor& a, const Tensor& b, double beta, const Tensor& out) {
-  TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(out.get(), out.get(), a.get(), b.get(), beta, 1.0));
-}
-
 struct Arguments {
   Tensor features, labels, index, order, count;
   std::optional<Tensor> label_similarity;
@@ -300,7 +287,7 @@ void add_gram_panels(const Tensor& x, double beta, const Tensor& inner) {
   const G* values = data<G>(x);
   for (int64_t row = 0; row < m; row += kPanel) {
     const int64_t rows = std::min(kPanel, m - row), columns = row + rows;
-    add_product(matrix_view(x, values + row * d, rows, d, d, 1), matrix_view(x, values, d, columns, 1, d), beta,
+    add_product(matrix_view(x, values + row * d, rows, d, d, 1), matrix_view(x, values, d, columns, 1, d), 1.0, beta,
                 matrix_view(inner, data<G>(inner) + row * m, rows, columns, m, 1));
   }
 }
@@ -392,7 +379,7 @@ Result run(const Arguments& a, bool with_gradient, const A* row_weight) {
   });
   const Tensor unit_gradient = m == n ? result.gradient : torch::stable::new_empty(a.features, {m, d}, arithmetic);
   if (m < n) torch::stable::zero_(result.gradient);
-  add_product(gradient, x, 0.0, unit_gradient);
+  add_product(gradient, x, 1.0, 0.0, unit_gradient);
   torch::stable::parallel_for(0, m, grain_rows(d), [&](int64_t begin, int64_t end) {
     project(data<A>(unit_gradient), data<A>(x), squared.data(), inverse_norm.data(), index,
             mutable_data<A>(result.gradient), d, begin, end);
