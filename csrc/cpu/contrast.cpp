@@ -2,7 +2,8 @@
 //
 // The keys are cut into chunks and the chunks into tiles. Each chunk keeps, per query, the largest logit, the sum of
 // exponentials and the sum of keys weighted by them; a tile of logits lives in the cache between its two products, so
-// the keys are read once. Chunks depend on shapes alone and are combined in order.
+// the keys are read once. Chunks depend on shapes alone and are combined in order. In float32 the products are the
+// matrix units' where the processor has them, else BLAS'.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -14,9 +15,8 @@
 #include <tuple>
 #include <vector>
 
-#include "../core/exponential.h"
-#include "common.h"
-#include "products.h"
+#include "contrast_blas.h"
+#include "contrast_matrix_units.h"
 
 namespace dadl::cpu {
 namespace {
@@ -26,190 +26,61 @@ constexpr int64_t kStateBytes = 1 << 25;  // of all chunks' weighted sums
 constexpr int64_t kMostChunks = 16;
 constexpr int64_t kWorthChunk = 1 << 20;  // multiply-adds
 
-// ---- kernels ----
-
-template <typename T, typename A>
-void widen_rows(const T* source, A* target, int64_t count) {
-  for (int64_t e = 0; e < count; ++e) target[e] = to_float(source[e]);
-}
-
-// logits [rows, columns] become exp(logit - largest); sums and largest are updated, `rescale` is what earlier sums are
-// multiplied with.
-template <typename A>
-void exponentiate_rows(A* logits, A* largest, A* sum, A* rescale, int64_t rows, int64_t columns) {
-  constexpr A kNothing = -std::numeric_limits<A>::infinity();
-  constexpr int kLanes = 16;
-  for (int64_t i = 0; i < rows; ++i) {
-    A* row = logits + i * columns;
-    A highest[kLanes];
-    for (int l = 0; l < kLanes; ++l) highest[l] = largest[i];
-    int64_t j = 0;
-    for (; j + kLanes <= columns; j += kLanes) {
-      for (int l = 0; l < kLanes; ++l) highest[l] = row[j + l] > highest[l] ? row[j + l] : highest[l];
-    }
-    A next = largest[i];
-    for (int l = 0; l < kLanes; ++l) next = highest[l] > next ? highest[l] : next;
-    for (; j < columns; ++j) next = row[j] > next ? row[j] : next;
-    const A base = next == kNothing ? 0 : next;
-    A totals[kLanes] = {};
-    j = 0;
-    for (; j + kLanes <= columns; j += kLanes) {
-      for (int l = 0; l < kLanes; ++l) {
-        row[j + l] = exp_nonpositive(row[j + l] - base);
-        totals[l] += row[j + l];
-      }
-    }
-    A total = 0;
-    for (; j < columns; ++j) {
-      row[j] = exp_nonpositive(row[j] - base);
-      total += row[j];
-    }
-    for (int l = 0; l < kLanes; ++l) total += totals[l];
-    rescale[i] = largest[i] == kNothing ? 0 : exp_nonpositive(largest[i] - base);
-    sum[i] = sum[i] * rescale[i] + total;
-    largest[i] = next;
-  }
-}
-
-// logits become weight_i exp(logit - lse_i)
-template <typename A>
-void weigh_rows(A* logits, const A* lse, const A* weight, int64_t rows, int64_t columns) {
-  for (int64_t i = 0; i < rows; ++i) {
-    A* row = logits + i * columns;
-    const bool empty = lse[i] == -std::numeric_limits<A>::infinity();
-    const A base = empty ? 0 : lse[i], factor = empty ? 0 : weight[i];
-    for (int64_t j = 0; j < columns; ++j) {
-      // Rounding can put a logit above the log-sum-exp by a hair.
-      const A x = row[j] - base;
-      row[j] = factor * exp_nonpositive(x > 0 ? A{0} : x);
-    }
-  }
-}
-
-#define DADL_CONTRAST_KERNELS(A)                                                                            \
-  DADL_CLONES void exponentiate(A* logits, A* largest, A* sum, A* rescale, int64_t rows, int64_t columns) { \
-    exponentiate_rows<A>(logits, largest, sum, rescale, rows, columns);                                     \
-  }                                                                                                         \
-  DADL_CLONES void weigh(A* logits, const A* lse, const A* weight, int64_t rows, int64_t columns) {         \
-    weigh_rows<A>(logits, lse, weight, rows, columns);                                                      \
-  }
-DADL_CONTRAST_KERNELS(float)
-DADL_CONTRAST_KERNELS(double)
-#undef DADL_CONTRAST_KERNELS
-
-#define DADL_WIDEN(T, A) \
-  DADL_CLONES void widen(const T* source, A* target, int64_t count) { widen_rows<T, A>(source, target, count); }
-DADL_WIDEN(Half, float)
-DADL_WIDEN(BFloat16, float)
-#undef DADL_WIDEN
-
 template <typename A>
 constexpr ScalarType kScalarType = std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float;
 
-// ---- keys ----
+template <typename KeysType>
+using key_type = std::remove_const_t<std::remove_pointer_t<decltype(std::declval<KeysType>().values)>>;
 
-template <typename T>
-struct Keys {
-  const T* values;  // [count, d]
-  int64_t count, d;
-  const bool* mask;   // [count], null for all
-  bool exclude_self;  // key i is left out for query i
-};
+// ---- passes over the keys ----
+
+// body(tag of the tile that is quickest here)
+template <typename T, typename Body>
+void with_tile(Body body) {
+#ifdef DADL_MATRIX_UNITS
+  if constexpr (!std::is_same_v<T, double>) {
+    if (matrix_units::available()) return body(std::type_identity<matrix_units::KeyTile<T>>{});
+  }
+#endif
+  body(std::type_identity<blas::KeyTile<T>>{});
+}
 
 struct Tiling {
   int64_t tile, chunk, chunks;
 };
 
-template <typename A>
-Tiling make_tiling(int64_t queries, int64_t keys, int64_t d) {
-  const int64_t state = std::max<int64_t>(queries * d * static_cast<int64_t>(sizeof(A)), 1);
+Tiling make_tiling(int64_t widest, int64_t queries, int64_t keys, int64_t d) {
+  const int64_t state = std::max<int64_t>(queries * d * static_cast<int64_t>(sizeof(double)), 1);
   const int64_t wanted = std::min({kMostChunks, kStateBytes / state, queries * keys * d / kWorthChunk});
   const int64_t chunks = std::max<int64_t>(wanted, 1);
-  const int64_t widest = kTileBytes / static_cast<int64_t>(sizeof(A)) / std::max<int64_t>({queries, d, 1});
-  const int64_t tile = std::clamp<int64_t>(std::min(widest, (keys + chunks - 1) / chunks) / 16 * 16, 16, 1024);
+  const int64_t tile =
+      std::clamp<int64_t>((keys + chunks - 1) / chunks / 32 * 32, std::min<int64_t>(widest, 32), widest);
   const int64_t tiles = (keys + tile - 1) / tile;
   const int64_t chunk = (tiles + chunks - 1) / chunks * tile;
   return {tile, chunk, chunk ? (keys + chunk - 1) / chunk : 0};
 }
 
-// One thread's view of a tile: its keys as A, and the logits of all queries.
-template <typename T, typename A>
-class Tile {
- public:
-  Tile(const Tensor& query, const Keys<T>& keys, int64_t size, double scale)
-      : query_(query), keys_(keys), scale_(scale), logits_(query.size(0) * size) {
-    if constexpr (!std::is_same_v<T, A>) widened_.resize(size * keys.d);
-  }
-
-  // logits [B, last - first] = scale query keys^T, -inf where a key does not take part
-  void load(int64_t first, int64_t last) {
-    first_ = first;
-    count_ = last - first;
-    const int64_t d = keys_.d, queries = query_.size(0);
-    if constexpr (std::is_same_v<T, A>) {
-      values_ = keys_.values + first * d;
-    } else {
-      widen(keys_.values + first * d, widened_.data(), count_ * d);
-      values_ = widened_.data();
-    }
-    add_product(query_, matrix_view(query_, values_, d, count_, 1, d), scale_, 0.0, logits());
-    constexpr A kLeftOut = -std::numeric_limits<A>::infinity();
-    if (keys_.mask) {
-      for (int64_t j = 0; j < count_; ++j) {
-        if (keys_.mask[first + j]) continue;
-        for (int64_t i = 0; i < queries; ++i) logits_[i * count_ + j] = kLeftOut;
-      }
-    }
-    if (keys_.exclude_self) {
-      for (int64_t j = first; j < last; ++j) logits_[j * count_ + j - first] = kLeftOut;
-    }
-  }
-
-  A* data() { return logits_.data(); }
-  int64_t columns() const { return count_; }
-  Tensor logits() { return matrix_view(query_, logits_.data(), query_.size(0), count_, count_, 1); }
-  Tensor transposed_logits() { return matrix_view(query_, logits_.data(), count_, query_.size(0), 1, count_); }
-  Tensor keys() { return matrix_view(query_, values_, count_, keys_.d, keys_.d, 1); }
-
- private:
-  const Tensor& query_;
-  const Keys<T>& keys_;
-  double scale_;
-  int64_t first_ = 0, count_ = 0;
-  const A* values_ = nullptr;
-  std::vector<A> logits_, widened_;
-};
-
 // lse [B] and, where wanted, slope [B, d] = scale sum_j p_ij key_j, its gradient. `own` is an additional key [B, d] of
 // each query, or null.
-template <typename T, typename A>
+template <typename KeyTile, typename T, typename A>
 void attend(const Tensor& query, const Keys<T>& keys, const A* own, double scale, A* lse, A* slope) {
   const int64_t queries = query.size(0), d = keys.d;
-  const Tiling tiling = make_tiling<A>(queries, keys.count, d);
+  const typename KeyTile::Query scaled(query, scale, false);
+  const int64_t rows = scaled.padded, width = scaled.width;
+  const Tiling tiling = make_tiling(KeyTile::size(queries, d), queries, keys.count, d);
   constexpr A kNothing = -std::numeric_limits<A>::infinity();
-  std::vector<A> largest(tiling.chunks * queries, kNothing), sum(tiling.chunks * queries);
-  const Tensor weighted = torch::stable::new_empty(query, {slope ? tiling.chunks : 0, queries, d}, kScalarType<A>);
+  std::vector<A> largest(tiling.chunks * rows, kNothing), sum(tiling.chunks * rows);
+  const Tensor weighted = torch::stable::new_empty(query, {slope ? tiling.chunks : 0, rows, width}, kScalarType<A>);
   A* states = mutable_data<A>(weighted);
 
   torch::stable::parallel_for(0, tiling.chunks, 1, [&](int64_t begin, int64_t end) {
-    Tile<T, A> tile(query, keys, std::min(tiling.tile, keys.count), scale);
-    std::vector<A> rescale(queries);
+    KeyTile tile(scaled, keys, std::min(tiling.tile, keys.count));
     for (int64_t chunk = begin; chunk < end; ++chunk) {
-      A *chunk_largest = largest.data() + chunk * queries, *chunk_sum = sum.data() + chunk * queries;
-      A* state = states + chunk * queries * d;
+      const Softmax<A> state{largest.data() + chunk * rows, sum.data() + chunk * rows,
+                             slope ? states + chunk * rows * width : nullptr};
       const int64_t chunk_first = chunk * tiling.chunk, chunk_last = std::min(chunk_first + tiling.chunk, keys.count);
       for (int64_t first = chunk_first; first < chunk_last; first += tiling.tile) {
-        tile.load(first, std::min(first + tiling.tile, chunk_last));
-        exponentiate(tile.data(), chunk_largest, chunk_sum, rescale.data(), queries, tile.columns());
-        if (!slope) continue;
-        if (first > chunk_first) {
-          for (int64_t i = 0; i < queries; ++i) {
-            if (rescale[i] == 1) continue;
-            for (int64_t c = 0; c < d; ++c) state[i * d + c] *= rescale[i];
-          }
-        }
-        add_product(tile.logits(), tile.keys(), 1.0, first > chunk_first ? 1.0 : 0.0,
-                    matrix_view(query, state, queries, d, d, 1));
+        tile.attend(first, std::min(first + tiling.tile, chunk_last), state, first > chunk_first);
       }
     }
   });
@@ -224,12 +95,12 @@ void attend(const Tensor& query, const Keys<T>& keys, const A* own, double scale
         own_logit = static_cast<A>(scale) * inner;
       }
       A highest = own_logit;
-      for (int64_t k = 0; k < tiling.chunks; ++k) highest = std::max(highest, largest[k * queries + i]);
+      for (int64_t k = 0; k < tiling.chunks; ++k) highest = std::max(highest, largest[k * rows + i]);
       const A base = highest == kNothing ? 0 : highest;
       const A own_weight = own ? exp_nonpositive(own_logit - base) : A{0};
       A total = own_weight;
       for (int64_t k = 0; k < tiling.chunks; ++k) {
-        total += sum[k * queries + i] * exp_nonpositive(largest[k * queries + i] - base);
+        total += sum[k * rows + i] * exp_nonpositive(largest[k * rows + i] - base);
       }
       lse[i] = base + std::log(total);
       if (!slope) continue;
@@ -237,9 +108,14 @@ void attend(const Tensor& query, const Keys<T>& keys, const A* own, double scale
       const A inverse = total == 0 ? 0 : static_cast<A>(scale) / total;
       for (int64_t c = 0; c < d; ++c) out[c] = own ? own_weight * inverse * own[i * d + c] : A{0};
       for (int64_t k = 0; k < tiling.chunks; ++k) {
-        const A factor = exp_nonpositive(largest[k * queries + i] - base) * inverse;
-        const A* state = states + (k * queries + i) * d;
-        for (int64_t c = 0; c < d; ++c) out[c] += factor * state[c];
+        const A factor = exp_nonpositive(largest[k * rows + i] - base) * inverse;
+        const A* state = states + k * rows * width;
+        for (int64_t c = 0; c < d;) {
+          const A* segment = state + scaled.offset(i, c);
+          const int64_t length = std::min(d - c, KeyTile::Query::kSegment);
+          for (int64_t e = 0; e < length; ++e) out[c + e] += factor * segment[e];
+          c += length;
+        }
       }
     }
   });
@@ -285,8 +161,10 @@ std::tuple<Tensor, Tensor> similarity_logsumexp(Tensor query, Tensor key, std::o
   const Tensor slope = torch::stable::new_empty(query, {with_slope ? queries : 0, d}, arithmetic);
   with_keys(key, key_mask, exclude_self, [&](const auto& keys, auto tag) {
     using A = decltype(tag);
-    attend(as_arithmetic<A>(query), keys, static_cast<const A*>(nullptr), scale, mutable_data<A>(lse),
-           with_slope ? mutable_data<A>(slope) : nullptr);
+    with_tile<key_type<decltype(keys)>>([&](auto tile) {
+      attend<typename decltype(tile)::type>(as_arithmetic<A>(query), keys, static_cast<const A*>(nullptr), scale,
+                                            mutable_data<A>(lse), with_slope ? mutable_data<A>(slope) : nullptr);
+    });
   });
   return {lse, slope};
 }
@@ -304,18 +182,19 @@ Tensor similarity_logsumexp_key_gradient(Tensor grad, Tensor query, Tensor key, 
   const Tensor gradient = torch::stable::new_empty(key, {key.size(0), d}, arithmetic_type(query));
   with_keys(key, key_mask, exclude_self, [&](const auto& keys, auto tag) {
     using A = decltype(tag);
-    using T = std::remove_const_t<std::remove_pointer_t<decltype(keys.values)>>;
-    const Tensor q = as_arithmetic<A>(query);
-    const int64_t size = make_tiling<A>(queries, keys.count, d).tile, tiles = (keys.count + size - 1) / size;
-    torch::stable::parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) {
-      Tile<T, A> tile(q, keys, std::min(size, keys.count), scale);
-      for (int64_t t = begin; t < end; ++t) {
-        const int64_t first = t * size;
-        tile.load(first, std::min(first + size, keys.count));
-        weigh(tile.data(), data<A>(lse), data<A>(grad), queries, tile.columns());
-        add_product(tile.transposed_logits(), q, scale, 0.0,
-                    matrix_view(q, mutable_data<A>(gradient) + first * d, tile.columns(), d, d, 1));
-      }
+    with_tile<key_type<decltype(keys)>>([&](auto tag) {
+      using KeyTile = typename decltype(tag)::type;
+      const Tensor values = as_arithmetic<A>(query);
+      const typename KeyTile::Query scaled(values, scale, true);
+      const int64_t size = std::min(KeyTile::size(queries, d), keys.count),
+                    tiles = size ? (keys.count + size - 1) / size : 0;
+      torch::stable::parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) {
+        KeyTile tile(scaled, keys, size);
+        for (int64_t first = begin * size; first < std::min(end * size, keys.count); first += size) {
+          tile.key_gradient(first, std::min(first + size, keys.count), data<A>(lse), data<A>(grad),
+                            mutable_data<A>(gradient));
+        }
+      });
     });
   });
   return torch::stable::to(gradient, key.scalar_type());
@@ -356,7 +235,8 @@ std::tuple<Tensor, Tensor> pseudo_group_contrast(Tensor query, Tensor key, Tenso
     A* loss = mutable_data<A>(rows);
     A* slope = with_slope ? mutable_data<A>(slopes) : nullptr;
     const A inverse_temperature = static_cast<A>(1 / temperature);
-    attend(q, keys, data<A>(own), 1 / temperature, loss, slope);
+    with_tile<key_type<decltype(keys)>>(
+        [&](auto tile) { attend<typename decltype(tile)::type>(q, keys, data<A>(own), 1 / temperature, loss, slope); });
     torch::stable::parallel_for(0, queries, grain_rows((slots + 2) * d), [&](int64_t begin, int64_t end) {
       std::vector<A> positive(d);
       for (int64_t i = begin; i < end; ++i) {
