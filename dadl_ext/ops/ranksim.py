@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import _library as _library  # the operators must be loaded before rules can be registered
-from ._rules import register_float32_autocast, register_no_derivative
+from ._rules import below_autograd, is_one, register_float32_autocast, register_no_derivative
 
 # (index, order, count) as in csrc/ops.cpp: of fixed size, so that the count may stay on the device.
 Subset: TypeAlias = tuple[Tensor, Tensor, Tensor]
@@ -38,13 +38,17 @@ class _RankSimLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, *arguments: Any) -> Tensor:
-        loss, gradient = torch.ops.dadl.ranksim_loss.default(features, *arguments, True)
+        with below_autograd():
+            loss, gradient = torch.ops.dadl.ranksim_loss.default(features, *arguments, True)
         ctx.save_for_backward(gradient, features)
         return loss  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        return torch.ops.dadl.ranksim_loss_backward.default(grad, *ctx.saved_tensors), *(None,) * 7
+        gradient, features = ctx.saved_tensors
+        if not (is_one(grad) and gradient.dtype == features.dtype):
+            gradient = torch.ops.dadl.ranksim_loss_backward.default(grad, gradient, features)
+        return gradient, *(None,) * 7
 
 
 def ranksim_rows(
