@@ -222,14 +222,16 @@ def check_group_contrast(
             )
     if slot_count is not None:
         check_integer("slot_count", slot_count, (queue.shape[0],), query.device)
-    if target.device.type == "cpu" and not torch.compiler.is_compiling():
+    if target.device.type == "cpu" and not torch.compiler.is_compiling() and len(target):
         # Elsewhere reading it would stop the device; there such a row is NaN.
-        outside = (target != ignore_index) & ((target < 0) | (target >= queue.shape[0]))
-        if bool(outside.any()):
-            raise ValueError(
-                f"target must hold classes 0..{queue.shape[0] - 1} or ignore_index={ignore_index}, "
-                f"got {target[outside][0].item()}"
-            )
+        lowest, highest = torch.aminmax(target)
+        if lowest < 0 or highest >= queue.shape[0]:
+            outside = (target != ignore_index) & ((target < 0) | (target >= queue.shape[0]))
+            if outside.any():
+                raise ValueError(
+                    f"target must hold classes 0..{queue.shape[0] - 1} or ignore_index={ignore_index}, "
+                    f"got {target[outside][0].item()}"
+                )
     check_no_tangent("pseudo_group_contrast", query)
 
 

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -49,15 +50,14 @@ struct Tiling {
   int64_t tile, chunk, chunks;
 };
 
+// Chunks of equal size, as many as a power of two: the threads get equal shares.
 Tiling make_tiling(int64_t widest, int64_t queries, int64_t keys, int64_t d) {
+  if (keys == 0) return {0, 0, 0};
+  const auto divide = [](int64_t length, int64_t parts) { return ((length + parts - 1) / parts + 15) / 16 * 16; };
   const int64_t state = std::max<int64_t>(queries * d * static_cast<int64_t>(sizeof(double)), 1);
   const int64_t wanted = std::min({kMostChunks, kStateBytes / state, queries * keys * d / kWorthChunk});
-  const int64_t chunks = std::max<int64_t>(wanted, 1);
-  const int64_t tile =
-      std::clamp<int64_t>((keys + chunks - 1) / chunks / 32 * 32, std::min<int64_t>(widest, 32), widest);
-  const int64_t tiles = (keys + tile - 1) / tile;
-  const int64_t chunk = (tiles + chunks - 1) / chunks * tile;
-  return {tile, chunk, chunk ? (keys + chunk - 1) / chunk : 0};
+  const int64_t chunk = divide(keys, std::bit_floor(static_cast<uint64_t>(std::max<int64_t>(wanted, 1))));
+  return {divide(chunk, (chunk + widest - 1) / widest), chunk, (keys + chunk - 1) / chunk};
 }
 
 // lse [B] and, where wanted, slope [B, d] = scale sum_j p_ij key_j, its gradient. `own` is an additional key [B, d] of

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import _library as _library  # the operators must be loaded before rules can be registered
-from ._rules import register_float32_autocast, register_no_derivative
+from ._rules import below_autograd, register_float32_autocast, register_no_derivative
 
 
 def similarity_logsumexp(
@@ -24,7 +24,8 @@ class _SimilarityLogsumexp(torch.autograd.Function):
         ctx: Any, query: Tensor, key: Tensor, key_mask: Tensor | None, scale: float, exclude_self: bool
     ) -> Tensor:
         wanted = bool(ctx.needs_input_grad[0])
-        lse, slope = torch.ops.dadl.similarity_logsumexp.default(query, key, key_mask, scale, exclude_self, wanted)
+        with below_autograd():
+            lse, slope = torch.ops.dadl.similarity_logsumexp.default(query, key, key_mask, scale, exclude_self, wanted)
         ctx.save_for_backward(query, key, key_mask, lse.detach(), slope)
         ctx.scale, ctx.exclude_self = scale, exclude_self
         return lse  # type: ignore[no-any-return]
@@ -55,7 +56,8 @@ def pseudo_group_contrast(
 class _PseudoGroupContrast(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, *arguments: Any) -> Tensor:
-        rows, slope = torch.ops.dadl.pseudo_group_contrast.default(query, *arguments, True)
+        with below_autograd():
+            rows, slope = torch.ops.dadl.pseudo_group_contrast.default(query, *arguments, True)
         ctx.save_for_backward(slope, query)
         return rows  # type: ignore[no-any-return]
 
