@@ -48,7 +48,7 @@ format: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(BIN)/mypy
 
-bench: $(VENV)/.train
+bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/bench_ranksim.py
 	$(BIN)/python benchmarks/bench_contrast.py
 

@@ -1,4 +1,4 @@
-"""Pseudo group contrast against the best eager PyTorch that we can write, and against torch.compile of it.
+"""The contrasts against the best eager PyTorch that we can write, torch.compile of it, and pytorch-metric-learning.
 
     python benchmarks/bench_contrast.py [--threads 2] [--seconds 3]
 
@@ -8,14 +8,18 @@ Ratios of interleaved medians, forward and backward together, float32.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import pytorch_metric_learning
 import torch
 import torch.nn.functional as F
 from harness import interleaved_medians, write_results
+from pytorch_metric_learning.losses import CrossBatchMemory, SupConLoss
 from torch import Tensor
 
-from dadl_ext import functional
+from dadl_ext import PseudoGroupContrastLoss, SupervisedContrastLoss, functional
 
 TEMPERATURE = 0.07
 
@@ -30,6 +34,20 @@ def dense(query: Tensor, key: Tensor, queue: Tensor, target: Tensor) -> Tensor:
 
 
 compiled_dense = torch.compile(dense)
+
+
+def dense_supervised(features: Tensor, labels: Tensor) -> Tensor:
+    """All similarities at once, positives through class sums; labels 0, 1, ..., each of two samples or more."""
+    z = F.normalize(features, dim=1)
+    own = torch.eye(len(z), dtype=torch.bool, device=z.device)
+    denominator = (z @ z.T / TEMPERATURE).masked_fill(own, -torch.inf).logsumexp(dim=1)
+    count = torch.bincount(labels)
+    sums = z.new_zeros(len(count), z.shape[1]).index_add(0, labels, z)
+    mean_positive = (z * (sums[labels] - z)).sum(dim=1) / ((count[labels] - 1) * TEMPERATURE)
+    return (denominator - mean_positive).mean()
+
+
+compiled_dense_supervised = torch.compile(dense_supervised)
 
 
 def attention(query: Tensor, key: Tensor, queue: Tensor, target: Tensor) -> Tensor:
@@ -81,6 +99,60 @@ def contrast_row(b: int, c: int, slots: int, d: int, device: str, seconds: float
     }
 
 
+def supervised_row(n: int, classes: int, d: int, device: str, seconds: float) -> dict[str, Any]:
+    features = torch.randn(n, d, device=device, requires_grad=True)
+    labels = torch.arange(n, device=device) % classes
+    losses: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+        "dadl": SupervisedContrastLoss(temperature=TEMPERATURE),
+        "eager": dense_supervised,
+        "compile": compiled_dense_supervised,
+        "SupConLoss": SupConLoss(temperature=TEMPERATURE),
+    }
+    for loss in losses.values():
+        torch.testing.assert_close(loss(features, labels), losses["dadl"](features, labels), rtol=1e-5, atol=0)
+
+    def step(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+        features.grad = None
+        loss(features, labels).backward()
+
+    median = interleaved_medians({name: partial(step, loss) for name, loss in losses.items()}, seconds)
+    return {
+        "n, classes, d": f"{n}, {classes}, {d}",
+        "ms": f"{1e3 * median['dadl']:.2f}",
+        "eager / dadl": f"{median['eager'] / median['dadl']:.2f}",
+        "torch.compile / dadl": f"{median['compile'] / median['dadl']:.2f}",
+        "SupConLoss / dadl": f"{median['SupConLoss'] / median['dadl']:.2f}",
+    }
+
+
+def memory_row(b: int, c: int, slots: int, d: int, device: str, seconds: float) -> dict[str, Any]:
+    """A training step with what it does to the memory, which is full from the start on both sides."""
+    query, key = torch.randn(2, b, d, device=device)
+    target = torch.randint(c, (b,), device=device)
+    query.requires_grad_()
+    group = PseudoGroupContrastLoss(c, d, slots=slots, temperature=TEMPERATURE).to(device)
+    batch_target = target.repeat(2)
+    are_keys = torch.arange(2 * b, device=device) >= b
+    memory = CrossBatchMemory(SupConLoss(temperature=TEMPERATURE), d, memory_size=c * slots + b).to(device)
+    classes = torch.cat([torch.arange(c, device=device).repeat_interleave(slots), target])
+    memory.add_to_memory(torch.cat([group.queue.keys.flatten(0, 1), key]), classes, len(classes))
+
+    def group_step() -> None:
+        query.grad = None
+        group(query, key, target).backward()
+
+    def memory_step() -> None:
+        query.grad = None
+        memory(torch.cat([query, key]), batch_target, enqueue_mask=are_keys).backward()
+
+    median = interleaved_medians({"dadl": group_step, "memory": memory_step}, seconds)
+    return {
+        "B, C, D, d": f"{b}, {c}, {slots}, {d}",
+        "ms": f"{1e3 * median['dadl']:.2f}",
+        "CrossBatchMemory / dadl": f"{median['memory'] / median['dadl']:.1f}",
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
@@ -95,6 +167,24 @@ def main() -> None:
         "float32, forward + backward. `eager` forms all similarities and takes the positives through class sums. "
         "`attention` is `scaled_dot_product_attention` with values = keys: the gradient's larger part in one pass, "
         "without the loss. `two products` are the bare Q Kᵀ and P K. The sample loop is measured in a run of its own.",
+    )
+    library = f"pytorch-metric-learning {pytorch_metric_learning.__version__}"
+    supervised_sizes = ((256, 10, 128), (1024, 10, 128), (1024, 100, 128))
+    write_results(
+        "supervised-contrast",
+        [supervised_row(*size, "cpu", arguments.seconds) for size in supervised_sizes],
+        f"float32, normalisation + forward + backward, classes of equal size. `SupConLoss` is that of {library}: the "
+        "same mathematics where every sample has a positive, as here. All four losses were equal to a relative 1e-5 "
+        "before they were measured.",
+    )
+    write_results(
+        "cross-batch-memory",
+        [memory_row(*size, "cpu", arguments.seconds) for size in sizes],
+        "float32, normalisation + forward + backward + storing the keys. `CrossBatchMemory` is that of "
+        f"{library}, around its `SupConLoss`, with queries against the stored keys of another encoder. **Not the same "
+        "mathematics**, but the nearest that it has: as many keys, all in the denominator and those of the query's "
+        "class positive. But whatever their class the oldest keys leave, and a query also meets the other keys of its "
+        "batch.",
     )
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -109,7 +110,12 @@ def test_quick_self_tuning_demo_writes_table_results_and_figure(tmp_path: Path) 
         ("Self-Tuning", 15),
         ("Self-Tuning", 100),
     }
-    assert len(results["selection"]) == 6
+    trials = Counter(run["arm"] for run in results["selection"])
+    assert trials == {"Fine-tuning": 1, "FixMatch": 2, "Self-Tuning": 2}  # one learning rate; two values of their own
+    for arm, setting in results["selected"].items():
+        tried = [run for run in results["selection"] if run["arm"] == arm]
+        assert setting == max(tried, key=lambda run: run["validation_accuracy"])["setting"]
+    assert "Trials: Fine-tuning 1, FixMatch 2, Self-Tuning 2." in result.stdout
     for run in runs.values():
         assert 0 <= run["test_accuracy"] <= 100
     assert runs["Self-Tuning", 100]["purity"][-1] == 1  # every key stands under a true label

@@ -1,6 +1,11 @@
 """Contrast operators, the class queue and the losses on them."""
 
 import math
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -327,3 +332,40 @@ def test_autocast_computes_in_float32(device: str) -> None:
     loss.backward()
     assert query.grad is not None
     assert query.grad.dtype == torch.bfloat16
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux to measure a process's peak")
+def test_memory_does_not_grow_with_the_similarities() -> None:
+    """B = 1024 against N = 262144: the similarities would be 1 GiB; the whole process may take 64 MiB more."""
+    code = """
+        from pathlib import Path
+        import torch
+        from dadl_ext import functional
+
+        def peak():
+            fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+            return int(fields["VmHWM"].split()[0]) / 1024  # MiB of the process, memory of C++ included
+
+        def group_contrast(query, queue):
+            target = torch.arange(len(query)) % len(queue)
+            functional.pseudo_group_contrast(query, query.detach(), queue, target).backward()
+
+        def logsumexp(query, queue):
+            functional.similarity_logsumexp(query, queue.flatten(0, 1)).sum().backward()
+
+        for step in (group_contrast, logsumexp):
+            query, queue = torch.randn(1024, 128, requires_grad=True), torch.randn(8192, 32, 128)
+            step(torch.randn(128, 128, requires_grad=True), queue[:128])  # loads what the libraries load
+            Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is resident now
+            before = peak()
+            step(query, queue)
+            print(peak() - before)
+    """
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    job = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert job.returncode == 0, job.stderr
+    extra = [float(line) for line in job.stdout.split()]
+    assert len(extra) == 2
+    assert max(extra) < 64, extra

@@ -1,7 +1,10 @@
-"""gather_distributed with two gloo processes: one loss, gradients to the local rows, equal to one process."""
+"""Two gloo processes: gather_distributed gives one loss with gradients to the local rows, and one class queue."""
 
 import tempfile
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -9,9 +12,27 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dadl_ext import RankSimLoss, functional, reference
+from dadl_ext import ClassQueue, PseudoGroupContrastLoss, RankSimLoss, functional, reference
 
 SIZES = (9, 14)  # batches may differ between processes
+
+
+def start(rank: int, folder: str, job: Callable[[int], dict[str, Any]]) -> None:
+    # A collective that only one process enters fails after the timeout instead of waiting for ever.
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+    )
+    torch.set_num_threads(1)
+    torch.save(job(rank), Path(folder) / f"{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def in_two_processes(job: Callable[[int], dict[str, Any]]) -> list[dict[str, Any]]:
+    """What ``job(rank)`` returns in each process."""
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(start, args=(folder, job), nprocs=2)
+        return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(2)]
 
 
 def whole_batch(seed: int) -> tuple[Tensor, Tensor]:
@@ -24,10 +45,8 @@ def local(value: Tensor, rank: int) -> Tensor:
     return value.split(SIZES)[rank]
 
 
-def worker(rank: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=len(SIZES))
-    torch.set_num_threads(1)
-    results = {}
+def ranksim_job(rank: int) -> dict[str, Any]:
+    results: dict[str, Any] = {}
     for name, function in (("functional", functional.ranksim_loss), ("reference", reference.ranksim_loss)):
         x, labels = whole_batch(0)
         leaf = local(x, rank).clone().requires_grad_()
@@ -48,16 +67,11 @@ def worker(rank: int, folder: str) -> None:
 
     empty = functional.ranksim_loss(torch.zeros(0, 6), torch.zeros(0), gather_distributed=True)
     results["empty"] = empty
-    torch.save(results, Path(folder) / f"{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    return results
 
 
-def test_two_processes_equal_one() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(worker, args=(folder,), nprocs=len(SIZES))
-        first, second = (torch.load(Path(folder) / f"{rank}.pt") for rank in range(len(SIZES)))
-
+def test_ranksim_of_two_processes_equals_one() -> None:
+    first, second = in_two_processes(ranksim_job)
     for name in ("functional", "reference"):
         (loss_a, gradient_a), (loss_b, gradient_b) = first[name], second[name]
         assert torch.equal(loss_a, loss_b)
@@ -90,10 +104,55 @@ def test_two_processes_equal_one() -> None:
     assert first["empty"].item() == 0
 
 
-def test_without_a_process_group_it_is_the_local_loss() -> None:
+def test_ranksim_without_a_process_group_is_the_local_loss() -> None:
     x, labels = whole_batch(0)
     losses = [
         functional.ranksim_loss(x, labels, generator=torch.Generator().manual_seed(0), gather_distributed=gather)
         for gather in (False, True)
     ]
     assert torch.equal(*losses)
+
+
+CLASSES, SLOTS, DIM = 3, 4, 8
+# Rows of each process, step by step: uneven, none in one process, none at all, and more than SLOTS of every class.
+STEPS = ((5, 2), (0, 4), (3, 0), (0, 0), (40, 30), (1, 1))
+
+
+def contrast_rows(step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Query, key, target and enqueue mask of both processes, in rank order."""
+    generator = torch.Generator().manual_seed(step)
+    n = sum(STEPS[step])
+    query, key = torch.randn(2, n, DIM, generator=generator)
+    target = torch.randint(CLASSES, (n,), generator=generator)
+    return query, key, target, torch.rand(n, generator=generator) < 0.7
+
+
+def contrast_steps(rank: int | None) -> dict[str, Any]:
+    """What a queue and a loss hold after each step; with the rows of one process, or of both at once."""
+    torch.manual_seed(3)
+    queue = ClassQueue(CLASSES, DIM, SLOTS, gather_distributed=rank is not None)
+    contrast = PseudoGroupContrastLoss(CLASSES, DIM, slots=SLOTS, reduction="none", gather_distributed=rank is not None)
+    states, losses = [], []
+    for step, sizes in enumerate(STEPS):
+        rows = contrast_rows(step)
+        query, key, target, mask = rows if rank is None else (value.split(sizes)[rank] for value in rows)
+        queue.enqueue(key, target, mask)
+        losses.append(contrast(query, key, target.where(mask, -1)))
+        states.append({name: v.clone() for m in (queue, contrast) for name, v in m.state_dict().items()})
+    return {"states": states, "losses": losses}
+
+
+def test_class_queues_of_two_processes_equal_one() -> None:
+    first, second = in_two_processes(contrast_steps)
+    whole = contrast_steps(None)
+    for states in zip(whole["states"], first["states"], second["states"], strict=True):
+        for name, expected in states[0].items():
+            assert torch.equal(states[1][name], expected), name
+            assert torch.equal(states[2][name], expected), name
+    for expected, *losses in zip(whole["losses"], first["losses"], second["losses"], strict=True):
+        torch.testing.assert_close(torch.cat(losses), expected)
+    # The rows fill the queue, go round, and leave something out.
+    assert whole["states"][-1]["slot_count"].tolist() == [SLOTS] * CLASSES
+    _, _, target, mask = contrast_rows(4)
+    assert torch.bincount(target[mask], minlength=CLASSES).min() > 2 * SLOTS
+    assert not mask.all()

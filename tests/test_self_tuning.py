@@ -66,8 +66,16 @@ def sharpen(method: FineTuning) -> None:
     nn.init.normal_(method.classifier.weight, std=2.0)
 
 
-def expected_contrast(query: Tensor, key: Tensor, queue: Tensor, target: Tensor, temperature: float) -> Tensor:
-    """Pseudo group contrast of each row, by loops."""
+def fill(method: SelfTuning) -> list[Tensor]:
+    """A queue with none, some and all slots of a class written, and the written keys of each class."""
+    queue = method.contrast.queue
+    target = torch.tensor([1, 2, 2, 3, 3, 3, 3, 3])
+    queue.enqueue(F.normalize(torch.randn(len(target), queue.keys.shape[2]), dim=1), target)
+    return [keys[:count].clone() for keys, count in zip(queue.keys, queue.slot_count, strict=True)]
+
+
+def expected_contrast(query: Tensor, key: Tensor, queue: list[Tensor], target: Tensor, temperature: float) -> Tensor:
+    """Pseudo group contrast of each row with the written keys of each class, by loops."""
     query, key = F.normalize(query, dim=1), F.normalize(key, dim=1)
     losses = []
     for q, k, y in zip(query, key, target.tolist(), strict=True):
@@ -87,7 +95,7 @@ def test_the_loss_of_self_tuning_is_three_terms(labelled: int) -> None:
     sharpen(method)
     images, target = samples(12)
     given = hidden(target, labelled)
-    queue = method.contrast.queue.keys.clone()
+    queue = fill(method)
     loss = method((images, given))
 
     features = method.backbone(images)
@@ -117,7 +125,7 @@ def test_below_the_threshold_a_sample_is_neither_contrasted_nor_queued() -> None
     sharpen(method)
     images, target = samples(16)
     given = hidden(target, 4)
-    queue = method.contrast.queue.keys.clone()
+    queue = fill(method)
     loss = method((images, given))
 
     features = method.backbone(images)
@@ -126,7 +134,7 @@ def test_below_the_threshold_a_sample_is_neither_contrasted_nor_queued() -> None
     confident = confidence[4:] >= 0.7
     assert 0 < confident.sum() < 12
     assert torch.equal(method.assigned[4:], torch.where(confident, pseudo_label[4:], UNLABELLED))
-    assert method.contrast.queue.slot_count.sum() <= 4 + confident.sum()
+    assert method.contrast.queue.slot_count.sum() <= sum(map(len, queue)) + 4 + confident.sum()
     query = method.projector(features)
     contrast = expected_contrast(query, query, queue, method.assigned.clamp(min=0), 0.3)
     expected = F.cross_entropy(logits[:4], target[:4]) + contrast[:4].mean() + contrast[4:][confident].mean()
@@ -136,6 +144,7 @@ def test_below_the_threshold_a_sample_is_neither_contrasted_nor_queued() -> None
 def test_pseudo_labels_carry_no_gradient() -> None:
     """The classifier learns from the labelled samples alone, the projector from the contrast."""
     method = make(SelfTuning)
+    fill(method)
     images, target = samples(12)
     method((images, hidden(target, 4))).backward()
     weight = method.classifier.weight.detach().requires_grad_()
@@ -189,6 +198,22 @@ def test_the_classifier_starts_small_and_learns_ten_times_as_fast() -> None:
     assert {rates.pop(id(p)) for p in trained} == {0.02}
     assert {rates.pop(id(p)) for p in method.classifier.parameters()} == {0.2}
     assert not rates  # not the key encoder's
+
+
+def test_the_learning_rate_rises_over_a_tenth_of_the_steps_and_falls_to_nothing() -> None:
+    optimizer, scheduler = make(FineTuning).configure_optimizer(200)
+    rates = []
+    for _ in range(200):
+        rates.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        scheduler.step()
+    backbone, classifier = torch.tensor(rates).T
+    torch.testing.assert_close(classifier, 10 * backbone)
+    assert backbone.argmax() == 19
+    assert backbone[0] == pytest.approx(0.02 / 20)
+    assert 0.019 < backbone.max() < 0.02
+    assert backbone[100] == pytest.approx(0.01)
+    assert 0 < backbone[-1] < 1e-5
 
 
 @pytest.mark.parametrize("kind", [FineTuning, FixMatch, SelfTuning])

@@ -51,13 +51,13 @@ class TrainingPool(Generic[RunT, ResultT]):
         self._pool.shutdown(cancel_futures=True)
 
     def train(self, runs: Sequence[RunT], progress: JobProgress) -> dict[RunT, ResultT]:
-        """The result of every run; ``progress`` advances with each."""
+        """The result of every run, in the order of ``runs``; ``progress`` advances with each."""
         results: dict[RunT, ResultT] = {}
         waiting = {self._pool.submit(_train, run): run for run in runs}
         for done in as_completed(waiting):
             results[waiting[done]] = done.result()
             progress.advance(str(waiting[done]))
-        return results
+        return {run: results[run] for run in runs}
 
 
 _experiment: Experiment[Any, Any]

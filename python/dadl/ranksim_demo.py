@@ -1,7 +1,5 @@
 """``dadl demo ranksim``: how many strokes has a character? Imbalanced regression without and with RankSim."""
 
-import importlib.metadata
-import time
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
@@ -12,26 +10,21 @@ from lightning_fabric import Fabric
 from rich.console import Console
 from torch import Tensor, nn
 
-from dadl_ext import RankSimLoss, build_info
+from dadl_ext import RankSimLoss
 
 from . import kanji
 from .jobs import TrainingPool
+from .kanji_demo import DemoReport, DemoSettings, character_encoder, load_characters
 from .metrics import REGIONS, ErrorMetrics, Region, shot_metrics
 from .ranksim import Regression
 from .ranksim_figure import draw_ranksim
-from .report import (
-    Cells,
-    JobProgress,
-    environment,
-    markdown_table,
-    rich_table,
-    save_figure,
-    write_json,
-)
+from .report import Cells, JobProgress
 from .reweighting import LabelDistributionSmoothing, bin_weights
 from .training import fit, predict, tensor_loader
 
-IMAGE_SIZE = 48
+FEATURES = 64
+# Small enough for seconds per run on two CPU cores.
+ENCODER = ((16, 5, 2, 2), (32, 3, 1, 2), (FEATURES, 3, 1, 1))
 
 
 @dataclass(frozen=True)
@@ -55,7 +48,7 @@ class RankSimSetting:
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(DemoSettings):
     """Everything that the results depend on besides the data."""
 
     seeds: int = 5
@@ -64,11 +57,6 @@ class Settings:
     selection_seeds: int = 2
     weights: tuple[float, ...] = (0.1, 0.3)
     interp_strengths: tuple[float, ...] = (1.0, 2.0)
-    every_nth_character: int = 1
-
-    def __post_init__(self) -> None:
-        if self.seeds < 1 or self.epochs < 1:
-            raise ValueError(f"expected at least one seed and one epoch, got seeds={self.seeds}, epochs={self.epochs}")
 
 
 QUICK = Settings(seeds=1, epochs=1, selection_seeds=1, weights=(0.1,), interp_strengths=(2.0,), every_nth_character=20)
@@ -92,19 +80,6 @@ class Run:
         return ", ".join(str(part) for part in (self.arm.name, self.setting, f"seed {self.seed}") if part is not None)
 
 
-def stroke_encoder() -> nn.Sequential:
-    """Characters ``[B, 1, 48, 48]`` to features ``[B, 64]``: small enough for seconds per run on two CPU cores."""
-    layers: list[nn.Module] = []
-    channels = 1
-    for width, kernel, stride, pool in ((16, 5, 2, 2), (32, 3, 1, 2), (64, 3, 1, 1)):
-        layers.append(nn.Conv2d(channels, width, kernel, stride, padding=kernel // 2, bias=False))
-        # Pooling first leaves the normalisation a quarter of the values.
-        layers += [nn.MaxPool2d(pool)] if pool > 1 else []
-        layers += [nn.BatchNorm2d(width), nn.ReLU()]
-        channels = width
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()).to(memory_format=torch.channels_last)  # type: ignore
-
-
 class Experiment:
     """The data, and one training run on them."""
 
@@ -120,7 +95,7 @@ class Experiment:
 
     def train(self, run: Run) -> Regression:
         self.fabric.seed_everything(run.seed, verbose=False)
-        encoder, head = stroke_encoder(), nn.Linear(64, 1)
+        encoder, head = character_encoder(*ENCODER), nn.Linear(FEATURES, 1)
         target = self.strokes[self.split.train]
         # Starting at the mean spares the first epoch from learning an offset.
         nn.init.constant_(head.bias, target.float().mean().item())
@@ -185,27 +160,16 @@ def compare(experiment: Experiment, pool: TrainingPool[Run, Regression], progres
     return Comparison(methods, chosen, validation_mae)
 
 
-def make_experiment(fabric: Fabric, characters: list[str], settings: Settings) -> Experiment:
-    """The experiment of a process of the pool; the characters are in the cache by now."""
-    return Experiment(fabric, kanji.load_kanji(IMAGE_SIZE, characters), settings)
-
-
 def run_demo(settings: Settings, output: Path, device: str, console: Console) -> None:
     """Render, train and compare; print the tables and write them, the results and the figure to ``output``."""
-    started = time.perf_counter()
-    output.mkdir(parents=True, exist_ok=True)
     fabric = Fabric(accelerator=device, devices=1)
-    console.print(kanji.ATTRIBUTION, soft_wrap=True)
-
+    report = DemoReport("ranksim", settings, fabric, output, console)
     with JobProgress(console) as progress:
-        characters = kanji.list_kanji()[:: settings.every_nth_character]
-        progress.start("Rendering characters", total=len(characters))
-        data = kanji.load_kanji(IMAGE_SIZE, characters, on_rendered=progress.advance)
+        data = load_characters(settings, progress)
         experiment = Experiment(fabric, data, settings)
         sizes = {part: len(samples) for part, samples in vars(experiment.split).items()}
-        console.print(f"{len(characters)} characters: " + ", ".join(f"{size} {part}" for part, size in sizes.items()))
-        make = partial(make_experiment, characters=characters, settings=settings)
-        with TrainingPool[Run, Regression](fabric, make) as pool:
+        console.print(f"{len(data)} characters: " + ", ".join(f"{size} {part}" for part, size in sizes.items()))
+        with TrainingPool[Run, Regression](fabric, partial(Experiment, data=data, settings=settings)) as pool:
             comparison = compare(experiment, pool, progress)
 
     predictions = {
@@ -220,13 +184,6 @@ def run_demo(settings: Settings, output: Path, device: str, console: Console) ->
         f"Test, mean ± standard error, seeds: {settings.seeds}. Lower is better. Many: labels with more than 100 "
         "training samples, few: fewer than 20, medium: between.",
     ]
-    for note in notes:
-        console.print(note, soft_wrap=True)
-    for title, table in tables.items():
-        console.print(rich_table(title, table))
-
-    markdown = [f"**{title}**\n\n{markdown_table(table)}" for title, table in tables.items()]
-    (output / "table.md").write_text("\n\n".join([*markdown, *notes, kanji.ATTRIBUTION]) + "\n", encoding="utf-8")
 
     labels, group = torch.unique(experiment.strokes[experiment.split.test], return_inverse=True)
     label_mae = {
@@ -245,16 +202,7 @@ def run_demo(settings: Settings, output: Path, device: str, console: Console) ->
         settings.seeds,
         kanji.ATTRIBUTION,
     )
-    save_figure(figure, output / "figure")
-
-    seconds = time.perf_counter() - started
     results = {
-        "demo": "ranksim",
-        "attribution": kanji.ATTRIBUTION,
-        "kanjivg": importlib.metadata.version("kanjivg"),
-        "environment": environment(fabric.device),
-        "dadl_ext": build_info(),
-        "settings": asdict(settings),
         "samples": sizes,
         "training_samples": experiment.counts.tolist(),
         "selection": [
@@ -268,10 +216,8 @@ def run_demo(settings: Settings, output: Path, device: str, console: Console) ->
         "label_mae": {
             name: dict(zip(labels.tolist(), values.tolist(), strict=True)) for name, values in label_mae.items()
         },
-        "seconds": seconds,
     }
-    write_json(output / "results.json", results)
-    console.print(f"Wrote table.md, results.json, figure.png and .svg to {output} ({seconds:.0f} s)", soft_wrap=True)
+    report.write(tables, notes, figure, results)
 
 
 def make_tables(metrics: dict[Arm, list[dict[Region, ErrorMetrics]]]) -> dict[str, Cells]:

@@ -7,13 +7,14 @@ Every method takes batches ``(images [B, C, H, W], target [B])`` of labelled and
 of −1 (``UNLABELLED``) meaning that the label is not known.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader, Dataset
 
 from dadl_ext import PseudoGroupContrastLoss
@@ -23,6 +24,7 @@ from .momentum_encoder import MomentumEncoder
 from .training import Method, TensorRows, as_fetched
 
 UNLABELLED = -1
+WARM_UP = 0.1  # of the steps
 
 
 class FineTuning(Method):
@@ -33,7 +35,8 @@ class FineTuning(Method):
         feature_size: of the backbone.
         num_classes: of the labels.
         view: random views of images.
-        lr: of the backbone; the classifier, which starts from scratch, has ten times as much.
+        lr: of the backbone; the classifier, which starts from scratch, has ten times as much. Rises linearly over the
+            first tenth of the steps and falls as a cosine.
     """
 
     def __init__(self, backbone: nn.Module, feature_size: int, num_classes: int, view: View, *, lr: float) -> None:
@@ -64,7 +67,9 @@ class FineTuning(Method):
             {"params": list(from_scratch), "lr": 10 * self.lr},
         ]
         optimizer = SGD(groups, lr=self.lr, momentum=0.9, nesterov=True, weight_decay=1e-4)
-        return optimizer, CosineAnnealingLR(optimizer, total_steps)
+        warm_up = math.ceil(WARM_UP * total_steps)
+        rate = lambda step: min((step + 1) / warm_up, 1) * (1 + math.cos(math.pi * step / total_steps)) / 2
+        return optimizer, LambdaLR(optimizer, rate)
 
 
 class FixMatch(FineTuning):
@@ -115,6 +120,9 @@ class SelfTuning(FineTuning):
     its key that of another view by a momentum encoder; an unlabelled sample's class is the classifier's on the query
     view, without a gradient. Without unlabelled samples in a batch the third term is 0.
 
+    The random keys that the queue starts with do not count; in the paper they do. With few labels a rare class can keep
+    them for hundreds of steps, and they draw its queries in random directions.
+
     Args:
         projection_size: of queries and keys.
         slots: keys per class in the queue.
@@ -151,6 +159,7 @@ class SelfTuning(FineTuning):
             slots=slots,
             temperature=temperature,
             ignore_index=UNLABELLED,
+            valid_only=True,
             reduction="none",
             gather_distributed=True,
         )

@@ -1,7 +1,5 @@
 """``dadl demo self-tuning``: under which radical is a character filed? Few labels, and what unlabelled data add."""
 
-import importlib.metadata
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -12,24 +10,33 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor
 
-from dadl_ext import ClassQueue, build_info
+from dadl_ext import ClassQueue
 
 from . import kanji
 from .augmentation import View
 from .jobs import TrainingPool
-from .report import Cells, JobProgress, environment, markdown_table, rich_table, save_figure, write_json
+from .kanji_demo import IMAGE_SIZE, DemoReport, DemoSettings, character_encoder, load_characters
+from .report import Cells, JobProgress
 from .self_tuning import UNLABELLED, FineTuning, FixMatch, SelfTuning, paired_loader
 from .self_tuning_figure import Drawing, draw_self_tuning
 from .training import fit, predict, tensor_loader
 
-IMAGE_SIZE = 48
 FEATURES = 256
+ENCODER = ((32, 5, 2, 2), (64, 3, 1, 2), (128, 3, 1, 2), (FEATURES, 3, 1, 1))
 PURITY_POINTS_PER_EPOCH = 2
 FULL = 100
 
 FINE_TUNING, FIXMATCH, SELF_TUNING = ARMS = ("Fine-tuning", "FixMatch", "Self-Tuning")
+
+# What an arm has to choose besides the learning rate: the learning rates are tried with the first value, the other one
+# at the best of them.
+OWN: dict[str, tuple[dict[str, float], ...]] = {
+    FINE_TUNING: ({},),
+    FIXMATCH: ({"threshold": 0.95}, {"threshold": 0.8}),
+    SELF_TUNING: ({"momentum": 0.99}, {"momentum": 0.999}),
+}
 
 
 @dataclass(frozen=True)
@@ -45,28 +52,24 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Everything that the results depend on besides the data; every arm has two candidate settings."""
+class Settings(DemoSettings):
+    """Everything that the results depend on besides the data."""
 
     seeds: int = 3
-    epochs: int = 9
-    batch_size: int = 32
+    epochs: int = 7
+    learning_rates: tuple[float, ...] = (0.015, 0.03, 0.06, 0.12)
     percentages: tuple[int, ...] = (15, 30, 50, FULL)
     least_characters: int = 20
-    every_nth_character: int = 1
 
-    def __post_init__(self) -> None:
-        if self.seeds < 1 or self.epochs < 1:
-            raise ValueError(f"expected at least one seed and one epoch, got seeds={self.seeds}, epochs={self.epochs}")
+    @property
+    def trial_epochs(self) -> int:
+        """Of the trainings that choose hyper-parameters: half as many, rounded up."""
+        return (self.epochs + 1) // 2
 
 
-QUICK = Settings(seeds=1, epochs=1, percentages=(15, FULL), least_characters=8, every_nth_character=12)
-
-CANDIDATES: dict[str, tuple[Setting, ...]] = {
-    FINE_TUNING: (Setting(0.015), Setting(0.03)),
-    FIXMATCH: (Setting(0.03, threshold=0.8), Setting(0.03, threshold=0.95)),
-    SELF_TUNING: (Setting(0.03, momentum=0.99), Setting(0.03, momentum=0.999)),
-}
+QUICK = Settings(
+    seeds=1, epochs=1, learning_rates=(0.03,), percentages=(15, FULL), least_characters=8, every_nth_character=12
+)
 
 
 @dataclass(frozen=True)
@@ -77,9 +80,10 @@ class Run:
     setting: Setting
     percentage: int
     seed: int
+    epochs: int
 
     def __str__(self) -> str:
-        return f"{self.arm}, {self.percentage} % labels, {self.setting}, seed {self.seed}"
+        return f"{self.arm}, {self.percentage} % labels, {self.setting}, seed {self.seed}, epochs {self.epochs}"
 
 
 @dataclass(frozen=True)
@@ -90,18 +94,6 @@ class Result:
     test_accuracy: float
     purity_steps: list[int]
     purity: list[float]
-
-
-def character_encoder() -> nn.Sequential:
-    """Characters ``[B, 1, 48, 48]`` to features ``[B, 256]``."""
-    layers: list[nn.Module] = []
-    channels = 1
-    for width, kernel, stride, pool in ((32, 5, 2, 2), (64, 3, 1, 2), (128, 3, 1, 2), (FEATURES, 3, 1, 1)):
-        layers.append(nn.Conv2d(channels, width, kernel, stride, padding=kernel // 2, bias=False))
-        layers += [nn.MaxPool2d(pool)] if pool > 1 else []
-        layers += [nn.BatchNorm2d(width), nn.ReLU()]
-        channels = width
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()).to(memory_format=torch.channels_last)  # type: ignore
 
 
 class WatchedSelfTuning(SelfTuning):
@@ -161,13 +153,13 @@ class Experiment:
                 steps.append(step)
                 purity.append(method.purity())
 
-        fit(self.fabric, method, loader, epochs=self.settings.epochs, seed=run.seed, on_step=watch)
+        fit(self.fabric, method, loader, epochs=run.epochs, seed=run.seed, on_step=watch)
         validation, test = (self.accuracy(method, part) for part in (self.split.validation, self.split.test))
         return Result(validation, test, steps, purity)
 
     def make_method(self, run: Run) -> FineTuning:
         view = View(IMAGE_SIZE, crop_area=0.8, operations=1)
-        parts = (character_encoder(), FEATURES, len(self.radicals), view)
+        parts = (character_encoder(*ENCODER), FEATURES, len(self.radicals), view)
         if run.setting.threshold is not None:
             weak_view = View(IMAGE_SIZE, crop_area=0.9)
             return FixMatch(*parts, lr=run.setting.lr, weak_view=weak_view, threshold=run.setting.threshold)
@@ -191,109 +183,100 @@ class Experiment:
         return found
 
 
-def make_experiment(fabric: Fabric, characters: list[str], settings: Settings) -> Experiment:
-    """The experiment of a process of the pool; the characters are in the cache by now."""
-    return Experiment(fabric, kanji.load_kanji(IMAGE_SIZE, characters), settings)
+@dataclass(frozen=True)
+class Comparison:
+    """The trials that chose each arm's setting, and all runs with it."""
+
+    trials: dict[Run, Result]
+    chosen: dict[str, Setting]
+    results: dict[Run, Result]
 
 
-def compare(
-    settings: Settings, pool: TrainingPool[Run, Result], progress: JobProgress
-) -> tuple[dict[Run, Result], dict[Run, Result]]:
-    """The selection, with the fewest labels and one seed, and all runs with the settings that it chose.
+def compare(settings: Settings, pool: TrainingPool[Run, Result], progress: JobProgress) -> Comparison:
+    """Choose each arm's setting on validation, with the fewest labels and one seed, and train every arm with it.
 
     With all labels there is nothing unlabelled, and FixMatch is fine-tuning: it is not run.
     """
-    fewest = min(settings.percentages)
-    candidates = [Run(arm, setting, fewest, 0) for arm in ARMS for setting in CANDIDATES[arm]]
-    kept = [
-        Run(arm, CANDIDATES[arm][0], percentage, seed)
+    wanted = [
+        (arm, percentage, seed)
         for percentage in settings.percentages
         for arm in ARMS
         for seed in range(settings.seeds)
         if not (arm == FIXMATCH and percentage == FULL)
     ]
-    repeated = sum(run.percentage == fewest and run.seed == 0 for run in kept)  # trained by the selection
-    progress.start("Training", total=len(candidates) + len(kept) - repeated)
-    selection = pool.train(candidates, progress)
-    chosen = {
-        arm: max((run for run in candidates if run.arm == arm), key=lambda run: selection[run].validation_accuracy)
-        for arm in ARMS
-    }
-    kept = [replace(run, setting=chosen[run.arm].setting) for run in kept]
-    trained = selection | pool.train([run for run in kept if run not in selection], progress)
-    return selection, {run: trained[run] for run in kept}
+    rates = settings.learning_rates
+    progress.start("Training", total=sum(len(rates) + len(own) - 1 for own in OWN.values()) + len(wanted))
+
+    def trial(arm: str, setting: Setting) -> Run:
+        return Run(arm, setting, min(settings.percentages), seed=0, epochs=settings.trial_epochs)
+
+    def best(arm: str) -> Setting:
+        return max((run for run in trials if run.arm == arm), key=lambda run: trials[run].validation_accuracy).setting
+
+    trials = pool.train([trial(arm, Setting(lr, **OWN[arm][0])) for arm in ARMS for lr in rates], progress)
+    trials |= pool.train([trial(arm, replace(best(arm), **own)) for arm in ARMS for own in OWN[arm][1:]], progress)
+    chosen = {arm: best(arm) for arm in ARMS}
+    runs = [Run(arm, chosen[arm], percentage, seed, settings.epochs) for arm, percentage, seed in wanted]
+    return Comparison(trials, chosen, pool.train(runs, progress))
 
 
 def run_demo(settings: Settings, output: Path, device: str, console: Console) -> None:
     """Render, train and compare; print the table and write it, the results and the figure to ``output``."""
-    started = time.perf_counter()
-    output.mkdir(parents=True, exist_ok=True)
     fabric = Fabric(accelerator=device, devices=1)
-    console.print(kanji.ATTRIBUTION, soft_wrap=True)
+    report = DemoReport("self-tuning", settings, fabric, output, console)
     with JobProgress(console) as progress:
-        characters = kanji.list_kanji()[:: settings.every_nth_character]
-        progress.start("Rendering characters", total=len(characters))
-        data = kanji.load_kanji(IMAGE_SIZE, characters, on_rendered=progress.advance)
+        data = load_characters(settings, progress)
         experiment = Experiment(fabric, data, settings)
         sizes = {part: len(samples) for part, samples in vars(experiment.split).items()}
         console.print(
             f"{len(experiment.target)} characters with {len(experiment.radicals)} radicals: "
             + ", ".join(f"{size} {part}" for part, size in sizes.items())
         )
-        make = partial(make_experiment, characters=characters, settings=settings)
-        with TrainingPool[Run, Result](fabric, make) as pool:
-            selection, results = compare(settings, pool, progress)
+        with TrainingPool[Run, Result](fabric, partial(Experiment, data=data, settings=settings)) as pool:
+            comparison = compare(settings, pool, progress)
 
     accuracy: dict[str, dict[int, list[float]]] = {arm: {} for arm in ARMS}
-    for run, result in results.items():
+    for run, result in comparison.results.items():
         accuracy[run.arm].setdefault(run.percentage, []).append(result.test_accuracy)
     cells: Cells = {
         arm: {f"{p} % labels": by_percentage.get(p, [float("nan")]) for p in settings.percentages}
         for arm, by_percentage in accuracy.items()
     }
-    chosen = {run.arm: run.setting for run in results}
+    trials = Counter(run.arm for run in comparison.trials)
+    rates = ", ".join(f"{lr:g}" for lr in settings.learning_rates)
+    own = " and ".join(
+        f"{arm} its {name} ({' or '.join(f'{values[name]:g}' for values in OWN[arm])})"
+        for arm in ARMS
+        for name in OWN[arm][0]
+    )
     notes = [
-        f"Chosen on validation with {min(settings.percentages)} % of the labels and one seed, each arm between two: "
-        + "; ".join(f"{arm} {setting}" for arm, setting in chosen.items())
-        + ".",
-        f"Test, mean ± standard error, seeds: {settings.seeds}; each seed draws its own labelled characters. Every arm "
-        f"starts from the same random weights and makes the same number of steps. {len(experiment.radicals)} radicals "
-        f"with at least {settings.least_characters} characters each; "
+        f"Chosen on validation with {min(settings.percentages)} % of the labels, one seed and {settings.trial_epochs} "
+        f"of the {settings.epochs} epochs: every arm the learning rate out of {rates}; then, at that rate, {own}. "
+        f"Trials: {', '.join(f'{arm} {count}' for arm, count in trials.items())}. "
+        f"Chosen: {'; '.join(f'{arm} {setting}' for arm, setting in comparison.chosen.items())}.",
+        f"Test, mean ± standard error, seeds: {settings.seeds}, for every arm and column; each seed draws its own "
+        "labelled characters. Every arm starts from the same random weights and makes the same number of steps. With "
+        f"all labels FixMatch is fine-tuning. {len(experiment.radicals)} radicals with at least "
+        f"{settings.least_characters} characters each; "
         + ", ".join(f"{size} {part}" for part, size in sizes.items())
         + " characters.",
     ]
-    title = "Test accuracy in %"
-    for note in notes:
-        console.print(note, soft_wrap=True)
-    console.print(rich_table(title, cells))
-    markdown = [f"**{title}**\n\n{markdown_table(cells)}", *notes, kanji.ATTRIBUTION]
-    (output / "table.md").write_text("\n\n".join(markdown) + "\n", encoding="utf-8")
 
-    watched = [(run.percentage, result) for run, result in results.items() if run.arm == SELF_TUNING]
+    watched = [(run.percentage, result) for run, result in comparison.results.items() if run.arm == SELF_TUNING]
     purity = {
         percentage: np.array([result.purity for p, result in watched if p == percentage])
         for percentage in settings.percentages
     }
     steps = np.array(watched[0][1].purity_steps)
     figure = draw_self_tuning(accuracy, purity, steps, experiment.examples(12, 4), kanji.ATTRIBUTION)
-    save_figure(figure, output / "figure")
-
-    seconds = time.perf_counter() - started
-    write_json(
-        output / "results.json",
-        {
-            "demo": "self-tuning",
-            "attribution": kanji.ATTRIBUTION,
-            "kanjivg": importlib.metadata.version("kanjivg"),
-            "environment": environment(fabric.device),
-            "dadl_ext": build_info(),
-            "settings": asdict(settings),
-            "radicals": experiment.radicals,
-            "samples": sizes,
-            "selection": [asdict(run) | {"validation_accuracy": r.validation_accuracy} for run, r in selection.items()],
-            "selected": {arm: asdict(setting) for arm, setting in chosen.items()},
-            "runs": [asdict(run) | asdict(result) for run, result in results.items()],
-            "seconds": seconds,
-        },
-    )
-    console.print(f"Wrote table.md, results.json, figure.png and .svg to {output} ({seconds:.0f} s)", soft_wrap=True)
+    results = {
+        "radicals": experiment.radicals,
+        "samples": sizes,
+        "selection": [
+            asdict(run) | {"validation_accuracy": result.validation_accuracy}
+            for run, result in comparison.trials.items()
+        ],
+        "selected": {arm: asdict(setting) for arm, setting in comparison.chosen.items()},
+        "runs": [asdict(run) | asdict(result) for run, result in comparison.results.items()],
+    }
+    report.write({"Test accuracy in %": cells}, notes, figure, results)
