@@ -76,7 +76,8 @@ using ranksim_rows_backward = Tensor(Tensor, Tensor, Tensor, Tensor, Tensor, Ten
 using similarity_logsumexp = std::tuple<Tensor, Tensor>(Tensor, Tensor, std::optional<Tensor>, double, bool, bool);
 using similarity_logsumexp_key_gradient = Tensor(Tensor, Tensor, Tensor, std::optional<Tensor>, Tensor, double, bool);
 using pseudo_group_contrast = std::tuple<Tensor, Tensor>(Tensor, Tensor, Tensor, Tensor, std::optional<Tensor>, double,
-                                                         bool);
+                                                         bool, int64_t, bool);
+using contrast_query_gradient = Tensor(Tensor, Tensor, Tensor);
 }  // namespace signature
 
 }  // namespace dadl

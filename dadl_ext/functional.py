@@ -1,7 +1,5 @@
 """Differentiable functions over the compiled operators."""
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -228,13 +226,19 @@ def pseudo_group_contrast(
         query, key, queue, target, temperature, form, ignore_index, sample_weight, slot_count, reduction
     )
     require_device(query.device)
-    rows = contrast.pseudo_group_contrast(query, key, queue, target, slot_count, temperature)
-    if form == "kl":
-        if slot_count is None:
-            rows = rows - math.log(1 + queue.shape[1])
-        else:
-            rows = rows - slot_count[target.clamp(0, len(queue) - 1)].clamp(0, queue.shape[1]).to(rows.dtype).log1p()
-    return reduce_rows(rows, target != ignore_index, sample_weight, reduction)
+    weighted = sample_weight is not None
+    loss = contrast.pseudo_group_contrast(
+        query,
+        key,
+        queue,
+        target,
+        slot_count,
+        temperature,
+        form == "kl",
+        ignore_index,
+        "none" if weighted else reduction,
+    )
+    return reduce_rows(loss, target != ignore_index, sample_weight, reduction) if weighted else loss
 
 
 def supervised_contrast(

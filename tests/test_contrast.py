@@ -301,8 +301,9 @@ def test_opcheck(device: str) -> None:
         ("similarity_logsumexp", (query, keys, None, 2.0, False, False)),
         ("similarity_logsumexp_key_gradient", (lse, query, keys, mask, lse, 2.0, True)),
         ("contrast_query_gradient", (lse, slope, query)),
-        ("pseudo_group_contrast", (query, key, queue, target, counts, 0.1, True)),
-        ("pseudo_group_contrast", (query, key, queue, target, None, 0.1, False)),
+        ("contrast_query_gradient", (lse[0], slope, query)),
+        ("pseudo_group_contrast", (query, key, queue, target, counts, 0.1, True, -1, True)),
+        ("pseudo_group_contrast", (query, key, queue, target, None, 0.1, False, -1, False)),
     ):
         torch.library.opcheck(getattr(torch.ops.dadl, operator).default, arguments)
 

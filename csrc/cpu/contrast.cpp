@@ -7,7 +7,6 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
-#include <array>
 #include <bit>
 #include <cmath>
 #include <cstdint>
@@ -44,6 +43,21 @@ void with_tile(Body body) {
   }
 #endif
   body(std::type_identity<blas::KeyTile<T>>{});
+}
+
+// In 16 interleaved sums, which compilers vectorise.
+template <typename A>
+A inner_product(const A* x, const A* y, int64_t d) {
+  constexpr int kLanes = 16;
+  A sums[kLanes] = {};
+  int64_t e = 0;
+  for (; e + kLanes <= d; e += kLanes) {
+    for (int l = 0; l < kLanes; ++l) sums[l] += x[e + l] * y[e + l];
+  }
+  A total = 0;
+  for (; e < d; ++e) total += x[e] * y[e];
+  for (int l = 0; l < kLanes; ++l) total += sums[l];
+  return total;
 }
 
 struct Tiling {
@@ -90,9 +104,7 @@ void attend(const Tensor& query, const Keys<T>& keys, const A* own, double scale
     for (int64_t i = begin; i < end; ++i) {
       A own_logit = kNothing;
       if (own) {
-        A inner = 0;
-        for (int64_t c = 0; c < d; ++c) inner += q[i * d + c] * own[i * d + c];
-        own_logit = static_cast<A>(scale) * inner;
+        own_logit = static_cast<A>(scale) * inner_product(q + i * d, own + i * d, d);
       }
       A highest = own_logit;
       for (int64_t k = 0; k < tiling.chunks; ++k) highest = std::max(highest, largest[k * rows + i]);
@@ -202,8 +214,8 @@ Tensor similarity_logsumexp_key_gradient(Tensor grad, Tensor query, Tensor key, 
 
 // Row losses LSE - mean positive logit over {own key} and the queue, and their gradients with respect to the queries.
 std::tuple<Tensor, Tensor> pseudo_group_contrast(Tensor query, Tensor key, Tensor queue, Tensor target,
-                                                 std::optional<Tensor> slot_count, double temperature,
-                                                 bool with_slope) {
+                                                 std::optional<Tensor> slot_count, double temperature, bool kl,
+                                                 int64_t ignore_index, bool with_slope) {
   STD_TORCH_CHECK(query.dim() == 2 && key.dim() == 2 && key.size(0) == query.size(0) && key.size(1) == query.size(1) &&
                       queue.dim() == 3 && queue.size(2) == query.size(1) && queue.size(0) > 0,
                   "query and key must be [B, d] and queue [C, D, d]");
@@ -241,8 +253,8 @@ std::tuple<Tensor, Tensor> pseudo_group_contrast(Tensor query, Tensor key, Tenso
       std::vector<A> positive(d);
       for (int64_t i = begin; i < end; ++i) {
         const int64_t c = data<int64_t>(target)[i];
-        if (c < 0 || c >= classes) {  // ignored
-          loss[i] = std::numeric_limits<A>::quiet_NaN();
+        if (c < 0 || c >= classes) {
+          loss[i] = c == ignore_index ? 0 : std::numeric_limits<A>::quiet_NaN();
           if (slope) std::fill_n(slope + i * d, d, A{0});
           continue;
         }
@@ -253,9 +265,8 @@ std::tuple<Tensor, Tensor> pseudo_group_contrast(Tensor query, Tensor key, Tenso
         }
         const A share = 1 / static_cast<A>(1 + valid_slots[c]);
         const A* qi = data<A>(q) + i * d;
-        A inner = 0;
-        for (int64_t e = 0; e < d; ++e) inner += qi[e] * positive[e];
-        loss[i] -= inner * share * inverse_temperature;
+        loss[i] -= inner_product(qi, positive.data(), d) * share * inverse_temperature;
+        if (kl) loss[i] += std::log(share);
         if (!slope) continue;
         A* row = slope + i * d;
         for (int64_t e = 0; e < d; ++e) row[e] -= positive[e] * share * inverse_temperature;
@@ -265,25 +276,37 @@ std::tuple<Tensor, Tensor> pseudo_group_contrast(Tensor query, Tensor key, Tenso
   return {rows, slopes};
 }
 
-// On every device: nothing here that ATen does not do. The queries give the dtype, and make a second derivative reach
-// this operator, which then raises.
+// The queries give the dtype, and make a second derivative reach this operator, which then raises.
 Tensor contrast_query_gradient(Tensor grad, Tensor slope, Tensor query) {
-  std::array<StableIValue, 2> column{torch::stable::detail::from(grad), torch::stable::detail::from(int64_t{1})};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::unsqueeze", "", column.data(), TORCH_ABI_VERSION));
-  std::array<StableIValue, 2> product{torch::stable::detail::from(slope), column[0]};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mul", "Tensor", product.data(), TORCH_ABI_VERSION));
-  return torch::stable::to(torch::stable::detail::to<Tensor>(product[0]), query.scalar_type());
+  const int64_t queries = query.size(0), d = query.size(1);
+  STD_TORCH_CHECK(slope.dim() == 2 && slope.size(0) == queries && slope.size(1) == d &&
+                      slope.scalar_type() == arithmetic_type(query) && grad.scalar_type() == slope.scalar_type() &&
+                      (grad.dim() == 0 || (grad.dim() == 1 && grad.size(0) == queries)),
+                  "slope must be [B, d] and grad [B] or [], in the dtype of the losses");
+  grad = torch::stable::contiguous(grad);
+  slope = torch::stable::contiguous(slope);
+  const Tensor gradient = torch::stable::new_empty(query, {queries, d});
+  const int64_t step = grad.dim();
+  dispatch_floating(query, "query", [&](auto tag) {
+    using T = decltype(tag);
+    using A = typename Storage<T>::Arithmetic;
+    torch::stable::parallel_for(0, queries, grain_rows(d), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const A factor = data<A>(grad)[i * step], *from = data<A>(slope) + i * d;
+        T* to = mutable_data<T>(gradient) + i * d;
+        for (int64_t e = 0; e < d; ++e) to[e] = Storage<T>::round(factor * from[e]);
+      }
+    });
+  });
+  return gradient;
 }
 
 }  // namespace
 }  // namespace dadl::cpu
 
-STABLE_TORCH_LIBRARY_IMPL(dadl, CompositeExplicitAutograd, m) {
-  m.impl("contrast_query_gradient", TORCH_BOX(&dadl::cpu::contrast_query_gradient));
-}
-
 STABLE_TORCH_LIBRARY_IMPL(dadl, CPU, m) {
   DADL_IMPL(m, dadl::cpu, similarity_logsumexp);
   DADL_IMPL(m, dadl::cpu, similarity_logsumexp_key_gradient);
+  DADL_IMPL(m, dadl::cpu, contrast_query_gradient);
   DADL_IMPL(m, dadl::cpu, pseudo_group_contrast);
 }

@@ -8,8 +8,10 @@ from torch import Tensor
 
 
 def below_autograd() -> AbstractContextManager[object]:
-    """Calls an operator without its autograd rule, which nothing in a ``torch.autograd.Function`` needs: 20 µs less."""
-    return nullcontext() if torch.compiler.is_compiling() else torch._C._AutoDispatchBelowAutograd()
+    """Calls operators without their autograd rules, which a ``torch.autograd.Function`` needs only to raise on second
+    derivatives: 20 µs less each."""
+    needed = torch.compiler.is_compiling() or torch.is_grad_enabled()
+    return nullcontext() if needed else torch._C._AutoDispatchBelowAutograd()
 
 
 def is_one(grad: Tensor) -> bool:

@@ -34,36 +34,66 @@ class _SimilarityLogsumexp(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         query, key, key_mask, lse, slope = ctx.saved_tensors
         query_gradient = key_gradient = None
-        if ctx.needs_input_grad[0]:
-            query_gradient = torch.ops.dadl.contrast_query_gradient.default(grad, slope, query)
-        if ctx.needs_input_grad[1]:
-            key_gradient = torch.ops.dadl.similarity_logsumexp_key_gradient.default(
-                grad, query, key, key_mask, lse, ctx.scale, ctx.exclude_self
-            )
+        with below_autograd():
+            if ctx.needs_input_grad[0]:
+                query_gradient = torch.ops.dadl.contrast_query_gradient.default(grad, slope, query)
+            if ctx.needs_input_grad[1]:
+                key_gradient = torch.ops.dadl.similarity_logsumexp_key_gradient.default(
+                    grad, query, key, key_mask, lse, ctx.scale, ctx.exclude_self
+                )
         return query_gradient, key_gradient, None, None, None
 
 
 def pseudo_group_contrast(
-    query: Tensor, key: Tensor, queue: Tensor, target: Tensor, slot_count: Tensor | None, temperature: float
+    query: Tensor,
+    key: Tensor,
+    queue: Tensor,
+    target: Tensor,
+    slot_count: Tensor | None,
+    temperature: float,
+    kl: bool,
+    ignore_index: int,
+    reduction: str,
 ) -> Tensor:
-    """The row losses ``[B]`` in cross-entropy form; the query's gradient comes from the same pass."""
-    arguments = (query, key, queue, target, slot_count, temperature)
+    """The losses, as in :func:`dadl_ext.functional.pseudo_group_contrast`; the gradient comes from the same pass."""
+    arguments = (query, key, queue, target, slot_count, temperature, kl, ignore_index)
     if torch.is_grad_enabled() and query.requires_grad:
-        return _PseudoGroupContrast.apply(*arguments)  # type: ignore[no-any-return]
-    return torch.ops.dadl.pseudo_group_contrast.default(*arguments, False)[0]  # type: ignore[no-any-return]
+        return _PseudoGroupContrast.apply(*arguments, reduction)  # type: ignore[no-any-return]
+    rows, _ = torch.ops.dadl.pseudo_group_contrast.default(*arguments, False)
+    return _reduce(rows, target, ignore_index, reduction)[0]
 
 
 class _PseudoGroupContrast(torch.autograd.Function):
+    """With the reduction inside: as operators of their own its steps would take longer than a small contrast."""
+
     @staticmethod
     def forward(ctx: Any, query: Tensor, *arguments: Any) -> Tensor:
+        *settings, reduction = arguments
         with below_autograd():
-            rows, slope = torch.ops.dadl.pseudo_group_contrast.default(query, *arguments, True)
-        ctx.save_for_backward(slope, query)
-        return rows  # type: ignore[no-any-return]
+            rows, slope = torch.ops.dadl.pseudo_group_contrast.default(query, *settings, True)
+            loss, count = _reduce(rows, settings[2], settings[6], reduction)
+        ctx.save_for_backward(slope, query, count)
+        return loss
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        return torch.ops.dadl.contrast_query_gradient.default(grad, *ctx.saved_tensors), *(None,) * 5
+        slope, query, count = ctx.saved_tensors
+        with below_autograd():
+            if count is not None:
+                grad = grad / count
+            gradient = torch.ops.dadl.contrast_query_gradient.default(grad, slope, query)
+        return gradient, *(None,) * 8
+
+
+def _reduce(rows: Tensor, target: Tensor, ignore_index: int, reduction: str) -> tuple[Tensor, Tensor | None]:
+    """The reduced loss and, for the mean, the number of rows that count."""
+    if reduction == "none":
+        return rows, None
+    total = rows.sum()
+    if reduction == "sum":
+        return total, None
+    count = (target != ignore_index).sum().clamp_min(1)
+    return total / count, count
 
 
 def _arithmetic_dtype(value: Tensor) -> torch.dtype:
@@ -84,16 +114,9 @@ def _(grad: Tensor, query: Tensor, key: Tensor, *arguments: Any) -> Tensor:
 
 
 @torch.library.register_fake("dadl::pseudo_group_contrast")
-def _(
-    query: Tensor,
-    key: Tensor,
-    queue: Tensor,
-    target: Tensor,
-    slot_count: Tensor | None,
-    temperature: float,
-    with_slope: bool,
-) -> tuple[Tensor, Tensor]:
+def _(query: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     dtype, (queries, d) = _arithmetic_dtype(query), query.shape
+    with_slope = arguments[-1]
     return query.new_empty(queries, dtype=dtype), query.new_empty((queries if with_slope else 0, d), dtype=dtype)
 
 

@@ -47,7 +47,8 @@ class _RankSimLoss(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         gradient, features = ctx.saved_tensors
         if not (is_one(grad) and gradient.dtype == features.dtype):
-            gradient = torch.ops.dadl.ranksim_loss_backward.default(grad, gradient, features)
+            with below_autograd():
+                gradient = torch.ops.dadl.ranksim_loss_backward.default(grad, gradient, features)
         return gradient, *(None,) * 7
 
 
