@@ -370,3 +370,23 @@ def test_memory_does_not_grow_with_the_similarities() -> None:
     extra = [float(line) for line in job.stdout.split()]
     assert len(extra) == 2
     assert max(extra) < 64, extra
+
+
+def test_what_left_out_keys_hold_does_not_show(device: str) -> None:
+    query, key = (torch.randn(n, 20, device=device, requires_grad=True) for n in (5, 70))
+    mask = torch.rand(70, device=device) < 0.5
+    spoilt = key.detach().masked_fill(~mask[:, None], torch.nan).requires_grad_()
+    losses = [functional.similarity_logsumexp(query, k, key_mask=mask) for k in (key, spoilt)]
+    assert torch.equal(*losses)
+    gradients = [torch.autograd.grad(loss.sum(), (query, k)) for loss, k in zip(losses, (key, spoilt), strict=True)]
+    assert torch.equal(gradients[0][0], gradients[1][0])
+    assert torch.equal(gradients[0][1], gradients[1][1])
+
+
+def test_processors_without_matrix_units() -> None:
+    """Everything once more by BLAS, which is what a processor without matrix units has."""
+    chosen = "matches or spans or large or nothing or nan_stays or left_out"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", chosen]
+    environment = os.environ | {"ATEN_CPU_CAPABILITY": "avx2"}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    assert run.returncode == 0, run.stdout
