@@ -464,6 +464,7 @@ def test_group_contrast(simulator, b, classes, slots, d, stored, temperature, pa
     assert torch.equal(shown_slope[~wrong], slope[~wrong])
 
 
+@pytest.mark.skipif(FLAVOUR != "plain", reason="the same code as for fewer")
 @pytest.mark.parametrize("dtype", FLOATING)
 def test_contrast_of_many_keys_and_features(simulator, dtype: torch.dtype) -> None:
     for b, n, d, processors in ((2, 20000, 2, 100), (3, 70, 4097, 1)):

@@ -25,6 +25,8 @@ void check_sides(const Tensor& query, const Tensor& key, const std::optional<Ten
 
 template <typename T>
 Rows<T> rows_of(const Tensor& matrix, int64_t count, int64_t d) {
+  STD_TORCH_CHECK(count <= kMostRows && d <= kMostFeatures,
+                  "contrast needs up to 2^30 rows of up to 2^24 features, got ", count, " of ", d);
   return Rows<T>(data<T>(matrix), count, d);
 }
 
@@ -123,8 +125,8 @@ std::tuple<Tensor, Tensor> pseudo_group_contrast(Tensor query, Tensor key, Tenso
   KeyChoice choice;
   choice.target = data<int64_t>(target);
   choice.slot_count = slot_count ? data<int64_t>(*slot_count) : nullptr;
-  choice.classes = classes;
-  choice.slots = slots;
+  choice.classes = static_cast<int>(classes);
+  choice.slots = static_cast<int>(slots);
   with_rows(query, queue, classes * slots, [&](const auto& query_rows, const auto& keys) {
     using A = typename Storage<std::remove_const_t<std::remove_pointer_t<decltype(keys.values)>>>::Arithmetic;
     contrast(backend, query_rows, keys, choice, data<A>(own), 1 / temperature, mutable_data<A>(rows),

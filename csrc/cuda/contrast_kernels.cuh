@@ -18,7 +18,6 @@ namespace dadl {
 
 constexpr int64_t kMostSplits = kThreads;            // the combining block has a thread for each
 constexpr int64_t kContrastStateBytes = 64LL << 20;  // of weighted sums, above which there is no further parallelism
-constexpr int64_t kBlocksPerMultiprocessor = 4;
 
 template <typename A>
 __device__ __forceinline__ A minus_infinity() {
@@ -32,25 +31,30 @@ struct KeyChoice {
   // Group contrast: N = classes * slots, and the slots of the query's class are positives.
   const int64_t* target = nullptr;      // [B], null where there are no classes
   const int64_t* slot_count = nullptr;  // [classes], valid leading slots; null for all
-  int64_t classes = 0, slots = 1;
+  int classes = 0, slots = 1;
 
-  __device__ __forceinline__ int64_t valid_slots(int64_t c) const {
+  __device__ __forceinline__ int valid_slots(int64_t c) const {
     if (!slot_count) return slots;
     const int64_t count = slot_count[c];
-    return count < 0 ? 0 : count < slots ? count : slots;
+    return count < 0 ? 0 : count < slots ? static_cast<int>(count) : slots;
   }
-  __device__ __forceinline__ bool takes_part(int64_t key) const {
+  __device__ __forceinline__ bool takes_part(int key) const {
     return (!mask || mask[key]) && (!slot_count || key % slots < slot_count[key / slots]);
   }
   __device__ __forceinline__ bool is_class(int64_t c) const { return c >= 0 && c < classes; }
 };
 
-// What a range of keys leaves for each query. `weighted` is null where no slope is wanted.
+// What each range of keys leaves for each query. `weighted` is null where no slope is wanted.
 template <typename A>
 struct Partials {
+  int splits, queries;
   A *largest, *sum;  // [splits, B]: largest logit, sum of exp(logit - largest)
   A* positive;       // [splits, B]: sum of the positives' logits
   A* weighted;       // [splits, B, d]: sum of exp(logit - largest) key
+
+  __device__ __forceinline__ int64_t at(int split, int query) const {
+    return static_cast<int64_t>(split) * queries + query;
+  }
 };
 
 // Over the four threads of a row.
@@ -74,25 +78,25 @@ __device__ __forceinline__ A row_largest(A value) {
 
 // Grid: tiles of queries by ranges of keys. Between the products four threads of a warp share a row.
 template <class Tile, typename Q, typename K>
-__global__ void __launch_bounds__(kContrastThreads)
+__global__ void __launch_bounds__(kContrastThreads, Tile::kBlocks)
     contrast_attend_kernel(Rows<Q> query, Rows<K> key, KeyChoice choice, typename Tile::Arithmetic scale,
-                           int64_t keys_per_split, Partials<typename Tile::Arithmetic> partials) {
+                           int keys_per_split, Partials<typename Tile::Arithmetic> partials) {
   using A = typename Tile::Arithmetic;
   using Input = typename Tile::Input;
   using Memory = TileMemory<Tile>;
   constexpr int kPerThread = Tile::kColumns / 4;
   DADL_SHARED(memory, Memory);
-  const int64_t first_row = static_cast<int64_t>(blockIdx.x) * kContrastRows, split = blockIdx.y;
+  const int first_row = static_cast<int>(blockIdx.x) * kContrastRows, split = static_cast<int>(blockIdx.y);
   const int row = static_cast<int>(threadIdx.x) / 4, quarter = static_cast<int>(threadIdx.x) % 4;
-  const int64_t i = first_row + row;
-  const int64_t begin = split * keys_per_split,
-                end = begin + keys_per_split < key.count ? begin + keys_per_split : key.count;
-  const int64_t target = choice.target && i < query.count ? choice.target[i] : -1;
-  const int64_t positives = choice.is_class(target) ? target * choice.slots : key.count;
+  const int i = first_row + row, rows = rows_of_tile(query, first_row);
+  const int begin = split * keys_per_split;
+  const int end = begin + keys_per_split < key.count ? begin + keys_per_split : key.count;
+  const int64_t target = choice.target && row < rows ? choice.target[i] : -1;
+  const int positives = choice.is_class(target) ? static_cast<int>(target) * choice.slots : key.count;
 
   A largest = minus_infinity<A>(), sum = 0, positive = 0;
 #pragma unroll 1
-  for (int64_t first = begin; first < end; first += Tile::kColumns) {
+  for (int first = begin; first < end; first += Tile::kColumns) {
     for (int column = threadIdx.x; column < Tile::kColumns; column += kContrastThreads) {
       memory.used[column] = first + column < end && choice.takes_part(first + column);
     }
@@ -104,10 +108,10 @@ __global__ void __launch_bounds__(kContrastThreads)
 #pragma unroll
     for (int e = 0; e < kPerThread; ++e) {
       const int column = 4 * e + quarter;
-      const int64_t j = first + column;
+      const int j = first + column;
       const bool met = memory.used[column] && !(choice.exclude_self && i == j);
       values[e] = met ? scale * memory.logits[row * Memory::kLogitPitch + column] : minus_infinity<A>();
-      if (met && j >= positives && j < positives + choice.slots) positive += values[e];
+      if (met && j >= positives && j - positives < choice.slots) positive += values[e];
       next = larger(next, values[e]);
     }
     next = row_largest(next);
@@ -126,19 +130,20 @@ __global__ void __launch_bounds__(kContrastThreads)
     if (quarter == 0) memory.keep[row] = keep;
     __syncthreads();
     if (partials.weighted) {
-      weighted_sums<Tile>(key, first, memory, [&](int r, int64_t c, A value) {
-        if (first_row + r >= query.count) return;
-        A& state = partials.weighted[(split * query.count + first_row + r) * query.d + c];
+      A* weighted = partials.weighted + partials.at(split, first_row) * query.d;
+      weighted_sums<Tile>(key, first, memory, [&](int r, int c, A value) {
+        if (r >= rows) return;
+        A& state = weighted[r * query.d + c];
         state = first == begin ? value : state * memory.keep[r] + value;
       });
       __syncthreads();
     }
   }
   positive = row_sum(positive);
-  if (quarter != 0 || i >= query.count) return;
-  partials.largest[split * query.count + i] = largest;
-  partials.sum[split * query.count + i] = sum;
-  partials.positive[split * query.count + i] = positive;
+  if (quarter != 0 || row >= rows) return;
+  partials.largest[partials.at(split, i)] = largest;
+  partials.sum[partials.at(split, i)] = sum;
+  partials.positive[partials.at(split, i)] = positive;
 }
 
 // Over the block of kThreads, in one fixed order.
@@ -157,21 +162,20 @@ __device__ __forceinline__ A block_join(A value, A* parts /* [kThreads / kWarp] 
 // slope [B, d], the gradient of either. Grid: queries by chunks of features.
 template <typename Q, typename K, typename A>
 __global__ void __launch_bounds__(kThreads)
-    contrast_combine_kernel(Partials<A> partials, int64_t splits, Rows<Q> query, Rows<K> key, KeyChoice choice,
-                            const A* own, A scale, A* values /* [B] */, A* slope /* [B, d] or null */) {
+    contrast_combine_kernel(Partials<A> partials, Rows<Q> query, Rows<K> key, KeyChoice choice, const A* own, A scale,
+                            A* values /* [B] */, A* slope /* [B, d] or null */) {
   DADL_SHARED(parts, A[kThreads / kWarp]);
   DADL_SHARED(factors, A[kThreads]);
   const auto add = [](A a, A b) { return a + b; };
-  const int64_t i = blockIdx.x, d = query.d, split = threadIdx.x;
-  const bool has_split = split < splits;
-  const int64_t at = split * query.count + i;
+  const int i = static_cast<int>(blockIdx.x), d = query.d, split = static_cast<int>(threadIdx.x);
+  const bool has_split = split < partials.splits;
+  const int64_t at = partials.at(split, i);
+  const A* own_row = own + (own ? static_cast<int64_t>(i) * d : 0);
 
   A own_logit = minus_infinity<A>();
   if (own) {
     A inner = 0;
-    for (int64_t c = threadIdx.x; c < d; c += kThreads) {
-      inner += static_cast<A>(to_float(query.values[i * d + c])) * own[i * d + c];
-    }
+    for (int c = split; c < d; c += kThreads) inner += static_cast<A>(to_float(query.row(i)[c])) * own_row[c];
     own_logit = scale * block_join(inner, parts, add);
   }
   const A split_largest = has_split ? partials.largest[at] : minus_infinity<A>();
@@ -182,7 +186,7 @@ __global__ void __launch_bounds__(kThreads)
   const A total = own_weight + block_join(has_split ? factor * partials.sum[at] : A{0}, parts, add);
   const A lse = base + log(total);
 
-  const int64_t c = static_cast<int64_t>(blockIdx.y) * kThreads + threadIdx.x;
+  const int c = static_cast<int>(blockIdx.y * kThreads + threadIdx.x);
   const int64_t target = own ? choice.target[i] : 0;
   const bool is_class = own && choice.is_class(target);
   const A share = is_class ? A{1} / static_cast<A>(1 + choice.valid_slots(target)) : A{0};
@@ -194,26 +198,29 @@ __global__ void __launch_bounds__(kThreads)
   if (c == 0) values[i] = value;
   if (!slope || c >= d) return;
 
+  A& out = slope[static_cast<int64_t>(i) * d + c];
   if (own && !is_class) {
-    slope[i * d + c] = 0;
+    out = 0;
     return;
   }
-  A weighted = own ? own_weight * own[i * d + c] : A{0};
-  for (int64_t k = 0; k < splits; ++k) weighted += factors[k] * partials.weighted[(k * query.count + i) * d + c];
+  A weighted = own ? own_weight * own_row[c] : A{0};
+  for (int k = 0; k < partials.splits; ++k) weighted += factors[k] * partials.weighted[partials.at(k, i) * d + c];
   A result = total == 0 ? A{0} : weighted * (scale / total);
   if (own) {
-    A sum = own[i * d + c];
-    const K* slot = key.values + target * choice.slots * d + c;
-    for (int64_t s = 0; s < choice.valid_slots(target); ++s) sum += static_cast<A>(to_float(slot[s * d]));
-    result -= sum * share * scale;
+    A positive = own_row[c];
+    const int valid = choice.valid_slots(target);
+    for (int slot = 0; slot < valid; ++slot) {
+      positive += static_cast<A>(to_float(key.row(target * choice.slots + slot)[c]));
+    }
+    result -= positive * share * scale;
   }
-  slope[i * d + c] = result;
+  out = result;
 }
 
 // gradient [N, d] = scale sum_i grad_i p_ij query_i. Each block takes tiles of 32 keys in turn and streams the queries
-// past them; `state` [blocks, 32, d] holds its sums between tiles of queries.
+// past them; `state` [blocks, 32, d], null where one tile holds all queries, keeps its sums between tiles of queries.
 template <class Tile, typename T>
-__global__ void __launch_bounds__(kContrastThreads)
+__global__ void __launch_bounds__(kContrastThreads, Tile::kBlocks)
     contrast_key_gradient_kernel(Rows<T> query, Rows<T> key, KeyChoice choice,
                                  const typename Tile::Arithmetic* grad /* [B] */,
                                  const typename Tile::Arithmetic* lse /* [B] */, typename Tile::Arithmetic scale,
@@ -224,15 +231,15 @@ __global__ void __launch_bounds__(kContrastThreads)
   constexpr int kPerThread = Tile::kColumns / 4;
   DADL_SHARED(memory, Memory);
   const int row = static_cast<int>(threadIdx.x) / 4, quarter = static_cast<int>(threadIdx.x) % 4;
-  state += blockIdx.x * kContrastRows * key.d;
+  if (state) state += static_cast<int64_t>(blockIdx.x) * kContrastRows * key.d;
 
 #pragma unroll 1
-  for (int64_t first_row = static_cast<int64_t>(blockIdx.x) * kContrastRows; first_row < key.count;
-       first_row += static_cast<int64_t>(gridDim.x) * kContrastRows) {
-    const int64_t j = first_row + row;
-    const bool takes_part = j < key.count && choice.takes_part(j);
+  for (int first_row = static_cast<int>(blockIdx.x) * kContrastRows; first_row < key.count;
+       first_row += static_cast<int>(gridDim.x) * kContrastRows) {
+    const int j = first_row + row, rows = rows_of_tile(key, first_row);
+    const bool takes_part = row < rows && choice.takes_part(j);
 #pragma unroll 1
-    for (int64_t first = 0; first < query.count; first += Tile::kColumns) {
+    for (int first = 0; first < query.count; first += Tile::kColumns) {
       for (int column = threadIdx.x; column < Tile::kColumns; column += kContrastThreads) {
         memory.used[column] = first + column < query.count && lse[first + column] != minus_infinity<A>();
       }
@@ -245,7 +252,7 @@ __global__ void __launch_bounds__(kContrastThreads)
 #pragma unroll
       for (int e = 0; e < kPerThread; ++e) {
         const int column = 4 * e + quarter;
-        const int64_t i = first + column;
+        const int i = first + column;
         weights[e] = 0;
         if (takes_part && memory.used[column] && !(choice.exclude_self && i == j)) {
           // Rounding can put a logit above the log-sum-exp by a hair.
@@ -264,11 +271,12 @@ __global__ void __launch_bounds__(kContrastThreads)
       if (quarter == 0) memory.gain[row] = gain;
       __syncthreads();
       const bool last = first + Tile::kColumns >= query.count;
-      weighted_sums<Tile>(query, first, memory, [&](int r, int64_t c, A value) {
-        if (first_row + r >= key.count) return;
+      T* out = gradient + static_cast<int64_t>(first_row) * key.d;
+      weighted_sums<Tile>(query, first, memory, [&](int r, int c, A value) {
+        if (r >= rows) return;
         const A sum = memory.gain[r] * value + (first == 0 ? A{0} : state[r * key.d + c]);
         if (last) {
-          gradient[(first_row + r) * key.d + c] = Storage<T>::round(scale * sum);
+          out[r * key.d + c] = Storage<T>::round(scale * sum);
         } else {
           state[r * key.d + c] = sum;
         }
@@ -287,17 +295,20 @@ void contrast(Backend& backend, const Rows<Q>& query, const Rows<K>& key, const 
   using Tile = ContrastTile<Q, K>;
   if (query.count == 0) return;
   const unsigned row_tiles = blocks_for(query.count, kContrastRows);
-  const int64_t tiles = blocks_for(key.count, Tile::kColumns);
-  const int64_t state = std::max<int64_t>(query.count * query.d * static_cast<int64_t>(sizeof(A)), 1);
-  const int64_t wanted = std::min(
-      {kMostSplits, kBlocksPerMultiprocessor * backend.multiprocessors() / row_tiles, kContrastStateBytes / state});
+  const int64_t tiles = blocks_for(key.count, Tile::kColumns), size = int64_t{query.count} * query.d;
+  const int64_t wanted = std::min({kMostSplits, Tile::kBlocks * backend.multiprocessors() / row_tiles,
+                                   kContrastStateBytes / std::max<int64_t>(size * static_cast<int64_t>(sizeof(A)), 1)});
   const int64_t tiles_per_split = std::max<int64_t>(blocks_for(tiles, std::max<int64_t>(wanted, 1)), 1);
   const unsigned splits = blocks_for(tiles, tiles_per_split);
 
-  auto statistics = backend.template buffer<A>(3 * splits * query.count);
-  auto weighted = backend.template buffer<A>(slope ? splits * query.count * query.d : 0);
-  const int64_t size = splits * query.count;
-  const Partials<A> partials{statistics.data(), statistics.data() + size, statistics.data() + 2 * size,
+  const int64_t rows = int64_t{splits} * query.count;
+  auto statistics = backend.template buffer<A>(3 * rows);
+  auto weighted = backend.template buffer<A>(slope ? splits * size : 0);
+  const Partials<A> partials{static_cast<int>(splits),
+                             query.count,
+                             statistics.data(),
+                             statistics.data() + rows,
+                             statistics.data() + 2 * rows,
                              slope ? weighted.data() : nullptr};
   if (splits > 0) {
     backend.launch(contrast_attend_kernel<Tile, Q, K>, dim3(row_tiles, splits), dim3(kContrastThreads), query, key,
@@ -305,7 +316,7 @@ void contrast(Backend& backend, const Rows<Q>& query, const Rows<K>& key, const 
   }
   const unsigned chunks = slope && query.d > 0 ? blocks_for(query.d, kThreads) : 1;
   backend.launch(contrast_combine_kernel<Q, K, A>, dim3(static_cast<unsigned>(query.count), chunks), dim3(kThreads),
-                 partials, splits, query, key, choice, own, scale, values, slope);
+                 partials, query, key, choice, own, scale, values, slope);
 }
 
 // gradient [N, d]
@@ -313,14 +324,16 @@ template <typename T, typename A, typename Backend>
 void contrast_key_gradient(Backend& backend, const Rows<T>& query, const Rows<T>& key, const KeyChoice& choice,
                            const A* grad, const A* lse, double scale, T* gradient) {
   using Tile = ContrastTile<T, T>;
-  if (key.count * key.d == 0) return;
-  if (query.count == 0) return backend.zero(gradient, key.count * key.d);
-  const int64_t state = kContrastRows * key.d * static_cast<int64_t>(sizeof(A));
-  const int64_t wanted = std::min(kBlocksPerMultiprocessor * backend.multiprocessors(), kContrastStateBytes / state);
+  const int64_t size = int64_t{key.count} * key.d, sums_of_tile = int64_t{kContrastRows} * key.d;
+  if (size == 0) return;
+  if (query.count == 0) return backend.zero(gradient, size);
+  const int64_t state = sums_of_tile * static_cast<int64_t>(sizeof(A));
+  const int64_t wanted = std::min(Tile::kBlocks * backend.multiprocessors(), kContrastStateBytes / state);
   const int64_t blocks = std::min<int64_t>(blocks_for(key.count, kContrastRows), std::max<int64_t>(wanted, 1));
-  auto sums = backend.template buffer<A>(query.count > Tile::kColumns ? blocks * kContrastRows * key.d : 0);
+  const bool one_tile = query.count <= Tile::kColumns;
+  auto sums = backend.template buffer<A>(one_tile ? 0 : blocks * sums_of_tile);
   backend.launch(contrast_key_gradient_kernel<Tile, T>, dim3(static_cast<unsigned>(blocks)), dim3(kContrastThreads),
-                 query, key, choice, grad, lse, scale, sums.data(), gradient);
+                 query, key, choice, grad, lse, scale, one_tile ? nullptr : sums.data(), gradient);
 }
 
 }  // namespace dadl

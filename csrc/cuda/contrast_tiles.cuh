@@ -5,6 +5,7 @@
 //   kColumns                                                  columns of a tile of similarities
 //   kFeatures                                                 columns of a tile of weighted sums
 //   kDepth                                                    what one call sums over
+//   kBlocks                                                   blocks that a multiprocessor has registers for
 //   multiply_transposed(a, a_pitch, b, b_pitch, sums)         sums += a b^T: a [32, kDepth], b [8 kFragments, kDepth]
 //   multiply(a, a_pitch, b, b_pitch, sums)                    sums += a b:                  b [kDepth, 8 kFragments]
 // Rows of a and b begin at multiples of 16 bytes, and all pitches are 4 words more than a multiple of 32, so that the
@@ -62,6 +63,7 @@ struct FmaTile {
   static constexpr int kColumns = 256 / sizeof(A);
   static constexpr int kFeatures = 512 / sizeof(A);
   static constexpr int kDepth = 32;
+  static constexpr int kBlocks = sizeof(A) == 4 ? 4 : 3;
 
   template <int kFragments>
   static __device__ __forceinline__ void multiply_transposed(const A* a, int a_pitch, const A* b, int b_pitch,
@@ -128,6 +130,7 @@ struct MmaTile {
   static constexpr int kColumns = 64;
   static constexpr int kFeatures = 128;
   static constexpr int kDepth = 64;
+  static constexpr int kBlocks = 4;
 
   template <int kFragments>
   static __device__ __forceinline__ void multiply_transposed(const T* a, int a_pitch, const T* b, int b_pitch,
@@ -209,18 +212,30 @@ struct TileMemory {
 
 // ---- matrices in global memory --------------------------------------------------------------------------------------
 
+// Rows, and positions within a tile of rows, are counted in ints.
+constexpr int64_t kMostRows = 1 << 30;
+constexpr int64_t kMostFeatures = 1 << 24;
+
 template <typename T>
 struct Rows {
   const T* values;  // [count, d]
-  int64_t count, d;
+  int count, d;
   bool aligned;  // every row begins at a multiple of 16 bytes
+
+  __host__ __device__ __forceinline__ const T* row(int64_t i) const { return values + i * d; }
 
   Rows(const T* values, int64_t count, int64_t d)
       : values(values),
-        count(count),
-        d(d),
+        count(static_cast<int>(count)),
+        d(static_cast<int>(d)),
         aligned(reinterpret_cast<uintptr_t>(values) % 16 == 0 && d * static_cast<int64_t>(sizeof(T)) % 16 == 0) {}
 };
+
+// How many of the 32 rows from `first` on there are.
+template <typename T>
+__device__ __forceinline__ int rows_of_tile(const Rows<T>& rows, int first) {
+  return rows.count - first < kContrastRows ? rows.count - first : kContrastRows;
+}
 
 template <typename Input, typename T>
 __device__ __forceinline__ Input convert(T value) {
@@ -236,18 +251,17 @@ __device__ __forceinline__ Input convert(T value) {
 // tile [kHeight, kWidth] from (first_row, first_feature) on, by the block; zero where used(row of the tile) is false
 // and beyond the features.
 template <int kHeight, int kWidth, typename T, typename Input, typename Used>
-__device__ __forceinline__ void stage(const Rows<T>& source, int64_t first_row, int64_t first_feature, Used used,
-                                      Input* tile, int pitch) {
+__device__ __forceinline__ void stage(const Rows<T>& source, int first_row, int first_feature, Used used, Input* tile,
+                                      int pitch) {
+  const T* first = source.row(first_row);
   const auto copy = [&](auto unit) {
     constexpr int kUnit = decltype(unit)::value, kUnits = kWidth / kUnit;
-#pragma unroll 8
+#pragma unroll 4
     for (int i = threadIdx.x; i < kHeight * kUnits; i += kContrastThreads) {
       const int row = i / kUnits, column = i % kUnits * kUnit;
-      const int64_t feature = first_feature + column;
+      const int feature = first_feature + column;
       Pack<T, kUnit> pack{};
-      if (feature < source.d && used(row)) {
-        pack = load_pack<kUnit>(source.values + (first_row + row) * source.d + feature);
-      }
+      if (feature < source.d && used(row)) pack = load_pack<kUnit>(first + row * source.d + feature);
       Input* target = tile + row * pitch + column;
       if constexpr (std::is_same_v<T, Input>) {
         *reinterpret_cast<Pack<T, kUnit>*>(target) = pack;
@@ -269,19 +283,19 @@ __device__ __forceinline__ void stage(const Rows<T>& source, int64_t first_row, 
 // memory.logits = owned streamed^T for 32 rows and kColumns columns. memory.used must be visible to all threads, as the
 // logits are afterwards.
 template <class Tile, typename R, typename S>
-__device__ __forceinline__ void similarities(const Rows<R>& owned, int64_t first_row, const Rows<S>& streamed,
-                                             int64_t first_column, TileMemory<Tile>& memory) {
+__device__ __forceinline__ void similarities(const Rows<R>& owned, int first_row, const Rows<S>& streamed,
+                                             int first_column, TileMemory<Tile>& memory) {
   using A = typename Tile::Arithmetic;
   using Memory = TileMemory<Tile>;
   constexpr int kWarpColumns = Tile::kColumns / kContrastWarps, kPitch = Memory::kDepthPitch;
   const int left = static_cast<int>(threadIdx.x) / kWarp * kWarpColumns;
+  const int count = rows_of_tile(owned, first_row);
   auto* rows = memory.stage;
   auto* columns = memory.stage + kContrastRows * kPitch;
   Sums<A, kWarpColumns / 8> sums = {};
 #pragma unroll 1
-  for (int64_t feature = 0; feature < owned.d; feature += Tile::kDepth) {
-    stage<kContrastRows, Tile::kDepth>(
-        owned, first_row, feature, [&](int row) { return first_row + row < owned.count; }, rows, kPitch);
+  for (int feature = 0; feature < owned.d; feature += Tile::kDepth) {
+    stage<kContrastRows, Tile::kDepth>(owned, first_row, feature, [&](int row) { return row < count; }, rows, kPitch);
     stage<Tile::kColumns, Tile::kDepth>(
         streamed, first_column, feature, [&](int column) { return memory.used[column]; }, columns, kPitch);
     __syncthreads();
@@ -296,14 +310,14 @@ __device__ __forceinline__ void similarities(const Rows<R>& owned, int64_t first
 // store(row, feature, sum) for the elements of weights times streamed, each of them by the same thread in every call.
 // memory.weights() must be visible to all threads.
 template <class Tile, typename S, typename Store>
-__device__ __forceinline__ void weighted_sums(const Rows<S>& streamed, int64_t first_column, TileMemory<Tile>& memory,
+__device__ __forceinline__ void weighted_sums(const Rows<S>& streamed, int first_column, TileMemory<Tile>& memory,
                                               Store store) {
   using A = typename Tile::Arithmetic;
   using Memory = TileMemory<Tile>;
   constexpr int kWarpFeatures = Tile::kFeatures / kContrastWarps;
   const int left = static_cast<int>(threadIdx.x) / kWarp * kWarpFeatures;
 #pragma unroll 1
-  for (int64_t feature = 0; feature < streamed.d; feature += Tile::kFeatures) {
+  for (int feature = 0; feature < streamed.d; feature += Tile::kFeatures) {
     Sums<A, kWarpFeatures / 8> sums = {};
 #pragma unroll 1
     for (int k = 0; k < Tile::kColumns; k += Tile::kDepth) {
@@ -316,7 +330,7 @@ __device__ __forceinline__ void weighted_sums(const Rows<S>& streamed, int64_t f
       __syncthreads();
     }
     for_each_sum<A, kWarpFeatures / 8>(sums, [&](int row, int column, A sum) {
-      const int64_t c = feature + left + column;
+      const int c = feature + left + column;
       if (c < streamed.d) store(row, c, sum);
     });
   }

@@ -9,6 +9,7 @@
 //   c[2], c[3]   row g + 8, columns 2t, 2t + 1
 #pragma once
 
+#include <array>
 #include <cstdint>
 
 #include "../core/half.h"
@@ -32,22 +33,23 @@ DADL_MMA(Half, "f16")
 DADL_MMA(BFloat16, "bf16")
 #undef DADL_MMA
 #else
-// The same with shuffles for the host simulator: a lane collects the rows of a and the columns of b that its part of c
-// needs.
+// The same with shuffles for the host simulator: from the four lanes that hold a row of a or a column of b, a lane
+// collects the rows and columns that its part of c needs.
 template <typename T>
 inline void multiply_add(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  const auto half = [](uint32_t word, int which) {
-    return to_float(T{static_cast<uint16_t>(which == 0 ? word : word >> 16)});
-  };
+  using Words = std::array<uint32_t, 2>;
+  const auto value = [](uint32_t word, int half) { return to_float(T{static_cast<uint16_t>(word >> 16 * half)}); };
   const int g = lane_index() / 4, t = lane_index() % 4;
-  for (int k = 0; k < 2; ++k) {
-    for (int source = 0; source < 4; ++source) {
-      const uint32_t rows[2] = {__shfl_sync(kFullWarp, a[2 * k], 4 * g + source),
-                                __shfl_sync(kFullWarp, a[2 * k + 1], 4 * g + source)};
-      for (int column = 0; column < 2; ++column) {
-        const uint32_t values = __shfl_sync(kFullWarp, b[k], 4 * (2 * t + column) + source);
+  for (int source = 0; source < 4; ++source) {
+    const Words rows[2] = {__shfl_sync(kFullWarp, Words{a[0], a[1]}, 4 * g + source),
+                           __shfl_sync(kFullWarp, Words{a[2], a[3]}, 4 * g + source)};
+    for (int column = 0; column < 2; ++column) {
+      const Words words = __shfl_sync(kFullWarp, Words{b[0], b[1]}, 4 * (2 * t + column) + source);
+      for (int k = 0; k < 2; ++k) {
         for (int row = 0; row < 2; ++row) {
-          for (int which = 0; which < 2; ++which) c[2 * row + column] += half(rows[row], which) * half(values, which);
+          for (int half = 0; half < 2; ++half) {
+            c[2 * row + column] += value(rows[k][row], half) * value(words[k], half);
+          }
         }
       }
     }

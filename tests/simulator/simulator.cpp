@@ -266,13 +266,13 @@ std::tuple<Array, Array> contrast_values(const Array& query, const std::string& 
   choice.target = optional_data<int64_t>(target);
   choice.slot_count = optional_data<int64_t>(slot_count);
   if (key.ndim() == 3) {
-    choice.classes = key.shape(0);
-    choice.slots = key.shape(1);
+    choice.classes = static_cast<int>(key.shape(0));
+    choice.slots = static_cast<int>(key.shape(1));
   }
   with_rows(query, query_dtype, key, key_dtype, [&](const auto& queries, const auto& keys, auto tag) {
     using A = decltype(tag);
-    values = empty<A>({queries.count});
-    slope = empty<A>({with_slope ? queries.count : 0, queries.d});
+    values = empty<A>({query.shape(0)});
+    slope = empty<A>({with_slope ? query.shape(0) : 0, query.shape(1)});
     contrast(backend, queries, keys, choice, optional_data<A>(own), scale, mutable_data<A>(values),
              with_slope ? mutable_data<A>(slope) : nullptr);
   });
