@@ -361,7 +361,7 @@ def run_contrast(simulator, query: Tensor, key: Tensor, *options, own=None, targ
     group = optional(own), optional(target), optional(slot_count)
     arguments = (*sides, optional(mask), exclude_self, *group, scale)
     values, slope = in_both_orders(simulator.contrast, *arguments, True, processors)
-    alone, nothing = simulator.contrast(*arguments, False, processors, False)
+    alone, nothing = in_both_orders(simulator.contrast, *arguments, False, processors)
     assert alone.tobytes() == values.tobytes()
     assert nothing.shape == (0, query.shape[1])
     return torch.from_numpy(values), torch.from_numpy(slope)

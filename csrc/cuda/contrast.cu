@@ -26,7 +26,7 @@ void check_sides(const Tensor& query, const Tensor& key, const std::optional<Ten
 template <typename T>
 Rows<T> rows_of(const Tensor& matrix, int64_t count, int64_t d) {
   STD_TORCH_CHECK(count <= kMostRows && d <= kMostFeatures,
-                  "contrast needs up to 2^30 rows of up to 2^24 features, got ", count, " of ", d);
+                  "contrast needs up to 2^30 rows of up to 2^23 features, got ", count, " of ", d);
   return Rows<T>(data<T>(matrix), count, d);
 }
 

@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(kContrastThreads, Tile::kBlocks)
     }
     next = row_largest(next);
     const A base = next == minus_infinity<A>() ? A{0} : next;
-    __syncwarp();
+    __syncwarp();  // the shuffles order no memory
     A total = 0;
 #pragma unroll
     for (int e = 0; e < kPerThread; ++e) {
@@ -136,7 +136,6 @@ __global__ void __launch_bounds__(kContrastThreads, Tile::kBlocks)
         A& state = weighted[r * query.d + c];
         state = first == begin ? value : state * memory.keep[r] + value;
       });
-      __syncthreads();
     }
   }
   positive = row_sum(positive);
@@ -263,7 +262,7 @@ __global__ void __launch_bounds__(kContrastThreads, Tile::kBlocks)
       }
       largest = row_largest(largest);
       const A gain = largest > A(1e-30) ? largest : A{1}, inverse = A{1} / gain;
-      __syncwarp();
+      __syncwarp();  // the shuffles order no memory
 #pragma unroll
       for (int e = 0; e < kPerThread; ++e) {
         memory.weights()[row * Memory::kWeightPitch + 4 * e + quarter] = convert<Input>(weights[e] * inverse);
@@ -281,7 +280,6 @@ __global__ void __launch_bounds__(kContrastThreads, Tile::kBlocks)
           state[r * key.d + c] = sum;
         }
       });
-      __syncthreads();
     }
   }
 }

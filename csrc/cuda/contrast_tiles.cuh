@@ -214,7 +214,7 @@ struct TileMemory {
 
 // Rows, and positions within a tile of rows, are counted in ints.
 constexpr int64_t kMostRows = 1 << 30;
-constexpr int64_t kMostFeatures = 1 << 24;
+constexpr int64_t kMostFeatures = 1 << 23;
 
 template <typename T>
 struct Rows {
@@ -308,7 +308,8 @@ __device__ __forceinline__ void similarities(const Rows<R>& owned, int first_row
 }
 
 // store(row, feature, sum) for the elements of weights times streamed, each of them by the same thread in every call.
-// memory.weights() must be visible to all threads.
+// memory.weights() must be visible to all threads. What store reads of memory stays until the next call of
+// similarities() ends.
 template <class Tile, typename S, typename Store>
 __device__ __forceinline__ void weighted_sums(const Rows<S>& streamed, int first_column, TileMemory<Tile>& memory,
                                               Store store) {
