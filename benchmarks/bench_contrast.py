@@ -160,10 +160,11 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     sizes = ((256, 1000, 32, 128), (24, 200, 32, 1024), (64, 100, 8, 128))
     write_results(
         "group-contrast",
-        [contrast_row(*size, "cpu", arguments.seconds) for size in sizes],
+        [contrast_row(*size, device, arguments.seconds) for size in sizes],
         "float32, forward + backward. `eager` forms all similarities and takes the positives through class sums. "
         "`attention` is `scaled_dot_product_attention` with values = keys: the gradient's larger part in one pass, "
         "without the loss. `two products` are the bare Q Kᵀ and P K. The sample loop is measured in a run of its own.",

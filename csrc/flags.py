@@ -4,7 +4,7 @@ from pathlib import Path
 
 CSRC = Path(__file__).parent
 CPU_SOURCES = ["ops.cpp", "cpu/contrast.cpp", "cpu/ranking.cpp", "cpu/ranksim.cpp"]
-CUDA_SOURCES = ["cuda/ranking.cu", "cuda/ranksim.cu"]
+CUDA_SOURCES = ["cuda/contrast.cu", "cuda/ranking.cu", "cuda/ranksim.cu"]
 
 # The stable ABI of torch 2.11: one binary serves every later release.
 STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020b000000000000"]

@@ -169,8 +169,9 @@ def similarity_logsumexp(
     Raises:
         TypeError, ValueError: unsupported dtypes, shapes that do not fit, tensors on different devices.
 
-    The gradient goes to both sides. Deterministic for a number of threads, which may change the bits
-    through BLAS. A second derivative raises ``RuntimeError``.
+    The gradient goes to both sides. On CUDA, where query and key share float16 or bfloat16, tensor cores form it from
+    weights in that dtype. Deterministic for a number of threads, which may change the bits through BLAS; on CUDA for
+    a GPU model. A second derivative raises ``RuntimeError``.
     """
     check_contrast(query, key, scale, key_mask, exclude_self)
     require_device(query.device)
@@ -219,8 +220,9 @@ def pseudo_group_contrast(
         TypeError, ValueError: unsupported dtypes, shapes that do not fit, tensors on different devices, a target that
             is no class (on CUDA such a row is NaN instead, because looking would stop the device).
 
-    Deterministic for a number of threads, which may change the bits through BLAS. A second derivative raises
-    ``RuntimeError``.
+    On CUDA, where query and queue share float16 or bfloat16, tensor cores form the gradient from weights in that dtype.
+    Deterministic for a number of threads, which may change the bits through BLAS; on CUDA for a GPU model. A second
+    derivative raises ``RuntimeError``.
     """
     check_group_contrast(
         query, key, queue, target, temperature, form, ignore_index, sample_weight, slot_count, reduction
@@ -265,7 +267,7 @@ def supervised_contrast(
         TypeError, ValueError: unsupported dtypes, shapes that do not fit, tensors on different devices.
 
     A second derivative raises ``RuntimeError``. The sums of each class are formed with ``index_add``, which on CUDA is
-    deterministic only under ``torch.use_deterministic_algorithms(True)``.
+    deterministic only under ``torch.use_deterministic_algorithms(True)``; the number of classes is read on the host.
     """
     features, labels = check_supervised_contrast(features, labels, temperature, reduction)
     require_device(features.device)

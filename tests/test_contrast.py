@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import DEVICES
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -45,6 +46,7 @@ def group_batch(
     return *unit, target.to(device)  # type: ignore[return-value]
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @given(
     seed=st.integers(0, 1000),
     b=st.integers(0, 40),
@@ -56,23 +58,28 @@ def group_batch(
     double=st.booleans(),
 )
 def test_group_contrast_matches_an_independent_float64_computation(
-    seed: int, b: int, c: int, slots: int, d: int, temperature: float, partial: bool, double: bool
+    device: str, seed: int, b: int, c: int, slots: int, d: int, temperature: float, partial: bool, double: bool
 ) -> None:
-    query, key, queue, target = group_batch(seed, b, c, slots, d, torch.float64 if double else torch.float32)
-    counts = torch.randint(slots + 1, (c,)) if partial else torch.full((c,), slots)
+    query, key, queue, target = group_batch(seed, b, c, slots, d, torch.float64 if double else torch.float32, device)
+    counts = (torch.randint(slots + 1, (c,)) if partial else torch.full((c,), slots)).to(device)
     query.requires_grad_()
     rows = functional.pseudo_group_contrast(
         query, key, queue, target, temperature=temperature, slot_count=counts if partial else None, reduction="none"
     )
     rows.sum().backward()
     expected, gradient = numpy_group_contrast(
-        *(value.detach().double().numpy() for value in (query, key, queue)), target.numpy(), temperature, counts.numpy()
+        *(value.detach().double().cpu().numpy() for value in (query, key, queue)),
+        target.cpu().numpy(),
+        temperature,
+        counts.cpu().numpy(),
     )
     scale = max(1, 1 / temperature)
-    loss_error = np.abs(rows.detach().numpy() - expected).max(initial=0)
+    loss_error = np.abs(rows.detach().cpu().numpy() - expected).max(initial=0)
     assert loss_error <= (1e-12 if double else 1e-6) * scale
     if b:
-        error = np.abs(query.grad.numpy() - gradient.reshape(b, d)).max() / max(np.abs(gradient).max(), 1e-3 * scale)
+        error = np.abs(query.grad.cpu().numpy() - gradient.reshape(b, d)).max() / max(
+            np.abs(gradient).max(), 1e-3 * scale
+        )
         assert error <= (1e-10 if double else 1e-4)
 
 
@@ -102,6 +109,7 @@ def test_group_contrast_matches_the_reference(device: str, dtype: torch.dtype, f
         assert not results[0][0][::4].any()
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @given(
     seed=st.integers(0, 1000),
     b=st.integers(0, 30),
@@ -112,13 +120,13 @@ def test_group_contrast_matches_the_reference(device: str, dtype: torch.dtype, f
     exclude_self=st.booleans(),
 )
 def test_similarity_logsumexp_matches_the_reference(
-    seed: int, b: int, n: int, d: int, scale: float, masked: bool, exclude_self: bool
+    device: str, seed: int, b: int, n: int, d: int, scale: float, masked: bool, exclude_self: bool
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     n = b if exclude_self else n
-    query, key = (torch.randn(rows, d, generator=generator, dtype=torch.float64) for rows in (b, n))
-    mask = torch.rand(n, generator=generator) < 0.3 if masked else None
-    weight = torch.randn(b, generator=generator, dtype=torch.float64)
+    query, key = (torch.randn(rows, d, generator=generator, dtype=torch.float64).to(device) for rows in (b, n))
+    mask = (torch.rand(n, generator=generator) < 0.3).to(device) if masked else None
+    weight = torch.randn(b, generator=generator, dtype=torch.float64).to(device)
     results = []
     for module in (functional, reference):
         leaves = query.clone().requires_grad_(), key.clone().requires_grad_()
@@ -129,10 +137,11 @@ def test_similarity_logsumexp_matches_the_reference(
         torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
 
 
-def test_similarity_logsumexp_spans_tiles_and_chunks() -> None:
+def test_similarity_logsumexp_spans_tiles_and_chunks(device: str) -> None:
+    options = {"dtype": torch.float64, "device": device}
     for b, n, d in ((3, 5000, 300), (300, 3000, 64), (40, 40, 4096)):
-        query, key = torch.randn(b, d, dtype=torch.float64), torch.randn(n, d, dtype=torch.float64)
-        weight, leaves = torch.randn(b, dtype=torch.float64), (query.requires_grad_(), key.requires_grad_())
+        query, key = torch.randn(b, d, **options), torch.randn(n, d, **options)
+        weight, leaves = torch.randn(b, **options), (query.requires_grad_(), key.requires_grad_())
         lse = functional.similarity_logsumexp(query, key, scale=0.3)
         expected = reference.similarity_logsumexp(query, key, scale=0.3)
         torch.testing.assert_close(lse, expected, rtol=1e-12, atol=1e-12)
@@ -140,6 +149,40 @@ def test_similarity_logsumexp_spans_tiles_and_chunks() -> None:
             torch.autograd.grad(lse, leaves, weight), torch.autograd.grad(expected, leaves, weight), strict=True
         ):
             torch.testing.assert_close(a, e, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("query_dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("key_dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_each_side_may_have_its_own_dtype(device: str, query_dtype: torch.dtype, key_dtype: torch.dtype) -> None:
+    query, key, queue, target = group_batch(0, 40, 11, 9, 48, torch.float32, device)
+    query, queue = query.to(query_dtype), queue.to(key_dtype)
+    results = []
+    for module in (functional, reference):
+        leaves = query.clone().requires_grad_(), queue.flatten(0, 1).requires_grad_()
+        loss = module.pseudo_group_contrast(leaves[0], key, queue, target)
+        loss = loss + module.similarity_logsumexp(*leaves, scale=3.0).mean()
+        loss.backward()
+        results.append((loss.detach(), *(leaf.grad for leaf in leaves)))
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-5, atol=1e-5)
+    for leaf, actual, expected in zip(leaves, results[0][1:], results[1][1:], strict=True):
+        assert actual.dtype == leaf.dtype
+        largest = expected.abs().max()
+        torch.testing.assert_close(actual / largest, expected / largest, rtol=0, atol=2e-2)
+
+
+def test_a_target_that_is_no_class(device: str) -> None:
+    query, key, queue, target = group_batch(0, 5, 3, 2, 8, torch.float32, device)
+    target[1], target[3] = 3, -7
+    rows, slope = torch.ops.dadl.pseudo_group_contrast(query, key, queue, target, None, 0.1, True)
+    assert rows.isnan().tolist() == [False, True, False, True, False]
+    assert not slope[1::2].any()
+    if device == "cpu":
+        with pytest.raises(ValueError, match="target must hold classes"):
+            functional.pseudo_group_contrast(query, key, queue, target)
+        return
+    rows = functional.pseudo_group_contrast(query, key, queue, target, ignore_index=-7, reduction="none")
+    assert rows.isnan().tolist() == [False, True, False, False, False]
+    assert rows[3] == 0
 
 
 def test_large_logits_do_not_overflow(device: str) -> None:
@@ -189,8 +232,8 @@ def test_supervised_contrast_matches_the_reference(device: str, dtype: torch.dty
             assert results[0][0][0] == 0
 
 
-def test_supervised_contrast_module_normalises() -> None:
-    features, labels = torch.randn(10, 6), torch.randint(3, (10,))
+def test_supervised_contrast_module_normalises(device: str) -> None:
+    features, labels = torch.randn(10, 6, device=device), torch.randint(3, (10,), device=device)
     loss = SupervisedContrastLoss(temperature=0.5)(features * 100, labels)
     unit = torch.nn.functional.normalize(features, dim=-1)
     torch.testing.assert_close(loss, reference.supervised_contrast(unit, labels, temperature=0.5))
@@ -279,8 +322,8 @@ def test_bad_input_is_refused() -> None:
         ClassQueue(0, 8)
 
 
-def test_second_derivatives_raise() -> None:
-    query, key, queue, target = group_batch(0, 4, 3, 2, 8, torch.float64)
+def test_second_derivatives_raise(device: str) -> None:
+    query, key, queue, target = group_batch(0, 4, 3, 2, 8, torch.float64, device)
     query.requires_grad_()
     for loss in (
         functional.pseudo_group_contrast(query, key, queue, target),

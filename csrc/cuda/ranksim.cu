@@ -10,10 +10,6 @@
 namespace dadl::cuda {
 namespace {
 
-void check_device(const Tensor& tensor, const Tensor& like, const char* name) {
-  STD_TORCH_CHECK(tensor.device() == like.device(), name, " must be on the device of the other arguments");
-}
-
 std::tuple<Tensor, Tensor, Tensor> ranksim_select(Tensor labels, Tensor priority) {
   STD_TORCH_CHECK(labels.dim() == 1 || labels.dim() == 2, "labels must be [n] or [n, k]");
   const int64_t n = labels.size(0), k = labels.dim() == 2 ? labels.size(1) : 1;

@@ -17,6 +17,10 @@
 
 namespace dadl::cuda {
 
+inline void check_device(const Tensor& tensor, const Tensor& like, const char* name) {
+  STD_TORCH_CHECK(tensor.device() == like.device(), name, " must be on the device of the other arguments");
+}
+
 // Launches on the current stream of a tensor's device, which it makes current for its lifetime.
 class TorchBackend {
  public:
@@ -52,6 +56,12 @@ class TorchBackend {
   template <typename T>
   void zero(T* values, int64_t size) {
     STD_CUDA_CHECK(cudaMemsetAsync(values, 0, size * sizeof(T), stream_));
+  }
+
+  int64_t multiprocessors() const {
+    int count = 0;
+    STD_CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, like_.get_device_index()));
+    return count;
   }
 
   // Positions' elements in the stable ascending order of each of `rows` rows of n keys.

@@ -304,6 +304,11 @@ T __shfl_xor_sync(unsigned mask, T value, int lanes) {
   return dadl::sim::exchange(mask, value, lane ^ lanes, "__shfl_xor_sync");
 }
 
+template <typename T>
+T __shfl_sync(unsigned mask, T value, int lane) {
+  return dadl::sim::exchange(mask, value, lane % dadl::sim::kLanes, "__shfl_sync");
+}
+
 inline int __any_sync(unsigned mask, int predicate) {
   using namespace dadl::sim;
   Group& group = block.warps[block.current / kLanes];

@@ -9,6 +9,7 @@
 #include <tuple>
 #include <vector>
 
+#include "../../csrc/cuda/contrast_kernels.cuh"
 #include "../../csrc/cuda/ranksim_kernels.cuh"
 
 namespace dadl::sim {
@@ -31,7 +32,10 @@ class Backend {
     mutable std::vector<T> memory_;
   };
 
-  explicit Backend(bool reverse) : order_(reverse ? Order::kReverse : Order::kForward) {}
+  explicit Backend(bool reverse, int64_t multiprocessors = 1)
+      : order_(reverse ? Order::kReverse : Order::kForward), multiprocessors_(multiprocessors) {}
+
+  int64_t multiprocessors() const { return multiprocessors_; }
 
   template <typename... Parameters, typename... Arguments>
   void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, Arguments... arguments) {
@@ -80,6 +84,7 @@ class Backend {
 
  private:
   Order order_;
+  int64_t multiprocessors_;
 };
 
 // Calls body(T{}) with the storage type of a dtype's name.
@@ -225,6 +230,77 @@ py::dict ranksim(const Array& features, const std::string& dtype, const Array& i
   return result;
 }
 
+template <typename T>
+const T* optional_data(const py::object& array) {
+  return array.is_none() ? nullptr : data<T>(array.cast<Array>());
+}
+
+// body(query, key, A{}) with Rows: query [B, d], key [N, d] or [C, D, d].
+template <typename Body>
+void with_rows(const Array& query, const std::string& query_dtype, const Array& key, const std::string& key_dtype,
+               Body body) {
+  const py::ssize_t d = query.shape(1), count = key.ndim() == 3 ? key.shape(0) * key.shape(1) : key.shape(0);
+  dispatch_floating(key_dtype, [&](auto tag) {
+    using K = decltype(tag);
+    using A = typename Storage<K>::Arithmetic;
+    const Rows<K> keys(data<K>(key), count, d);
+    if (query_dtype == key_dtype) {
+      body(Rows<K>(data<K>(query), query.shape(0), d), keys, A{});
+    } else {
+      body(Rows<A>(data<A>(query), query.shape(0), d), keys, A{});
+    }
+  });
+}
+
+// The log-sum-exp [B] and slope [B, d]; with own keys [B, d] in the arithmetic type, targets [B] and a queue
+// [C, D, d], the losses of group contrast. mask [N] and slot_count [C] may be None.
+std::tuple<Array, Array> contrast_values(const Array& query, const std::string& query_dtype, const Array& key,
+                                         const std::string& key_dtype, const py::object& mask, bool exclude_self,
+                                         const py::object& own, const py::object& target, const py::object& slot_count,
+                                         bool kl, int64_t ignore_index, double scale, bool with_slope,
+                                         int64_t multiprocessors, bool reverse) {
+  Backend backend(reverse, multiprocessors);
+  Array values, slope;
+  KeyChoice choice;
+  choice.mask = optional_data<bool>(mask);
+  choice.exclude_self = exclude_self;
+  choice.target = optional_data<int64_t>(target);
+  choice.slot_count = optional_data<int64_t>(slot_count);
+  choice.kl = kl;
+  choice.ignore_index = ignore_index;
+  if (key.ndim() == 3) {
+    choice.classes = static_cast<int>(key.shape(0));
+    choice.slots = static_cast<int>(key.shape(1));
+  }
+  with_rows(query, query_dtype, key, key_dtype, [&](const auto& queries, const auto& keys, auto tag) {
+    using A = decltype(tag);
+    values = empty<A>({query.shape(0)});
+    slope = empty<A>({with_slope ? query.shape(0) : 0, query.shape(1)});
+    contrast(backend, queries, keys, choice, optional_data<A>(own), scale, mutable_data<A>(values),
+             with_slope ? mutable_data<A>(slope) : nullptr);
+  });
+  return {values, slope};
+}
+
+Array contrast_keys(const Array& grad, const Array& query, const Array& key, const std::string& dtype,
+                    const py::object& mask, const Array& lse, double scale, bool exclude_self, int64_t multiprocessors,
+                    bool reverse) {
+  Backend backend(reverse, multiprocessors);
+  Array gradient;
+  KeyChoice choice;
+  choice.mask = optional_data<bool>(mask);
+  choice.exclude_self = exclude_self;
+  dispatch_floating(dtype, [&](auto tag) {
+    using T = decltype(tag);
+    using A = typename Storage<T>::Arithmetic;
+    gradient = empty<T>({key.shape(0), key.shape(1)});
+    contrast_key_gradient(backend, Rows<T>(data<T>(query), query.shape(0), query.shape(1)),
+                          Rows<T>(data<T>(key), key.shape(0), key.shape(1)), choice, data<A>(grad), data<A>(lse), scale,
+                          mutable_data<T>(gradient));
+  });
+  return gradient;
+}
+
 // ---- kernels that are wrong on purpose ----
 
 void reverse_block_kernel(float* values, bool barrier) {
@@ -267,6 +343,8 @@ PYBIND11_MODULE(dadl_simulator, m) {
   m.def("rank_backward", &rank_backward);
   m.def("select", &ranksim_subset);
   m.def("ranksim", &ranksim);
+  m.def("contrast", &contrast_values);
+  m.def("contrast_key_gradient", &contrast_keys);
   m.def("reverse_block", &reverse_block);
   m.def("divergent", &divergent);
   m.def("overrun", &overrun);

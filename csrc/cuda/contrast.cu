@@ -1,0 +1,162 @@
+// The contrast operators on CUDA.
+#include <torch/csrc/stable/library.h>
+
+#include <array>
+#include <limits>
+#include <optional>
+#include <tuple>
+
+#include "contrast_kernels.cuh"
+#include "torch_backend.h"
+
+namespace dadl::cuda {
+namespace {
+
+void check_sides(const Tensor& query, const Tensor& key, const std::optional<Tensor>& mask, bool exclude_self) {
+  STD_TORCH_CHECK(query.dim() == 2 && key.dim() == 2 && query.size(1) == key.size(1),
+                  "query must be [B, d] and key [N, d]");
+  STD_TORCH_CHECK(is_double(query) == is_double(key), "query and key must both be float64, or neither");
+  STD_TORCH_CHECK(!exclude_self || query.size(0) == key.size(0), "exclude_self needs one key per query");
+  STD_TORCH_CHECK(
+      !mask || (mask->dim() == 1 && mask->size(0) == key.size(0) && mask->scalar_type() == ScalarType::Bool),
+      "key_mask must be bool [N]");
+  check_device(key, query, "key");
+  if (mask) check_device(*mask, query, "key_mask");
+}
+
+template <typename T>
+Rows<T> rows_of(const Tensor& matrix, int64_t count, int64_t d) {
+  STD_TORCH_CHECK(count <= kMostRows && d <= kMostFeatures,
+                  "contrast needs up to 2^30 rows of up to 2^23 features, got ", count, " of ", d);
+  return Rows<T>(data<T>(matrix), count, d);
+}
+
+// body(query, key) with Rows of the contiguous keys and of the queries: as they are where both have one dtype, else in
+// float32. `key` may have any shape of `count` rows.
+template <typename Body>
+void with_rows(const Tensor& query, const Tensor& key, int64_t count, Body body) {
+  const int64_t queries = query.size(0), d = query.size(1);
+  const Tensor keys = torch::stable::contiguous(key);
+  dispatch_floating(keys, "key", [&](auto tag) {
+    using K = decltype(tag);
+    using A = typename Storage<K>::Arithmetic;
+    if (query.scalar_type() == key.scalar_type()) {
+      const Tensor same = torch::stable::contiguous(query);
+      body(rows_of<K>(same, queries, d), rows_of<K>(keys, count, d));
+    } else if constexpr (!std::is_same_v<K, double>) {
+      const Tensor wide = torch::stable::contiguous(torch::stable::to(query, ScalarType::Float));
+      body(rows_of<A>(wide, queries, d), rows_of<K>(keys, count, d));
+    }
+  });
+}
+
+std::tuple<Tensor, Tensor> similarity_logsumexp(Tensor query, Tensor key, std::optional<Tensor> key_mask, double scale,
+                                                bool exclude_self, bool with_slope) {
+  check_sides(query, key, key_mask, exclude_self);
+  TorchBackend backend(query);
+  if (key_mask) key_mask = torch::stable::contiguous(*key_mask);
+  const ScalarType arithmetic = arithmetic_type(query);
+  const Tensor lse = torch::stable::new_empty(query, {query.size(0)}, arithmetic);
+  const Tensor slope = torch::stable::new_empty(query, {with_slope ? query.size(0) : 0, query.size(1)}, arithmetic);
+  KeyChoice choice;
+  choice.mask = key_mask ? data<bool>(*key_mask) : nullptr;
+  choice.exclude_self = exclude_self;
+  with_rows(query, key, key.size(0), [&](const auto& queries, const auto& keys) {
+    using A = typename Storage<std::remove_const_t<std::remove_pointer_t<decltype(keys.values)>>>::Arithmetic;
+    contrast(backend, queries, keys, choice, static_cast<const A*>(nullptr), scale, mutable_data<A>(lse),
+             with_slope ? mutable_data<A>(slope) : nullptr);
+  });
+  return {lse, slope};
+}
+
+Tensor similarity_logsumexp_key_gradient(Tensor grad, Tensor query, Tensor key, std::optional<Tensor> key_mask,
+                                         Tensor lse, double scale, bool exclude_self) {
+  check_sides(query, key, key_mask, exclude_self);
+  for (const Tensor& row : {grad, lse}) {
+    STD_TORCH_CHECK(row.dim() == 1 && row.size(0) == query.size(0) && row.scalar_type() == arithmetic_type(query),
+                    "grad and lse must be [B], in the dtype of similarity_logsumexp");
+    check_device(row, query, "grad and lse");
+  }
+  TorchBackend backend(query);
+  grad = torch::stable::contiguous(grad);
+  lse = torch::stable::contiguous(lse);
+  if (key_mask) key_mask = torch::stable::contiguous(*key_mask);
+  const ScalarType stored = key.scalar_type(), type = query.scalar_type() == stored ? stored : ScalarType::Float;
+  query = torch::stable::contiguous(torch::stable::to(query, type));
+  key = torch::stable::contiguous(torch::stable::to(key, type));
+  const Tensor gradient = torch::stable::new_empty(key, key.sizes());
+  KeyChoice choice;
+  choice.mask = key_mask ? data<bool>(*key_mask) : nullptr;
+  choice.exclude_self = exclude_self;
+  dispatch_floating(key, "key", [&](auto tag) {
+    using T = decltype(tag);
+    using A = typename Storage<T>::Arithmetic;
+    contrast_key_gradient(backend, rows_of<T>(query, query.size(0), query.size(1)),
+                          rows_of<T>(key, key.size(0), key.size(1)), choice, data<A>(grad), data<A>(lse), scale,
+                          mutable_data<T>(gradient));
+  });
+  return torch::stable::to(gradient, stored);
+}
+
+std::tuple<Tensor, Tensor> pseudo_group_contrast(Tensor query, Tensor key, Tensor queue, Tensor target,
+                                                 std::optional<Tensor> slot_count, double temperature, bool kl,
+                                                 int64_t ignore_index, bool with_slope) {
+  STD_TORCH_CHECK(query.dim() == 2 && key.dim() == 2 && key.size(0) == query.size(0) && key.size(1) == query.size(1) &&
+                      queue.dim() == 3 && queue.size(2) == query.size(1) && queue.size(0) > 0,
+                  "query and key must be [B, d] and queue [C, D, d]");
+  STD_TORCH_CHECK(is_double(query) == is_double(key) && is_double(query) == is_double(queue),
+                  "query, key and queue must all be float64, or none");
+  const int64_t queries = query.size(0), d = query.size(1), classes = queue.size(0), slots = queue.size(1);
+  STD_TORCH_CHECK(target.dim() == 1 && target.size(0) == queries && target.scalar_type() == ScalarType::Long,
+                  "target must be int64 [B]");
+  STD_TORCH_CHECK(!slot_count || (slot_count->dim() == 1 && slot_count->size(0) == classes &&
+                                  slot_count->scalar_type() == ScalarType::Long),
+                  "slot_count must be int64 [C]");
+  check_device(key, query, "key");
+  check_device(queue, query, "queue");
+  check_device(target, query, "target");
+  if (slot_count) check_device(*slot_count, query, "slot_count");
+  TorchBackend backend(query);
+  target = torch::stable::contiguous(target);
+  if (slot_count) slot_count = torch::stable::contiguous(*slot_count);
+  const ScalarType arithmetic = arithmetic_type(query);
+  const Tensor own = torch::stable::contiguous(torch::stable::to(key, arithmetic));
+  const Tensor rows = torch::stable::new_empty(query, {queries}, arithmetic);
+  const Tensor slope = torch::stable::new_empty(query, {with_slope ? queries : 0, d}, arithmetic);
+  KeyChoice choice;
+  choice.target = data<int64_t>(target);
+  choice.slot_count = slot_count ? data<int64_t>(*slot_count) : nullptr;
+  choice.classes = static_cast<int>(classes);
+  choice.slots = static_cast<int>(slots);
+  choice.kl = kl;
+  choice.ignore_index = ignore_index;
+  with_rows(query, queue, classes * slots, [&](const auto& query_rows, const auto& keys) {
+    using A = typename Storage<std::remove_const_t<std::remove_pointer_t<decltype(keys.values)>>>::Arithmetic;
+    contrast(backend, query_rows, keys, choice, data<A>(own), 1 / temperature, mutable_data<A>(rows),
+             with_slope ? mutable_data<A>(slope) : nullptr);
+  });
+  return {rows, slope};
+}
+
+// Nothing here that ATen does not do. The queries give the dtype, and make a second derivative reach this operator,
+// which then raises.
+Tensor contrast_query_gradient(Tensor grad, Tensor slope, Tensor query) {
+  if (grad.dim() == 1) {
+    std::array<StableIValue, 2> column{torch::stable::detail::from(grad), torch::stable::detail::from(int64_t{1})};
+    TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::unsqueeze", "", column.data(), TORCH_ABI_VERSION));
+    grad = torch::stable::detail::to<Tensor>(column[0]);
+  }
+  std::array<StableIValue, 2> product{torch::stable::detail::from(slope), torch::stable::detail::from(grad)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mul", "Tensor", product.data(), TORCH_ABI_VERSION));
+  return torch::stable::to(torch::stable::detail::to<Tensor>(product[0]), query.scalar_type());
+}
+
+}  // namespace
+}  // namespace dadl::cuda
+
+STABLE_TORCH_LIBRARY_IMPL(dadl, CUDA, m) {
+  DADL_IMPL(m, dadl::cuda, similarity_logsumexp);
+  DADL_IMPL(m, dadl::cuda, similarity_logsumexp_key_gradient);
+  DADL_IMPL(m, dadl::cuda, contrast_query_gradient);
+  DADL_IMPL(m, dadl::cuda, pseudo_group_contrast);
+}
