@@ -4,6 +4,9 @@ Importing this package needs PyTorch and NumPy. The loop (:mod:`dadl.training`) 
 ``pip install 'dadl[train]'``.
 """
 
+from .cmw_net import CMWNet
+from .meta_gradient import meta_weight_gradient
+from .meta_reweighter import MetaReweighter
 from .metrics import ErrorMetrics, shot_metrics, shot_regions
 from .momentum_encoder import MomentumEncoder
 from .reweighting import (
@@ -15,11 +18,14 @@ from .reweighting import (
 )
 
 __all__ = [
+    "CMWNet",
     "ErrorMetrics",
     "LabelDistributionSmoothing",
+    "MetaReweighter",
     "MomentumEncoder",
     "bin_labels",
     "bin_weights",
+    "meta_weight_gradient",
     "shot_metrics",
     "shot_regions",
     "weighted_l1_loss",

@@ -22,6 +22,7 @@ TRAIN_PACKAGES = {
     "platformdirs",
     "resvg_py",
     "rich",
+    "safetensors",
 }
 
 
