@@ -26,12 +26,12 @@ def network(*, bias: bool = True, last: nn.Module | None = None) -> nn.Sequentia
     return nn.Sequential(
         nn.Conv2d(2, 5, 3, padding=1, bias=bias),
         nn.BatchNorm2d(5),
-        nn.Tanh(),
+        nn.ReLU(),
         nn.Conv2d(5, 6, 3, stride=2),
         nn.ReLU(inplace=True),
         nn.BatchNorm2d(6, affine=False),
         nn.Flatten(),
-        nn.Linear(24, 7),
+        nn.Linear(24, 7, bias=bias),
         nn.BatchNorm1d(7, track_running_stats=False),
         nn.Softplus(),
         nn.Identity() if last is None else last,
@@ -83,7 +83,8 @@ def by_hand(w: Tensor, g: Tensor, group: dict[str, Any], state: dict[str, Any]) 
     v = beta2 * state["exp_avg_sq"] + (1 - beta2) * g * g if state else (1 - beta2) * g * g
     if group["amsgrad"] and state:
         v = torch.where(v > state["max_exp_avg_sq"], v, state["max_exp_avg_sq"])
-    return w - group["lr"] * (m / (1 - beta1**t)) / ((v / (1 - beta2**t)).sqrt() + group["eps"])
+    root = (v / (1 - beta2**t) + 1e-300).sqrt()  # differentiable where the gradient has always been zero
+    return w - group["lr"] * (m / (1 - beta1**t)) / (root + group["eps"])
 
 
 def slow_gradient(
@@ -206,7 +207,7 @@ class Variant(nn.Module):
         self.calls += 1
         features = self.convolution(inputs).mul_(0.5).tanh_()
         features = F.adaptive_avg_pool2d(F.batch_norm(features, None, None, training=True), 2).flatten(1)
-        features = self.second(F.silu(self.first(features)))
+        features = self.second(F.relu(self.first(features)))
         self.average = 0.9 * self.average + 0.1 * features.detach().mean(dim=0)  # not in place
         return self.head(F.layer_norm(features, (16,)))  # type: ignore[no-any-return]
 
@@ -288,9 +289,9 @@ def reweighter_for(model: nn.Module, optimizer: Optimizer, **options: Any) -> Me
 @pytest.mark.parametrize("name", ["sgd", "sgd nesterov", "adamw"])
 def test_five_steps_equal_the_slow_way(name: str, interval: int, normalize: Any, method: Any) -> None:
     """Weights, running statistics and the weighting network."""
-    model = network()
+    model = network(bias=False)  # a bias before normalisation has a gradient of 0, whose rounding Adam would amplify
     optimizer = warmed_up(model, OPTIMIZERS[name])
-    slow_model = network()
+    slow_model = network(bias=False)
     slow_optimizer = warmed_up(slow_model, OPTIMIZERS[name])
     fast = reweighter_for(model, optimizer, interval=interval, normalize=normalize, method=method)
     slow = reweighter_for(slow_model, slow_optimizer)  # its networks and optimisers, nothing else

@@ -1,8 +1,8 @@
 """Forward-mode derivatives of a network that has just been evaluated, at two thirds of their usual cost.
 
 PyTorch's forward mode computes every layer's output anew beside its tangent. Where the network has been evaluated
-before at the same point, a convolution's output is known and only its tangent has to be computed, and the statistics of
-a batch normalisation are known as well.
+before at the same point, a convolution's output is known and only its tangent has to be computed; a rectifier's output
+and the statistics of a batch normalisation are known as well.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +26,7 @@ class ForwardRecord(TorchFunctionMode):
     """Used as a context around a forward pass, remembers what :class:`Pushforward` along the same pass can reuse.
 
     It holds tensors that the graph of a backward pass holds anyway: outputs of convolutions and linear layers, which
-    most networks normalise next, and the statistics of batch normalisations.
+    most networks normalise next, of rectifiers, and the statistics of batch normalisations.
     """
 
     def __init__(self) -> None:
@@ -37,8 +37,9 @@ class ForwardRecord(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        output = func(*args, **(kwargs or {}))
-        if func in _BILINEAR:
+        kwargs = kwargs or {}
+        output = func(*args, **kwargs)
+        if func in _BILINEAR or (func is F.relu and not kwargs["inplace"]):
             self._append(output.detach())
         elif func is F.batch_norm:
             graph = output.grad_fn
@@ -50,6 +51,10 @@ class ForwardRecord(TorchFunctionMode):
     def _append(self, *tensors: Tensor) -> None:
         self.entries.append(tensors)
         self._versions.append(sum(tensor._version for tensor in tensors))
+
+    def clear(self) -> None:
+        self.entries.clear()
+        self._versions.clear()
 
     def replay(self) -> Iterator[tuple[Tensor, ...]]:
         """What each recorded call left, in order; nothing where a later in-place operation has overwritten it."""
@@ -86,6 +91,8 @@ class Pushforward(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _BILINEAR:
             return _bilinear(func, next(self._recorded), *args, **kwargs)
+        if func is F.relu and not kwargs["inplace"]:
+            return _relu(next(self._recorded), *args)
         if func is F.batch_norm:
             return _batch_norm(next(self._recorded), *args, **kwargs)
         output = func(*args, **kwargs)
@@ -97,6 +104,14 @@ class Pushforward(TorchFunctionMode):
 def _split(value: Tensor | None) -> tuple[Any, Tensor | None]:
     """Value and tangent."""
     return (None, None) if value is None else tuple(fwd.unpack_dual(value))  # type: ignore[return-value]
+
+
+def _relu(recorded: tuple[Tensor, ...], input: Tensor) -> Tensor:
+    tangent = fwd.unpack_dual(input).tangent
+    if not recorded or tangent is None:
+        return F.relu(input)
+    (y,) = recorded
+    return _dual(y, torch.ops.aten.threshold_backward(tangent, y, 0))
 
 
 def _dual(value: Tensor, tangent: Tensor) -> Tensor:

@@ -225,6 +225,7 @@ class MetaStep:
             direction = {name: u for name, u in zip(leaves, values, strict=True) if u is not None}
             expected = sum((leaves[name].detach() * u).sum() for name, u in direction.items())
             gradient = self._along(direction, divisor * torch.as_tensor(expected)) / divisor
+            forward.record.clear()  # or it would keep alive what the next backward pass frees
         if not bool(gradient.isfinite().all()):
             raise FloatingPointError("the gradient of the meta loss is not finite, although the losses are")
         self.weight_gradient = gradient.detach()
