@@ -16,6 +16,7 @@ from .reweighting import (
     weighted_l1_loss,
     weighted_mse_loss,
 )
+from .soft_labels import SoftLabelReweighter
 
 __all__ = [
     "CMWNet",
@@ -23,6 +24,7 @@ __all__ = [
     "LabelDistributionSmoothing",
     "MetaReweighter",
     "MomentumEncoder",
+    "SoftLabelReweighter",
     "bin_labels",
     "bin_weights",
     "meta_weight_gradient",

@@ -171,7 +171,7 @@ def meta_weight_gradient(
     weights = weights.detach()
     if weights.shape != forward.terms.losses.shape:
         raise ValueError(f"expected weights {list(forward.terms.losses.shape)}, got shape {list(weights.shape)}")
-    divisor = normalizer(weights, normalize)
+    divisor = normalizer(weights, normalize, len(weights))
     meta = MetaStep(forward, weights, divisor, meta_batch, loss_fn, optimizer_or_lr, method)
     return meta.weight_gradient
 
@@ -329,10 +329,10 @@ def check_finite(values: Tensor, what: str, rows: int) -> None:
         raise FloatingPointError(f"the {what} of row {index % rows} is {values[index].item()}{others}")
 
 
-def normalizer(weights: Tensor, normalize: Normalize) -> Tensor | int:
-    """N; the sum of the weights is a constant, and not 0 where they all are."""
+def normalizer(weights: Tensor, normalize: Normalize, rows: int) -> Tensor | int:
+    """N of a batch of ``rows`` samples; the sum of the weights is a constant, and not 0 where they all are."""
     if normalize == "mean":
-        return len(weights)
+        return rows
     return weights.detach().sum().clamp(min=torch.finfo(weights.dtype).tiny)
 
 

@@ -155,6 +155,7 @@ class MetaReweighter:
         if meta and meta_batch is None:
             raise ValueError(f"batch {self.batches} needs a meta batch: every {self.interval} batches there is one")
         objective = self.objective(batch)
+        rows = len(objective.inputs)
         forward = ForwardPass(self.model, objective, record=meta and self.method == "jvp")
         weights = self._weigh(forward)
         meta_loss = None
@@ -163,7 +164,7 @@ class MetaReweighter:
             step = MetaStep(
                 forward,
                 weights,
-                normalizer(weights, self.normalize),
+                normalizer(weights, self.normalize, rows),
                 meta_batch,
                 self.loss_fn,
                 self.optimizer,
@@ -177,7 +178,7 @@ class MetaReweighter:
             weights = self._weigh(forward)
         weights = weights.detach()
         self._report_collapse(weights)
-        loss = forward.terms.total(weights) / normalizer(weights, self.normalize)
+        loss = forward.terms.total(weights) / normalizer(weights, self.normalize, rows)
         return Reweighted(loss, meta_loss, weights), forward
 
     def _weigh(self, forward: ForwardPass) -> Tensor:
