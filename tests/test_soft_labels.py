@@ -109,6 +109,7 @@ def test_five_steps_equal_the_slow_way(name: str, method: Any) -> None:
 def test_the_teacher_follows_and_is_in_evaluation_mode() -> None:
     reweighter = make(momentum=0.9)
     start = reweighter.teacher.network[0].weight.clone()
+    reweighter.teacher.train()
     reweighter.step(batch(N, 1), batch(META, 2))
     expected = 0.9 * start + 0.1 * reweighter.model[0].weight  # type: ignore[index]
     torch.testing.assert_close(reweighter.teacher.network[0].weight, expected)

@@ -55,7 +55,7 @@ class SoftLabelReweighter(MetaReweighter):
         if not mixup > 0:
             raise ValueError(f"mixup must be positive, got {mixup}")
         self.mixup = mixup
-        self.teacher = MomentumEncoder(model, momentum, buffers="copied").eval()
+        self.teacher = MomentumEncoder(model, momentum, buffers="copied")
 
     def step(self, batch: Any, meta_batch: Batch | None = None) -> Reweighted:
         result = super().step(batch, meta_batch)
@@ -70,7 +70,7 @@ class SoftLabelReweighter(MetaReweighter):
         b = float(Beta(self.mixup, self.mixup).sample())
         share = max(b, 1 - b)
         partner = torch.randperm(len(targets)).to(targets.device)
-        soft_labels = self.teacher(inputs).softmax(dim=1)
+        soft_labels = self.teacher.eval()(inputs).softmax(dim=1)  # a parent's train() reaches the teacher too
         return mixed_objective(inputs, targets, soft_labels, share, partner)
 
     def state_dict(self) -> dict[str, Any]:
