@@ -16,6 +16,10 @@ import torch
 from torch import Tensor
 
 
+class ImageFileError(ValueError):
+    """What is wrong with the files of a data set."""
+
+
 @dataclass(frozen=True)
 class LabelledImages:
     """Training and test images ``[N, C, H, W]``, uint8, and their classes ``[N]``, int64."""
@@ -30,8 +34,8 @@ def read_image_files(folder: Path) -> LabelledImages:
     """Read the data set in ``folder``, whichever it is.
 
     idx: ``train-images-idx3-ubyte`` and the other three, as they are or with ``.gz``. CIFAR: ``data_batch_1`` ... ``5``
-    and ``test_batch``, or ``train`` and ``test`` with fine labels. Raises a ``ValueError`` for a folder without such
-    files and for files that are damaged, and names them.
+    and ``test_batch``, or ``train`` and ``test`` with fine labels. Raises an :class:`ImageFileError` for a folder with
+    neither and for files that are damaged, and names them.
     """
     train, test = ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5"), ("test_batch",)
     if _idx_path(folder, "train-images-idx3-ubyte") is not None:
@@ -41,10 +45,10 @@ def read_image_files(folder: Path) -> LabelledImages:
     elif all((folder / name).is_file() for name in ("train", "test")):
         parts = [*_read_cifar(folder, ("train",), b"fine_labels"), *_read_cifar(folder, ("test",), b"fine_labels")]
     else:
-        raise ValueError(f"{folder} holds neither idx files (train-images-idx3-ubyte ...) nor CIFAR's pickles")
+        raise ImageFileError(f"{folder} holds neither idx files (train-images-idx3-ubyte ...) nor CIFAR's pickles")
     for images, target in (parts[:2], parts[2:]):
         if len(images) != len(target):
-            raise ValueError(f"{folder}: {len(images)} images, but {len(target)} labels")
+            raise ImageFileError(f"{folder}: {len(images)} images, but {len(target)} labels")
     return LabelledImages(*parts)
 
 
@@ -57,16 +61,16 @@ def _read_idx(folder: Path, name: str) -> Tensor:
     name += "-idx3-ubyte" if images else "-idx1-ubyte"
     path = _idx_path(folder, name)
     if path is None:
-        raise ValueError(f"{folder / name}: no such file, nor one with .gz")
+        raise ImageFileError(f"{folder / name}: no such file, nor one with .gz")
     dims = 3 if images else 1
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         kind, *shape = struct.unpack_from(f">{1 + dims}I", data)
     except (OSError, EOFError, struct.error) as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ImageFileError(f"{path}: {error}") from None
     header = 4 * (1 + dims)
     if kind != 0x0800 + dims or len(data) != header + math.prod(shape):
-        raise ValueError(f"{path}: not an idx file of {'images' if images else 'labels'}, or cut short")
+        raise ImageFileError(f"{path}: not an idx file of {'images' if images else 'labels'}, or cut short")
     values = torch.frombuffer(bytearray(data), dtype=torch.uint8, offset=header).view(shape)
     return values.unsqueeze(1) if images else values.long()
 
@@ -83,7 +87,7 @@ def _read_batch(path: Path, label_key: bytes) -> tuple[npt.NDArray[np.uint8], np
         images = np.asarray(batch[b"data"], dtype=np.uint8).reshape(-1, 3, 32, 32)
         return images, np.asarray(batch[label_key], dtype=np.int64)
     except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path}: not a batch of CIFAR: {error}") from None
+        raise ImageFileError(f"{path}: not a batch of CIFAR: {error}") from None
 
 
 class _ArrayUnpickler(pickle.Unpickler):
