@@ -51,6 +51,7 @@ types: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/bench_ranksim.py
 	$(BIN)/python benchmarks/bench_contrast.py
+	$(BIN)/python benchmarks/bench_cmw_net.py
 
 wheel: $(VENV)/.torch
 	$(BIN)/python -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .

@@ -2,15 +2,17 @@
 
 import json
 import os
+import struct
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 REGIONS = ("all", "many", "medium", "few")
-TRAIN_PACKAGES = ("kanjivg", "lightning_fabric", "matplotlib", "PIL", "platformdirs", "resvg_py", "rich")
+TRAIN_PACKAGES = ("kanjivg", "lightning_fabric", "matplotlib", "PIL", "platformdirs", "resvg_py", "rich", "safetensors")
 
 
 def dadl(*arguments: str, hide: tuple[str, ...] = (), cache: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -122,6 +124,59 @@ def test_quick_self_tuning_demo_writes_table_results_and_figure(tmp_path: Path) 
     assert 0 < runs["Self-Tuning", 15]["purity"][-1] < 1
     assert "| Self-Tuning |" in (tmp_path / "table.md").read_text(encoding="utf-8")
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+CMW_NET_ARMS = ("CE", "CE, meta data too", "MW-Net", "CMW-Net", "CMW-Net-SL", "oracle: CE on clean labels")
+SCENARIOS = ("long tail", "40 % flipped", "60 % symmetric")
+
+
+def test_quick_cmw_net_demo_writes_table_results_and_figure(tmp_path: Path) -> None:
+    pytest.importorskip("lightning_fabric", reason="needs pip install 'dadl[train]'")
+    result = dadl("demo", "cmw-net", "--quick", "--device", "cpu", "--output", str(tmp_path), cache=tmp_path / "cache")
+    assert result.returncode == 0, result.stderr
+    assert "CC BY-SA 3.0" in result.stdout
+    results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    runs = {(run["scenario"], run["arm"]): run for run in results["runs"]}
+    expected = {(scenario, arm) for scenario in SCENARIOS for arm in CMW_NET_ARMS}
+    assert set(runs) == expected - {("long tail", "oracle: CE on clean labels")}
+    for run in runs.values():
+        assert 0 <= run["test_accuracy"] <= 100
+    flipped = runs["40 % flipped", "CMW-Net"]
+    assert len(flipped["curves"]) == 3
+    assert sum(flipped["clean"]) + sum(flipped["corrupted"]) == results["samples"]["train"]
+    assert sum(flipped["corrupted"]) == int(0.4 * results["samples"]["train"])
+    assert len(runs["40 % flipped", "MW-Net"]["curves"]) == 1
+    assert "| CMW-Net-SL |" in (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_cmw_net_demo_reads_idx_files(tmp_path: Path) -> None:
+    pytest.importorskip("lightning_fabric", reason="needs pip install 'dadl[train]'")
+    rng = np.random.default_rng(0)
+    for part, n in (("train", 400), ("t10k", 40)):
+        images, labels = rng.integers(0, 256, (n, 28, 28), dtype=np.uint8), (np.arange(n) % 4).astype(np.uint8)
+        for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
+            header = struct.pack(f">{1 + array.ndim}I", 0x0800 + array.ndim, *array.shape)
+            (tmp_path / f"{part}-{kind}-ubyte").write_bytes(header + array.tobytes())
+    output = tmp_path / "output"
+    result = dadl("demo", "cmw-net", "--quick", "--device", "cpu", "--data", str(tmp_path), "--output", str(output))
+    assert result.returncode == 0, result.stderr
+    results = json.loads((output / "results.json").read_text(encoding="utf-8"))
+    assert results["classes"] == 4
+    assert results["samples"] == {"train": 284, "meta": 16, "validation": 75, "test": 40}
+    tail = next(run for run in results["runs"] if (run["scenario"], run["arm"]) == ("long tail", "CMW-Net"))
+    assert sum(tail["corrupted"]) == 0
+    assert sum(tail["clean"]) < 284  # these classes have no tail of their own
+
+
+def test_data_that_a_demo_cannot_use_is_an_error(tmp_path: Path) -> None:
+    pytest.importorskip("lightning_fabric", reason="needs pip install 'dadl[train]'")
+    result = dadl("demo", "cmw-net", "--data", str(tmp_path), "--output", str(tmp_path / "output"))
+    assert result.returncode == 1
+    assert "neither idx files" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "output").exists()
+    assert dadl("demo", "ranksim", "--data", str(tmp_path)).returncode == 2
 
 
 def image_folder(folder: Path) -> Path:

@@ -4,6 +4,9 @@ Importing this package needs PyTorch and NumPy. The loop (:mod:`dadl.training`) 
 ``pip install 'dadl[train]'``.
 """
 
+from .cmw_net import CMWNet
+from .meta_gradient import meta_weight_gradient
+from .meta_reweighter import MetaReweighter
 from .metrics import ErrorMetrics, shot_metrics, shot_regions
 from .momentum_encoder import MomentumEncoder
 from .reweighting import (
@@ -13,13 +16,18 @@ from .reweighting import (
     weighted_l1_loss,
     weighted_mse_loss,
 )
+from .soft_labels import SoftLabelReweighter
 
 __all__ = [
+    "CMWNet",
     "ErrorMetrics",
     "LabelDistributionSmoothing",
+    "MetaReweighter",
     "MomentumEncoder",
+    "SoftLabelReweighter",
     "bin_labels",
     "bin_weights",
+    "meta_weight_gradient",
     "shot_metrics",
     "shot_regions",
     "weighted_l1_loss",

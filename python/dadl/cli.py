@@ -22,12 +22,14 @@ TRAIN_PACKAGES = {
     "platformdirs",
     "resvg_py",
     "rich",
+    "safetensors",
 }
 
 
 class Demo(str, Enum):
     ranksim = "ranksim"
     self_tuning = "self-tuning"
+    cmw_net = "cmw-net"
 
 
 class TrainingMethod(str, Enum):
@@ -73,6 +75,10 @@ def demo(
     epochs: Annotated[
         int | None, typer.Option(min=1, help="Passes over the data. [default: per demo; quick: 1]")
     ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(exists=True, file_okay=False, help="Folder with idx files or CIFAR's pickles instead (cmw-net)."),
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="Folder of the results. [default: dadl-demo-NAME]")] = None,
     device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.auto,
     quick: Annotated[
@@ -80,18 +86,27 @@ def demo(
     ] = False,
 ) -> None:
     """Compare a method with its baselines on a small data set; writes a table, results as JSON and a figure."""
+    if data is not None and name is not Demo.cmw_net:
+        raise typer.BadParameter(f"the {name.value} demo has data of its own", param_hint="--data")
     with _train_extra("demo"):
         from rich.console import Console
 
         importlib.metadata.distribution("kanjivg")  # drawings only, nothing to import
+        from .image_files import ImageFileError
+
         if name is Demo.ranksim:
             from .ranksim_demo import QUICK, Settings, run_demo
-        else:
+        elif name is Demo.self_tuning:
             from .self_tuning_demo import QUICK, Settings, run_demo  # type: ignore[assignment]
+        else:
+            from .cmw_net_demo import QUICK, Settings, run_demo  # type: ignore[assignment]
     base = QUICK if quick else Settings()
     settings = replace(base, seeds=seeds or base.seeds, epochs=epochs or base.epochs)
     folder = Path(f"dadl-demo-{name.value}") if output is None else output
-    run_demo(settings, folder, device.value, Console())
+    try:
+        run_demo(settings, folder, device.value, Console(), **({} if data is None else {"data": data}))
+    except ImageFileError as error:
+        raise _fail(str(error)) from None
 
 
 @app.command()
