@@ -23,9 +23,10 @@ from .cmw_net_figure import HISTOGRAM_BINS, Curves, Histograms, draw_cmw_net
 from .data import balanced_subset, flip_noise, long_tail, symmetric_noise
 from .image_files import read_image_files
 from .jobs import TrainingPool
+from .kanji_demo import IMAGE_SIZE, character_encoder
 from .noisy_labels import CrossEntropy, LearntWeights
 from .report import Cells, JobProgress, environment, markdown_table, rich_table, save_figure, write_json
-from .self_tuning_demo import FEATURES, IMAGE_SIZE, character_encoder
+from .self_tuning_demo import ENCODER, FEATURES
 from .training import fit, predict, tensor_loader
 
 CE, CE_META, MW_NET, CMW_NET, CMW_NET_SL, ORACLE = ARMS = (
@@ -186,7 +187,7 @@ class Experiment:
 
     def make_method(self, run: Run, labels: Tensor) -> CrossEntropy:
         view = View(self.size, crop_area=0.8, operations=1)
-        encoder = character_encoder()
+        encoder = character_encoder(*ENCODER)
         if self.images.shape[1] != 1:
             encoder[0] = nn.Conv2d(self.images.shape[1], 32, 5, 2, padding=2, bias=False)
         network = nn.Sequential(encoder, nn.Linear(FEATURES, self.num_classes))
