@@ -15,6 +15,7 @@
 #include <tuple>
 #include <vector>
 
+#include "../contrast_checks.h"
 #include "contrast_blas.h"
 #include "contrast_matrix_units.h"
 
@@ -43,21 +44,6 @@ void with_tile(Body body) {
   }
 #endif
   body(std::type_identity<blas::KeyTile<T>>{});
-}
-
-// In 16 interleaved sums, which compilers vectorise.
-template <typename A>
-A inner_product(const A* x, const A* y, int64_t d) {
-  constexpr int kLanes = 16;
-  A sums[kLanes] = {};
-  int64_t e = 0;
-  for (; e + kLanes <= d; e += kLanes) {
-    for (int l = 0; l < kLanes; ++l) sums[l] += x[e + l] * y[e + l];
-  }
-  A total = 0;
-  for (; e < d; ++e) total += x[e] * y[e];
-  for (int l = 0; l < kLanes; ++l) total += sums[l];
-  return total;
 }
 
 struct Tiling {
@@ -140,16 +126,6 @@ Tensor as_arithmetic(const Tensor& tensor) {
   return torch::stable::contiguous(torch::stable::to(tensor, kScalarType<A>));
 }
 
-void check_contrast(const Tensor& query, const Tensor& key, const std::optional<Tensor>& mask, bool exclude_self) {
-  STD_TORCH_CHECK(query.dim() == 2 && key.dim() == 2 && query.size(1) == key.size(1),
-                  "query must be [B, d] and key [N, d]");
-  STD_TORCH_CHECK(is_double(query) == is_double(key), "query and key must both be float64, or neither");
-  STD_TORCH_CHECK(!exclude_self || query.size(0) == key.size(0), "exclude_self needs one key per query");
-  STD_TORCH_CHECK(
-      !mask || (mask->dim() == 1 && mask->size(0) == key.size(0) && mask->scalar_type() == ScalarType::Bool),
-      "key_mask must be bool [N]");
-}
-
 // body(Keys<T>, A{}) with the contiguous keys in their own dtype
 template <typename Body>
 void with_keys(const Tensor& key, const std::optional<Tensor>& key_mask, bool exclude_self, Body body) {
@@ -186,9 +162,7 @@ Tensor similarity_logsumexp_key_gradient(Tensor grad, Tensor query, Tensor key, 
                                          Tensor lse, double scale, bool exclude_self) {
   check_contrast(query, key, key_mask, exclude_self);
   const int64_t queries = query.size(0), d = query.size(1);
-  STD_TORCH_CHECK(grad.dim() == 1 && grad.size(0) == queries && lse.dim() == 1 && lse.size(0) == queries &&
-                      grad.scalar_type() == arithmetic_type(query) && lse.scalar_type() == arithmetic_type(query),
-                  "grad and lse must be [B], in the dtype of similarity_logsumexp");
+  check_upstream(grad, lse, query);
   grad = torch::stable::contiguous(grad);
   lse = torch::stable::contiguous(lse);
   const Tensor gradient = torch::stable::new_empty(key, {key.size(0), d}, arithmetic_type(query));
@@ -216,21 +190,12 @@ Tensor similarity_logsumexp_key_gradient(Tensor grad, Tensor query, Tensor key, 
 std::tuple<Tensor, Tensor> pseudo_group_contrast(Tensor query, Tensor key, Tensor queue, Tensor target,
                                                  std::optional<Tensor> slot_count, double temperature, bool kl,
                                                  int64_t ignore_index, bool with_slope) {
-  STD_TORCH_CHECK(query.dim() == 2 && key.dim() == 2 && key.size(0) == query.size(0) && key.size(1) == query.size(1) &&
-                      queue.dim() == 3 && queue.size(2) == query.size(1) && queue.size(0) > 0,
-                  "query and key must be [B, d] and queue [C, D, d]");
-  STD_TORCH_CHECK(is_double(query) == is_double(key) && is_double(query) == is_double(queue),
-                  "query, key and queue must all be float64, or none");
+  check_group_contrast(query, key, queue, target, slot_count);
   const int64_t queries = query.size(0), d = query.size(1), classes = queue.size(0), slots = queue.size(1);
-  STD_TORCH_CHECK(target.dim() == 1 && target.size(0) == queries && target.scalar_type() == ScalarType::Long,
-                  "target must be int64 [B]");
   target = torch::stable::contiguous(target);
   std::vector<int64_t> valid_slots(classes, slots);
   std::optional<Tensor> mask;
   if (slot_count) {
-    STD_TORCH_CHECK(
-        slot_count->dim() == 1 && slot_count->size(0) == classes && slot_count->scalar_type() == ScalarType::Long,
-        "slot_count must be int64 [C]");
     const Tensor counts = torch::stable::contiguous(*slot_count);
     mask = torch::stable::new_empty(query, {classes * slots}, ScalarType::Bool);
     for (int64_t c = 0; c < classes; ++c) {

@@ -175,20 +175,12 @@ void symmetrise_tile_rows(A* g, const A* weight, const A* inverse_norm, int64_t 
 template <typename A>
 void project_rows(const A* g, const A* x, const double* squared, const A* inverse_norm, const int64_t* index,
                   A* gradient, int64_t d, int64_t begin, int64_t end) {
-  constexpr int kLanes = 16;
   for (int64_t row = begin; row < end; ++row) {
     const A *gr = g + row * d, *xr = x + row * d;
-    A sums[kLanes] = {};
-    int64_t c = 0;
-    for (; c + kLanes <= d; c += kLanes) {
-      for (int l = 0; l < kLanes; ++l) sums[l] += gr[c + l] * xr[c + l];
-    }
-    A inner = 0;
-    for (; c < d; ++c) inner += gr[c] * xr[c];
-    for (int l = 0; l < kLanes; ++l) inner += sums[l];
+    const A inner = inner_product(gr, xr, d);
     const A inverse = inverse_norm[row], along = squared[row] == kMinSquaredNorm ? 0 : inner * inverse * inverse;
     A* out = gradient + index[row] * d;
-    for (c = 0; c < d; ++c) out[c] = (gr[c] - xr[c] * along) * inverse;
+    for (int64_t c = 0; c < d; ++c) out[c] = (gr[c] - xr[c] * along) * inverse;
   }
 }
 

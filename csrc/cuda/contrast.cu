@@ -6,6 +6,7 @@
 #include <optional>
 #include <tuple>
 
+#include "../contrast_checks.h"
 #include "contrast_kernels.cuh"
 #include "torch_backend.h"
 
@@ -13,13 +14,7 @@ namespace dadl::cuda {
 namespace {
 
 void check_sides(const Tensor& query, const Tensor& key, const std::optional<Tensor>& mask, bool exclude_self) {
-  STD_TORCH_CHECK(query.dim() == 2 && key.dim() == 2 && query.size(1) == key.size(1),
-                  "query must be [B, d] and key [N, d]");
-  STD_TORCH_CHECK(is_double(query) == is_double(key), "query and key must both be float64, or neither");
-  STD_TORCH_CHECK(!exclude_self || query.size(0) == key.size(0), "exclude_self needs one key per query");
-  STD_TORCH_CHECK(
-      !mask || (mask->dim() == 1 && mask->size(0) == key.size(0) && mask->scalar_type() == ScalarType::Bool),
-      "key_mask must be bool [N]");
+  check_contrast(query, key, mask, exclude_self);
   check_device(key, query, "key");
   if (mask) check_device(*mask, query, "key_mask");
 }
@@ -72,11 +67,9 @@ std::tuple<Tensor, Tensor> similarity_logsumexp(Tensor query, Tensor key, std::o
 Tensor similarity_logsumexp_key_gradient(Tensor grad, Tensor query, Tensor key, std::optional<Tensor> key_mask,
                                          Tensor lse, double scale, bool exclude_self) {
   check_sides(query, key, key_mask, exclude_self);
-  for (const Tensor& row : {grad, lse}) {
-    STD_TORCH_CHECK(row.dim() == 1 && row.size(0) == query.size(0) && row.scalar_type() == arithmetic_type(query),
-                    "grad and lse must be [B], in the dtype of similarity_logsumexp");
-    check_device(row, query, "grad and lse");
-  }
+  check_upstream(grad, lse, query);
+  check_device(grad, query, "grad");
+  check_device(lse, query, "lse");
   TorchBackend backend(query);
   grad = torch::stable::contiguous(grad);
   lse = torch::stable::contiguous(lse);
@@ -101,17 +94,8 @@ Tensor similarity_logsumexp_key_gradient(Tensor grad, Tensor query, Tensor key, 
 std::tuple<Tensor, Tensor> pseudo_group_contrast(Tensor query, Tensor key, Tensor queue, Tensor target,
                                                  std::optional<Tensor> slot_count, double temperature, bool kl,
                                                  int64_t ignore_index, bool with_slope) {
-  STD_TORCH_CHECK(query.dim() == 2 && key.dim() == 2 && key.size(0) == query.size(0) && key.size(1) == query.size(1) &&
-                      queue.dim() == 3 && queue.size(2) == query.size(1) && queue.size(0) > 0,
-                  "query and key must be [B, d] and queue [C, D, d]");
-  STD_TORCH_CHECK(is_double(query) == is_double(key) && is_double(query) == is_double(queue),
-                  "query, key and queue must all be float64, or none");
+  check_group_contrast(query, key, queue, target, slot_count);
   const int64_t queries = query.size(0), d = query.size(1), classes = queue.size(0), slots = queue.size(1);
-  STD_TORCH_CHECK(target.dim() == 1 && target.size(0) == queries && target.scalar_type() == ScalarType::Long,
-                  "target must be int64 [B]");
-  STD_TORCH_CHECK(!slot_count || (slot_count->dim() == 1 && slot_count->size(0) == classes &&
-                                  slot_count->scalar_type() == ScalarType::Long),
-                  "slot_count must be int64 [C]");
   check_device(key, query, "key");
   check_device(queue, query, "queue");
   check_device(target, query, "target");
