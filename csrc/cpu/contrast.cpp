@@ -22,7 +22,6 @@
 namespace dadl::cpu {
 namespace {
 
-constexpr int64_t kTileBytes = 1 << 19;   // of a tile's keys and of its logits: both stay in a core's L2 cache
 constexpr int64_t kStateBytes = 1 << 25;  // of all chunks' weighted sums
 constexpr int64_t kMostChunks = 16;
 constexpr int64_t kWorthChunk = 1 << 20;  // multiply-adds
@@ -89,9 +88,7 @@ void attend(const Tensor& query, const Keys<T>& keys, const A* own, double scale
   torch::stable::parallel_for(0, queries, grain_rows((tiling.chunks + 1) * d), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       A own_logit = kNothing;
-      if (own) {
-        own_logit = static_cast<A>(scale) * inner_product(q + i * d, own + i * d, d);
-      }
+      if (own) own_logit = static_cast<A>(scale) * inner_product(q + i * d, own + i * d, d);
       A highest = own_logit;
       for (int64_t k = 0; k < tiling.chunks; ++k) highest = std::max(highest, largest[k * rows + i]);
       const A base = highest == kNothing ? 0 : highest;

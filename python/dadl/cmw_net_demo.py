@@ -1,8 +1,6 @@
 """``dadl demo cmw-net``: noisy and imbalanced labels, with sample weights learnt on a few clean samples."""
 
-import importlib.metadata
 import math
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,17 +13,15 @@ from lightning_fabric import Fabric
 from rich.console import Console
 from torch import Tensor, nn
 
-from dadl_ext import build_info
-
 from . import kanji
 from .augmentation import View
 from .cmw_net_figure import HISTOGRAM_BINS, Curves, Histograms, draw_cmw_net
 from .data import balanced_subset, flip_noise, long_tail, symmetric_noise
 from .image_files import read_image_files
 from .jobs import TrainingPool
-from .kanji_demo import IMAGE_SIZE, character_encoder
+from .kanji_demo import IMAGE_SIZE, DemoReport, DemoSettings, character_encoder, load_characters
 from .noisy_labels import CrossEntropy, LearntWeights
-from .report import Cells, JobProgress, environment, markdown_table, rich_table, save_figure, write_json
+from .report import Cells, JobProgress
 from .self_tuning_demo import ENCODER, FEATURES
 from .training import fit, predict, tensor_loader
 
@@ -43,7 +39,7 @@ CURVE_LOSSES = torch.linspace(0, 10, 101)
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(DemoSettings):
     """Everything that the results depend on besides the data; learning rates are chosen on validation."""
 
     seeds: int = 3
@@ -52,13 +48,8 @@ class Settings:
     lrs: tuple[float, ...] = (0.02, 0.05)
     meta_lr: float = 3e-3
     least_characters: int = 20
-    every_nth_character: int = 1
     training_images: int = 8000
     imbalance: float = 100.0
-
-    def __post_init__(self) -> None:
-        if self.seeds < 1 or self.epochs < 1:
-            raise ValueError(f"expected at least one seed and one epoch, got seeds={self.seeds}, epochs={self.epochs}")
 
 
 QUICK = Settings(
@@ -269,23 +260,18 @@ def run_demo(settings: Settings, output: Path, device: str, console: Console, da
     ``data`` is a folder with idx files or CIFAR's pickles; by default the radicals of characters are learnt. Raises
     :class:`.ImageFileError` before training if the folder holds neither.
     """
-    started = time.perf_counter()
     fabric = Fabric(accelerator=device, devices=1)
     source = kanji.ATTRIBUTION if data is None else f"Images: {data}"
-    characters = [] if data is not None else kanji.list_kanji()[:: settings.every_nth_character]
+    report = DemoReport("cmw-net", settings, fabric, output, console, source)
     with JobProgress(console) as progress:
-        if data is None:
-            progress.start("Rendering characters", total=len(characters))
-            kanji.load_kanji(IMAGE_SIZE, characters, on_rendered=progress.advance)
+        characters = [] if data is not None else load_characters(settings, progress).characters
         experiment = make_experiment(fabric, data, characters, settings)
-        output.mkdir(parents=True, exist_ok=True)
         sizes = {
             "train": len(experiment.train_rows),
             "meta": len(experiment.meta),
             "validation": len(experiment.validation),
             "test": len(experiment.test),
         }
-        console.print(source, soft_wrap=True)
         counted = ", ".join(f"{size} {part}" for part, size in sizes.items())
         console.print(f"{experiment.num_classes} classes; images: {counted}", soft_wrap=True)
         make = partial(make_experiment, data=data, characters=characters, settings=settings)
@@ -314,13 +300,6 @@ def run_demo(settings: Settings, output: Path, device: str, console: Console, da
         f"{experiment.num_classes} classes; images: {counted}. The meta images are clean and equally many of each "
         "class; only the arms with learnt weights and the second one see them.",
     ]
-    title = "Test accuracy in %"
-    console.print(rich_table(title, cells))
-    for note in notes:
-        console.print(note, soft_wrap=True)
-    markdown = [f"**{title}**\n\n{markdown_table(cells)}", *notes, source]
-    (output / "table.md").write_text("\n\n".join(markdown) + "\n", encoding="utf-8")
-
     shown = {run.scenario: result for run, result in results.items() if run.arm == CMW_NET and run.seed == 0}
     curves: Curves = {scenario: np.array(result.curves) for scenario, result in shown.items()}
     histograms: Histograms = {
@@ -329,24 +308,12 @@ def run_demo(settings: Settings, output: Path, device: str, console: Console, da
         if scenario != LONG_TAIL
     }
     bars = {name: cells[name] for name in ARMS}
-    save_figure(draw_cmw_net(bars, CURVE_LOSSES.numpy(), curves, histograms, source), output / "figure")
-
-    seconds = time.perf_counter() - started
-    write_json(
-        output / "results.json",
-        {
-            "demo": "cmw-net",
-            "source": source,
-            "kanjivg": importlib.metadata.version("kanjivg"),
-            "environment": environment(fabric.device),
-            "dadl_ext": build_info(),
-            "settings": asdict(settings),
-            "classes": experiment.num_classes,
-            "samples": sizes,
-            "selection": [asdict(run) | {"validation_accuracy": r.validation_accuracy} for run, r in selection.items()],
-            "selected": chosen,
-            "runs": [asdict(run) | asdict(result) for run, result in results.items()],
-            "seconds": seconds,
-        },
-    )
-    console.print(f"Wrote table.md, results.json, figure.png and .svg to {output} ({seconds:.0f} s)", soft_wrap=True)
+    figure = draw_cmw_net(bars, CURVE_LOSSES.numpy(), curves, histograms, source)
+    results_file = {
+        "classes": experiment.num_classes,
+        "samples": sizes,
+        "selection": [asdict(run) | {"validation_accuracy": r.validation_accuracy} for run, r in selection.items()],
+        "selected": chosen,
+        "runs": [asdict(run) | asdict(result) for run, result in results.items()],
+    }
+    report.write({"Test accuracy in %": cells}, notes, figure, results_file)

@@ -58,28 +58,37 @@ def load_characters(settings: DemoSettings, progress: JobProgress) -> kanji.Kanj
 class DemoReport:
     """The time that a demo takes, and its results on the console and in the folder ``output``."""
 
-    def __init__(self, name: str, settings: DemoSettings, fabric: Fabric, output: Path, console: Console) -> None:
+    def __init__(
+        self,
+        name: str,
+        settings: DemoSettings,
+        fabric: Fabric,
+        output: Path,
+        console: Console,
+        source: str = kanji.ATTRIBUTION,
+    ) -> None:
         self.started = time.perf_counter()
         self.name, self.settings, self.fabric, self.output, self.console = name, settings, fabric, output, console
-        output.mkdir(parents=True, exist_ok=True)
-        console.print(kanji.ATTRIBUTION, soft_wrap=True)
+        self.source = source
+        console.print(source, soft_wrap=True)
 
     def write(
         self, tables: Mapping[str, Cells], notes: Sequence[str], figure: Figure, results: Mapping[str, Any]
     ) -> None:
         """Print the tables by title and the notes, and write them, the figure and the results."""
+        self.output.mkdir(parents=True, exist_ok=True)
         for note in notes:
             self.console.print(note, soft_wrap=True)
         for title, cells in tables.items():
             self.console.print(rich_table(title, cells))
         markdown = [f"**{title}**\n\n{markdown_table(cells)}" for title, cells in tables.items()]
-        text = "\n\n".join([*markdown, *notes, kanji.ATTRIBUTION])
+        text = "\n\n".join([*markdown, *notes, self.source])
         (self.output / "table.md").write_text(text + "\n", encoding="utf-8")
         save_figure(figure, self.output / "figure")
         seconds = time.perf_counter() - self.started
         common = {
             "demo": self.name,
-            "attribution": kanji.ATTRIBUTION,
+            "attribution": self.source,
             "kanjivg": importlib.metadata.version("kanjivg"),
             "environment": environment(self.fabric.device),
             "dadl_ext": build_info(),
