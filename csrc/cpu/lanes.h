@@ -13,6 +13,7 @@
 
 #include "label_ranks.h"
 #include "ranksim_rows.h"
+#include "transpose.h"
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
 #define DADL_LANES

@@ -61,24 +61,35 @@ inline const int64_t* bits_of(const Vector* keys) {
 // finite.
 template <typename A, typename G>
 Mask load_lanes(const RowsTask<A>& task, const G* inner, const int64_t (&row)[kLanes], Vector* similarity) {
-  const int64_t m = task.m, valid = std::min(m, (row[0] / kPanel + 1) * kPanel);
+  const int64_t m = task.m, panel = panel_rows(m), valid = std::min(m, (row[0] / panel + 1) * panel);
+  const bool distinct = row[kLanes - 1] == row[0] + kLanes - 1;
   Vector scale;
-  const G* source[kLanes];
-  for (int l = 0; l < kLanes; ++l) {
-    scale[l] = task.inverse_norm[row[l]];
-    source[l] = inner + row[l] * m;
-  }
+  for (int l = 0; l < kLanes; ++l) scale[l] = task.inverse_norm[row[l]];
+  constexpr int64_t kBlock = 64;
+  static_assert(kSmallPanel % kBlock == 0);
+  G block[kBlock][kLanes];
   Mask broken = {};
-  for (int64_t j = 0; j < m; ++j) {
-    Vector product;
-    if (j < valid) {
-      for (int l = 0; l < kLanes; ++l) product[l] = source[l][j];
+  for (int64_t j0 = 0; j0 < m; j0 += kBlock) {
+    const int64_t columns = std::min(kBlock, m - j0);
+    const bool mirrored = j0 >= valid;
+    if (distinct && !mirrored) {
+      transpose(inner + row[0] * m + j0, m, block[0], kLanes, kLanes, columns);
+    } else if (distinct) {
+      for (int64_t j = 0; j < columns; ++j) std::copy_n(inner + (j0 + j) * m + row[0], kLanes, block[j]);
     } else {
-      for (int l = 0; l < kLanes; ++l) product[l] = inner[j * m + row[l]];
+      for (int64_t j = 0; j < columns; ++j) {
+        for (int l = 0; l < kLanes; ++l) {
+          block[j][l] = mirrored ? inner[(j0 + j) * m + row[l]] : inner[row[l] * m + j0 + j];
+        }
+      }
     }
-    const Vector value = product * scale * task.inverse_norm[j] + task.poison;
-    broken |= (value - value) != 0;
-    similarity[j] = value;
+    for (int64_t j = 0; j < columns; ++j) {
+      Vector product;
+      for (int l = 0; l < kLanes; ++l) product[l] = block[j][l];
+      const Vector value = product * scale * task.inverse_norm[j0 + j] + task.poison;
+      broken |= (value - value) != 0;
+      similarity[j0 + j] = value;
+    }
   }
   return broken;
 }

@@ -17,6 +17,7 @@
 #include "common.h"
 #include "lanes.h"
 #include "products.h"
+#include "transpose.h"
 
 namespace dadl::cpu {
 namespace {
@@ -143,9 +144,7 @@ void symmetrise_tile_row(A* g, const A* weight, const A* inverse_norm, int64_t m
   A mirror[kTile][kTile];  // transposed, so that both sides are read and written along rows
   for (int64_t j0 = i0; j0 < m; j0 += kTile) {
     const int64_t columns = std::min(kTile, m - j0);
-    for (int64_t j = 0; j < columns; ++j) {
-      for (int64_t i = 0; i < rows; ++i) mirror[i][j] = g[(j0 + j) * m + i0 + i];
-    }
+    transpose(g + j0 * m + i0, m, mirror[0], kTile, columns, rows);
     for (int64_t i = 0; i < rows; ++i) {
       A* row = g + (i0 + i) * m + j0;
       for (int64_t j = 0; j < columns; ++j) {
@@ -155,9 +154,7 @@ void symmetrise_tile_row(A* g, const A* weight, const A* inverse_norm, int64_t m
       }
     }
     if (j0 == i0) continue;  // a diagonal tile is its own mirror image
-    for (int64_t j = 0; j < columns; ++j) {
-      for (int64_t i = 0; i < rows; ++i) g[(j0 + j) * m + i0 + i] = mirror[i][j];
-    }
+    transpose(mirror[0], kTile, g + j0 * m + i0, m, rows, columns);
   }
 }
 
@@ -272,16 +269,23 @@ Tensor subset_columns(const Tensor& features, const int64_t* index, int64_t m, i
   return x;
 }
 
-// inner = X X^T + beta inner, panel by panel up to the diagonal.
+// inner = X X^T + beta inner, panel by panel up to the diagonal. A panel and its mirror image together are equal work
+// for everyone; products within are single-threaded.
 template <typename G>
 void add_gram_panels(const Tensor& x, double beta, const Tensor& inner) {
-  const int64_t m = x.size(0), d = x.size(1);
+  const int64_t m = x.size(0), d = x.size(1), panel = panel_rows(m), panels = (m + panel - 1) / panel;
   const G* values = data<G>(x);
-  for (int64_t row = 0; row < m; row += kPanel) {
-    const int64_t rows = std::min(kPanel, m - row), columns = row + rows;
+  const auto add_panel = [&](int64_t p) {
+    const int64_t row = p * panel, rows = std::min(panel, m - row), columns = row + rows;
     add_product(matrix_view(x, values + row * d, rows, d, d, 1), matrix_view(x, values, d, columns, 1, d), 1.0, beta,
                 matrix_view(inner, data<G>(inner) + row * m, rows, columns, m, 1));
-  }
+  };
+  torch::stable::parallel_for(0, (panels + 1) / 2, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p) {
+      add_panel(p);
+      if (panels - 1 - p != p) add_panel(panels - 1 - p);
+    }
+  });
 }
 
 // In float64 by blocks of columns, so that no large float64 copy of X is held.
@@ -371,8 +375,9 @@ Result run(const Arguments& a, bool with_gradient, const A* row_weight) {
   });
   const Tensor unit_gradient = m == n ? result.gradient : torch::stable::new_empty(a.features, {m, d}, arithmetic);
   if (m < n) torch::stable::zero_(result.gradient);
-  add_product(gradient, x, 1.0, 0.0, unit_gradient);
-  torch::stable::parallel_for(0, m, grain_rows(d), [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, m, std::max<int64_t>(64, grain_rows(d)), [&](int64_t begin, int64_t end) {
+    add_product(matrix_view(gradient, data<A>(gradient) + begin * m, end - begin, m, m, 1), x, 1.0, 0.0,
+                matrix_view(unit_gradient, data<A>(unit_gradient) + begin * d, end - begin, d, d, 1));
     project(data<A>(unit_gradient), data<A>(x), squared.data(), inverse_norm.data(), index,
             mutable_data<A>(result.gradient), d, begin, end);
   });

@@ -14,7 +14,10 @@
 namespace dadl::cpu {
 
 constexpr int64_t kTile = 32;
-constexpr int64_t kPanel = 128;  // fewer rows make slower products, more rows more of them
+
+// Rows of a panel of the Gram matrix: fewer make slower products, more leave more of the other triangle in them.
+constexpr int64_t kSmallPanel = 64, kLargePanel = 128;
+inline int64_t panel_rows(int64_t m) { return m <= 512 ? kSmallPanel : kLargePanel; }
 
 template <typename A>
 struct RowsTask {
@@ -34,7 +37,7 @@ struct RowsTask {
 // Rows [i0, i1) of the symmetric Gram matrix; what the panels leave out is read from the other side of the diagonal.
 template <typename G>
 void load_rows(const G* inner, int64_t m, int64_t i0, int64_t i1, double* rows) {
-  const int64_t valid = std::min(m, (i0 / kPanel + 1) * kPanel);
+  const int64_t panel = panel_rows(m), valid = std::min(m, (i0 / panel + 1) * panel);
   for (int64_t i = i0; i < i1; ++i) std::copy_n(inner + i * m, valid, rows + (i - i0) * m);
   for (int64_t j = valid; j < m; ++j) {
     const G* column = inner + j * m;
