@@ -16,15 +16,14 @@
 // [count, count] block is used; p < count gives NaN on CUDA, where count is not known to the host.
 //
 // similarity_logsumexp   query [B, d], key [N, d] -> lse [B] = log sum_j exp(scale q_i k_j) over the keys that take
-// part
-//                        (key_mask [N] bool; exclude_self: not key i for query i), and slope [B, d] = scale sum_j p_ij
-//                        k_j, its gradient (no rows unless with_slope), in float32 (float64 for float64)
+//                        part (key_mask [N] bool; exclude_self: not key i for query i), and slope [B, d] = scale
+//                        sum_j p_ij k_j, its gradient (no rows unless with_slope), in float32 (float64 for float64)
 // similarity_logsumexp_key_gradient   [N, d], scale sum_i grad_i p_ij q_i, in the keys' dtype
 // contrast_query_gradient             [B, d], grad_i slope_i, in the queries' dtype; grad [B], or [] for all rows
-// pseudo_group_contrast  query, key [B, d], queue [C, D, d], target [B] -> the row losses [B], in cross-entropy form or
-// as
-//                        KL divergence, and their gradients [B, d] with respect to the queries (no rows unless
-//                        with_slope); 0 where the target is ignore_index, else NaN where it is no class
+// pseudo_group_contrast  query, key [B, d], queue [C, D, d], target [B] -> the row losses [B], in cross-entropy form
+//                        or as KL divergence, and their gradients [B, d] with respect to the queries (no rows unless
+//                        with_slope); 0 where the target is ignore_index, else NaN where it is no class. For the mean
+//                        both are divided by the number of rows that are not ignored
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(dadl, m) {
@@ -50,6 +49,6 @@ STABLE_TORCH_LIBRARY(dadl, m) {
       "float scale, bool exclude_self) -> Tensor");
   m.def(
       "pseudo_group_contrast(Tensor query, Tensor key, Tensor queue, Tensor target, Tensor? slot_count, "
-      "float temperature, bool kl, int ignore_index, bool with_slope) -> (Tensor rows, Tensor slope)");
+      "float temperature, bool kl, int ignore_index, bool mean, bool with_slope) -> (Tensor rows, Tensor slope)");
   m.def("contrast_query_gradient(Tensor grad, Tensor slope, Tensor query) -> Tensor");
 }

@@ -1,6 +1,7 @@
 // What the operators of every backend share of torch: dtypes, pointers, and one signature for each operator.
 #pragma once
 
+#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
@@ -21,6 +22,15 @@ inline bool is_double(const Tensor& tensor) { return tensor.scalar_type() == Sca
 
 inline ScalarType arithmetic_type(const Tensor& tensor) {
   return is_double(tensor) ? ScalarType::Double : ScalarType::Float;
+}
+
+// The same tensor where nothing is to be done: asking the dispatcher takes microseconds.
+inline Tensor as_contiguous(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
+inline Tensor as_contiguous(const Tensor& tensor, ScalarType type) {
+  return as_contiguous(tensor.scalar_type() == type ? tensor : torch::stable::to(tensor, type));
 }
 
 template <typename T>
@@ -76,7 +86,7 @@ using ranksim_rows_backward = Tensor(Tensor, Tensor, Tensor, Tensor, Tensor, Ten
 using similarity_logsumexp = std::tuple<Tensor, Tensor>(Tensor, Tensor, std::optional<Tensor>, double, bool, bool);
 using similarity_logsumexp_key_gradient = Tensor(Tensor, Tensor, Tensor, std::optional<Tensor>, Tensor, double, bool);
 using pseudo_group_contrast = std::tuple<Tensor, Tensor>(Tensor, Tensor, Tensor, Tensor, std::optional<Tensor>, double,
-                                                         bool, int64_t, bool);
+                                                         bool, int64_t, bool, bool);
 using contrast_query_gradient = Tensor(Tensor, Tensor, Tensor);
 }  // namespace signature
 

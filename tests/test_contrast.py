@@ -173,11 +173,11 @@ def test_each_side_may_have_its_own_dtype(device: str, query_dtype: torch.dtype,
 def test_a_target_that_is_no_class(device: str) -> None:
     query, key, queue, target = group_batch(0, 5, 3, 2, 8, torch.float32, device)
     target[1], target[3] = 3, -7
-    rows, slope = torch.ops.dadl.pseudo_group_contrast(query, key, queue, target, None, 0.1, False, -1, True)
+    rows, slope = torch.ops.dadl.pseudo_group_contrast(query, key, queue, target, None, 0.1, False, -1, False, True)
     assert rows.isnan().tolist() == [False, True, False, True, False]
     assert not slope[1::2].any()
     for ignored in (3, -7):
-        rows, _ = torch.ops.dadl.pseudo_group_contrast(query, key, queue, target, None, 0.1, False, ignored, False)
+        rows, _ = torch.ops.dadl.pseudo_group_contrast(query, key, queue, target, None, 0.1, False, ignored, False, False)
         assert not rows[target == ignored].any()
     if device == "cpu":
         with pytest.raises(ValueError, match="target must hold classes"):
@@ -348,8 +348,8 @@ def test_opcheck(device: str) -> None:
         ("similarity_logsumexp_key_gradient", (lse, query, keys, mask, lse, 2.0, True)),
         ("contrast_query_gradient", (lse, slope, query)),
         ("contrast_query_gradient", (lse[0], slope, query)),
-        ("pseudo_group_contrast", (query, key, queue, target, counts, 0.1, True, -1, True)),
-        ("pseudo_group_contrast", (query, key, queue, target, None, 0.1, False, -1, False)),
+        ("pseudo_group_contrast", (query, key, queue, target, counts, 0.1, True, -1, True, True)),
+        ("pseudo_group_contrast", (query, key, queue, target, None, 0.1, False, -1, False, False)),
     ):
         torch.library.opcheck(getattr(torch.ops.dadl, operator).default, arguments)
 

@@ -358,12 +358,12 @@ IGNORED = -100  # a target
 
 
 def run_contrast(
-    simulator, query: Tensor, key: Tensor, *options, own=None, target=None, slot_count=None, kl=False, processors=1
+    simulator, query: Tensor, key: Tensor, *options, own=None, target=None, slot_count=None, kl=False, mean=False, processors=1
 ):
     """Values and slope; the values alone must be the same."""
     mask, exclude_self, scale = options
     sides = to_numpy(query), name(query.dtype), to_numpy(key), name(key.dtype)
-    group = optional(own), optional(target), optional(slot_count), kl, IGNORED
+    group = optional(own), optional(target), optional(slot_count), kl, IGNORED, mean
     arguments = (*sides, optional(mask), exclude_self, *group, scale)
     values, slope = in_both_orders(simulator.contrast, *arguments, True, processors)
     alone, nothing = in_both_orders(simulator.contrast, *arguments, False, processors)
@@ -470,6 +470,12 @@ def test_group_contrast(simulator, b, classes, slots, d, stored, temperature, pa
     assert not shown_slope[wrong].any()
     assert torch.equal(shown[~wrong], rows[~wrong])
     assert torch.equal(shown_slope[~wrong], slope[~wrong])
+
+    options["mean"] = True
+    means, mean_slope = run_contrast(simulator, query, queue, None, False, 1 / temperature, target=target, **options)
+    counted = max(1, int((~ignored).sum()))
+    torch.testing.assert_close(means * counted, shown, rtol=1e-5, atol=0, equal_nan=True)
+    torch.testing.assert_close(mean_slope * counted, shown_slope, rtol=1e-5, atol=0)
 
 
 @pytest.mark.skipif(FLAVOUR != "plain", reason="the same code as for fewer")

@@ -69,8 +69,8 @@ void attend(const Tensor& query, const Keys<T>& keys, const A* own, double scale
   const Tiling tiling = make_tiling(KeyTile::size(queries, d), queries, keys.count, d);
   constexpr A kNothing = -std::numeric_limits<A>::infinity();
   std::vector<A> largest(tiling.chunks * rows, kNothing), sum(tiling.chunks * rows);
-  const Tensor weighted = torch::stable::new_empty(query, {slope ? tiling.chunks : 0, rows, width}, kScalarType<A>);
-  A* states = mutable_data<A>(weighted);
+  const std::unique_ptr<A[]> weighted(new A[slope ? tiling.chunks * rows * width : 0]);
+  A* states = weighted.get();
 
   torch::stable::parallel_for(0, tiling.chunks, 1, [&](int64_t begin, int64_t end) {
     KeyTile tile(scaled, keys, std::min(tiling.tile, keys.count));
@@ -120,15 +120,15 @@ void attend(const Tensor& query, const Keys<T>& keys, const A* own, double scale
 
 template <typename A>
 Tensor as_arithmetic(const Tensor& tensor) {
-  return torch::stable::contiguous(torch::stable::to(tensor, kScalarType<A>));
+  return as_contiguous(tensor, kScalarType<A>);
 }
 
 // body(Keys<T>, A{}) with the contiguous keys in their own dtype
 template <typename Body>
 void with_keys(const Tensor& key, const std::optional<Tensor>& key_mask, bool exclude_self, Body body) {
-  const Tensor values = torch::stable::contiguous(key);
+  const Tensor values = as_contiguous(key);
   std::optional<Tensor> mask;
-  if (key_mask) mask = torch::stable::contiguous(*key_mask);
+  if (key_mask) mask = as_contiguous(*key_mask);
   dispatch_floating(values, "key", [&](auto tag) {
     using T = decltype(tag);
     using A = typename Storage<T>::Arithmetic;
@@ -160,8 +160,8 @@ Tensor similarity_logsumexp_key_gradient(Tensor grad, Tensor query, Tensor key, 
   check_contrast(query, key, key_mask, exclude_self);
   const int64_t queries = query.size(0), d = query.size(1);
   check_upstream(grad, lse, query);
-  grad = torch::stable::contiguous(grad);
-  lse = torch::stable::contiguous(lse);
+  grad = as_contiguous(grad);
+  lse = as_contiguous(lse);
   const Tensor gradient = torch::stable::new_empty(key, {key.size(0), d}, arithmetic_type(query));
   with_keys(key, key_mask, exclude_self, [&](const auto& keys, auto tag) {
     using A = decltype(tag);
@@ -180,20 +180,20 @@ Tensor similarity_logsumexp_key_gradient(Tensor grad, Tensor query, Tensor key, 
       });
     });
   });
-  return torch::stable::to(gradient, key.scalar_type());
+  return as_contiguous(gradient, key.scalar_type());
 }
 
 // Row losses LSE - mean positive logit over {own key} and the queue, and their gradients with respect to the queries.
 std::tuple<Tensor, Tensor> pseudo_group_contrast(Tensor query, Tensor key, Tensor queue, Tensor target,
                                                  std::optional<Tensor> slot_count, double temperature, bool kl,
-                                                 int64_t ignore_index, bool with_slope) {
+                                                 int64_t ignore_index, bool mean, bool with_slope) {
   check_group_contrast(query, key, queue, target, slot_count);
   const int64_t queries = query.size(0), d = query.size(1), classes = queue.size(0), slots = queue.size(1);
-  target = torch::stable::contiguous(target);
+  target = as_contiguous(target);
   std::vector<int64_t> valid_slots(classes, slots);
   std::optional<Tensor> mask;
   if (slot_count) {
-    const Tensor counts = torch::stable::contiguous(*slot_count);
+    const Tensor counts = as_contiguous(*slot_count);
     mask = torch::stable::new_empty(query, {classes * slots}, ScalarType::Bool);
     for (int64_t c = 0; c < classes; ++c) {
       valid_slots[c] = std::clamp<int64_t>(data<int64_t>(counts)[c], 0, slots);
@@ -209,12 +209,15 @@ std::tuple<Tensor, Tensor> pseudo_group_contrast(Tensor query, Tensor key, Tenso
     A* loss = mutable_data<A>(rows);
     A* slope = with_slope ? mutable_data<A>(slopes) : nullptr;
     const A inverse_temperature = static_cast<A>(1 / temperature);
+    const int64_t* targets = data<int64_t>(target);
+    const int64_t counted = mean ? queries - std::count(targets, targets + queries, ignore_index) : 1;
+    const A gain = 1 / static_cast<A>(std::max<int64_t>(counted, 1));
     with_tile<key_type<decltype(keys)>>(
         [&](auto tile) { attend<typename decltype(tile)::type>(q, keys, data<A>(own), 1 / temperature, loss, slope); });
     torch::stable::parallel_for(0, queries, grain_rows((slots + 2) * d), [&](int64_t begin, int64_t end) {
       std::vector<A> positive(d);
       for (int64_t i = begin; i < end; ++i) {
-        const int64_t c = data<int64_t>(target)[i];
+        const int64_t c = targets[i];
         if (c < 0 || c >= classes) {
           loss[i] = c == ignore_index ? 0 : std::numeric_limits<A>::quiet_NaN();
           if (slope) std::fill_n(slope + i * d, d, A{0});
@@ -229,9 +232,10 @@ std::tuple<Tensor, Tensor> pseudo_group_contrast(Tensor query, Tensor key, Tenso
         const A* qi = data<A>(q) + i * d;
         loss[i] -= inner_product(qi, positive.data(), d) * share * inverse_temperature;
         if (kl) loss[i] += std::log(share);
+        loss[i] *= gain;
         if (!slope) continue;
         A* row = slope + i * d;
-        for (int64_t e = 0; e < d; ++e) row[e] -= positive[e] * share * inverse_temperature;
+        for (int64_t e = 0; e < d; ++e) row[e] = (row[e] - positive[e] * share * inverse_temperature) * gain;
       }
     });
   });
@@ -245,8 +249,8 @@ Tensor contrast_query_gradient(Tensor grad, Tensor slope, Tensor query) {
                       slope.scalar_type() == arithmetic_type(query) && grad.scalar_type() == slope.scalar_type() &&
                       (grad.dim() == 0 || (grad.dim() == 1 && grad.size(0) == queries)),
                   "slope must be [B, d] and grad [B] or [], in the dtype of the losses");
-  grad = torch::stable::contiguous(grad);
-  slope = torch::stable::contiguous(slope);
+  grad = as_contiguous(grad);
+  slope = as_contiguous(slope);
   const Tensor gradient = torch::stable::new_empty(query, {queries, d});
   const int64_t step = grad.dim();
   dispatch_floating(query, "query", [&](auto tag) {

@@ -55,7 +55,7 @@ DADL_RANK_ROWS(BFloat16)
 
 Tensor rank(Tensor input, double /* interp_strength */) {
   const int64_t n = row_length(input);
-  input = torch::stable::contiguous(input);
+  input = as_contiguous(input);
   Tensor output = torch::stable::new_empty(input, input.sizes(), arithmetic_type(input));
   const int64_t rows = n ? input.numel() / n : 0;
   dispatch_floating(input, "input", [&](auto tag) {
@@ -74,9 +74,9 @@ Tensor rank_backward(Tensor grad, Tensor input, Tensor ranks, double interp_stre
                   "rank_backward needs grad and ranks in rank's output dtype");
   STD_TORCH_CHECK(grad.numel() == input.numel() && ranks.numel() == input.numel(),
                   "rank_backward needs grad, input and ranks of one shape");
-  grad = torch::stable::contiguous(grad);
-  input = torch::stable::contiguous(input);
-  ranks = torch::stable::contiguous(ranks);
+  grad = as_contiguous(grad);
+  input = as_contiguous(input);
+  ranks = as_contiguous(ranks);
   Tensor output = torch::stable::new_empty(input, input.sizes());
   const int64_t rows = n ? input.numel() / n : 0;
   dispatch_floating(input, "input", [&](auto tag) {

@@ -66,8 +66,8 @@ std::tuple<Tensor, Tensor, Tensor> ranksim_select(Tensor labels, Tensor priority
   STD_TORCH_CHECK(labels.dim() == 1 || labels.dim() == 2, "labels must be [n] or [n, k]");
   const int64_t n = labels.size(0), k = labels.dim() == 2 ? labels.size(1) : 1;
   STD_TORCH_CHECK(priority.dim() == 1 && priority.size(0) == n && is_double(priority), "priority must be float64 [n]");
-  labels = torch::stable::contiguous(labels);
-  priority = torch::stable::contiguous(priority);
+  labels = as_contiguous(labels);
+  priority = as_contiguous(priority);
   Tensor index = torch::stable::new_empty(labels, {n}, ScalarType::Long);
   Tensor order = torch::stable::new_empty(labels, {n}, ScalarType::Long);
   Tensor count = torch::stable::new_empty(labels, {}, ScalarType::Long);
@@ -387,9 +387,9 @@ Result run(const Arguments& a, bool with_gradient, const A* row_weight) {
 template <typename Finish>
 void with_result(Arguments a, bool with_gradient, const std::optional<Tensor>& row_weight, Finish finish) {
   STD_TORCH_CHECK(a.features.dim() == 2, "features must be [n, d]");
-  a.features = torch::stable::contiguous(a.features);
-  a.labels = torch::stable::contiguous(a.labels);
-  if (a.label_similarity) a.label_similarity = torch::stable::contiguous(*a.label_similarity);
+  a.features = as_contiguous(a.features);
+  a.labels = as_contiguous(a.labels);
+  if (a.label_similarity) a.label_similarity = as_contiguous(*a.label_similarity);
   dispatch_floating(a.features, "features", [&](auto tag) {
     using T = decltype(tag);
     using A = typename Storage<T>::Arithmetic;
@@ -428,8 +428,8 @@ Tensor ranksim_rows_backward(Tensor grad, Tensor features, Tensor labels, Tensor
       "grad must be [n], in the dtype of ranksim_rows");
   Tensor gradient;
   with_result({features, labels, index, order, count, label_similarity, interp_strength, weight}, true,
-              torch::stable::contiguous(grad), [&](auto, const Result& result) { gradient = result.gradient; });
-  return torch::stable::to(gradient, features.scalar_type());
+              as_contiguous(grad), [&](auto, const Result& result) { gradient = result.gradient; });
+  return as_contiguous(gradient, features.scalar_type());
 }
 
 // On every device: nothing here that ATen does not do.

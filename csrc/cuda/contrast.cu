@@ -31,15 +31,15 @@ Rows<T> rows_of(const Tensor& matrix, int64_t count, int64_t d) {
 template <typename Body>
 void with_rows(const Tensor& query, const Tensor& key, int64_t count, Body body) {
   const int64_t queries = query.size(0), d = query.size(1);
-  const Tensor keys = torch::stable::contiguous(key);
+  const Tensor keys = as_contiguous(key);
   dispatch_floating(keys, "key", [&](auto tag) {
     using K = decltype(tag);
     using A = typename Storage<K>::Arithmetic;
     if (query.scalar_type() == key.scalar_type()) {
-      const Tensor same = torch::stable::contiguous(query);
+      const Tensor same = as_contiguous(query);
       body(rows_of<K>(same, queries, d), rows_of<K>(keys, count, d));
     } else if constexpr (!std::is_same_v<K, double>) {
-      const Tensor wide = torch::stable::contiguous(torch::stable::to(query, ScalarType::Float));
+      const Tensor wide = as_contiguous(query, ScalarType::Float);
       body(rows_of<A>(wide, queries, d), rows_of<K>(keys, count, d));
     }
   });
@@ -49,7 +49,7 @@ std::tuple<Tensor, Tensor> similarity_logsumexp(Tensor query, Tensor key, std::o
                                                 bool exclude_self, bool with_slope) {
   check_sides(query, key, key_mask, exclude_self);
   TorchBackend backend(query);
-  if (key_mask) key_mask = torch::stable::contiguous(*key_mask);
+  if (key_mask) key_mask = as_contiguous(*key_mask);
   const ScalarType arithmetic = arithmetic_type(query);
   const Tensor lse = torch::stable::new_empty(query, {query.size(0)}, arithmetic);
   const Tensor slope = torch::stable::new_empty(query, {with_slope ? query.size(0) : 0, query.size(1)}, arithmetic);
@@ -71,12 +71,12 @@ Tensor similarity_logsumexp_key_gradient(Tensor grad, Tensor query, Tensor key, 
   check_device(grad, query, "grad");
   check_device(lse, query, "lse");
   TorchBackend backend(query);
-  grad = torch::stable::contiguous(grad);
-  lse = torch::stable::contiguous(lse);
-  if (key_mask) key_mask = torch::stable::contiguous(*key_mask);
+  grad = as_contiguous(grad);
+  lse = as_contiguous(lse);
+  if (key_mask) key_mask = as_contiguous(*key_mask);
   const ScalarType stored = key.scalar_type(), type = query.scalar_type() == stored ? stored : ScalarType::Float;
-  query = torch::stable::contiguous(torch::stable::to(query, type));
-  key = torch::stable::contiguous(torch::stable::to(key, type));
+  query = as_contiguous(query, type);
+  key = as_contiguous(key, type);
   const Tensor gradient = torch::stable::new_empty(key, key.sizes());
   KeyChoice choice;
   choice.mask = key_mask ? data<bool>(*key_mask) : nullptr;
@@ -88,12 +88,12 @@ Tensor similarity_logsumexp_key_gradient(Tensor grad, Tensor query, Tensor key, 
                           rows_of<T>(key, key.size(0), key.size(1)), choice, data<A>(grad), data<A>(lse), scale,
                           mutable_data<T>(gradient));
   });
-  return torch::stable::to(gradient, stored);
+  return as_contiguous(gradient, stored);
 }
 
 std::tuple<Tensor, Tensor> pseudo_group_contrast(Tensor query, Tensor key, Tensor queue, Tensor target,
                                                  std::optional<Tensor> slot_count, double temperature, bool kl,
-                                                 int64_t ignore_index, bool with_slope) {
+                                                 int64_t ignore_index, bool mean, bool with_slope) {
   check_group_contrast(query, key, queue, target, slot_count);
   const int64_t queries = query.size(0), d = query.size(1), classes = queue.size(0), slots = queue.size(1);
   check_device(key, query, "key");
@@ -101,10 +101,10 @@ std::tuple<Tensor, Tensor> pseudo_group_contrast(Tensor query, Tensor key, Tenso
   check_device(target, query, "target");
   if (slot_count) check_device(*slot_count, query, "slot_count");
   TorchBackend backend(query);
-  target = torch::stable::contiguous(target);
-  if (slot_count) slot_count = torch::stable::contiguous(*slot_count);
+  target = as_contiguous(target);
+  if (slot_count) slot_count = as_contiguous(*slot_count);
   const ScalarType arithmetic = arithmetic_type(query);
-  const Tensor own = torch::stable::contiguous(torch::stable::to(key, arithmetic));
+  const Tensor own = as_contiguous(key, arithmetic);
   const Tensor rows = torch::stable::new_empty(query, {queries}, arithmetic);
   const Tensor slope = torch::stable::new_empty(query, {with_slope ? queries : 0, d}, arithmetic);
   KeyChoice choice;
@@ -113,6 +113,7 @@ std::tuple<Tensor, Tensor> pseudo_group_contrast(Tensor query, Tensor key, Tenso
   choice.classes = static_cast<int>(classes);
   choice.slots = static_cast<int>(slots);
   choice.kl = kl;
+  choice.mean = mean;
   choice.ignore_index = ignore_index;
   with_rows(query, queue, classes * slots, [&](const auto& query_rows, const auto& keys) {
     using A = typename Storage<std::remove_const_t<std::remove_pointer_t<decltype(keys.values)>>>::Arithmetic;

@@ -32,7 +32,7 @@ struct KeyChoice {
   const int64_t* target = nullptr;      // [B], null where there are no classes
   const int64_t* slot_count = nullptr;  // [classes], valid leading slots; null for all
   int classes = 0, slots = 1;
-  bool kl = false;
+  bool kl = false, mean = false;
   int64_t ignore_index = -1;
 
   __device__ __forceinline__ int valid_slots(int64_t c) const {
@@ -191,11 +191,17 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t target = own ? choice.target[i] : 0;
   const bool is_class = own && choice.is_class(target);
   const A share = is_class ? A{1} / static_cast<A>(1 + choice.valid_slots(target)) : A{0};
-  A value = lse;
+  A value = lse, gain = 1;
   if (own) {
+    if (choice.mean) {
+      // Every block counts for itself: few targets, and no launch of its own.
+      int counted = 0;
+      for (int b = split; b < query.count; b += kThreads) counted += choice.target[b] != choice.ignore_index;
+      gain = A{1} / larger(block_join(static_cast<A>(counted), parts, add), A{1});
+    }
     const A positive = own_logit + block_join(has_split ? partials.positive[at] : A{0}, parts, add);
     const A missing = target == choice.ignore_index ? A{0} : static_cast<A>(NAN);
-    value = is_class ? lse - positive * share + (choice.kl ? log(share) : A{0}) : missing;
+    value = is_class ? (lse - positive * share + (choice.kl ? log(share) : A{0})) * gain : missing;
   }
   if (c == 0) values[i] = value;
   if (!slope || c >= d) return;
@@ -214,7 +220,7 @@ __global__ void __launch_bounds__(kThreads)
     for (int slot = 0; slot < valid; ++slot) {
       positive += static_cast<A>(to_float(key.row(target * choice.slots + slot)[c]));
     }
-    result -= positive * share * scale;
+    result = (result - positive * share * scale) * gain;
   }
   out = result;
 }

@@ -10,7 +10,7 @@ namespace {
 Tensor rank(Tensor input, double /* interp_strength */) {
   const int64_t n = row_length(input);
   TorchBackend backend(input);
-  input = torch::stable::contiguous(input);
+  input = as_contiguous(input);
   const Tensor output = torch::stable::new_empty(input, input.sizes(), arithmetic_type(input));
   dispatch_floating(input, "input", [&](auto tag) {
     using T = decltype(tag);
@@ -30,9 +30,9 @@ Tensor rank_backward(Tensor grad, Tensor input, Tensor ranks, double interp_stre
   STD_TORCH_CHECK(grad.device() == input.device() && ranks.device() == input.device(),
                   "rank_backward needs grad, input and ranks on one device");
   TorchBackend backend(input);
-  grad = torch::stable::contiguous(grad);
-  input = torch::stable::contiguous(input);
-  ranks = torch::stable::contiguous(ranks);
+  grad = as_contiguous(grad);
+  input = as_contiguous(input);
+  ranks = as_contiguous(ranks);
   const Tensor output = torch::stable::new_empty(input, input.sizes());
   dispatch_floating(input, "input", [&](auto tag) {
     using T = decltype(tag);

@@ -17,8 +17,8 @@ std::tuple<Tensor, Tensor, Tensor> ranksim_select(Tensor labels, Tensor priority
                   "priority must be [n] float64");
   check_device(priority, labels, "priority");
   TorchBackend backend(labels);
-  labels = torch::stable::contiguous(labels);
-  priority = torch::stable::contiguous(priority);
+  labels = as_contiguous(labels);
+  priority = as_contiguous(priority);
   const Tensor index = torch::stable::new_empty(labels, {n}, ScalarType::Long);
   const Tensor order = torch::stable::new_empty(labels, {n}, ScalarType::Long);
   const Tensor count = torch::stable::new_empty(labels, {}, ScalarType::Long);
@@ -43,12 +43,12 @@ void check(Arguments& a) {
     STD_TORCH_CHECK(tensor->dim() == 1 && tensor->size(0) == n && tensor->scalar_type() == ScalarType::Long,
                     "index, order and count must come from ranksim_select on the same batch");
     check_device(*tensor, a.features, "index and order");
-    *tensor = torch::stable::contiguous(*tensor);
+    *tensor = as_contiguous(*tensor);
   }
   STD_TORCH_CHECK(a.count.numel() == 1 && a.count.scalar_type() == ScalarType::Long,
                   "index, order and count must come from ranksim_select on the same batch");
   check_device(a.count, a.features, "count");
-  a.features = torch::stable::contiguous(a.features);
+  a.features = as_contiguous(a.features);
   if (a.label_similarity) {
     Tensor& matrix = *a.label_similarity;
     STD_TORCH_CHECK(matrix.dim() == 2 && matrix.size(0) == matrix.size(1) && matrix.size(0) <= n,
@@ -57,11 +57,11 @@ void check(Arguments& a) {
     STD_TORCH_CHECK(matrix.scalar_type() == ScalarType::Float || matrix.scalar_type() == ScalarType::Double,
                     "label_similarity must be float32 or float64");
     check_device(matrix, a.features, "label_similarity");
-    matrix = torch::stable::contiguous(matrix);
+    matrix = as_contiguous(matrix);
   } else {
     STD_TORCH_CHECK(a.labels.dim() == 1 && a.labels.size(0) == n, "vector labels need a label-similarity matrix");
     check_device(a.labels, a.features, "labels");
-    a.labels = torch::stable::contiguous(a.labels);
+    a.labels = as_contiguous(a.labels);
   }
 }
 
@@ -127,7 +127,7 @@ Tensor ranksim_rows_backward(Tensor grad, Tensor features, Tensor labels, Tensor
       "grad must be [n], in the dtype of ranksim_rows");
   check_device(grad, a.features, "grad");
   TorchBackend backend(a.features);
-  grad = torch::stable::contiguous(grad);
+  grad = as_contiguous(grad);
   const Tensor gradient = torch::stable::new_empty(a.features, a.features.sizes());
   if (a.features.size(0) == 0) return gradient;
   with_ranked_rows(backend, a, true, [&](auto tag, auto& ranksim) {

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import _library as _library  # the operators must be loaded before rules can be registered
-from ._rules import below_autograd, register_float32_autocast, register_no_derivative
+from ._rules import below_autograd, is_one, register_float32_autocast, register_no_derivative
 
 
 def similarity_logsumexp(
@@ -56,11 +56,11 @@ def pseudo_group_contrast(
     reduction: str,
 ) -> Tensor:
     """The losses, as in :func:`dadl_ext.functional.pseudo_group_contrast`; the gradient comes from the same pass."""
-    arguments = (query, key, queue, target, slot_count, temperature, kl, ignore_index)
+    arguments = (query, key, queue, target, slot_count, temperature, kl, ignore_index, reduction == "mean")
     if torch.is_grad_enabled() and query.requires_grad:
         return _PseudoGroupContrast.apply(*arguments, reduction)  # type: ignore[no-any-return]
     rows, _ = torch.ops.dadl.pseudo_group_contrast.default(*arguments, False)
-    return _reduce(rows, target, ignore_index, reduction)[0]
+    return rows if reduction == "none" else rows.sum()  # type: ignore[no-any-return]
 
 
 class _PseudoGroupContrast(torch.autograd.Function):
@@ -71,29 +71,17 @@ class _PseudoGroupContrast(torch.autograd.Function):
         *settings, reduction = arguments
         with below_autograd():
             rows, slope = torch.ops.dadl.pseudo_group_contrast.default(query, *settings, True)
-            loss, count = _reduce(rows, settings[2], settings[6], reduction)
-        ctx.save_for_backward(slope, query, count)
+            loss: Tensor = rows if reduction == "none" else rows.sum()
+        ctx.save_for_backward(slope, query)
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        slope, query, count = ctx.saved_tensors
-        with below_autograd():
-            if count is not None:
-                grad = grad / count
-            gradient = torch.ops.dadl.contrast_query_gradient.default(grad, slope, query)
-        return gradient, *(None,) * 8
-
-
-def _reduce(rows: Tensor, target: Tensor, ignore_index: int, reduction: str) -> tuple[Tensor, Tensor | None]:
-    """The reduced loss and, for the mean, the number of rows that count."""
-    if reduction == "none":
-        return rows, None
-    total = rows.sum()
-    if reduction == "sum":
-        return total, None
-    count = (target != ignore_index).sum().clamp_min(1)
-    return total / count, count
+        gradient, query = ctx.saved_tensors
+        if not (is_one(grad) and gradient.dtype == query.dtype):
+            with below_autograd():
+                gradient = torch.ops.dadl.contrast_query_gradient.default(grad, gradient, query)
+        return gradient, *(None,) * 9
 
 
 def _arithmetic_dtype(value: Tensor) -> torch.dtype:

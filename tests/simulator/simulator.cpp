@@ -257,7 +257,7 @@ void with_rows(const Array& query, const std::string& query_dtype, const Array& 
 std::tuple<Array, Array> contrast_values(const Array& query, const std::string& query_dtype, const Array& key,
                                          const std::string& key_dtype, const py::object& mask, bool exclude_self,
                                          const py::object& own, const py::object& target, const py::object& slot_count,
-                                         bool kl, int64_t ignore_index, double scale, bool with_slope,
+                                         bool kl, int64_t ignore_index, bool mean, double scale, bool with_slope,
                                          int64_t multiprocessors, bool reverse) {
   Backend backend(reverse, multiprocessors);
   Array values, slope;
@@ -267,6 +267,7 @@ std::tuple<Array, Array> contrast_values(const Array& query, const std::string& 
   choice.target = optional_data<int64_t>(target);
   choice.slot_count = optional_data<int64_t>(slot_count);
   choice.kl = kl;
+  choice.mean = mean;
   choice.ignore_index = ignore_index;
   if (key.ndim() == 3) {
     choice.classes = static_cast<int>(key.shape(0));
