@@ -177,7 +177,8 @@ def test_a_target_that_is_no_class(device: str) -> None:
     assert rows.isnan().tolist() == [False, True, False, True, False]
     assert not slope[1::2].any()
     for ignored in (3, -7):
-        rows, _ = torch.ops.dadl.pseudo_group_contrast(query, key, queue, target, None, 0.1, False, ignored, False, False)
+        options = (None, 0.1, False, ignored, False, False)
+        rows, _ = torch.ops.dadl.pseudo_group_contrast(query, key, queue, target, *options)
         assert not rows[target == ignored].any()
     if device == "cpu":
         with pytest.raises(ValueError, match="target must hold classes"):

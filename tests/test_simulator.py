@@ -358,7 +358,16 @@ IGNORED = -100  # a target
 
 
 def run_contrast(
-    simulator, query: Tensor, key: Tensor, *options, own=None, target=None, slot_count=None, kl=False, mean=False, processors=1
+    simulator,
+    query: Tensor,
+    key: Tensor,
+    *options,
+    own=None,
+    target=None,
+    slot_count=None,
+    kl=False,
+    mean=False,
+    processors=1,
 ):
     """Values and slope; the values alone must be the same."""
     mask, exclude_self, scale = options

@@ -37,11 +37,12 @@ inline void transpose(Block<double>::Vector (&v)[2]) {
 template <typename T>
 inline void transpose(const T* source, int64_t source_stride, T* target, int64_t target_stride, int64_t rows,
                       int64_t columns) {
-  int64_t row = 0;
+  int64_t whole = 0;
 #if __has_builtin(__builtin_shufflevector)
   constexpr int kSize = blocks::Block<T>::kSize;
   typename blocks::Block<T>::Vector v[kSize];
-  for (; row + kSize <= rows; row += kSize) {
+  whole = rows / kSize * kSize;
+  for (int64_t row = 0; row < whole; row += kSize) {
     int64_t column = 0;
     for (; column + kSize <= columns; column += kSize) {
       for (int r = 0; r < kSize; ++r) std::memcpy(&v[r], source + (row + r) * source_stride + column, sizeof(v[r]));
@@ -49,12 +50,12 @@ inline void transpose(const T* source, int64_t source_stride, T* target, int64_t
       for (int c = 0; c < kSize; ++c) std::memcpy(target + (column + c) * target_stride + row, &v[c], sizeof(v[c]));
     }
     for (; column < columns; ++column) {
-      for (int r = 0; r < kSize; ++r)
-        target[column * target_stride + row + r] = source[(row + r) * source_stride + column];
+      for (int64_t r = row; r < row + kSize; ++r)
+        target[column * target_stride + r] = source[r * source_stride + column];
     }
   }
 #endif
-  for (; row < rows; ++row) {
+  for (int64_t row = whole; row < rows; ++row) {
     for (int64_t column = 0; column < columns; ++column) {
       target[column * target_stride + row] = source[row * source_stride + column];
     }
