@@ -3,7 +3,15 @@
 from pathlib import Path
 
 CSRC = Path(__file__).parent
-CPU_SOURCES = ["ops.cpp", "cpu/contrast.cpp", "cpu/ranking.cpp", "cpu/ranksim.cpp"]
+CPU_SOURCES = [
+    "ops.cpp",
+    "gradient.cpp",
+    "cpu/contrast.cpp",
+    "cpu/disagreement.cpp",
+    "cpu/dropout.cpp",
+    "cpu/ranking.cpp",
+    "cpu/ranksim.cpp",
+]
 CUDA_SOURCES = ["cuda/contrast.cu", "cuda/ranking.cu", "cuda/ranksim.cu"]
 
 # The stable ABI of torch 2.11: one binary serves every later release.

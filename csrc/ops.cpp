@@ -7,8 +7,6 @@
 //                        column, 0 beyond count), order [n] (the column of the p-th smallest label), count []
 // ranksim_loss           the subset's loss [] and its gradient [n, d] for an upstream gradient of 1 (no rows unless
 //                        with_gradient), in float32 (float64 for float64 features)
-// ranksim_loss_backward  grad * gradient, rounded once to the features' dtype (the features also make a second
-//                        derivative reach this operator, which then raises)
 // ranksim_rows           the subset's row losses [n], 0 beyond count
 // ranksim_rows_backward  the gradient [n, d] of sum(grad * rows)
 //
@@ -19,11 +17,25 @@
 //                        part (key_mask [N] bool; exclude_self: not key i for query i), and slope [B, d] = scale
 //                        sum_j p_ij k_j, its gradient (no rows unless with_slope), in float32 (float64 for float64)
 // similarity_logsumexp_key_gradient   [N, d], scale sum_i grad_i p_ij q_i, in the keys' dtype
-// contrast_query_gradient             [B, d], grad_i slope_i, in the queries' dtype; grad [B], or [] for all rows
 // pseudo_group_contrast  query, key [B, d], queue [C, D, d], target [B] -> the row losses [B], in cross-entropy form
 //                        or as KL divergence, and their gradients [B, d] with respect to the queries (no rows unless
 //                        with_slope); 0 where the target is ignore_index, else NaN where it is no class. For the mean
 //                        both are divided by the number of rows that are not ignored
+//
+// disagreement           predictions [K, B, R, C] of K members -> the row losses [B], divided by B for the mean, and
+//                        their gradient [K, B, R, C] (no members unless with_gradient), in float32 (float64 for
+//                        float64). Measures over classes compare softmaxes over C, averaged over R; the others, R C
+//                        outputs
+// dropout_linear         features [B, F], weight [C, F], bias [C] -> [K, B, C], features under K dropout masks of the
+//                        seed [] int64 times the weight, in the features' dtype
+// dropout_linear_backward    the gradients [B, F] and [C, F] for the upstream gradient [K, B, C] (no rows where not
+//                        asked for)
+// dropout_disagreement   both, for few outputs and without either's result: the row losses [B], divided by B for the
+//                        mean, and the gradients [B, F], [C, F] and [C] of their sum in float32 (float64 for float64;
+//                        no rows unless with_gradient), the last two negated for minimax
+//
+// scale_gradient         grad * gradient, rounded once to the input's dtype; grad [] or along dimension dim. The input
+//                        also makes a second derivative reach this operator, which then raises
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(dadl, m) {
@@ -34,7 +46,6 @@ STABLE_TORCH_LIBRARY(dadl, m) {
       "ranksim_loss(Tensor features, Tensor labels, Tensor index, Tensor order, Tensor count, "
       "Tensor? label_similarity, float interp_strength, float weight, bool with_gradient) "
       "-> (Tensor loss, Tensor gradient)");
-  m.def("ranksim_loss_backward(Tensor grad, Tensor gradient, Tensor features) -> Tensor");
   m.def(
       "ranksim_rows(Tensor features, Tensor labels, Tensor index, Tensor order, Tensor count, "
       "Tensor? label_similarity, float interp_strength, float weight) -> Tensor");
@@ -50,5 +61,15 @@ STABLE_TORCH_LIBRARY(dadl, m) {
   m.def(
       "pseudo_group_contrast(Tensor query, Tensor key, Tensor queue, Tensor target, Tensor? slot_count, "
       "float temperature, bool kl, int ignore_index, bool mean, bool with_slope) -> (Tensor rows, Tensor slope)");
-  m.def("contrast_query_gradient(Tensor grad, Tensor slope, Tensor query) -> Tensor");
+  m.def(
+      "disagreement(Tensor predictions, int measure, bool mean, bool with_gradient) -> (Tensor rows, Tensor gradient)");
+  m.def("dropout_linear(Tensor features, Tensor weight, Tensor? bias, Tensor seed, float p, int samples) -> Tensor");
+  m.def(
+      "dropout_linear_backward(Tensor grad, Tensor features, Tensor weight, Tensor seed, float p, bool for_features, "
+      "bool for_weight) -> (Tensor features, Tensor weight)");
+  m.def(
+      "dropout_disagreement(Tensor features, Tensor weight, Tensor? bias, Tensor seed, float p, int samples, "
+      "int measure, bool mean, bool minimax, bool with_gradient) "
+      "-> (Tensor rows, Tensor features, Tensor weight, Tensor bias)");
+  m.def("scale_gradient(Tensor grad, Tensor gradient, Tensor input, int dim) -> Tensor");
 }

@@ -87,7 +87,12 @@ using similarity_logsumexp = std::tuple<Tensor, Tensor>(Tensor, Tensor, std::opt
 using similarity_logsumexp_key_gradient = Tensor(Tensor, Tensor, Tensor, std::optional<Tensor>, Tensor, double, bool);
 using pseudo_group_contrast = std::tuple<Tensor, Tensor>(Tensor, Tensor, Tensor, Tensor, std::optional<Tensor>, double,
                                                          bool, int64_t, bool, bool);
-using contrast_query_gradient = Tensor(Tensor, Tensor, Tensor);
+using disagreement = std::tuple<Tensor, Tensor>(Tensor, int64_t, bool, bool);
+using dropout_linear = Tensor(Tensor, Tensor, std::optional<Tensor>, Tensor, double, int64_t);
+using dropout_linear_backward = std::tuple<Tensor, Tensor>(Tensor, Tensor, Tensor, Tensor, double, bool, bool);
+using dropout_disagreement = std::tuple<Tensor, Tensor, Tensor, Tensor>(Tensor, Tensor, std::optional<Tensor>, Tensor,
+                                                                        double, int64_t, int64_t, bool, bool, bool);
+using scale_gradient = Tensor(Tensor, Tensor, Tensor, int64_t);
 }  // namespace signature
 
 }  // namespace dadl

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from ._members import CLASS_MEASURES, MEASURES
+
 LabelSimilarity: TypeAlias = str | Tensor | Callable[[Tensor], Tensor] | None
 
 REDUCTIONS = ("none", "mean", "sum")
@@ -250,3 +252,74 @@ def check_supervised_contrast(
         labels = labels.repeat(features.shape[1])
         features = features.transpose(0, 1).flatten(0, 1)
     return features, labels
+
+
+def check_measure(measure: str) -> None:
+    if measure not in MEASURES:
+        raise ValueError(f"measure must be one of {MEASURES}, got {measure!r}")
+
+
+def check_disagreement(predictions: Tensor, measure: str, reduction: str) -> None:
+    check_floating("predictions", predictions)
+    check_measure(measure)
+    check_reduction(reduction)
+    least = 3 if measure in CLASS_MEASURES else 2
+    if predictions.dim() < least or 0 in (predictions.shape[0], *predictions.shape[2:]):
+        expected = "[K, B, ..., C], or heatmaps [K, B, J, H, W]," if least == 3 else "[K, B, ...]"
+        raise ValueError(
+            f"predictions must be {expected} with at least one member and output for {measure}, "
+            f"got {tuple(predictions.shape)}"
+        )
+    check_no_tangent("disagreement", predictions)
+
+
+def check_p(p: float) -> None:
+    if not (p >= 0 and round(p * 65536) < 65536):
+        raise ValueError(f"p must be in [0, 1) and below 1 - 2^-17, got {p}")
+    if p > 0 and round(p * 65536) == 0:
+        raise ValueError(f"p is drawn from 16 bits: {p} would round to 0; use p=0 for no dropout")
+
+
+def check_samples(samples: int) -> None:
+    if samples < 1:
+        raise ValueError(f"samples (K) must be at least 1, got {samples}")
+
+
+def check_dropout(
+    features: Tensor, weight: Tensor, bias: Tensor | None, p: float, samples: int, seed: int | Tensor
+) -> None:
+    check_floating("features", features)
+    if features.dim() < 2 or features.shape[-1] == 0:
+        raise ValueError(f"features must be [B, F] (or [..., F]) with F >= 1, got {tuple(features.shape)}")
+    for name, value, dims in (("weight", weight, 2), ("bias", bias, 1)):
+        if value is None:
+            continue
+        check_floating(name, value)
+        if value.dim() != dims or (name == "weight" and value.shape[1] != features.shape[-1]):
+            raise ValueError(
+                f"weight must be [C, F] and bias [C], got features {tuple(features.shape)} and {name} "
+                f"{tuple(value.shape)}"
+            )
+        if value.dtype != features.dtype:
+            raise TypeError(f"{name} is {value.dtype}, the features {features.dtype}; convert one of them")
+        if value.device != features.device:
+            raise ValueError(f"{name} is on {value.device}, the features on {features.device}; move one of them")
+        check_no_tangent("dropout_linear", value)
+    if weight.shape[0] == 0 or (bias is not None and bias.shape[0] != weight.shape[0]):
+        shapes = f"weight {tuple(weight.shape)}" + ("" if bias is None else f" and bias {tuple(bias.shape)}")
+        raise ValueError(f"weight and bias must have the same number of outputs, at least one, got {shapes}")
+    check_no_tangent("dropout_linear", features)
+    check_p(p)
+    check_samples(samples)
+    if isinstance(seed, Tensor):
+        if seed.dtype != torch.int64 or seed.numel() != 1:
+            raise TypeError(f"a seed tensor must hold one int64, got {seed.dtype} of shape {tuple(seed.shape)}")
+        if seed.device != features.device:
+            raise ValueError(
+                f"the seed is on {seed.device}, the features on {features.device}: give an int, or move it with "
+                "seed.to(features.device)"
+            )
+    elif isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"seed must be an int or an int64 tensor, got {type(seed).__name__}")
+    elif not -(2**63) <= seed < 2**63:
+        raise ValueError(f"seed must fit in 64 bits, got {seed}")

@@ -6,18 +6,35 @@ from torch import Tensor
 from ._checks import (
     LabelSimilarity,
     check_contrast,
+    check_disagreement,
+    check_dropout,
     check_group_contrast,
+    check_measure,
     check_rank,
     check_ranksim,
+    check_reduction,
     check_supervised_contrast,
 )
 from ._distributed import gather_batch
 from ._labels import draw_priority, label_similarity_matrix
 from ._library import require_device
+from ._members import as_members
 from ._reduction import reduce_rows
-from .ops import contrast, ranking, ranksim
+from ._reversal import reverse_gradient
+from .ops import contrast, dropout, ranking, ranksim
+from .ops import disagreement as disagreement_operator
 
-__all__ = ["pseudo_group_contrast", "rank", "ranksim_loss", "similarity_logsumexp", "supervised_contrast"]
+__all__ = [
+    "disagreement",
+    "dropout_disagreement",
+    "dropout_linear",
+    "pseudo_group_contrast",
+    "rank",
+    "ranksim_loss",
+    "reverse_gradient",
+    "similarity_logsumexp",
+    "supervised_contrast",
+]
 
 
 def rank(input: Tensor, interp_strength: float = 2.0) -> Tensor:
@@ -279,3 +296,143 @@ def supervised_contrast(
     mean_positive = (z * (sums[group] - z)).sum(dim=1) / (temperature * count.clamp_min(1).to(z.dtype))
     loss = (denominator - mean_positive).masked_fill(count == 0, 0)
     return reduce_rows(loss, torch.ones_like(group, dtype=torch.bool), None, reduction)
+
+
+def disagreement(predictions: Tensor, measure: str = "l1", *, reduction: str = "mean") -> Tensor:
+    r"""How far the predictions of K members lie apart, in one pass over them.
+
+    The mean over ordered pairs of members :math:`i \ne j` of
+
+    ================  =================================================  ==============================
+    ``measure``       distance of two members                            over the outputs of a sample
+    ================  =================================================  ==============================
+    ``l1``            :math:`|p_i - p_j|`                                mean
+    ``mse``           :math:`(p_i - p_j)^2`                              mean
+    ``variance``      :math:`(p_i - p_j)^2 / 2`, the unbiased variance   mean
+    ``softmax_l1``    :math:`|q_i - q_j|`, q = softmax(p)                mean
+    ``symmetric_kl``  :math:`\mathrm{KL}(q_i \Vert q_j)`                 sum over classes, mean of rest
+    ================  =================================================  ==============================
+
+    and ``js``, the generalised Jensen-Shannon divergence :math:`H(\bar q) - \frac1K \sum_i H(q_i)` (the mutual
+    information of BALD), summed over classes likewise. None of them forms the pairs: O(K) per element (``l1`` of more
+    than 32 members O(K log K), of fewer by comparing them). Disagreements as in the χ-Model (Wang et al., ICLR 2022),
+    MCD (Saito et al., CVPR 2018: ``softmax_l1``) and R-Drop (Wu et al., NeurIPS 2021: ``symmetric_kl``).
+
+    Args:
+        predictions: ``[K, B, ...]``; the last three take logits, with classes in the last dimension, or heatmaps
+            ``[K, B, J, H, W]``, where the H·W places of a joint are its classes.
+        measure: see above.
+        reduction: ``"mean"`` over the batch, ``"sum"`` or ``"none"``.
+
+    Returns:
+        ``[]``, or ``[B]`` for ``"none"``; float64 for float64 input, else float32 (also the arithmetic). One member
+        gives 0, and an empty batch.
+
+    Raises:
+        TypeError: ``predictions`` is not a dense floating-point tensor.
+        ValueError: too few dimensions, no member or output, an unknown measure or reduction.
+
+    The gradient is exact; ``l1`` takes 0 for the slope between equal members. Finite for any finite logits: distances
+    of logarithms end at 1e37 (1e300 in float64). NaN stays visible. Deterministic: the same bits on every run and
+    thread count. A second derivative and forward mode raise; :mod:`dadl_ext.reference` has them. Supports
+    ``torch.compile`` and autocast (in float32).
+    """
+    check_disagreement(predictions, measure, reduction)
+    require_device(predictions.device)
+    return disagreement_operator.disagreement(as_members(predictions, measure), measure, reduction)
+
+
+def dropout_linear(
+    features: Tensor, weight: Tensor, bias: Tensor | None = None, *, p: float, samples: int, seed: int | Tensor
+) -> Tensor:
+    r"""A linear map of the features under K dropout masks at once.
+
+    .. math:: P_k = \frac{h \circ m_k}{1 - p} W^\top + b, \quad m_k \sim \mathrm{Bernoulli}(1 - p)
+
+    Masks are drawn from 16 bits each of Philox4x32-10 (Salmon et al., SC 2011), keyed by the seed and counted by
+    member, row and feature. They are never stored: the same seed gives the same masks on every device, for any number
+    of threads and in the backward, and no ``[K, B, F]`` tensor exists.
+
+    Args:
+        features: ``[B, F]`` or ``[..., F]``; rows are counted through the leading dimensions.
+        weight: ``[C, F]``.
+        bias: ``[C]`` or None.
+        p: probability that a feature is dropped, in [0, 1), rounded to a multiple of 2⁻¹⁶. Kept features are
+            multiplied by exactly one over the probability so rounded.
+        samples: K.
+        seed: an int, or one int64 in a tensor on the features' device, which nothing reads on the host: a CUDA graph
+            may fill it before each replay.
+
+    Returns:
+        ``[K, B, C]`` (``[K, ..., C]``) in the features' dtype, computed in float32 (float64 for float64).
+
+    Raises:
+        TypeError, ValueError: unsupported or different dtypes, shapes that do not fit, different devices, ``p`` out of
+            range or so small that it rounds to 0, ``samples`` < 1, a seed that is no 64-bit integer.
+
+    Differentiable any number of times in features, weight and bias, the masks being constants; forward mode raises.
+    Deterministic up to the rounding of BLAS (more than 8 outputs), which may depend on the number of threads. Supports
+    ``torch.compile`` and autocast (in float32).
+    """
+    features, weight, bias = _out_of_autocast(features, weight, bias)
+    check_dropout(features, weight, bias, p, samples, seed)
+    require_device(features.device)
+    rows = features.reshape(-1, features.shape[-1])
+    result = dropout.dropout_linear(rows, weight, bias, dropout.seed_tensor(seed, rows.device), p, samples)
+    return result.reshape(samples, *features.shape[:-1], weight.shape[0])
+
+
+def dropout_disagreement(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    p: float,
+    samples: int,
+    seed: int | Tensor,
+    measure: str = "mse",
+    minimax: bool = False,
+    reduction: str = "mean",
+) -> Tensor:
+    r"""The :func:`disagreement` of a linear head with itself under K dropout masks, as for :func:`dropout_linear`.
+
+    For up to 8 outputs loss and gradients come from one pass over the features, in which each mask is drawn once. For
+    more, and for ``reduction="none"`` with a gradient, it is the two functions in turn.
+
+    Args:
+        features, weight, bias, p, samples, seed: see :func:`dropout_linear`.
+        measure, reduction: see :func:`disagreement`; a sample is a row of the features.
+        minimax: negate the gradients of weight and bias, so that one step makes the features agree and the head
+            disagree, as in the game of the χ-Model (Wang et al., ICLR 2022).
+
+    Returns:
+        ``[]``, or ``[B]`` for ``"none"``; float64 for float64 input, else float32.
+
+    Raises:
+        TypeError, ValueError: as for the two functions.
+
+    Determinism as for :func:`dropout_linear`. A second derivative and forward mode raise. Supports ``torch.compile``
+    and autocast (in float32).
+    """
+    features, weight, bias = _out_of_autocast(features, weight, bias)
+    check_dropout(features, weight, bias, p, samples, seed)
+    check_measure(measure)
+    check_reduction(reduction)
+    require_device(features.device)
+    rows = features.reshape(-1, features.shape[-1])
+    seed = dropout.seed_tensor(seed, rows.device)
+    if weight.shape[0] <= dropout.FEW_OUTPUTS and reduction != "none":
+        return dropout.dropout_disagreement(rows, weight, bias, seed, p, samples, measure, reduction, minimax)
+    if minimax:
+        weight, bias = reverse_gradient(weight), None if bias is None else reverse_gradient(bias)
+    predictions = dropout.dropout_linear(rows, weight, bias, seed, p, samples)
+    return disagreement(predictions, measure, reduction=reduction)
+
+
+def _out_of_autocast(features: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Under autocast features may be of half precision and weights not: all become float32."""
+    if not (isinstance(features, Tensor) and torch.is_autocast_enabled(features.device.type)):
+        return features, weight, bias
+    if features.dtype == torch.float64:
+        return features, weight, bias
+    return features.float(), weight.float(), None if bias is None else bias.float()

@@ -347,8 +347,8 @@ def test_opcheck(device: str) -> None:
         ("similarity_logsumexp", (query, keys, mask, 2.0, True, True)),
         ("similarity_logsumexp", (query, keys, None, 2.0, False, False)),
         ("similarity_logsumexp_key_gradient", (lse, query, keys, mask, lse, 2.0, True)),
-        ("contrast_query_gradient", (lse, slope, query)),
-        ("contrast_query_gradient", (lse[0], slope, query)),
+        ("scale_gradient", (lse, slope, query, 0)),
+        ("scale_gradient", (lse[0], slope, query, 0)),
         ("pseudo_group_contrast", (query, key, queue, target, counts, 0.1, True, -1, True, True)),
         ("pseudo_group_contrast", (query, key, queue, target, None, 0.1, False, -1, False, False)),
     ):

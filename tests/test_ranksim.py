@@ -458,7 +458,7 @@ def test_opcheck(device: str, dtype: torch.dtype) -> None:
                 (torch.randn_like(rows), x, labels, *subset, matrix, 2.0, 1.0),
             )
         loss, gradient = ops.ranksim_loss(x, labels, *subset, None, 2.0, 1.0, True)
-        torch.library.opcheck(ops.ranksim_loss_backward.default, (torch.randn_like(loss), gradient, x))
+        torch.library.opcheck(ops.scale_gradient.default, (torch.randn_like(loss), gradient, x, 0))
 
 
 def test_the_bare_operator_does_not_lose_gradients_silently(device: str) -> None:

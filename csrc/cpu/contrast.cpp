@@ -242,37 +242,11 @@ std::tuple<Tensor, Tensor> pseudo_group_contrast(Tensor query, Tensor key, Tenso
   return {rows, slopes};
 }
 
-// The queries give the dtype, and make a second derivative reach this operator, which then raises.
-Tensor contrast_query_gradient(Tensor grad, Tensor slope, Tensor query) {
-  const int64_t queries = query.size(0), d = query.size(1);
-  STD_TORCH_CHECK(slope.dim() == 2 && slope.size(0) == queries && slope.size(1) == d &&
-                      slope.scalar_type() == arithmetic_type(query) && grad.scalar_type() == slope.scalar_type() &&
-                      (grad.dim() == 0 || (grad.dim() == 1 && grad.size(0) == queries)),
-                  "slope must be [B, d] and grad [B] or [], in the dtype of the losses");
-  grad = as_contiguous(grad);
-  slope = as_contiguous(slope);
-  const Tensor gradient = torch::stable::new_empty(query, {queries, d});
-  const int64_t step = grad.dim();
-  dispatch_floating(query, "query", [&](auto tag) {
-    using T = decltype(tag);
-    using A = typename Storage<T>::Arithmetic;
-    torch::stable::parallel_for(0, queries, grain_rows(d), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const A factor = data<A>(grad)[i * step], *from = data<A>(slope) + i * d;
-        T* to = mutable_data<T>(gradient) + i * d;
-        for (int64_t e = 0; e < d; ++e) to[e] = Storage<T>::round(factor * from[e]);
-      }
-    });
-  });
-  return gradient;
-}
-
 }  // namespace
 }  // namespace dadl::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(dadl, CPU, m) {
   DADL_IMPL(m, dadl::cpu, similarity_logsumexp);
   DADL_IMPL(m, dadl::cpu, similarity_logsumexp_key_gradient);
-  DADL_IMPL(m, dadl::cpu, contrast_query_gradient);
   DADL_IMPL(m, dadl::cpu, pseudo_group_contrast);
 }

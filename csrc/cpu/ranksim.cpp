@@ -432,13 +432,6 @@ Tensor ranksim_rows_backward(Tensor grad, Tensor features, Tensor labels, Tensor
   return as_contiguous(gradient, features.scalar_type());
 }
 
-// On every device: nothing here that ATen does not do.
-Tensor ranksim_loss_backward(Tensor grad, Tensor gradient, Tensor features) {
-  std::array<StableIValue, 2> stack{torch::stable::detail::from(gradient), torch::stable::detail::from(grad)};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mul", "Tensor", stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::to(torch::stable::detail::to<Tensor>(stack[0]), features.scalar_type());
-}
-
 }  // namespace
 }  // namespace dadl::cpu
 
@@ -447,8 +440,4 @@ STABLE_TORCH_LIBRARY_IMPL(dadl, CPU, m) {
   DADL_IMPL(m, dadl::cpu, ranksim_loss);
   DADL_IMPL(m, dadl::cpu, ranksim_rows);
   DADL_IMPL(m, dadl::cpu, ranksim_rows_backward);
-}
-
-STABLE_TORCH_LIBRARY_IMPL(dadl, CompositeExplicitAutograd, m) {
-  m.impl("ranksim_loss_backward", TORCH_BOX(&dadl::cpu::ranksim_loss_backward));
 }

@@ -1,7 +1,6 @@
 // The contrast operators on CUDA.
 #include <torch/csrc/stable/library.h>
 
-#include <array>
 #include <limits>
 #include <optional>
 #include <tuple>
@@ -123,25 +122,11 @@ std::tuple<Tensor, Tensor> pseudo_group_contrast(Tensor query, Tensor key, Tenso
   return {rows, slope};
 }
 
-// Nothing here that ATen does not do. The queries give the dtype, and make a second derivative reach this operator,
-// which then raises.
-Tensor contrast_query_gradient(Tensor grad, Tensor slope, Tensor query) {
-  if (grad.dim() == 1) {
-    std::array<StableIValue, 2> column{torch::stable::detail::from(grad), torch::stable::detail::from(int64_t{1})};
-    TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::unsqueeze", "", column.data(), TORCH_ABI_VERSION));
-    grad = torch::stable::detail::to<Tensor>(column[0]);
-  }
-  std::array<StableIValue, 2> product{torch::stable::detail::from(slope), torch::stable::detail::from(grad)};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mul", "Tensor", product.data(), TORCH_ABI_VERSION));
-  return torch::stable::to(torch::stable::detail::to<Tensor>(product[0]), query.scalar_type());
-}
-
 }  // namespace
 }  // namespace dadl::cuda
 
 STABLE_TORCH_LIBRARY_IMPL(dadl, CUDA, m) {
   DADL_IMPL(m, dadl::cuda, similarity_logsumexp);
   DADL_IMPL(m, dadl::cuda, similarity_logsumexp_key_gradient);
-  DADL_IMPL(m, dadl::cuda, contrast_query_gradient);
   DADL_IMPL(m, dadl::cuda, pseudo_group_contrast);
 }

@@ -4,7 +4,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
 
 
 def below_autograd() -> AbstractContextManager[object]:
@@ -12,13 +11,6 @@ def below_autograd() -> AbstractContextManager[object]:
     derivatives: 20 µs less each."""
     needed = torch.compiler.is_compiling() or torch.is_grad_enabled()
     return nullcontext() if needed else torch._C._AutoDispatchBelowAutograd()
-
-
-def is_one(grad: Tensor) -> bool:
-    """Whether a gradient that was formed with the loss may be passed on as it is: not where looking would stop the
-    device, nor where a second derivative may be asked for, which must raise."""
-    looking = grad.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.is_grad_enabled()
-    return looking and grad.dim() == 0 and grad.item() == 1
 
 
 def register_no_derivative(operator: str, reason: str) -> None:

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from .. import _library as _library  # the operators must be loaded before rules can be registered
-from ._rules import below_autograd, is_one, register_float32_autocast, register_no_derivative
+from ._gradient import scale_gradient
+from ._rules import below_autograd, register_float32_autocast, register_no_derivative
 
 
 def similarity_logsumexp(
@@ -36,7 +37,7 @@ class _SimilarityLogsumexp(torch.autograd.Function):
         query_gradient = key_gradient = None
         with below_autograd():
             if ctx.needs_input_grad[0]:
-                query_gradient = torch.ops.dadl.contrast_query_gradient.default(grad, slope, query)
+                query_gradient = scale_gradient(grad, slope, query)
             if ctx.needs_input_grad[1]:
                 key_gradient = torch.ops.dadl.similarity_logsumexp_key_gradient.default(
                     grad, query, key, key_mask, lse, ctx.scale, ctx.exclude_self
@@ -77,11 +78,7 @@ class _PseudoGroupContrast(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        gradient, query = ctx.saved_tensors
-        if not (is_one(grad) and gradient.dtype == query.dtype):
-            with below_autograd():
-                gradient = torch.ops.dadl.contrast_query_gradient.default(grad, gradient, query)
-        return gradient, *(None,) * 9
+        return scale_gradient(grad, *ctx.saved_tensors), *(None,) * 9
 
 
 def _arithmetic_dtype(value: Tensor) -> torch.dtype:
@@ -108,17 +105,10 @@ def _(query: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     return query.new_empty(queries, dtype=dtype), query.new_empty((queries if with_slope else 0, d), dtype=dtype)
 
 
-@torch.library.register_fake("dadl::contrast_query_gradient")
-def _(grad: Tensor, slope: Tensor, query: Tensor) -> Tensor:
-    return query.new_empty(query.shape)
-
-
 for _operator in ("similarity_logsumexp", "pseudo_group_contrast"):
     register_no_derivative(f"dadl::{_operator}", f"use dadl_ext.functional.{_operator}")
     register_float32_autocast(f"dadl::{_operator}")
-for _operator in ("contrast_query_gradient", "similarity_logsumexp_key_gradient"):
-    register_no_derivative(
-        f"dadl::{_operator}",
-        "the contrast's gradient is formed with its value and has no second derivative. Leave the loss out of what "
-        "needs one (create_graph=True), or use dadl_ext.reference, which has it",
-    )
+register_no_derivative(
+    "dadl::similarity_logsumexp_key_gradient",
+    "leave the loss out of what needs a second derivative (create_graph=True), or use dadl_ext.reference, which has it",
+)

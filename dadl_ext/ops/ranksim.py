@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from .. import _library as _library  # the operators must be loaded before rules can be registered
-from ._rules import below_autograd, is_one, register_float32_autocast, register_no_derivative
+from ._gradient import scale_gradient
+from ._rules import below_autograd, register_float32_autocast, register_no_derivative
 
 # (index, order, count) as in csrc/ops.cpp: of fixed size, so that the count may stay on the device.
 Subset: TypeAlias = tuple[Tensor, Tensor, Tensor]
@@ -45,11 +46,7 @@ class _RankSimLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        gradient, features = ctx.saved_tensors
-        if not (is_one(grad) and gradient.dtype == features.dtype):
-            with below_autograd():
-                gradient = torch.ops.dadl.ranksim_loss_backward.default(grad, gradient, features)
-        return gradient, *(None,) * 7
+        return scale_gradient(grad, *ctx.saved_tensors), *(None,) * 7
 
 
 def ranksim_rows(
@@ -93,11 +90,6 @@ def _(
     return features.new_empty((), dtype=dtype), features.new_empty(shape, dtype=dtype)
 
 
-@torch.library.register_fake("dadl::ranksim_loss_backward")
-def _(grad: Tensor, gradient: Tensor, features: Tensor) -> Tensor:
-    return features.new_empty(features.shape)
-
-
 @torch.library.register_fake("dadl::ranksim_rows")
 def _(features: Tensor, *arguments: Any) -> Tensor:
     return features.new_empty(features.shape[:1], dtype=_arithmetic_dtype(features))
@@ -120,11 +112,10 @@ def _rows_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 torch.library.register_autograd("dadl::ranksim_rows", _rows_backward, setup_context=_rows_setup_context)
 register_no_derivative("dadl::ranksim_loss", "its gradient is an output; use dadl_ext.functional.ranksim_loss")
-for _operator in ("dadl::ranksim_loss_backward", "dadl::ranksim_rows_backward"):
-    register_no_derivative(
-        _operator,
-        "RankSim's gradient passes through ranks, and the blackbox gradient defines no second derivative. Leave the "
-        "loss out of what needs one (create_graph=True), or detach it there",
-    )
+register_no_derivative(
+    "dadl::ranksim_rows_backward",
+    "RankSim's gradient passes through ranks, and the blackbox gradient defines no second derivative. Leave the "
+    "loss out of what needs one (create_graph=True), or detach it there",
+)
 for _operator in ("dadl::ranksim_loss", "dadl::ranksim_rows"):
     register_float32_autocast(_operator)

@@ -1,0 +1,50 @@
+// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) and the dropout masks drawn
+// from it, the same on every processor.
+//
+// Feature f of a row is kept by draw 16 bits wide, eight to a block of four words:
+//   counter = (16 (f / 128) + f % 16, row's low word, row's high word, member),  key = seed's low and high word,
+//   word (f / 32) % 4, its lower half where (f / 16) % 2 is 0
+// so that neighbouring features come from the same draw of neighbouring blocks, and vectors need no shuffling.
+#pragma once
+
+#include <cstdint>
+
+#include "macros.h"
+
+namespace dadl {
+
+constexpr int kMaskLanes = 16;   // blocks side by side
+constexpr int kMaskGroup = 128;  // features that they decide
+
+struct PhiloxKey {
+  uint32_t low, high;
+};
+
+DADL_HD PhiloxKey philox_key(int64_t seed) {
+  return {static_cast<uint32_t>(seed), static_cast<uint32_t>(static_cast<uint64_t>(seed) >> 32)};
+}
+
+// Words x0..x3 of a block hold the counter before and the random words after.
+DADL_HD void philox(PhiloxKey key, uint32_t& x0, uint32_t& x1, uint32_t& x2, uint32_t& x3) {
+  constexpr uint64_t kFirst = 0xD2511F53, kSecond = 0xCD9E8D57;
+  for (int round = 0; round < 10; ++round) {
+    const uint64_t a = kFirst * x0, b = kSecond * x2;
+    x0 = static_cast<uint32_t>(b >> 32) ^ x1 ^ key.low;
+    x1 = static_cast<uint32_t>(b);
+    x2 = static_cast<uint32_t>(a >> 32) ^ x3 ^ key.high;
+    x3 = static_cast<uint32_t>(a);
+    key.low += 0x9E3779B9;
+    key.high += 0xBB67AE85;
+  }
+}
+
+// A feature is kept where its draw is not below the threshold.
+struct Dropout {
+  PhiloxKey key;
+  uint32_t threshold;  // of 65536
+
+  // What kept features are multiplied with: exactly one over the probability of being kept.
+  DADL_HD double scale() const { return 65536.0 / (65536 - threshold); }
+};
+
+}  // namespace dadl

@@ -1,0 +1,458 @@
+// Linear maps of features under many dropout masks, and the disagreement of their results, on the CPU.
+//
+// Masks are drawn by groups of 128 features where they are needed, never kept for more than a row or a tile. For few
+// outputs a row is read once for all members; for many, tiles of masked features go through BLAS.
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "../disagreement_checks.h"
+#include "../dropout_checks.h"
+#include "common.h"
+#include "disagreement_rows.h"
+#include "dropout_masks.h"
+#include "products.h"
+
+namespace dadl::cpu {
+namespace {
+
+constexpr int64_t kFewOutputs = 8;          // beyond, BLAS is quicker
+constexpr int64_t kTileElements = 1 << 18;  // of masked features: a tile stays in a core's L2 cache
+constexpr int64_t kTileColumns = 256;       // of a tile of the gradients
+constexpr int64_t kMostChunks = 16;         // of rows, each with a weight gradient of its own
+constexpr int64_t kKeptMasks = 1 << 20;     // bytes of a row's masks that are kept from its first use to its second
+
+// Features [B, F] in their own type; weight [C, padded F] in the arithmetic type, zeros behind the F.
+template <typename T, typename A = typename Storage<T>::Arithmetic>
+struct Linear {
+  const T* features;
+  const A *weight, *bias;  // bias may be null
+  int64_t rows, width, padded, outputs, members;
+  Dropout dropout;
+};
+
+template <typename A>
+std::vector<A> padded_weight(const A* weight, int64_t outputs, int64_t width) {
+  const int64_t padded = padded_features(width);
+  std::vector<A> result(outputs * padded);
+  for (int64_t c = 0; c < outputs; ++c) std::copy_n(weight + c * width, width, result.data() + c * padded);
+  return result;
+}
+
+template <typename T, typename A>
+void load_row(const Linear<T>& linear, int64_t row, A* values) {
+  const T* source = linear.features + row * linear.width;
+  for (int64_t f = 0; f < linear.width; ++f) values[f] = static_cast<A>(to_float(source[f]));
+}
+
+// ---- few outputs ----
+
+// result [K][C] = the row's predictions. masks: [K][padded F] bytes to be kept for the gradient, or null.
+template <typename T, typename A>
+void predict_row(const Linear<T>& linear, const A* values, int64_t row, A* sums, uint8_t* masks, A* result) {
+  const int64_t outputs = linear.outputs, members = linear.members;
+  std::fill_n(sums, members * outputs * kMaskLanes, A{0});
+  for (int64_t group = 0; group < linear.padded / kGroup; ++group) {
+    const A* x = values + group * kGroup;
+    for (int64_t k = 0; k < members; ++k) {
+      A keep[kGroup];
+      if (masks) {
+        uint8_t* kept = masks + k * linear.padded + group * kGroup;
+        draw_group(linear.dropout, k, row, group, kept);
+        for (int64_t e = 0; e < kGroup; ++e) keep[e] = x[e] * static_cast<A>(kept[e]);
+      } else {
+        draw_group(linear.dropout, k, row, group, keep);
+        for (int64_t e = 0; e < kGroup; ++e) keep[e] *= x[e];
+      }
+      for (int64_t c = 0; c < outputs; ++c) {
+        const A* w = linear.weight + c * linear.padded + group * kGroup;
+        A* sum = sums + (k * outputs + c) * kMaskLanes;
+        for (int64_t e = 0; e < kGroup; e += kMaskLanes) {
+          for (int64_t l = 0; l < kMaskLanes; ++l) sum[l] += keep[e + l] * w[e + l];
+        }
+      }
+    }
+  }
+  const A scale = static_cast<A>(linear.dropout.scale());
+  for (int64_t k = 0; k < members; ++k) {
+    for (int64_t c = 0; c < outputs; ++c) {
+      const A* sum = sums + (k * outputs + c) * kMaskLanes;
+      A total = 0;
+      for (int64_t l = 0; l < kMaskLanes; ++l) total += sum[l];
+      result[k * outputs + c] = total * scale + (linear.bias ? linear.bias[c] : A{0});
+    }
+  }
+}
+
+// upstream [K][C] -> the row's gradient [F], or null, and the sum that the weight's gradient [C][padded F] gets, or
+// null. masks as predict_row left them, or null.
+template <typename T, typename A>
+void add_row_gradients(const Linear<T>& linear, const A* values, int64_t row, const A* upstream, const uint8_t* masks,
+                       A* for_features, A* for_weight) {
+  const int64_t outputs = linear.outputs, members = linear.members;
+  const A scale = static_cast<A>(linear.dropout.scale());
+  for (int64_t group = 0; group < linear.padded / kGroup; ++group) {
+    const int64_t first = group * kGroup;
+    A sums[kFewOutputs][kGroup] = {}, keep[kGroup];
+    for (int64_t k = 0; k < members; ++k) {
+      if (masks) {
+        const uint8_t* kept = masks + k * linear.padded + first;
+        for (int64_t e = 0; e < kGroup; ++e) keep[e] = static_cast<A>(kept[e]);
+      } else {
+        draw_group(linear.dropout, k, row, group, keep);
+      }
+      for (int64_t c = 0; c < outputs; ++c) {
+        const A factor = upstream[k * outputs + c] * scale;
+        for (int64_t e = 0; e < kGroup; ++e) sums[c][e] += keep[e] * factor;
+      }
+    }
+    if (for_features) {
+      A total[kGroup] = {};
+      for (int64_t c = 0; c < outputs; ++c) {
+        const A* w = linear.weight + c * linear.padded + first;
+        for (int64_t e = 0; e < kGroup; ++e) total[e] += sums[c][e] * w[e];
+      }
+      std::copy_n(total, std::min(kGroup, linear.width - first), for_features + first);
+    }
+    for (int64_t c = 0; for_weight && c < outputs; ++c) {
+      A* out = for_weight + c * linear.padded + first;
+      for (int64_t e = 0; e < kGroup; ++e) out[e] += sums[c][e] * values[first + e];
+    }
+  }
+}
+
+template <typename T, typename A = typename Storage<T>::Arithmetic>
+void predict_rows(const Linear<T>& linear, int64_t begin, int64_t end, A* result /* [K, B, C] */) {
+  const int64_t members = linear.members, outputs = linear.outputs;
+  std::vector<A> values(linear.padded), sums(members * outputs * kMaskLanes), row_result(members * outputs);
+  for (int64_t row = begin; row < end; ++row) {
+    load_row(linear, row, values.data());
+    predict_row<T, A>(linear, values.data(), row, sums.data(), nullptr, row_result.data());
+    for (int64_t k = 0; k < members; ++k) {
+      std::copy_n(row_result.data() + k * outputs, outputs, result + (k * linear.rows + row) * outputs);
+    }
+  }
+}
+
+template <typename T, typename A = typename Storage<T>::Arithmetic>
+void add_rows_gradients(const Linear<T>& linear, int64_t begin, int64_t end, const A* upstream /* [K, B, C] */,
+                        A* for_features, A* for_weight) {
+  const int64_t members = linear.members, outputs = linear.outputs;
+  std::vector<A> values(linear.padded), row_upstream(members * outputs);
+  for (int64_t row = begin; row < end; ++row) {
+    load_row(linear, row, values.data());
+    for (int64_t k = 0; k < members; ++k) {
+      std::copy_n(upstream + (k * linear.rows + row) * outputs, outputs, row_upstream.data() + k * outputs);
+    }
+    add_row_gradients<T, A>(linear, values.data(), row, row_upstream.data(), nullptr,
+                            for_features ? for_features + row * linear.width : nullptr, for_weight);
+  }
+}
+
+// Where the fused operator's results go. Of its gradients all or none are wanted; those of the weight [C, padded F] and
+// of the bias [C] are sums over rows.
+template <typename A>
+struct FusedResult {
+  A *loss, *for_features, *for_weight, *for_bias;
+};
+
+template <typename T, typename A = typename Storage<T>::Arithmetic>
+void disagree_rows(const Linear<T>& linear, Measure measure, A gain, int64_t begin, int64_t end,
+                   const FusedResult<A>& out) {
+  const int64_t members = linear.members, outputs = linear.outputs;
+  const bool with_gradient = out.for_features, classes = is_over_classes(measure);
+  std::vector<A> values(linear.padded), sums(members * outputs * kMaskLanes), result(members * outputs),
+      upstream(with_gradient ? members * outputs : 0), elements;
+  std::vector<uint8_t> masks(with_gradient && members * linear.padded <= kKeptMasks ? members * linear.padded : 0);
+  uint8_t* kept = masks.empty() ? nullptr : masks.data();
+  ClassScratch<A> scratch(members, outputs);
+  const Members<A> predictions{result.data(), outputs, members};
+  const Gradients<A> gradient{with_gradient ? upstream.data() : nullptr, outputs};
+  const A factor = classes ? gain : gain / static_cast<A>(outputs);
+  for (int64_t row = begin; row < end; ++row) {
+    load_row(linear, row, values.data());
+    predict_row<T, A>(linear, values.data(), row, sums.data(), kept, result.data());
+    A total = 0;
+    if (classes) {
+      total = measure_classes(measure, predictions, outputs, gradient, scratch);
+    } else {
+      A part[kFewOutputs];
+      measure_elements(measure, predictions, outputs, part, gradient, elements);
+      for (int64_t c = 0; c < outputs; ++c) total += part[c];
+    }
+    out.loss[row] = factor * total;
+    if (!with_gradient) continue;
+    for (int64_t e = 0; e < members * outputs; ++e) {
+      upstream[e] *= factor;
+      out.for_bias[e % outputs] += upstream[e];
+    }
+    add_row_gradients<T, A>(linear, values.data(), row, upstream.data(), kept, out.for_features + row * linear.width,
+                            out.for_weight);
+  }
+}
+
+// ---- many outputs ----
+
+// tile [rows, width of columns] = masked and scaled features; row i is that of (member, row) number first + i, counted
+// through all rows of a member first. Columns are whole groups.
+template <typename T, typename A = typename Storage<T>::Arithmetic>
+void mask_tile(const Linear<T>& linear, int64_t first, int64_t count, int64_t column, int64_t columns, A* tile) {
+  const A scale = static_cast<A>(linear.dropout.scale());
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t member = (first + i) / linear.rows, row = (first + i) % linear.rows;
+    const T* source = linear.features + row * linear.width;
+    for (int64_t f = column; f < column + columns; f += kGroup) {
+      A keep[kGroup];
+      draw_group(linear.dropout, member, row, f / kGroup, keep);
+      const int64_t width = std::min(kGroup, linear.width - f);
+      A* out = tile + i * columns + f - column;
+      for (int64_t e = 0; e < width; ++e) out[e] = keep[e] * scale * static_cast<A>(to_float(source[f + e]));
+      for (int64_t e = width; e < kGroup; ++e) out[e] = 0;
+    }
+  }
+}
+
+// As mask_tile, and for_features [B, F] += mask scale back, with back [rows, columns] the upstream gradients times the
+// weight. A null tile or for_features is not wanted.
+template <typename T, typename A = typename Storage<T>::Arithmetic>
+void mask_tile_back(const Linear<T>& linear, int64_t first, int64_t count, int64_t column, int64_t columns,
+                    const A* back, A* tile, A* for_features) {
+  const A scale = static_cast<A>(linear.dropout.scale());
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t member = (first + i) / linear.rows, row = (first + i) % linear.rows;
+    const T* source = linear.features + row * linear.width;
+    for (int64_t f = column; f < column + columns; f += kGroup) {
+      A keep[kGroup];
+      draw_group(linear.dropout, member, row, f / kGroup, keep);
+      const int64_t width = std::min(kGroup, linear.width - f), at = i * columns + f - column;
+      for (int64_t e = 0; e < kGroup; ++e) keep[e] *= scale;
+      if (for_features) {
+        A* out = for_features + row * linear.width + f;
+        for (int64_t e = 0; e < width; ++e) out[e] += keep[e] * back[at + e];
+      }
+      if (tile) {
+        for (int64_t e = 0; e < width; ++e) tile[at + e] = keep[e] * static_cast<A>(to_float(source[f + e]));
+        for (int64_t e = width; e < kGroup; ++e) tile[at + e] = 0;
+      }
+    }
+  }
+}
+
+// target_clones does not apply to templates, so each type has its own functions.
+#define DADL_DROPOUT(T, A)                                                                                           \
+  DADL_CLONES void predict(const Linear<T>& linear, int64_t begin, int64_t end, A* result) {                         \
+    predict_rows<T>(linear, begin, end, result);                                                                     \
+  }                                                                                                                  \
+  DADL_CLONES void add_gradients(const Linear<T>& linear, int64_t begin, int64_t end, const A* upstream,             \
+                                 A* for_features, A* for_weight) {                                                   \
+    add_rows_gradients<T>(linear, begin, end, upstream, for_features, for_weight);                                   \
+  }                                                                                                                  \
+  DADL_CLONES void disagree(const Linear<T>& linear, Measure measure, A gain, int64_t begin, int64_t end,            \
+                            const FusedResult<A>& out) {                                                             \
+    disagree_rows<T>(linear, measure, gain, begin, end, out);                                                        \
+  }                                                                                                                  \
+  DADL_CLONES void mask(const Linear<T>& linear, int64_t first, int64_t count, int64_t column, int64_t columns,      \
+                        A* tile) {                                                                                   \
+    mask_tile<T>(linear, first, count, column, columns, tile);                                                       \
+  }                                                                                                                  \
+  DADL_CLONES void mask_back(const Linear<T>& linear, int64_t first, int64_t count, int64_t column, int64_t columns, \
+                             const A* back, A* tile, A* for_features) {                                              \
+    mask_tile_back<T>(linear, first, count, column, columns, back, tile, for_features);                              \
+  }
+DADL_DROPOUT(float, float)
+DADL_DROPOUT(double, double)
+DADL_DROPOUT(Half, float)
+DADL_DROPOUT(BFloat16, float)
+#undef DADL_DROPOUT
+
+// ---- operators ----
+
+// body(Linear<T>, A{}) on contiguous tensors
+template <typename Body>
+void with_linear(const Tensor& features, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& seed,
+                 double p, int64_t samples, Body body) {
+  check_dropout(features, weight, bias, seed, samples);
+  const ScalarType arithmetic = arithmetic_type(features);
+  const Tensor values = as_contiguous(features), wide = as_contiguous(weight, arithmetic);
+  std::optional<Tensor> wide_bias;
+  if (bias) wide_bias = as_contiguous(*bias, arithmetic);
+  const Dropout dropout{philox_key(*data<int64_t>(seed)), dropout_threshold(p)};
+  const int64_t rows = features.size(0), width = features.size(1), outputs = weight.size(0);
+  dispatch_floating(values, "features", [&](auto tag) {
+    using T = decltype(tag);
+    using A = typename Storage<T>::Arithmetic;
+    const std::vector<A> padded = padded_weight(data<A>(wide), outputs, width);
+    body(Linear<T>{data<T>(values), padded.data(), wide_bias ? data<A>(*wide_bias) : nullptr, rows, width,
+                   padded_features(width), outputs, samples, dropout},
+         A{});
+  });
+}
+
+// Rows in chunks that depend on shapes alone, each with sums of its own that are added in order.
+struct Chunks {
+  int64_t size, count;
+
+  Chunks(int64_t rows, int64_t row_work)
+      : size(std::max((rows + kMostChunks - 1) / kMostChunks, grain_rows(row_work))),
+        count((rows + size - 1) / std::max<int64_t>(size, 1)) {}
+};
+
+template <typename A>
+void add_chunks(const std::vector<A>& parts, int64_t count, int64_t outputs, int64_t padded, int64_t width, A sign,
+                A* result) {
+  for (int64_t c = 0; c < outputs; ++c) {
+    for (int64_t f = 0; f < width; ++f) result[c * width + f] = 0;
+    for (int64_t chunk = 0; chunk < count; ++chunk) {
+      const A* part = parts.data() + (chunk * outputs + c) * padded;
+      for (int64_t f = 0; f < width; ++f) result[c * width + f] += sign * part[f];
+    }
+  }
+}
+
+Tensor dropout_linear(Tensor features, Tensor weight, std::optional<Tensor> bias, Tensor seed, double p,
+                      int64_t samples) {
+  Tensor result;
+  with_linear(features, weight, bias, seed, p, samples, [&](const auto& linear, auto tag) {
+    using A = decltype(tag);
+    const int64_t rows = linear.rows, outputs = linear.outputs, padded = linear.padded;
+    result = torch::stable::new_empty(features, {samples, rows, outputs}, arithmetic_type(features));
+    A* out = mutable_data<A>(result);
+    if (outputs <= kFewOutputs) {
+      torch::stable::parallel_for(0, rows, grain_rows(samples * padded),
+                                  [&](int64_t begin, int64_t end) { predict(linear, begin, end, out); });
+      return;
+    }
+    const int64_t all = samples * rows, size = std::clamp<int64_t>(kTileElements / padded, 16, 512);
+    const Tensor owner = torch::stable::new_empty(features, {0}, arithmetic_type(features));
+    torch::stable::parallel_for(0, (all + size - 1) / size, 1, [&](int64_t begin, int64_t end) {
+      const std::unique_ptr<A[]> tile(new A[size * padded]);
+      for (int64_t first = begin * size; first < std::min(end * size, all); first += size) {
+        const int64_t count = std::min(size, all - first);
+        mask(linear, first, count, 0, padded, tile.get());
+        A* to = out + first * outputs;
+        for (int64_t i = 0; i < count; ++i) {
+          if (linear.bias) {
+            std::copy_n(linear.bias, outputs, to + i * outputs);
+          } else {
+            std::fill_n(to + i * outputs, outputs, A{0});
+          }
+        }
+        add_product(matrix_view(owner, tile.get(), count, padded, padded, 1),
+                    matrix_view(owner, linear.weight, padded, outputs, 1, padded), 1.0, 1.0,
+                    matrix_view(owner, to, count, outputs, outputs, 1));
+      }
+    });
+  });
+  return as_contiguous(result, features.scalar_type());
+}
+
+std::tuple<Tensor, Tensor> dropout_linear_backward(Tensor grad, Tensor features, Tensor weight, Tensor seed, double p,
+                                                   bool for_features, bool for_weight) {
+  STD_TORCH_CHECK(grad.dim() == 3 && grad.size(1) == features.size(0) && grad.size(2) == weight.size(0) &&
+                      grad.scalar_type() == features.scalar_type(),
+                  "grad must be [K, B, C], in the features' dtype");
+  const ScalarType arithmetic = arithmetic_type(features);
+  const Tensor upstream = as_contiguous(grad, arithmetic);
+  const int64_t members = grad.size(0);
+  Tensor features_gradient, weight_gradient;
+  with_linear(features, weight, {}, seed, p, members, [&](const auto& linear, auto tag) {
+    using A = decltype(tag);
+    const int64_t rows = linear.rows, width = linear.width, outputs = linear.outputs, padded = linear.padded;
+    features_gradient = torch::stable::new_empty(features, {for_features ? rows : 0, width}, arithmetic);
+    weight_gradient = torch::stable::new_empty(features, {for_weight ? outputs : 0, width}, arithmetic);
+    A* to_features = for_features ? mutable_data<A>(features_gradient) : nullptr;
+    A* to_weight = for_weight ? mutable_data<A>(weight_gradient) : nullptr;
+    const A* from = data<A>(upstream);
+    if (outputs <= kFewOutputs) {
+      const Chunks chunks(rows, members * padded);
+      std::vector<A> parts(for_weight ? chunks.count * outputs * padded : 0);
+      torch::stable::parallel_for(0, chunks.count, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t chunk = begin; chunk < end; ++chunk) {
+          add_gradients(linear, chunk * chunks.size, std::min((chunk + 1) * chunks.size, rows), from, to_features,
+                        for_weight ? parts.data() + chunk * outputs * padded : nullptr);
+        }
+      });
+      if (for_weight) add_chunks(parts, chunks.count, outputs, padded, width, A{1}, to_weight);
+      return;
+    }
+    const int64_t all = members * rows, tiles = (padded + kTileColumns - 1) / kTileColumns;
+    const int64_t size = std::clamp<int64_t>(kTileElements / kTileColumns / 2, 16, std::max<int64_t>(all, 16));
+    if (for_features) std::fill_n(to_features, rows * width, A{0});
+    std::vector<A> padded_gradient(for_weight ? outputs * padded : 0);
+    const Tensor owner = torch::stable::new_empty(features, {0}, arithmetic);
+    torch::stable::parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) {
+      const std::unique_ptr<A[]> tile(new A[for_weight ? size * kTileColumns : 0]),
+          back(new A[for_features ? size * kTileColumns : 0]);
+      for (int64_t t = begin; t < end; ++t) {
+        const int64_t column = t * kTileColumns, columns = std::min(kTileColumns, padded - column);
+        for (int64_t first = 0; first < all; first += size) {
+          const int64_t count = std::min(size, all - first);
+          const Tensor chunk = matrix_view(owner, from + first * outputs, count, outputs, outputs, 1);
+          if (for_features) {
+            add_product(chunk, matrix_view(owner, linear.weight + column, outputs, columns, padded, 1), 1.0, 0.0,
+                        matrix_view(owner, back.get(), count, columns, columns, 1));
+          }
+          mask_back(linear, first, count, column, columns, back.get(), for_weight ? tile.get() : nullptr, to_features);
+          if (for_weight) {
+            add_product(matrix_view(owner, from + first * outputs, outputs, count, 1, outputs),
+                        matrix_view(owner, tile.get(), count, columns, columns, 1), 1.0, first == 0 ? 0.0 : 1.0,
+                        matrix_view(owner, padded_gradient.data() + column, outputs, columns, padded, 1));
+          }
+        }
+      }
+    });
+    if (for_weight) add_chunks(padded_gradient, 1, outputs, padded, width, A{1}, to_weight);
+  });
+  return {as_contiguous(features_gradient, features.scalar_type()),
+          as_contiguous(weight_gradient, weight.scalar_type())};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> dropout_disagreement(Tensor features, Tensor weight,
+                                                                std::optional<Tensor> bias, Tensor seed, double p,
+                                                                int64_t samples, int64_t measure_number, bool mean,
+                                                                bool minimax, bool with_gradient) {
+  const Measure measure = checked_measure(measure_number);
+  const ScalarType arithmetic = arithmetic_type(features);
+  Tensor loss, features_gradient, weight_gradient, bias_gradient;
+  with_linear(features, weight, bias, seed, p, samples, [&](const auto& linear, auto tag) {
+    using A = decltype(tag);
+    const int64_t rows = linear.rows, width = linear.width, outputs = linear.outputs, padded = linear.padded;
+    STD_TORCH_CHECK(1 <= outputs && outputs <= kFewOutputs, "dropout_disagreement is for 1 to ", kFewOutputs,
+                    " outputs, got ", outputs);
+    loss = torch::stable::new_empty(features, {rows}, arithmetic);
+    features_gradient = torch::stable::new_empty(features, {with_gradient ? rows : 0, width}, arithmetic);
+    weight_gradient = torch::stable::new_empty(features, {with_gradient ? outputs : 0, width}, arithmetic);
+    bias_gradient = torch::stable::new_empty(features, {with_gradient ? outputs : 0}, arithmetic);
+    const Chunks chunks(rows, samples * padded);
+    std::vector<A> weight_parts(with_gradient ? chunks.count * outputs * padded : 0);
+    std::vector<A> bias_parts(chunks.count * outputs);
+    const A gain = mean ? 1 / static_cast<A>(std::max<int64_t>(rows, 1)) : A{1};
+    torch::stable::parallel_for(0, chunks.count, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t chunk = begin; chunk < end; ++chunk) {
+        disagree(linear, measure, gain, chunk * chunks.size, std::min((chunk + 1) * chunks.size, rows),
+                 {mutable_data<A>(loss), with_gradient ? mutable_data<A>(features_gradient) : nullptr,
+                  with_gradient ? weight_parts.data() + chunk * outputs * padded : nullptr,
+                  bias_parts.data() + chunk * outputs});
+      }
+    });
+    if (!with_gradient) return;
+    const A sign = minimax ? A{-1} : A{1};
+    add_chunks(weight_parts, chunks.count, outputs, padded, width, sign, mutable_data<A>(weight_gradient));
+    add_chunks(bias_parts, chunks.count, outputs, 1, 1, sign, mutable_data<A>(bias_gradient));
+  });
+  return {loss, features_gradient, weight_gradient, bias_gradient};
+}
+
+}  // namespace
+}  // namespace dadl::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(dadl, CPU, m) {
+  DADL_IMPL(m, dadl::cpu, dropout_linear);
+  DADL_IMPL(m, dadl::cpu, dropout_linear_backward);
+  DADL_IMPL(m, dadl::cpu, dropout_disagreement);
+}
