@@ -5,11 +5,16 @@ Functions are in :mod:`dadl_ext.functional`, their plain-PyTorch meaning in :mod
 
 from . import functional, reference
 from ._library import build_info
+from .chi_model import ChiModelLoss, DisagreementLoss, DropoutDisagreementLoss, GradientReversal
 from .class_queue import ClassQueue
 from .losses import PseudoGroupContrastLoss, RankSimLoss, SupervisedContrastLoss
 
 __all__ = [
+    "ChiModelLoss",
     "ClassQueue",
+    "DisagreementLoss",
+    "DropoutDisagreementLoss",
+    "GradientReversal",
     "PseudoGroupContrastLoss",
     "RankSimLoss",
     "SupervisedContrastLoss",

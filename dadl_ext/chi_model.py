@@ -1,0 +1,324 @@
+"""Disagreement as a loss, and the χ-Model's game on it, as modules."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from . import functional as F
+from ._checks import check_measure, check_p, check_reduction, check_samples
+from ._members import CLASS_MEASURES
+
+__all__ = ["ChiModelLoss", "ChiModelTerms", "DisagreementLoss", "DropoutDisagreementLoss", "GradientReversal"]
+
+PAIRINGS = ("cross", "same_view", "same_head", "all")
+
+
+class GradientReversal(nn.Module):
+    r"""The identity whose gradient is multiplied by ``-weight`` (Ganin & Lempitsky, ICML 2015).
+
+    Any shape and dtype; differentiable any number of times.
+    """
+
+    def __init__(self, weight: float = 1.0) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.reverse_gradient(input, self.weight)
+
+    def extra_repr(self) -> str:
+        return f"weight={self.weight}"
+
+
+class DisagreementLoss(nn.Module):
+    r"""How far the predictions of K members lie apart, :func:`dadl_ext.functional.disagreement` as a module.
+
+    Args:
+        measure: ``"l1"``, ``"mse"``, ``"variance"``, ``"softmax_l1"``, ``"symmetric_kl"`` or ``"js"``.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+
+    Shape:
+        predictions ``[K, B, ...]`` → ``[]`` (``[B]`` for ``"none"``).
+
+    Formula, dtypes, errors, determinism and second derivatives: see the function.
+    """
+
+    def __init__(self, measure: str = "l1", *, reduction: str = "mean") -> None:
+        super().__init__()
+        check_measure(measure)
+        check_reduction(reduction)
+        self.measure = measure
+        self.reduction = reduction
+
+    def forward(self, predictions: Tensor) -> Tensor:
+        return F.disagreement(predictions, self.measure, reduction=self.reduction)
+
+    def extra_repr(self) -> str:
+        return f"measure={self.measure!r}, reduction={self.reduction!r}"
+
+
+class DropoutDisagreementLoss(nn.Module):
+    r"""The disagreement of a linear head with itself under K dropout masks, in one pass over the features.
+
+    >>> head = nn.Linear(512, 1)
+    >>> game = DropoutDisagreementLoss(head, minimax=True)
+    >>> features = encoder(images)
+    >>> loss = l1(head(features)[:, 0], labels) + 0.1 * game(features)
+
+    Args:
+        head: the linear layer; registered, so that its parameters are this module's too.
+        p: probability of dropping a feature.
+        samples: K.
+        measure, minimax, reduction: see :func:`dadl_ext.functional.dropout_disagreement`.
+
+    Shape:
+        features ``[B, F]`` (or ``[..., F]``) → ``[]`` (``[B]`` for ``"none"``).
+
+    Each call draws a seed, from ``generator`` or torch's default one, on the generator's device; masks are drawn in
+    evaluation mode too. Formula, dtypes, errors, determinism and second derivatives: see the function.
+    """
+
+    def __init__(
+        self,
+        head: nn.Linear,
+        *,
+        p: float = 0.5,
+        samples: int = 8,
+        measure: str = "mse",
+        minimax: bool = False,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__()
+        check_p(p)
+        check_samples(samples)
+        check_measure(measure)
+        check_reduction(reduction)
+        self.head = head
+        self.p = p
+        self.samples = samples
+        self.measure = measure
+        self.minimax = minimax
+        self.reduction = reduction
+
+    def forward(self, features: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        device = features.device if generator is None else generator.device
+        seed = torch.randint(2**63 - 1, (), device=device, generator=generator).to(features.device)
+        return F.dropout_disagreement(
+            features,
+            self.head.weight,
+            self.head.bias,
+            p=self.p,
+            samples=self.samples,
+            seed=seed,
+            measure=self.measure,
+            minimax=self.minimax,
+            reduction=self.reduction,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"p={self.p}, samples={self.samples}, measure={self.measure!r}, minimax={self.minimax}, "
+            f"reduction={self.reduction!r}"
+        )
+
+
+class ChiModelTerms(NamedTuple):
+    """What :meth:`ChiModelLoss.terms` gives: all are scalars, ``loss`` alone has a gradient."""
+
+    loss: Tensor  # L_s + η L_χ
+    supervised: Tensor  # L_s
+    disagreement: Tensor  # L_χ, before η
+    eta: float  # as ramped up
+    clamped: Tensor  # share of the samples whose disagreement was cut off
+
+
+class ChiModelLoss(nn.Module):
+    r"""χ-Model: invariance to data and to model stochasticity as one minimax game (Wang et al., ICLR 2022).
+
+    For two heads φ₁, φ₂ of one architecture and the features ψ of two strong augmentations T₁, T₂,
+
+    .. math:: L_s = \ell(\phi_1 \psi(x), y) + \ell(\phi_2 \psi(x), y), \quad
+        L_\chi = \mathbb{E}_u\, d(\phi_1 \psi(T_1 u), \phi_2 \psi(T_2 u))
+
+    ψ descends :math:`L_s + \eta L_\chi`, the heads descend :math:`L_s - \eta L_\chi`: they look for disagreement and
+    the features remove it. One backward does both. No code was published; this is our reading of the paper.
+
+    >>> chi = ChiModelLoss(head_a, head_b, nn.L1Loss(), eta=0.1)
+    >>> loss = chi(encoder(x), y, encoder(strong(u)), encoder(strong(u)))
+
+    Args:
+        head_a, head_b: modules from features to predictions, separately initialised, with dropout of their own.
+        loss_fn: ℓ; from predictions and targets to a scalar.
+        measure: d, of :func:`dadl_ext.functional.disagreement`: ``"l1"`` for regression, ``"softmax_l1"``,
+            ``"symmetric_kl"`` or ``"js"`` for logits and heatmaps ``[B, J, H, W]``.
+        eta: η.
+        pairing: ``"cross"`` as above; ``"same_view"``: both heads on each view (model stochasticity alone);
+            ``"same_head"``: both views under each head (data stochasticity alone, the Π-Model); ``"all"``: the mean
+            over the pairs that differ in view or head.
+        minimax: without, the heads descend :math:`L_s + \eta L_\chi` too.
+        clamp: upper bound of d for a sample; beyond, neither side gets its gradient. Heads that maximise an unbounded
+            d diverge: give a clamp, or let the heads end in a bounded activation (a sigmoid, targets scaled to
+            [0, 1]). :attr:`bound` tells which bound is in use.
+        ramp_steps: η rises as ``exp(-5 (1 - t / ramp_steps)²)`` (Laine & Aila, ICLR 2017), t counting calls in
+            training mode; 0 for none. t is in ``state_dict``.
+
+    Shape:
+        features of n labelled samples, targets, features ``[B, ...]`` of both views → ``[]``.
+
+    Raises:
+        ValueError: unknown settings; views or predictions of different shapes.
+
+    Second derivatives of L_χ raise (see :func:`dadl_ext.functional.disagreement`).
+    """
+
+    def __init__(
+        self,
+        head_a: nn.Module,
+        head_b: nn.Module,
+        loss_fn: Callable[[Tensor, Tensor], Tensor],
+        *,
+        measure: str = "l1",
+        eta: float = 0.1,
+        pairing: str = "cross",
+        minimax: bool = True,
+        clamp: float | None = None,
+        ramp_steps: int = 0,
+    ) -> None:
+        super().__init__()
+        check_measure(measure)
+        if pairing not in PAIRINGS:
+            raise ValueError(f"pairing must be one of {PAIRINGS}, got {pairing!r}")
+        if not (math.isfinite(eta) and eta >= 0):
+            raise ValueError(f"eta (η) must be non-negative and finite, got {eta}")
+        if clamp is not None and not clamp > 0:
+            raise ValueError(f"clamp must be positive or None, got {clamp}")
+        if ramp_steps < 0:
+            raise ValueError(f"ramp_steps must not be negative, got {ramp_steps}")
+        self.head_a, self.head_b, self.loss_fn = head_a, head_b, loss_fn
+        self.measure, self.pairing, self.minimax = measure, pairing, minimax
+        self.max_eta, self.clamp, self.ramp_steps = eta, clamp, ramp_steps
+        self.step = 0
+
+    @property
+    def eta(self) -> float:
+        """η as ramped up so far."""
+        if self.step >= self.ramp_steps:
+            return self.max_eta
+        return self.max_eta * math.exp(-5 * (1 - self.step / self.ramp_steps) ** 2)
+
+    @property
+    def bound(self) -> str:
+        """What keeps the heads' ascent from diverging."""
+        if not self.minimax:
+            return "not needed: all parts descend"
+        if self.clamp is not None:
+            return f"clamp at {self.clamp}"
+        if self.measure in ("softmax_l1", "js"):
+            return "the measure's own"
+        return "none of the loss: the heads must bound their predictions"
+
+    def forward(self, features: Tensor, targets: Tensor, view_1: Tensor, view_2: Tensor) -> Tensor:
+        """The loss whose one backward moves features and heads to their ends of the game."""
+        return self.terms(features, targets, view_1, view_2).loss
+
+    def terms(self, features: Tensor, targets: Tensor, view_1: Tensor, view_2: Tensor) -> ChiModelTerms:
+        """The loss with its parts; counts a step in training mode."""
+        supervised = self.supervised(features, targets)
+        if self.minimax:
+            # Reversed twice the features descend, reversed once the heads ascend.
+            rows = self._rows(F.reverse_gradient(view_1), F.reverse_gradient(view_2), self.head_a, self.head_b)
+            bounded = F.reverse_gradient(self._bounded(rows))
+        else:
+            rows = self._rows(view_1, view_2, self.head_a, self.head_b)
+            bounded = self._bounded(rows)
+        eta, disagreement = self.eta, _mean(bounded)
+        self._advance()
+        return ChiModelTerms(
+            supervised + eta * disagreement, supervised.detach(), disagreement.detach(), eta, self._clamped(rows)
+        )
+
+    def supervised(self, features: Tensor, targets: Tensor) -> Tensor:
+        """L_s."""
+        return self.loss_fn(self.head_a(features), targets) + self.loss_fn(self.head_b(features), targets)
+
+    def head_loss(self, features: Tensor, targets: Tensor, view_1: Tensor, view_2: Tensor) -> Tensor:
+        r"""The heads' half of alternating steps, :math:`L_s - \eta L_\chi`, with no gradient to the features."""
+        rows = self._rows(view_1.detach(), view_2.detach(), self.head_a, self.head_b)
+        sign = -1 if self.minimax else 1
+        loss = self.supervised(features.detach(), targets) + sign * self.eta * _mean(self._bounded(rows))
+        self._advance()
+        return loss
+
+    def extractor_loss(self, view_1: Tensor, view_2: Tensor) -> Tensor:
+        r"""The features' half, :math:`\eta L_\chi`, with no gradient to the heads; may be taken several times."""
+        rows = self._rows(view_1, view_2, _frozen(self.head_a), _frozen(self.head_b))
+        return self.eta * _mean(self._bounded(rows))
+
+    def predict(self, features: Tensor) -> Tensor:
+        """The mean of the heads' predictions, of their softmaxes for measures over classes; in the current mode."""
+        a: Tensor = self.head_a(features)
+        b: Tensor = self.head_b(features)
+        return (_softmax(a) + _softmax(b) if self.measure in CLASS_MEASURES else a + b) / 2
+
+    def get_extra_state(self) -> int:
+        return self.step
+
+    def set_extra_state(self, state: int) -> None:
+        self.step = int(state)
+
+    def extra_repr(self) -> str:
+        return (
+            f"measure={self.measure!r}, eta={self.max_eta}, pairing={self.pairing!r}, minimax={self.minimax}, "
+            f"clamp={self.clamp}, ramp_steps={self.ramp_steps}, bound: {self.bound}"
+        )
+
+    def _rows(
+        self, view_1: Tensor, view_2: Tensor, head_a: Callable[[Tensor], Tensor], head_b: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        if view_1.shape != view_2.shape:
+            raise ValueError(f"both views must have one shape, got {tuple(view_1.shape)} and {tuple(view_2.shape)}")
+        if self.pairing == "cross":
+            groups = [[head_a(view_1), head_b(view_2)]]
+        elif self.pairing == "all":
+            groups = [[head_a(view_1), head_a(view_2), head_b(view_1), head_b(view_2)]]
+        elif self.pairing == "same_view":
+            groups = [[head_a(view), head_b(view)] for view in (view_1, view_2)]
+        else:
+            groups = [[head(view_1), head(view_2)] for head in (head_a, head_b)]
+        for predictions in groups:
+            if len({p.shape for p in predictions}) > 1:
+                raise ValueError(f"both heads must give one shape, got {[tuple(p.shape) for p in predictions]}")
+        rows = [F.disagreement(torch.stack(group), self.measure, reduction="none") for group in groups]
+        return rows[0] if len(rows) == 1 else (rows[0] + rows[1]) / 2
+
+    def _bounded(self, rows: Tensor) -> Tensor:
+        return rows if self.clamp is None else rows.clamp(max=self.clamp)
+
+    def _clamped(self, rows: Tensor) -> Tensor:
+        if self.clamp is None:
+            return torch.zeros((), device=rows.device)
+        return _mean((rows.detach() > self.clamp).float())
+
+    def _advance(self) -> None:
+        if self.training:
+            self.step += 1
+
+
+def _mean(rows: Tensor) -> Tensor:
+    return rows.sum() / max(len(rows), 1)
+
+
+def _frozen(head: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The head with its parameters as constants; its buffers are its own."""
+    parameters = {name: value.detach() for name, value in head.named_parameters()}
+    return lambda features: functional_call(head, parameters, (features,))
+
+
+def _softmax(predictions: Tensor) -> Tensor:
+    if predictions.dim() == 4:  # heatmaps
+        return predictions.flatten(2).softmax(dim=-1).view_as(predictions)
+    return predictions.softmax(dim=-1)
