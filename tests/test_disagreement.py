@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import os
 import subprocess
 import sys
 
@@ -73,6 +74,14 @@ def masks(seed: int, samples: int, rows: int, features: int, p: float) -> Tensor
 )
 def test_masks_are_those_of_the_reference(seed, samples, rows, features, p) -> None:
     assert torch.equal(masks(seed, samples, rows, features, p), dropout_masks(seed, samples, rows, features, p))
+
+
+@pytest.mark.parametrize("capability", ["avx2", "default"])
+def test_masks_are_the_same_on_every_processor(capability: str) -> None:
+    environment = os.environ | {"ATEN_CPU_CAPABILITY": capability}
+    tests = ["test_masks_are_those_of_the_reference", "test_dropout_linear"]
+    command = [sys.executable, "-m", "pytest", "-q", *(f"{__file__}::{test}" for test in tests)]
+    subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
 
 
 def test_masks_are_random() -> None:

@@ -4,18 +4,36 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <cstdint>
+#include <cstdlib>
+#include <cstring>
 
 #include "../tensors.h"
 
 // One binary for every x86-64: the hot loops are compiled per instruction set and picked when the library loads.
 // `flatten` pulls the templates that they call into each clone.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
+#define DADL_X86
+#include <immintrin.h>
 #define DADL_CLONES __attribute__((flatten, target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define DADL_CLONES
 #endif
 
 namespace dadl::cpu {
+
+#ifdef DADL_X86
+// The widest instruction set of ours: 4 for AVX-512, 3 for AVX2, else 0. PyTorch's own switch narrows it too.
+inline int x86_level() {
+  static const int level = [] {
+    const char* cap = std::getenv("ATEN_CPU_CAPABILITY");
+    const auto capped = [&](const char* name) { return cap && std::strcmp(cap, name) == 0; };
+    if (capped("default")) return 0;
+    if (__builtin_cpu_supports("x86-64-v4") && !capped("avx2")) return 4;
+    return __builtin_cpu_supports("x86-64-v3") ? 3 : 0;
+  }();
+  return level;
+}
+#endif
 
 // Work below this many elements is not worth a thread.
 constexpr int64_t kGrainElements = 16384;

@@ -25,7 +25,6 @@ constexpr int64_t kFewOutputs = 8;          // beyond, BLAS is quicker
 constexpr int64_t kTileElements = 1 << 18;  // of masked features: a tile stays in a core's L2 cache
 constexpr int64_t kTileColumns = 256;       // of a tile of the gradients
 constexpr int64_t kMostChunks = 16;         // of rows, each with a weight gradient of its own
-constexpr int64_t kKeptMasks = 1 << 20;     // bytes of a row's masks that are kept from its first use to its second
 
 // Features [B, F] in their own type; weight [C, padded F] in the arithmetic type, zeros behind the F.
 template <typename T, typename A = typename Storage<T>::Arithmetic>
@@ -52,89 +51,85 @@ void load_row(const Linear<T>& linear, int64_t row, A* values) {
 
 // ---- few outputs ----
 
-// result [K][C] = the row's predictions. masks: [K][padded F] bytes to be kept for the gradient, or null.
+// masks [K][padded F / 16] and result [K][C], the row's predictions.
 template <typename T, typename A>
-void predict_row(const Linear<T>& linear, const A* values, int64_t row, A* sums, uint8_t* masks, A* result) {
-  const int64_t outputs = linear.outputs, members = linear.members;
-  std::fill_n(sums, members * outputs * kMaskLanes, A{0});
-  for (int64_t group = 0; group < linear.padded / kGroup; ++group) {
-    const A* x = values + group * kGroup;
-    for (int64_t k = 0; k < members; ++k) {
+void predict_row(const Linear<T>& linear, int64_t row, A* values, uint16_t* masks, A* result) {
+  const int64_t groups = linear.padded / kGroup, outputs = linear.outputs;
+  const A scale = static_cast<A>(linear.dropout.scale());
+  load_row(linear, row, values);
+  for (int64_t k = 0; k < linear.members; ++k) {
+    uint16_t* bits = masks + k * groups * (kGroup / kLanes);
+    draw(linear.dropout, k, row, 0, groups, bits);
+    // For each output two sums in turn, so that an addition need not wait for the one before.
+    A sums[kFewOutputs][2 * kLanes] = {};
+    for (int64_t group = 0; group < groups; ++group, bits += kGroup / kLanes) {
+      const A* x = values + group * kGroup;
       A keep[kGroup];
-      if (masks) {
-        uint8_t* kept = masks + k * linear.padded + group * kGroup;
-        draw_group(linear.dropout, k, row, group, kept);
-        for (int64_t e = 0; e < kGroup; ++e) keep[e] = x[e] * static_cast<A>(kept[e]);
-      } else {
-        draw_group(linear.dropout, k, row, group, keep);
-        for (int64_t e = 0; e < kGroup; ++e) keep[e] *= x[e];
-      }
+      expand(bits, keep);
+      for (int64_t e = 0; e < kGroup; ++e) keep[e] *= x[e];
       for (int64_t c = 0; c < outputs; ++c) {
         const A* w = linear.weight + c * linear.padded + group * kGroup;
-        A* sum = sums + (k * outputs + c) * kMaskLanes;
-        for (int64_t e = 0; e < kGroup; e += kMaskLanes) {
-          for (int64_t l = 0; l < kMaskLanes; ++l) sum[l] += keep[e + l] * w[e + l];
+        for (int64_t e = 0; e < kGroup; e += 2 * kLanes) {
+          for (int64_t l = 0; l < 2 * kLanes; ++l) sums[c][l] += keep[e + l] * w[e + l];
         }
       }
     }
-  }
-  const A scale = static_cast<A>(linear.dropout.scale());
-  for (int64_t k = 0; k < members; ++k) {
     for (int64_t c = 0; c < outputs; ++c) {
-      const A* sum = sums + (k * outputs + c) * kMaskLanes;
-      A total = 0;
-      for (int64_t l = 0; l < kMaskLanes; ++l) total += sum[l];
+      const A total = sum_over<A>(2 * kLanes, [&](int64_t l) { return sums[c][l]; });
       result[k * outputs + c] = total * scale + (linear.bias ? linear.bias[c] : A{0});
     }
   }
 }
 
 // upstream [K][C] -> the row's gradient [F], or null, and the sum that the weight's gradient [C][padded F] gets, or
-// null. masks as predict_row left them, or null.
+// null.
 template <typename T, typename A>
-void add_row_gradients(const Linear<T>& linear, const A* values, int64_t row, const A* upstream, const uint8_t* masks,
+void add_row_gradients(const Linear<T>& linear, const A* values, const uint16_t* masks, const A* upstream,
                        A* for_features, A* for_weight) {
-  const int64_t outputs = linear.outputs, members = linear.members;
+  const int64_t outputs = linear.outputs, words = linear.padded / kLanes;
   const A scale = static_cast<A>(linear.dropout.scale());
-  for (int64_t group = 0; group < linear.padded / kGroup; ++group) {
-    const int64_t first = group * kGroup;
-    A sums[kFewOutputs][kGroup] = {}, keep[kGroup];
-    for (int64_t k = 0; k < members; ++k) {
-      if (masks) {
-        const uint8_t* kept = masks + k * linear.padded + first;
-        for (int64_t e = 0; e < kGroup; ++e) keep[e] = static_cast<A>(kept[e]);
-      } else {
-        draw_group(linear.dropout, k, row, group, keep);
-      }
+  for (int64_t first = 0; first < linear.padded; first += kGroup) {
+    A sums[kFewOutputs][kGroup] = {}, total[kGroup] = {};
+    for (int64_t k = 0; k < linear.members; ++k) {
+      A keep[kGroup];
+      expand(masks + k * words + first / kLanes, keep);
       for (int64_t c = 0; c < outputs; ++c) {
         const A factor = upstream[k * outputs + c] * scale;
         for (int64_t e = 0; e < kGroup; ++e) sums[c][e] += keep[e] * factor;
       }
     }
-    if (for_features) {
-      A total[kGroup] = {};
-      for (int64_t c = 0; c < outputs; ++c) {
-        const A* w = linear.weight + c * linear.padded + first;
-        for (int64_t e = 0; e < kGroup; ++e) total[e] += sums[c][e] * w[e];
-      }
-      std::copy_n(total, std::min(kGroup, linear.width - first), for_features + first);
-    }
-    for (int64_t c = 0; for_weight && c < outputs; ++c) {
+    for (int64_t c = 0; c < outputs; ++c) {
+      const A* w = linear.weight + c * linear.padded + first;
+      for (int64_t e = 0; e < kGroup; ++e) total[e] += sums[c][e] * w[e];
+      if (!for_weight) continue;
       A* out = for_weight + c * linear.padded + first;
       for (int64_t e = 0; e < kGroup; ++e) out[e] += sums[c][e] * values[first + e];
     }
+    if (for_features) std::copy_n(total, std::min(kGroup, linear.width - first), for_features + first);
   }
 }
 
+// What a thread needs for a row.
+template <typename T, typename A>
+struct RowScratch {
+  explicit RowScratch(const Linear<T>& linear)
+      : values(linear.padded),
+        result(linear.members * linear.outputs),
+        upstream(linear.members * linear.outputs),
+        masks(linear.members * linear.padded / kLanes) {}
+
+  std::vector<A> values, result, upstream;
+  std::vector<uint16_t> masks;
+};
+
 template <typename T, typename A = typename Storage<T>::Arithmetic>
 void predict_rows(const Linear<T>& linear, int64_t begin, int64_t end, A* result /* [K, B, C] */) {
-  const int64_t members = linear.members, outputs = linear.outputs;
-  std::vector<A> values(linear.padded), sums(members * outputs * kMaskLanes), row_result(members * outputs);
+  const int64_t outputs = linear.outputs;
+  RowScratch<T, A> scratch(linear);
   for (int64_t row = begin; row < end; ++row) {
-    load_row(linear, row, values.data());
-    predict_row<T, A>(linear, values.data(), row, sums.data(), nullptr, row_result.data());
-    for (int64_t k = 0; k < members; ++k) {
-      std::copy_n(row_result.data() + k * outputs, outputs, result + (k * linear.rows + row) * outputs);
+    predict_row(linear, row, scratch.values.data(), scratch.masks.data(), scratch.result.data());
+    for (int64_t k = 0; k < linear.members; ++k) {
+      std::copy_n(scratch.result.data() + k * outputs, outputs, result + (k * linear.rows + row) * outputs);
     }
   }
 }
@@ -142,15 +137,16 @@ void predict_rows(const Linear<T>& linear, int64_t begin, int64_t end, A* result
 template <typename T, typename A = typename Storage<T>::Arithmetic>
 void add_rows_gradients(const Linear<T>& linear, int64_t begin, int64_t end, const A* upstream /* [K, B, C] */,
                         A* for_features, A* for_weight) {
-  const int64_t members = linear.members, outputs = linear.outputs;
-  std::vector<A> values(linear.padded), row_upstream(members * outputs);
+  const int64_t outputs = linear.outputs, words = linear.padded / kLanes;
+  RowScratch<T, A> scratch(linear);
   for (int64_t row = begin; row < end; ++row) {
-    load_row(linear, row, values.data());
-    for (int64_t k = 0; k < members; ++k) {
-      std::copy_n(upstream + (k * linear.rows + row) * outputs, outputs, row_upstream.data() + k * outputs);
+    load_row(linear, row, scratch.values.data());
+    for (int64_t k = 0; k < linear.members; ++k) {
+      draw(linear.dropout, k, row, 0, linear.padded / kGroup, scratch.masks.data() + k * words);
+      std::copy_n(upstream + (k * linear.rows + row) * outputs, outputs, scratch.upstream.data() + k * outputs);
     }
-    add_row_gradients<T, A>(linear, values.data(), row, row_upstream.data(), nullptr,
-                            for_features ? for_features + row * linear.width : nullptr, for_weight);
+    add_row_gradients(linear, scratch.values.data(), scratch.masks.data(), scratch.upstream.data(),
+                      for_features ? for_features + row * linear.width : nullptr, for_weight);
   }
 }
 
@@ -165,34 +161,31 @@ template <typename T, typename A = typename Storage<T>::Arithmetic>
 void disagree_rows(const Linear<T>& linear, Measure measure, A gain, int64_t begin, int64_t end,
                    const FusedResult<A>& out) {
   const int64_t members = linear.members, outputs = linear.outputs;
-  const bool with_gradient = out.for_features, classes = is_over_classes(measure);
-  std::vector<A> values(linear.padded), sums(members * outputs * kMaskLanes), result(members * outputs),
-      upstream(with_gradient ? members * outputs : 0), elements;
-  std::vector<uint8_t> masks(with_gradient && members * linear.padded <= kKeptMasks ? members * linear.padded : 0);
-  uint8_t* kept = masks.empty() ? nullptr : masks.data();
-  ClassScratch<A> scratch(members, outputs);
-  const Members<A> predictions{result.data(), outputs, members};
-  const Gradients<A> gradient{with_gradient ? upstream.data() : nullptr, outputs};
+  const bool classes = is_over_classes(measure);
+  RowScratch<T, A> scratch(linear);
+  ClassScratch<A> class_scratch(members, outputs);
+  A* upstream = scratch.upstream.data();
+  const Members<A> predictions{scratch.result.data(), outputs, members};
+  const Gradients<A> gradient{out.for_features ? upstream : nullptr, outputs};
   const A factor = classes ? gain : gain / static_cast<A>(outputs);
   for (int64_t row = begin; row < end; ++row) {
-    load_row(linear, row, values.data());
-    predict_row<T, A>(linear, values.data(), row, sums.data(), kept, result.data());
+    predict_row(linear, row, scratch.values.data(), scratch.masks.data(), scratch.result.data());
     A total = 0;
     if (classes) {
-      total = measure_classes(measure, predictions, outputs, gradient, scratch);
+      total = measure_classes(measure, predictions, outputs, gradient, class_scratch);
     } else {
       A part[kFewOutputs];
-      measure_elements(measure, predictions, outputs, part, gradient, elements);
+      measure_elements(measure, predictions, outputs, part, gradient, class_scratch.elements);
       for (int64_t c = 0; c < outputs; ++c) total += part[c];
     }
     out.loss[row] = factor * total;
-    if (!with_gradient) continue;
+    if (!gradient) continue;
     for (int64_t e = 0; e < members * outputs; ++e) {
       upstream[e] *= factor;
       out.for_bias[e % outputs] += upstream[e];
     }
-    add_row_gradients<T, A>(linear, values.data(), row, upstream.data(), kept, out.for_features + row * linear.width,
-                            out.for_weight);
+    add_row_gradients(linear, scratch.values.data(), scratch.masks.data(), upstream,
+                      out.for_features + row * linear.width, out.for_weight);
   }
 }
 
@@ -203,15 +196,18 @@ void disagree_rows(const Linear<T>& linear, Measure measure, A gain, int64_t beg
 template <typename T, typename A = typename Storage<T>::Arithmetic>
 void mask_tile(const Linear<T>& linear, int64_t first, int64_t count, int64_t column, int64_t columns, A* tile) {
   const A scale = static_cast<A>(linear.dropout.scale());
+  std::vector<uint16_t> bits(columns / kLanes);
   for (int64_t i = 0; i < count; ++i) {
     const int64_t member = (first + i) / linear.rows, row = (first + i) % linear.rows;
     const T* source = linear.features + row * linear.width;
+    draw(linear.dropout, member, row, column / kGroup, columns / kGroup, bits.data());
     for (int64_t f = column; f < column + columns; f += kGroup) {
       A keep[kGroup];
-      draw_group(linear.dropout, member, row, f / kGroup, keep);
+      expand(bits.data() + (f - column) / kLanes, keep);
+      for (int64_t e = 0; e < kGroup; ++e) keep[e] *= scale;
       const int64_t width = std::min(kGroup, linear.width - f);
       A* out = tile + i * columns + f - column;
-      for (int64_t e = 0; e < width; ++e) out[e] = keep[e] * scale * static_cast<A>(to_float(source[f + e]));
+      for (int64_t e = 0; e < width; ++e) out[e] = keep[e] * static_cast<A>(to_float(source[f + e]));
       for (int64_t e = width; e < kGroup; ++e) out[e] = 0;
     }
   }
@@ -223,14 +219,16 @@ template <typename T, typename A = typename Storage<T>::Arithmetic>
 void mask_tile_back(const Linear<T>& linear, int64_t first, int64_t count, int64_t column, int64_t columns,
                     const A* back, A* tile, A* for_features) {
   const A scale = static_cast<A>(linear.dropout.scale());
+  std::vector<uint16_t> bits(columns / kLanes);
   for (int64_t i = 0; i < count; ++i) {
     const int64_t member = (first + i) / linear.rows, row = (first + i) % linear.rows;
     const T* source = linear.features + row * linear.width;
+    draw(linear.dropout, member, row, column / kGroup, columns / kGroup, bits.data());
     for (int64_t f = column; f < column + columns; f += kGroup) {
       A keep[kGroup];
-      draw_group(linear.dropout, member, row, f / kGroup, keep);
-      const int64_t width = std::min(kGroup, linear.width - f), at = i * columns + f - column;
+      expand(bits.data() + (f - column) / kLanes, keep);
       for (int64_t e = 0; e < kGroup; ++e) keep[e] *= scale;
+      const int64_t width = std::min(kGroup, linear.width - f), at = i * columns + f - column;
       if (for_features) {
         A* out = for_features + row * linear.width + f;
         for (int64_t e = 0; e < width; ++e) out[e] += keep[e] * back[at + e];

@@ -5,20 +5,14 @@
 #include <bit>
 #include <cmath>
 #include <cstdint>
-#include <cstdlib>
-#include <cstring>
 #include <limits>
 #include <memory>
 #include <vector>
 
+#include "common.h"
 #include "label_ranks.h"
 #include "ranksim_rows.h"
 #include "transpose.h"
-
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
-#define DADL_LANES
-#include <immintrin.h>
-#endif
 
 namespace dadl::cpu {
 
@@ -36,7 +30,7 @@ struct Lanes {
   uint32_t (*run)(const RowsTask<A>&, LabelRanks::Scratch&, LaneScratch&, int64_t first) = nullptr;
 };
 
-#ifdef DADL_LANES
+#ifdef DADL_X86
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // in the compiler's own intrinsics
 #pragma GCC push_options
@@ -72,17 +66,6 @@ inline __attribute__((always_inline)) void order(Vector& low, Vector& high) {
 #pragma GCC pop_options
 #pragma GCC diagnostic pop
 
-// PyTorch's own switch narrows ours too.
-inline int lane_count() {
-  static const int count = [] {
-    const char* cap = std::getenv("ATEN_CPU_CAPABILITY");
-    const auto capped = [&](const char* name) { return cap && std::strcmp(cap, name) == 0; };
-    if (capped("default")) return 0;
-    if (__builtin_cpu_supports("x86-64-v4") && !capped("avx2")) return v4::kLanes;
-    return __builtin_cpu_supports("x86-64-v3") ? v3::kLanes : 0;
-  }();
-  return count;
-}
 #endif
 
 // None for subsets so small that counting is quicker, or so large; none where the perturbation overflows.
@@ -90,9 +73,9 @@ template <typename A>
 Lanes<A> select_lanes(const RowsTask<A>& task) {
   if (task.m <= kTile || task.m > kMostLaneColumns) return {};
   if (!std::isfinite(task.constants.coefficient * static_cast<double>(task.m))) return {};
-#ifdef DADL_LANES
-  if (lane_count() == v4::kLanes) return {v4::kLanes, v4::make_scratch, v4::ranksim_lanes<A>};
-  if (lane_count() == v3::kLanes) return {v3::kLanes, v3::make_scratch, v3::ranksim_lanes<A>};
+#ifdef DADL_X86
+  if (x86_level() == 4) return {v4::kLanes, v4::make_scratch, v4::ranksim_lanes<A>};
+  if (x86_level() == 3) return {v3::kLanes, v3::make_scratch, v3::ranksim_lanes<A>};
 #endif
   return {};
 }
