@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from dadl.feature_smoothing import FeatureDistributionSmoothing
+from dadl import FeatureDistributionSmoothing
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 

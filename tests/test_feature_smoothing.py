@@ -6,8 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from dadl import LabelDistributionSmoothing
-from dadl.feature_smoothing import FeatureDistributionSmoothing
+from dadl import FeatureDistributionSmoothing, LabelDistributionSmoothing
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -157,15 +156,15 @@ def test_gradient(fds: FeatureDistributionSmoothing) -> None:
     assert not list(fds.parameters())
 
 
-def test_state_continues_in_the_middle_of_an_epoch(fds: FeatureDistributionSmoothing) -> None:
+def test_state_continues_after_an_epoch(fds: FeatureDistributionSmoothing) -> None:
     more, labels = torch.randn(8, 4), torch.randint(0, 5, (8,))
-    fds.observe(more[:4], labels[:4])
     other = FeatureDistributionSmoothing(4, 0, 5, 5)
     other.load_state_dict(fds.state_dict())
-    for module in (fds, other):
-        module.observe(more[4:], labels[4:])
-        module.end_epoch()
     z = torch.randn(5, 4)
+    assert torch.equal(fds(z, torch.arange(5)), other(z, torch.arange(5)))
+    for module in (fds, other):
+        module.observe(more, labels)
+        module.end_epoch()
     assert torch.equal(fds(z, torch.arange(5)), other(z, torch.arange(5)))
 
 
@@ -184,6 +183,8 @@ def test_nan_is_seen_and_does_no_damage(fds: FeatureDistributionSmoothing) -> No
     before = {name: value.clone() for name, value in fds.state_dict().items()}
     with pytest.raises(ValueError, match="NaN or infinity"):
         fds.observe(z, torch.arange(3))
+    with pytest.raises(RuntimeError, match="no features"):
+        fds.end_epoch()
     assert all(torch.equal(value, before[name]) for name, value in fds.state_dict().items())
 
 

@@ -6,13 +6,14 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from dadl import weighted_l1_loss, weighted_mse_loss
-from dadl.regression_losses import (
+from dadl import (
     BalancedMSE,
     GaussianMixture,
     focal_l1_loss,
     focal_mse_loss,
     weighted_huber_loss,
+    weighted_l1_loss,
+    weighted_mse_loss,
 )
 from hypothesis import given
 from hypothesis import strategies as st

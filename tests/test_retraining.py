@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from dadl.retraining import FrozenEncoder, retrain_head
+from dadl import FrozenEncoder, retrain_head
 from torch import nn
 
 

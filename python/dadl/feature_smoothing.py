@@ -10,6 +10,7 @@ from dadl_ext._distributed import gather_batch
 
 from .reweighting import Kernel, LabelDistributionSmoothing, bin_labels
 
+Parts = tuple[Tensor, Tensor, Tensor]
 CONSTANT = 1e-10
 """A bucket whose variances sum to less has constant features, which nothing can be learnt from."""
 
@@ -43,8 +44,8 @@ class FeatureDistributionSmoothing(nn.Module):
     not meet keeps its own. Buckets that were never met have no statistics to lend: the window is divided by the sum of
     its weights over the others.
 
-    Everything is in ``state_dict``. With several processes each observes its own part of the samples; ``end_epoch``,
-    which all must call, puts them together.
+    ``state_dict`` holds what ``end_epoch`` has left, not what was observed since. With several processes each observes
+    its own part of the samples; ``end_epoch``, which all must call, puts them together.
 
     Args:
         num_features: d.
@@ -67,9 +68,6 @@ class FeatureDistributionSmoothing(nn.Module):
         RuntimeError: ``end_epoch`` without features observed since the last one.
     """
 
-    count: Tensor
-    epoch_mean: Tensor
-    epoch_squares: Tensor
     met: Tensor
     mean: Tensor
     var: Tensor
@@ -103,11 +101,10 @@ class FeatureDistributionSmoothing(nn.Module):
         self.num_features, self.num_buckets, self.low, self.high = num_features, num_buckets, low, high
         self.momentum, self.clip = momentum, clip
         self._window = LabelDistributionSmoothing(kernel, ks, sigma).window
-        # This epoch: how many samples, their mean, and the sum of their squared distances from it.
-        self.register_buffer("count", torch.zeros(num_buckets, dtype=torch.int64))
-        self.register_buffer("epoch_mean", torch.zeros(num_buckets, num_features))
-        self.register_buffer("epoch_squares", torch.zeros(num_buckets, num_features))
-        # All epochs; zero where no sample was met.
+        # How many samples this epoch has, their mean, and the sum of their squared distances from it. These are no
+        # buffers, because DistributedDataParallel would overwrite each process's own with those of the first.
+        self._epoch: Parts | None = None
+        # Running statistics, zero where no sample was met.
         self.register_buffer("met", torch.zeros(num_buckets, dtype=torch.bool))
         self.register_buffer("mean", torch.zeros(num_buckets, num_features))
         self.register_buffer("var", torch.zeros(num_buckets, num_features))
@@ -138,18 +135,13 @@ class FeatureDistributionSmoothing(nn.Module):
         offset = torch.zeros_like(origin).index_add(0, bucket, z - origin[bucket])
         mean = origin + offset / count.clamp(min=1)[:, None]
         squares = torch.zeros_like(mean).index_add(0, bucket, (z - mean[bucket]).square())
-        self._set_epoch(
-            *_merged(
-                torch.stack([self.count, count]),
-                torch.stack([self.epoch_mean, mean]),
-                torch.stack([self.epoch_squares, squares]),
-            )
-        )
+        parts = zip(self._observed(), (count, mean, squares), strict=True)
+        self._epoch = _merged(*(torch.stack(pair) for pair in parts))
 
     @torch.no_grad()
     def end_epoch(self) -> None:
         """Mix what was observed into the running statistics, smooth them and begin another epoch."""
-        count, mean, squares = _merged(*gather_batch(self.count[None], self.epoch_mean[None], self.epoch_squares[None]))
+        count, mean, squares = _merged(*gather_batch(*(value[None] for value in self._observed())))
         if not bool(count.any()):
             raise RuntimeError("no features since the last epoch: call observe(features, labels) before end_epoch()")
         var = squares / (count - 1).clamp(min=1)[:, None]
@@ -159,7 +151,7 @@ class FeatureDistributionSmoothing(nn.Module):
         self.var.copy_(torch.where(here, past * self.var + (1 - past) * var, self.var))
         self.met |= count > 0
         self._calibrate()
-        self._set_epoch(*(torch.zeros_like(value) for value in (count, mean, squares)))
+        self._epoch = None
 
     def extra_repr(self) -> str:
         return (
@@ -177,10 +169,10 @@ class FeatureDistributionSmoothing(nn.Module):
         self.scale.copy_(torch.where(changes, (smooth_var / self.var).clamp(*self.clip).sqrt(), 1))
         self.shift.copy_(torch.where(changes, smooth_mean, 0))
 
-    def _set_epoch(self, count: Tensor, mean: Tensor, squares: Tensor) -> None:
-        self.count.copy_(count)
-        self.epoch_mean.copy_(mean)
-        self.epoch_squares.copy_(squares)
+    def _observed(self) -> Parts:
+        if self._epoch is not None:
+            return self._epoch
+        return torch.zeros_like(self.met, dtype=torch.int64), torch.zeros_like(self.mean), torch.zeros_like(self.var)
 
     def _bucket(self, features: Tensor, labels: Tensor) -> Tensor:
         if features.dim() != 2 or features.shape[1] != self.num_features or labels.shape != features.shape[:1]:
@@ -201,7 +193,7 @@ def _reflected(window: Tensor, num_buckets: int) -> Tensor:
     return matrix.scatter_add(1, position, window.expand(num_buckets, -1))
 
 
-def _merged(count: Tensor, mean: Tensor, squares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _merged(count: Tensor, mean: Tensor, squares: Tensor) -> Parts:
     """Counts ``[k, B]``, means and sums of squared distances ``[k, B, d]`` of k parts, as those of the whole."""
     total = count.sum(dim=0)
     share = count.to(mean) / total.clamp(min=1)
