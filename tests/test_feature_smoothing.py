@@ -168,12 +168,12 @@ def test_state_continues_after_an_epoch(fds: FeatureDistributionSmoothing) -> No
     assert torch.equal(fds(z, torch.arange(5)), other(z, torch.arange(5)))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_dtype_is_kept(fds: FeatureDistributionSmoothing, dtype: torch.dtype) -> None:
-    z = torch.randn(5, 4).to(dtype)
-    fds.observe(z, torch.arange(5))
+def test_dtype_and_device_are_kept(fds: FeatureDistributionSmoothing, dtype: torch.dtype, device: str) -> None:
+    z, labels = torch.randn(5, 4).to(device, dtype), torch.arange(5.0, device=device)
+    fds.to(device).observe(z, labels)
     fds.end_epoch()
-    assert fds(z, torch.arange(5.0)).dtype == dtype
+    smoothed = fds(z, labels)
+    assert (smoothed.dtype, smoothed.device) == (z.dtype, z.device)
 
 
 def test_nan_is_seen_and_does_no_damage(fds: FeatureDistributionSmoothing) -> None:

@@ -63,7 +63,7 @@ def test_every_bad_row_is_named() -> None:
         b'7,"8,9\n'
         b"10,11,12\n"
     )
-    assert fields == [["1", "2", "3"], ["1\n1", "2", "3"], ["4", "5", "6"]]
+    assert fields == [["1", "2", "3"], ["1\n1", "2", "3"], ["1", "\udce9", "3"], ["4", "5", "6"]]
     for problem, start, part in zip(
         sorted(problems, key=lambda text: int(text.split(":")[1])),
         ["t.csv:6:", "t.csv:7:", "t.csv:8:", "t.csv:9:", "t.csv:11:"],
@@ -72,6 +72,12 @@ def test_every_bad_row_is_named() -> None:
     ):
         assert problem.startswith(start), problem
         assert part in problem
+
+
+def test_a_header_in_another_encoding_is_a_header_still() -> None:
+    fields, problems = read("jahr,größe\n1,2\n".encode("latin-1"))
+    assert fields == [["1", "2"]]
+    assert problems == ["t.csv:1: not UTF-8; save the file with that encoding"]
 
 
 @pytest.mark.parametrize("data", [b"", b"\n\n", b"a,b,c\n"])

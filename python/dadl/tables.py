@@ -69,7 +69,9 @@ def read_table(path: Path, problems: list[str], *, delimiter: str | None = None,
         problems.append(f"{path}: no rows; expected a header and a row for each sample")
         return Table(path, [], [])
     header = [name.strip() for name in rows[0].fields]
-    for row in rows[1:]:
+    for row in rows:
+        if not _is_unicode(row.fields):
+            problems.append(f"{row.where}: not UTF-8; save the file with that encoding")
         if len(row.fields) != len(header):
             advice = "; a field that holds the delimiter must be quoted" if quoted else ""
             problems.append(
@@ -92,11 +94,16 @@ def _rows(name: str, file: TextIO, delimiter: str | None, quoted: bool, problems
         except csv.Error as error:
             problems.append(f"{where}: {_explained(error)}")
             continue
-        text = "".join(fields)
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            problems.append(f"{where}: not UTF-8; save the file with that encoding")
-        elif text.strip():
+        if any(map(str.strip, fields)):
             yield TableRow(where, fields)
+
+
+def _is_unicode(fields: list[str]) -> bool:
+    try:
+        "".join(fields).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _explained(error: csv.Error) -> str:
