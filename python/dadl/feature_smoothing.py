@@ -4,9 +4,8 @@ Source: Yang, Zha, Chen, Wang, Katabi, "Delving into Deep Imbalanced Regression"
 """
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
-
-from dadl_ext._distributed import gather_batch
 
 from .reweighting import Kernel, LabelDistributionSmoothing, bin_labels
 
@@ -141,7 +140,7 @@ class FeatureDistributionSmoothing(nn.Module):
     @torch.no_grad()
     def end_epoch(self) -> None:
         """Mix what was observed into the running statistics, smooth them and begin another epoch."""
-        count, mean, squares = _merged(*gather_batch(*(value[None] for value in self._observed())))
+        count, mean, squares = _merged(*map(_of_all_processes, self._observed()))
         if not bool(count.any()):
             raise RuntimeError("no features since the last epoch: call observe(features, labels) before end_epoch()")
         var = squares / (count - 1).clamp(min=1)[:, None]
@@ -201,3 +200,12 @@ def _merged(count: Tensor, mean: Tensor, squares: Tensor) -> Parts:
     whole = origin + (share[..., None] * (mean - origin)).sum(dim=0)
     between = (count[..., None] * (mean - whole).square()).sum(dim=0)
     return total, whole, squares.sum(dim=0) + between
+
+
+def _of_all_processes(value: Tensor) -> Tensor:
+    """Every process's value, ``[k, ...]``."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return value[None]
+    gathered = [torch.empty_like(value) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, value)
+    return torch.stack(gathered)
