@@ -137,6 +137,15 @@ def test_equal_buckets_stay_as_they_are() -> None:
     torch.testing.assert_close(fds(z[:8], torch.arange(8)), z[:8])
 
 
+@pytest.mark.parametrize(("spread", "changes"), [(2e-6, False), (2e-5, True)])
+def test_all_but_constant_buckets_stay_as_they_are(spread: float, changes: bool) -> None:
+    fds = FeatureDistributionSmoothing(2, 0, 2, 2).double()
+    z = torch.tensor([[0, 0], [spread, spread], [3, 3], [5, 5]]).double()  # variances sum to spread²
+    fds.observe(z, torch.tensor([0, 0, 1, 1]))
+    fds.end_epoch()
+    assert torch.equal(fds(z[:2], torch.tensor([0, 0])), z[:2]) != changes
+
+
 def test_batches_of_any_size_give_the_same_statistics() -> None:
     z, labels = torch.randn(40, 3) + 1000, torch.randint(0, 4, (40,))
     whole, parts = (FeatureDistributionSmoothing(3, 0, 4, 4) for _ in range(2))
