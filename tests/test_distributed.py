@@ -1,4 +1,4 @@
-"""Two gloo processes: gather_distributed gives one loss with gradients to the local rows, and one class queue."""
+"""Two gloo processes give one loss with gradients to the local rows, one class queue, one set of FDS statistics."""
 
 import tempfile
 from collections.abc import Callable
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from dadl import FeatureDistributionSmoothing
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -156,3 +157,20 @@ def test_class_queues_of_two_processes_equal_one() -> None:
     _, _, target, mask = contrast_rows(4)
     assert torch.bincount(target[mask], minlength=CLASSES).min() > 2 * SLOTS
     assert not mask.all()
+
+
+def feature_statistics(rank: int | None) -> dict[str, Any]:
+    fds = FeatureDistributionSmoothing(6, 0, 9, 9)
+    for epoch in range(2):
+        features, labels = whole_batch(epoch)
+        rows = (features, labels) if rank is None else (local(features, rank), local(labels, rank))
+        fds.observe(*rows)
+        fds.end_epoch()
+    return fds.state_dict()
+
+
+def test_feature_statistics_of_two_processes_equal_one() -> None:
+    whole = feature_statistics(None)
+    for part in in_two_processes(feature_statistics):
+        for name, expected in whole.items():
+            torch.testing.assert_close(part[name], expected)

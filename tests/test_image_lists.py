@@ -8,7 +8,7 @@ import torch
 
 pytest.importorskip("PIL", reason="needs pip install 'dadl[train]'")
 
-from dadl.image_lists import ImageListError, Row, load_images, read_lists
+from dadl.image_lists import ImageListError, Row, image_problems, load_images, read_lists
 from PIL import Image
 
 
@@ -102,3 +102,16 @@ def test_unreadable_images_are_named(folder: Path) -> None:
     assert "train_100.txt:2" in problems[0]
     assert "not an image" in problems[0]
     assert "train_100.txt:5" in problems[1]
+
+
+def test_images_are_checked_without_being_kept(folder: Path) -> None:
+    rows = read_lists(folder, 100).labelled
+    (folder / "a b" / "1.png").write_text("not an image")
+    (folder / "a b" / "4.png").unlink()
+    checked: list[int] = []
+    problems = image_problems(folder, rows, lambda: checked.append(1))
+    assert problems == [
+        f"train_100.txt:2: cannot read {folder}/a b/1.png: not an image",
+        f"train_100.txt:5: no file {folder}/a b/4.png",
+    ]
+    assert len(checked) == len(rows)

@@ -5,10 +5,13 @@ Importing this package needs PyTorch and NumPy. The loop (:mod:`dadl.training`) 
 """
 
 from .cmw_net import CMWNet
+from .feature_smoothing import FeatureDistributionSmoothing
 from .meta_gradient import meta_weight_gradient
 from .meta_reweighter import MetaReweighter
 from .metrics import ErrorMetrics, shot_metrics, shot_regions
 from .momentum_encoder import MomentumEncoder
+from .regression_losses import BalancedMSE, GaussianMixture, focal_l1_loss, focal_mse_loss, weighted_huber_loss
+from .retraining import FrozenEncoder, retrain_head
 from .reweighting import (
     LabelDistributionSmoothing,
     bin_labels,
@@ -19,17 +22,25 @@ from .reweighting import (
 from .soft_labels import SoftLabelReweighter
 
 __all__ = [
+    "BalancedMSE",
     "CMWNet",
     "ErrorMetrics",
+    "FeatureDistributionSmoothing",
+    "FrozenEncoder",
+    "GaussianMixture",
     "LabelDistributionSmoothing",
     "MetaReweighter",
     "MomentumEncoder",
     "SoftLabelReweighter",
     "bin_labels",
     "bin_weights",
+    "focal_l1_loss",
+    "focal_mse_loss",
     "meta_weight_gradient",
+    "retrain_head",
     "shot_metrics",
     "shot_regions",
+    "weighted_huber_loss",
     "weighted_l1_loss",
     "weighted_mse_loss",
 ]

@@ -5,16 +5,18 @@ samples; those of them that are not in the labelled list are used without their 
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+DECODING_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 FULL = 100
 TEST = "test.txt"
 
@@ -24,6 +26,16 @@ class ImageListError(ValueError):
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
+
+
+class ImageRow(Protocol):
+    """Names an image: its path in the data folder, and where that is written."""
+
+    @property
+    def where(self) -> str: ...
+
+    @property
+    def path(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -106,7 +118,7 @@ def _read_list(folder: Path, name: str, problems: list[str]) -> list[Row]:
     return list(rows.values())
 
 
-def load_images(folder: Path, rows: list[Row], size: int, on_loaded: Callable[[], None]) -> Tensor:
+def load_images(folder: Path, rows: Sequence[ImageRow], size: int, on_loaded: Callable[[], None]) -> Tensor:
     """Decode every image as colours, resized to a square: ``[N, 3, size, size]``, uint8.
 
     They are decoded once and kept in memory, ``3 · N · size²`` bytes; ``on_loaded`` is called after each. Raises
@@ -118,17 +130,46 @@ def load_images(folder: Path, rows: list[Row], size: int, on_loaded: Callable[[]
         try:
             with Image.open(folder / rows[index].path) as image:
                 pixels = np.array(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
-            return f"{rows[index].where}: cannot read {folder / rows[index].path}: {reason}"
+        except DECODING_ERRORS as error:
+            return _unreadable(folder, rows[index], error)
         images[index] = torch.from_numpy(pixels).permute(2, 0, 1)
         return None
 
-    problems = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for problem in pool.map(load, range(len(rows))):
-            problems += [problem] if problem else []
-            on_loaded()
-    if problems:
+    if problems := _problems(len(rows), load, on_loaded):
         raise ImageListError(problems)
     return images
+
+
+def image_problems(folder: Path, rows: Sequence[ImageRow], on_checked: Callable[[], None]) -> list[str]:
+    """Decode every image and keep none: a line for each that is missing or cannot be read.
+
+    ``on_checked`` is called after each.
+    """
+
+    def check(index: int) -> str | None:
+        path = folder / rows[index].path
+        if not path.is_file():
+            return f"{rows[index].where}: no file {path}"
+        try:
+            with Image.open(path) as image:
+                image.draft("RGB", (1, 1))  # a JPEG is read to its end all the same, but most pixels are not computed
+                image.load()
+        except DECODING_ERRORS as error:
+            return _unreadable(folder, rows[index], error)
+        return None
+
+    return _problems(len(rows), check, on_checked)
+
+
+def _problems(count: int, check: Callable[[int], str | None], on_checked: Callable[[], None]) -> list[str]:
+    problems = []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for problem in pool.map(check, range(count)):
+            problems += [problem] if problem else []
+            on_checked()
+    return problems
+
+
+def _unreadable(folder: Path, row: ImageRow, error: Exception) -> str:
+    reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
+    return f"{row.where}: cannot read {folder / row.path}: {reason}"

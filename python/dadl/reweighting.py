@@ -167,17 +167,18 @@ def weighted_l1_loss(
     Raises:
         ValueError: shapes that differ (they are not broadcast), an unknown reduction.
     """
-    return _weighted_mean((_difference(input, target)).abs(), weight, reduction)
+    return weighted_mean(difference(input, target).abs(), weight, reduction)
 
 
 def weighted_mse_loss(
     input: Tensor, target: Tensor, weight: Tensor | None = None, reduction: Reduction = "mean"
 ) -> Tensor:
     """``w (x - y)²``; arguments and errors as for :func:`weighted_l1_loss`."""
-    return _weighted_mean(_difference(input, target).square(), weight, reduction)
+    return weighted_mean(difference(input, target).square(), weight, reduction)
 
 
-def _difference(input: Tensor, target: Tensor) -> Tensor:
+def difference(input: Tensor, target: Tensor) -> Tensor:
+    """``input - target``, or a ``ValueError`` where the shapes differ, which would be broadcast."""
     if input.shape != target.shape:
         raise ValueError(
             f"input and target must have one shape, got {list(input.shape)} and {list(target.shape)}; "
@@ -186,7 +187,8 @@ def _difference(input: Tensor, target: Tensor) -> Tensor:
     return input - target
 
 
-def _weighted_mean(loss: Tensor, weight: Tensor | None, reduction: Reduction) -> Tensor:
+def weighted_mean(loss: Tensor, weight: Tensor | None, reduction: Reduction) -> Tensor:
+    """``weight * loss``, reduced, as :func:`weighted_l1_loss` describes it."""
     if weight is not None:
         if weight.shape != loss.shape:
             if weight.shape != loss.shape[:1]:
