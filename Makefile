@@ -51,6 +51,7 @@ types: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/bench_ranksim.py
 	$(BIN)/python benchmarks/bench_contrast.py
+	$(BIN)/python benchmarks/bench_disagreement.py
 	$(BIN)/python benchmarks/bench_cmw_net.py
 
 wheel: $(VENV)/.torch
@@ -71,6 +72,7 @@ gpu-check:
 	done
 	$(PYTHON) benchmarks/bench_ranksim.py
 	$(PYTHON) benchmarks/bench_contrast.py
+	$(PYTHON) benchmarks/bench_disagreement.py
 
 clean:
 	rm -rf build dist $(VENV) dadl_ext/_C* *.egg-info python/*.egg-info

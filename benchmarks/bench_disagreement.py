@@ -1,4 +1,4 @@
-"""Dropout ensembles and their disagreement against PyTorch: a loop of dropout and linear, and the batched form compiled.
+"""Dropout ensembles and their disagreement: a loop of dropout and linear in PyTorch, and the batched form compiled.
 
     python benchmarks/bench_disagreement.py [--threads 2] [--seconds 3]
 
@@ -138,7 +138,7 @@ def main() -> None:
         "dropout",
         [dropout_row(case, device, arguments.seconds) for case in cases],
         "float32, p = 0.5, forward + backward. `loop` is F.dropout and F.linear member by member, `torch.compile` the "
-        "batched form with a [K, B, F] tensor; for `dropout_disagreement` both followed by the variance of the members. "
+        "batched form with a [K, B, F] tensor; for `dropout_disagreement` both followed by the members' variance. "
         "For more than 8 outputs it is `dropout_linear` and `disagreement` in turn.",
     )
     write_results(
