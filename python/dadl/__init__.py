@@ -8,7 +8,7 @@ from .cmw_net import CMWNet
 from .feature_smoothing import FeatureDistributionSmoothing
 from .meta_gradient import meta_weight_gradient
 from .meta_reweighter import MetaReweighter
-from .metrics import ErrorMetrics, shot_metrics, shot_regions
+from .metrics import ErrorMetrics, RiskCoverage, risk_coverage, shot_metrics, shot_regions
 from .momentum_encoder import MomentumEncoder
 from .regression_losses import BalancedMSE, GaussianMixture, focal_l1_loss, focal_mse_loss, weighted_huber_loss
 from .retraining import FrozenEncoder, retrain_head
@@ -20,6 +20,7 @@ from .reweighting import (
     weighted_mse_loss,
 )
 from .soft_labels import SoftLabelReweighter
+from .weak_labels import candidate_confidence, disambiguate, pseudo_label
 
 __all__ = [
     "BalancedMSE",
@@ -31,13 +32,18 @@ __all__ = [
     "LabelDistributionSmoothing",
     "MetaReweighter",
     "MomentumEncoder",
+    "RiskCoverage",
     "SoftLabelReweighter",
     "bin_labels",
     "bin_weights",
+    "candidate_confidence",
+    "disambiguate",
     "focal_l1_loss",
     "focal_mse_loss",
     "meta_weight_gradient",
+    "pseudo_label",
     "retrain_head",
+    "risk_coverage",
     "shot_metrics",
     "shot_regions",
     "weighted_huber_loss",

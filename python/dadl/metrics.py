@@ -1,4 +1,4 @@
-"""Errors over all labels and over those with many, medium and few training samples.
+"""Errors over all labels and over those with many, medium and few training samples, and under rejection.
 
 Source: Yang, Zha, Chen, Wang, Katabi, "Delving into Deep Imbalanced Regression", ICML 2021.
 """
@@ -101,3 +101,49 @@ def _error_metrics(error: Tensor, bins: Tensor) -> ErrorMetrics:
         gm=(error + 1e-10).log().mean().exp().item(),
         bmae=per_bin.mean().item(),
     )
+
+
+@dataclass(frozen=True)
+class RiskCoverage:
+    """``risk[i]`` is the error rate among the ``coverage[i]`` of the samples with the highest scores."""
+
+    coverage: Tensor
+    risk: Tensor
+
+    @property
+    def area(self) -> float:
+        """The mean risk over all coverages (AURC); lower is better, NaN without samples."""
+        return float(self.risk.mean())
+
+    def coverage_at(self, risk: float) -> float:
+        """The largest coverage whose risk is not above ``risk``, 0 if there is none."""
+        reached = self.coverage[self.risk <= risk]
+        return float(reached.max()) if len(reached) else 0.0
+
+
+def risk_coverage(scores: Array, correct: Array) -> RiskCoverage:
+    """How the error falls when samples of low score are rejected, as in selective classification.
+
+    The scores may be a classifier's confidence, or the weights that :class:`dadl.CMWNet` gives: where training labels
+    are noisy, ``correct`` tells whether a label is the true one. (Geifman & El-Yaniv, NeurIPS 2017.)
+
+    Args:
+        scores: ``[N]``; samples of equal score are accepted together, so each of them has their common risk.
+        correct: ``[N]``, true or 1 where the prediction is right.
+
+    Raises:
+        ValueError: other shapes, or NaN scores.
+    """
+    score = torch.as_tensor(scores).double().cpu()
+    wrong = 1 - torch.as_tensor(correct).double().cpu()
+    if score.dim() != 1 or score.shape != wrong.shape:
+        raise ValueError(f"expected scores and correct [N], got {list(score.shape)} and {list(wrong.shape)}")
+    if score.isnan().any():
+        raise ValueError("scores must not be NaN: a sample without a score can be neither accepted nor rejected")
+    order = score.argsort(descending=True, stable=True)
+    accepted = torch.arange(1, len(score) + 1)
+    errors = wrong[order].cumsum(dim=0)
+    # The last sample of each run of equal scores stands for all of the run.
+    _, run, lengths = torch.unique_consecutive(score[order], return_inverse=True, return_counts=True)
+    last = (lengths.cumsum(dim=0) - 1)[run]
+    return RiskCoverage(accepted[last].double() / max(len(score), 1), (errors / accepted)[last])
