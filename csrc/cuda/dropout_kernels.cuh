@@ -106,7 +106,7 @@ __device__ __forceinline__ void predict_row(const DropoutLinear<T>& linear, int6
 
 // result [K, B, C]. One block per row.
 template <int kOutputs, typename T, typename Out, typename A = typename Storage<T>::Arithmetic>
-__global__ void __launch_bounds__(kThreads) dropout_predict_kernel(DropoutLinear<T> linear, Out* result) {
+__global__ void __launch_bounds__(kThreads, 1) dropout_predict_kernel(DropoutLinear<T> linear, Out* result) {
   DADL_SHARED(parts, A[kMaskTeams * kOutputs]);
   const int64_t row = blockIdx.x;
   predict_row<kOutputs>(linear, row, parts, [&](int64_t k, int c, A value) {
