@@ -64,11 +64,11 @@ gpu-check:
 	DADL_CUDA=1 TORCH_CUDA_ARCH_LIST=$$($(PYTHON) -c "import torch; print('%d.%d' % torch.cuda.get_device_capability())") \
 	  $(PYTHON) setup.py build_ext --inplace
 	$(PYTHON) -c "import dadl_ext, pprint; pprint.pprint(dadl_ext.build_info())"
-	$(PYTHON) -m pytest tests/test_ranking.py tests/test_ranksim.py tests/test_contrast.py
+	$(PYTHON) -m pytest tests/test_ranking.py tests/test_ranksim.py tests/test_contrast.py tests/test_disagreement.py
 	for tool in memcheck racecheck initcheck synccheck; do \
 	  compute-sanitizer --tool $$tool --error-exitcode 1 \
 	    $(PYTHON) -m pytest -k "cuda and (equals_reference or published_formulas or matches_the_reference) and not compile" \
-	    tests/test_ranking.py tests/test_ranksim.py tests/test_contrast.py || exit 1; \
+	    tests/test_ranking.py tests/test_ranksim.py tests/test_contrast.py tests/test_disagreement.py || exit 1; \
 	done
 	$(PYTHON) benchmarks/bench_ranksim.py
 	$(PYTHON) benchmarks/bench_contrast.py

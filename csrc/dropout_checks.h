@@ -17,8 +17,8 @@ inline uint32_t dropout_threshold(double p) {
 inline void check_dropout(const Tensor& features, const Tensor& weight, const std::optional<Tensor>& bias,
                           const Tensor& seed, int64_t samples) {
   STD_TORCH_CHECK(features.dim() == 2 && weight.dim() == 2 && weight.size(1) == features.size(1) &&
-                      weight.scalar_type() == features.scalar_type(),
-                  "features must be [B, F] and weight [C, F], of one dtype");
+                      weight.scalar_type() == features.scalar_type() && weight.numel() > 0,
+                  "features must be [B, F] and weight [C, F] with C and F >= 1, of one dtype");
   STD_TORCH_CHECK(
       !bias || (bias->dim() == 1 && bias->size(0) == weight.size(0) && bias->scalar_type() == features.scalar_type()),
       "bias must be [C], in the features' dtype");

@@ -12,7 +12,7 @@ CPU_SOURCES = [
     "cpu/ranking.cpp",
     "cpu/ranksim.cpp",
 ]
-CUDA_SOURCES = ["cuda/contrast.cu", "cuda/ranking.cu", "cuda/ranksim.cu"]
+CUDA_SOURCES = ["cuda/contrast.cu", "cuda/disagreement.cu", "cuda/dropout.cu", "cuda/ranking.cu", "cuda/ranksim.cu"]
 
 # The stable ABI of torch 2.11: one binary serves every later release.
 STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020b000000000000"]

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from conftest import DEVICES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -24,13 +25,15 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6, torch.float16: 2e-3, tor
 def gradients(function, *leaves: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     leaves = tuple(leaf.detach().requires_grad_() for leaf in leaves)
     value = function(*leaves)
-    upstream = torch.arange(value.numel()).remainder(3).reshape(value.shape) / 2 + 0.5  # exact in every dtype
+    upstream = (
+        torch.arange(value.numel(), device=value.device).remainder(3).reshape(value.shape) / 2 + 0.5
+    )  # exact in every dtype
     return value.detach(), torch.autograd.grad((value * upstream).sum(), leaves)
 
 
 def close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
     scale = expected.abs().max().item() if expected.numel() else 0.0
-    torch.testing.assert_close(actual.double(), expected.double(), rtol=tolerance, atol=tolerance * scale + 1e-30)
+    torch.testing.assert_close(actual.cpu().double(), expected.double(), rtol=tolerance, atol=tolerance * scale + 1e-30)
 
 
 # ---- philox ----
@@ -50,20 +53,23 @@ def test_philox_known_answers(counter: str, key: str, expected: str) -> None:
     assert [f"{int(word):08x}" for word in philox(words, (low, high))] == expected.split()
 
 
-def masks(seed: int, samples: int, rows: int, features: int, p: float) -> Tensor:
+def masks(seed: int, samples: int, rows: int, features: int, p: float, device: str) -> Tensor:
     """The operator's masks: the gradients that one feature's weight of 1 gives."""
-    weight = torch.ones(1, features, dtype=torch.float64)
+    options = {"dtype": torch.float64, "device": device}
+    weight = torch.ones(1, features, **options)
     out = torch.zeros(samples, rows, features, dtype=torch.bool)
     for k in range(samples):
-        grad = torch.zeros(samples, rows, 1, dtype=torch.float64)
+        grad = torch.zeros(samples, rows, 1, **options)
         grad[k] = 1
         gradient, _ = torch.ops.dadl.dropout_linear_backward(
-            grad, torch.zeros(rows, features, dtype=torch.float64), weight, torch.tensor(seed), p, True, False
+            *(grad, torch.zeros(rows, features, **options), weight),
+            *(torch.tensor(seed, device=device), p, True, False),
         )
-        out[k] = gradient != 0
+        out[k] = (gradient != 0).cpu()
     return out
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @settings(max_examples=30)
 @given(
     seed=st.integers(-(2**63), 2**63 - 1),
@@ -72,8 +78,8 @@ def masks(seed: int, samples: int, rows: int, features: int, p: float) -> Tensor
     features=st.integers(1, 400),
     p=st.sampled_from([0.0, 0.1, 0.5, 0.9, 1 / 65536]),
 )
-def test_masks_are_those_of_the_reference(seed, samples, rows, features, p) -> None:
-    assert torch.equal(masks(seed, samples, rows, features, p), dropout_masks(seed, samples, rows, features, p))
+def test_masks_are_those_of_the_reference(device, seed, samples, rows, features, p) -> None:
+    assert torch.equal(masks(seed, samples, rows, features, p, device), dropout_masks(seed, samples, rows, features, p))
 
 
 @pytest.mark.parametrize("capability", ["avx2", "default"])
@@ -134,24 +140,27 @@ def predictions(draw: st.DrawFn) -> tuple[Tensor, str]:
     return values, measure
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @settings(max_examples=120)
 @given(case=predictions(), dtype=st.sampled_from(FLOATING), reduction=st.sampled_from(["mean", "sum", "none"]))
-def test_disagreement(case, dtype, reduction) -> None:
+def test_disagreement(device, case, dtype, reduction) -> None:
     values, measure = case
     values = values.to(dtype)
     expected, (slope,) = gradients(lambda x: reference.disagreement(x, measure, reduction=reduction), values.double())
-    actual, (gradient,) = gradients(lambda x: functional.disagreement(x, measure, reduction=reduction), values)
+    actual, (gradient,) = gradients(
+        lambda x: functional.disagreement(x, measure, reduction=reduction), values.to(device)
+    )
     exact = 1e-11 if dtype == torch.float64 else 2e-5
     assert actual.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     magnitude = max(1.0, values.abs().max().item() if values.numel() else 1.0)
-    torch.testing.assert_close(actual.double(), expected, rtol=exact, atol=exact * 1e-2 * magnitude)
+    torch.testing.assert_close(actual.cpu().double(), expected, rtol=exact, atol=exact * 1e-2 * magnitude)
     assert gradient.dtype == dtype
     if measure == "softmax_l1" and dtype != torch.float64:
         return  # rounding may change which of two probabilities is the larger
     rounding = {torch.float16: 1e-3, torch.bfloat16: 8e-3}.get(dtype, 0.0)
     scale = slope.abs().max().item() if slope.numel() else 0.0
     torch.testing.assert_close(
-        gradient.double(),
+        gradient.cpu().double(),
         slope,
         rtol=rounding,
         atol=exact * max(scale, magnitude / max(1, slope.numel())) + rounding * 1e-4,
@@ -159,8 +168,8 @@ def test_disagreement(case, dtype, reduction) -> None:
 
 
 @pytest.mark.parametrize("measure", MEASURES)
-def test_disagreement_of_one_member_is_zero(measure: str) -> None:
-    x = torch.randn(1, 3, 4, requires_grad=True)
+def test_disagreement_of_one_member_is_zero(device: str, measure: str) -> None:
+    x = torch.randn(1, 3, 4, device=device, requires_grad=True)
     loss = functional.disagreement(x, measure)
     loss.backward()
     assert abs(loss.item()) < 1e-6
@@ -169,20 +178,20 @@ def test_disagreement_of_one_member_is_zero(measure: str) -> None:
 
 
 @pytest.mark.parametrize("measure", MEASURES)
-def test_disagreement_gradient_is_exact(measure: str) -> None:
+def test_disagreement_gradient_is_exact(device: str, measure: str) -> None:
     torch.manual_seed(0)
-    x = torch.randn(4, 3, 2, 5, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(4, 3, 2, 5, dtype=torch.float64, device=device, requires_grad=True)
     for reduction in ("mean", "sum", "none"):
         assert torch.autograd.gradcheck(lambda x, r=reduction: functional.disagreement(x, measure, reduction=r), x)
 
 
 @pytest.mark.parametrize("measure", CLASS_MEASURES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_any_finite_logits_give_finite_values(measure: str, dtype: torch.dtype) -> None:
+def test_any_finite_logits_give_finite_values(device: str, measure: str, dtype: torch.dtype) -> None:
     largest = torch.finfo(dtype).max
     values = torch.tensor([0.0, 1e4, -1e4, 1e30, -1e30, largest, -largest], dtype=dtype)
     torch.manual_seed(0)
-    x = values[torch.randint(len(values), (5, 200, 6))].requires_grad_()
+    x = values[torch.randint(len(values), (5, 200, 6))].to(device).requires_grad_()
     loss = functional.disagreement(x, measure, reduction="none")
     loss.mean().backward()
     assert loss.isfinite().all()
@@ -193,8 +202,8 @@ def test_any_finite_logits_give_finite_values(measure: str, dtype: torch.dtype) 
 
 @pytest.mark.parametrize("measure", MEASURES)
 @pytest.mark.parametrize("members", [1, 2, 40])
-def test_nan_stays_visible(measure: str, members: int) -> None:
-    x = torch.randn(members, 3, 5)
+def test_nan_stays_visible(device: str, measure: str, members: int) -> None:
+    x = torch.randn(members, 3, 5, device=device)
     x[-1, 1, 2] = torch.nan
     leaf = x.requires_grad_()
     loss = functional.disagreement(leaf, measure, reduction="none")
@@ -205,14 +214,14 @@ def test_nan_stays_visible(measure: str, members: int) -> None:
     assert not leaf.grad[:, 0].isnan().any()
 
 
-def test_nearly_equal_members_keep_their_digits() -> None:
+def test_nearly_equal_members_keep_their_digits(device: str) -> None:
     """What float64 says of the same numbers, although the difference is far below a logit's rounding of its square."""
     torch.manual_seed(0)
     base = torch.randn(1, 16, 100)
     x = base + 1e-3 * torch.randn(4, 16, 100)
     for measure in ("mse", "variance", "js", "symmetric_kl"):
         exact = reference.disagreement(x.double(), measure).item()
-        assert functional.disagreement(x, measure).item() == pytest.approx(exact, rel=2e-4)
+        assert functional.disagreement(x.to(device), measure).item() == pytest.approx(exact, rel=2e-4)
 
 
 @pytest.mark.parametrize("measure", MEASURES)
@@ -232,14 +241,17 @@ def test_disagreement_does_not_depend_on_threads(measure: str) -> None:
 # ---- dropout ----
 
 
-def head(batch: int, width: int, outputs: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+def head(
+    batch: int, width: int, outputs: int, dtype: torch.dtype, device: str = "cpu"
+) -> tuple[Tensor, Tensor, Tensor]:
     return (
-        torch.randn(batch, width).to(dtype),
-        (torch.randn(outputs, width) / width**0.5).to(dtype),
-        torch.randn(outputs).to(dtype),
+        torch.randn(batch, width).to(device, dtype),
+        (torch.randn(outputs, width) / width**0.5).to(device, dtype),
+        torch.randn(outputs).to(device, dtype),
     )
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @settings(max_examples=80)
 @given(
     batch=st.integers(0, 6) | st.just(40),
@@ -251,13 +263,13 @@ def head(batch: int, width: int, outputs: int, dtype: torch.dtype) -> tuple[Tens
     with_bias=st.booleans(),
     seed=st.integers(-(2**63), 2**63 - 1),
 )
-def test_dropout_linear(batch, width, outputs, samples, p, dtype, with_bias, seed) -> None:
+def test_dropout_linear(device, batch, width, outputs, samples, p, dtype, with_bias, seed) -> None:
     torch.manual_seed(seed % 2**32)
     features, weight, bias = head(batch, width, outputs, dtype)
     leaves = (features, weight, bias) if with_bias else (features, weight)
     options = {"p": p, "samples": samples, "seed": seed}
     expected, slopes = gradients(lambda *x: reference.dropout_linear(*x, **options), *(x.double() for x in leaves))
-    actual, grads = gradients(lambda *x: functional.dropout_linear(*x, **options), *leaves)
+    actual, grads = gradients(lambda *x: functional.dropout_linear(*x, **options), *(x.to(device) for x in leaves))
     assert actual.shape == (samples, batch, outputs)
     assert actual.dtype == dtype
     close(actual, expected, TOLERANCE[dtype])
@@ -266,18 +278,19 @@ def test_dropout_linear(batch, width, outputs, samples, p, dtype, with_bias, see
 
 
 @pytest.mark.parametrize("outputs", [1, 3, 11])
-def test_dropout_linear_any_derivative(outputs: int) -> None:
+def test_dropout_linear_any_derivative(device: str, outputs: int) -> None:
     torch.manual_seed(0)
-    leaves = tuple(x.requires_grad_() for x in head(3, 9, outputs, torch.float64))
+    leaves = tuple(x.requires_grad_() for x in head(3, 9, outputs, torch.float64, device))
     options = {"p": 0.4, "samples": 2, "seed": 5}
     assert torch.autograd.gradcheck(lambda *x: functional.dropout_linear(*x, **options), leaves)
     assert torch.autograd.gradgradcheck(lambda *x: functional.dropout_linear(*x, **options).square(), leaves)
 
 
-def test_dropout_linear_of_many_dimensions_and_strides() -> None:
-    features, weight, bias = head(12, 30, 2, torch.float32)
+def test_dropout_linear_of_many_dimensions_and_strides(device: str) -> None:
+    features, weight, bias = head(12, 30, 2, torch.float32, device)
+    seed = torch.tensor(1, device=device)
     flat = functional.dropout_linear(features, weight, bias, p=0.5, samples=3, seed=1)
-    folded = functional.dropout_linear(features.view(3, 4, 30), weight, bias, p=0.5, samples=3, seed=torch.tensor(1))
+    folded = functional.dropout_linear(features.view(3, 4, 30), weight, bias, p=0.5, samples=3, seed=seed)
     assert torch.equal(folded.view(3, 12, 2), flat)
     strided = features.T.contiguous().T
     assert torch.equal(
@@ -285,13 +298,14 @@ def test_dropout_linear_of_many_dimensions_and_strides() -> None:
     )
 
 
-def test_dropout_keeps_the_expectation() -> None:
-    features, weight, bias = head(4, 500, 1, torch.float64)
+def test_dropout_keeps_the_expectation(device: str) -> None:
+    features, weight, bias = head(4, 500, 1, torch.float64, device)
     mean = functional.dropout_linear(features, weight, bias, p=0.3, samples=4000, seed=3).mean(dim=0)
     deviation = 5 * ((features**2 @ weight.T**2) * 0.3 / 0.7 / 4000).sqrt()
     assert ((mean - torch.nn.functional.linear(features, weight, bias)).abs() < deviation).all()
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @settings(max_examples=80)
 @given(
     batch=st.integers(1, 6) | st.just(40),
@@ -306,7 +320,7 @@ def test_dropout_keeps_the_expectation() -> None:
     seed=st.integers(0, 2**40),
 )
 def test_dropout_disagreement(
-    batch, width, outputs, samples, measure, minimax, reduction, dtype, with_bias, seed
+    device, batch, width, outputs, samples, measure, minimax, reduction, dtype, with_bias, seed
 ) -> None:
     torch.manual_seed(seed % 2**32)
     features, weight, bias = head(batch, width, outputs, dtype)
@@ -322,21 +336,23 @@ def test_dropout_disagreement(
     expected, slopes = gradients(
         lambda *x: reference.dropout_disagreement(*x, **options), *(x.double() for x in leaves)
     )
-    actual, grads = gradients(lambda *x: functional.dropout_disagreement(*x, **options), *leaves)
+    actual, grads = gradients(
+        lambda *x: functional.dropout_disagreement(*x, **options), *(x.to(device) for x in leaves)
+    )
     # Beyond the few outputs, or row by row, the predictions are rounded to half precision on their way.
     tolerance = 10 * TOLERANCE[dtype]
     scale = expected.abs().max().item()
-    torch.testing.assert_close(actual.double(), expected, rtol=tolerance, atol=tolerance * max(scale, 1e-3))
+    torch.testing.assert_close(actual.cpu().double(), expected, rtol=tolerance, atol=tolerance * max(scale, 1e-3))
     if measure in ("l1", "softmax_l1") and dtype in (torch.float16, torch.bfloat16):
         return  # rounding may change which of two members is the larger
     for gradient, slope in zip(grads, slopes, strict=True):
         reach = max(slope.abs().max().item(), 1e-2)
-        torch.testing.assert_close(gradient.double(), slope, rtol=tolerance, atol=tolerance * reach)
+        torch.testing.assert_close(gradient.cpu().double(), slope, rtol=tolerance, atol=tolerance * reach)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_minimax_reverses_the_head_alone(reduction: str) -> None:
-    leaves = head(8, 50, 2, torch.float64)
+def test_minimax_reverses_the_head_alone(device: str, reduction: str) -> None:
+    leaves = head(8, 50, 2, torch.float64, device)
     options = {"p": 0.5, "samples": 4, "seed": 9, "reduction": reduction}
     plain = gradients(lambda *x: functional.dropout_disagreement(*x, **options), *leaves)
     game = gradients(lambda *x: functional.dropout_disagreement(*x, **options, minimax=True), *leaves)
@@ -348,20 +364,75 @@ def test_minimax_reverses_the_head_alone(reduction: str) -> None:
 
 
 @pytest.mark.parametrize("measure", MEASURES)
-def test_dropout_disagreement_gradient_is_exact(measure: str) -> None:
+def test_dropout_disagreement_gradient_is_exact(device: str, measure: str) -> None:
     torch.manual_seed(0)
-    leaves = tuple(x.requires_grad_() for x in head(3, 7, 3, torch.float64))
+    leaves = tuple(x.requires_grad_() for x in head(3, 7, 3, torch.float64, device))
     options = {"p": 0.4, "samples": 3, "seed": 5, "measure": measure}
     assert torch.autograd.gradcheck(lambda *x: functional.dropout_disagreement(*x, **options), leaves)
+
+
+@pytest.mark.parametrize("outputs", [1, 3, 8, 11])
+def test_every_way_matches_the_reference(device: str, dtype: torch.dtype, outputs: int) -> None:
+    """Few examples, one of each: what also runs under a GPU's own sanitizers."""
+    exact = 1e-11 if dtype == torch.float64 else 3e-5
+    for measure in MEASURES:
+        for members, rows, classes in ((1, 2, outputs), (3, 2, outputs), (3, 1, 600)):
+            x = torch.randn(members, 5, rows, classes).to(device, dtype)
+            x = x if measure in CLASS_MEASURES else x.flatten(2)
+            expected, _ = gradients(lambda x, m=measure: reference.disagreement(x, m), x.double())
+            actual, (gradient,) = gradients(lambda x, m=measure: functional.disagreement(x, m), x)
+            torch.testing.assert_close(actual.double(), expected, rtol=exact, atol=exact)
+            assert gradient.isfinite().all()
+    leaves = head(20, 150, outputs, dtype, device)
+    wide = tuple(leaf.double() for leaf in leaves)
+    for samples in (2, 17, 130):
+        for name, more in (
+            ("dropout_linear", {}),
+            ("dropout_disagreement", {"measure": "js" if outputs > 1 else "mse"}),
+        ):
+            options = {"p": 0.5, "samples": samples, "seed": -3, **more}
+            own, other = getattr(functional, name), getattr(reference, name)
+            actual, grads = gradients(lambda *x, f=own, o=options: f(*x, **o), *leaves)
+            expected, slopes = gradients(lambda *x, f=other, o=options: f(*x, **o), *wide)
+            tolerance = 10 * TOLERANCE[dtype]
+            close(actual, expected, tolerance)
+            for gradient, slope in zip(grads, slopes, strict=True):
+                atol = tolerance * max(slope.abs().max().item(), 1e-2)
+                torch.testing.assert_close(gradient.double(), slope, rtol=tolerance, atol=atol)
+
+
+@pytest.mark.skipif("cuda" not in DEVICES, reason="needs a GPU")
+@pytest.mark.parametrize("outputs", [3, 11])
+def test_a_graph_captures_them_and_reads_the_seed_anew(outputs: int) -> None:
+    leaves, seed = head(20, 150, outputs, torch.float32, "cuda"), torch.tensor(1, device="cuda")
+    options = {"p": 0.5, "samples": 4, "seed": seed}
+
+    def step() -> tuple[Tensor, ...]:
+        linear, grads = gradients(lambda *x: functional.dropout_linear(*x, **options), *leaves)
+        loss, fused = gradients(lambda *x: functional.dropout_disagreement(*x, **options, measure="js"), *leaves)
+        return linear, *grads, loss, *fused
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    for value in (5, -7):
+        seed.fill_(value)
+        graph.replay()
+        for actual, expected in zip(captured, step(), strict=True):
+            assert torch.equal(actual, expected)
 
 
 # ---- as operators of PyTorch ----
 
 
-def calls() -> dict:
-    x = torch.randn(3, 4, 5, requires_grad=True)
-    features, weight, bias = (value.requires_grad_() for value in head(6, 20, 3, torch.float32))
-    options = {"p": 0.5, "samples": 3, "seed": torch.tensor(1)}
+def calls(device: str) -> dict:
+    x = torch.randn(3, 4, 5, device=device, requires_grad=True)
+    features, weight, bias = (value.requires_grad_() for value in head(6, 20, 3, torch.float32, device))
+    options = {"p": 0.5, "samples": 3, "seed": torch.tensor(1, device=device)}
     return {
         "disagreement": (lambda x: functional.disagreement(x, "js"), (x,)),
         "dropout_linear": (
@@ -373,8 +444,8 @@ def calls() -> dict:
 
 
 @pytest.mark.parametrize("name", ["disagreement", "dropout_linear", "dropout_disagreement"])
-def test_compile(name: str) -> None:
-    function, leaves = calls()[name]
+def test_compile(device: str, name: str) -> None:
+    function, leaves = calls(device)[name]
     torch._dynamo.reset()
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
     eager, traced = (torch.autograd.grad(f(*leaves), leaves) for f in (function, compiled))
@@ -382,10 +453,10 @@ def test_compile(name: str) -> None:
         torch.testing.assert_close(a, b)
 
 
-def test_operators_are_sound() -> None:
+def test_operators_are_sound(device: str) -> None:
     ops = torch.ops.dadl
-    x, (features, weight, bias) = torch.randn(3, 4, 2, 5), head(6, 20, 3, torch.float32)
-    seed, grad = torch.tensor(1), torch.randn(2, 6, 3)
+    x, (features, weight, bias) = torch.randn(3, 4, 2, 5, device=device), head(6, 20, 3, torch.float32, device)
+    seed, grad = torch.tensor(1, device=device), torch.randn(2, 6, 3, device=device)
     for operator, arguments in (
         (ops.disagreement, (x, 3, True, True)),
         (ops.disagreement, (x, 0, False, False)),
@@ -394,35 +465,35 @@ def test_operators_are_sound() -> None:
         (ops.dropout_linear_backward, (grad, features, weight, seed, 0.5, False, True)),
         (ops.dropout_disagreement, (features, weight, bias, seed, 0.5, 2, 1, True, True, True)),
         (ops.dropout_disagreement, (features, weight, None, seed, 0.5, 2, 4, True, False, False)),
-        (ops.scale_gradient, (torch.randn(4), x, x, 1)),
-        (ops.scale_gradient, (torch.randn(()), x, x, 0)),
+        (ops.scale_gradient, (torch.randn(4, device=device), x, x, 1)),
+        (ops.scale_gradient, (torch.randn((), device=device), x, x, 0)),
     ):
         torch.library.opcheck(operator.default, arguments)
 
 
 @pytest.mark.parametrize("name", ["disagreement", "dropout_disagreement"])
-def test_second_derivative_raises(name: str) -> None:
-    function, leaves = calls()[name]
+def test_second_derivative_raises(device: str, name: str) -> None:
+    function, leaves = calls(device)[name]
     (gradient, *_) = torch.autograd.grad(function(*leaves), leaves, create_graph=True)
     with pytest.raises(RuntimeError, match="second derivative"):
         gradient.sum().backward()
 
 
 @pytest.mark.parametrize("name", ["disagreement", "dropout_linear", "dropout_disagreement"])
-def test_forward_mode_raises(name: str) -> None:
-    function, leaves = calls()[name]
+def test_forward_mode_raises(device: str, name: str) -> None:
+    function, leaves = calls(device)[name]
     with torch.autograd.forward_ad.dual_level():
         dual = [torch.autograd.forward_ad.make_dual(leaf.detach(), torch.ones_like(leaf)) for leaf in leaves]
         with pytest.raises(NotImplementedError, match="forward-mode"):
             function(*dual)
 
 
-def test_autocast_computes_in_float32() -> None:
-    features, weight, bias = head(6, 20, 3, torch.float32)
+def test_autocast_computes_in_float32(device: str) -> None:
+    features, weight, bias = head(6, 20, 3, torch.float32, device)
     options = {"p": 0.5, "samples": 3, "seed": 1}
     low = features.bfloat16().requires_grad_()
     weight.requires_grad_()
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(device, torch.bfloat16):
         predictions = functional.dropout_linear(low, weight, bias, **options)
         loss = functional.dropout_disagreement(low, weight, bias, **options)
         same = functional.disagreement(predictions, "mse")

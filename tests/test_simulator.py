@@ -1,7 +1,8 @@
 """The CUDA kernels, run on the host by tests/simulator, against the reference.
 
-Every result is computed in forward and in reverse thread order and must be the same to the bit. The file runs again in
-processes of its own with the simulator built for AddressSanitizer and UndefinedBehaviorSanitizer.
+Every result is computed in forward and in reverse thread order and must be the same to the bit. The file, with
+test_simulator_dropout.py, runs again in processes of its own with the simulator built for AddressSanitizer and
+UndefinedBehaviorSanitizer.
 """
 
 import os
@@ -15,16 +16,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulator import build
+from simulator.helpers import EXAMPLES, FLAVOUR, FLOATING, arithmetic, in_both_orders, name, to_numpy, to_torch
 from torch import Tensor
 
 from dadl_ext import reference
 from dadl_ext._labels import draw_priority, label_similarity_matrix
 from dadl_ext.reference.ranking import integer_ranks
 from dadl_ext.reference.ranksim import select_subset
-
-FLAVOUR = os.environ.get("DADL_SIMULATOR", "plain")
-EXAMPLES = 150 if FLAVOUR == "plain" else 25
-FLOATING = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
 # Where the ways of ranking hand over to each other: each way for every length, and the thresholds that CUDA uses.
 PATHS = {"warp": (1024, 4096, 1 << 22), "block": (0, 4096, 1 << 22), "sort": (0, 0, 200)}
@@ -39,35 +37,6 @@ def simulator():
 
 def limits(simulator, path: str):
     return simulator.RankLimits(*PATHS[path])
-
-
-def to_numpy(tensor: Tensor) -> np.ndarray:
-    tensor = tensor.detach().contiguous()
-    return tensor.view(torch.uint16).numpy() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor.numpy()
-
-
-def to_torch(array: np.ndarray, dtype: torch.dtype) -> Tensor:
-    return torch.from_numpy(array).view(dtype) if array.dtype == np.uint16 else torch.from_numpy(array)
-
-
-def name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def arithmetic(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def in_both_orders(function, *arguments):
-    forward, reverse = function(*arguments, False), function(*arguments, True)
-    if isinstance(forward, dict):
-        assert forward.keys() == reverse.keys()
-        pairs = [(forward[key], reverse[key]) for key in forward]
-    else:
-        pairs = zip(forward, reverse, strict=True) if isinstance(forward, tuple) else [(forward, reverse)]
-    for one, other in pairs:
-        assert one.tobytes() == other.tobytes(), "the result depends on the order of the threads"
-    return forward
 
 
 def make_values(kind: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -550,7 +519,8 @@ def run_process(flavour: str, *arguments: str) -> subprocess.CompletedProcess[st
 @pytest.mark.skipif(FLAVOUR != "plain", reason="this process is a sanitizer's own")
 @pytest.mark.parametrize("flavour", ["address", "undefined"])
 def test_sanitizer(flavour: str) -> None:
-    done = run_process(flavour, "-m", "pytest", "--capture=sys", "-p", "no:cacheprovider", __file__)
+    files = __file__, str(Path(__file__).with_name("test_simulator_dropout.py"))
+    done = run_process(flavour, "-m", "pytest", "--capture=sys", "-p", "no:cacheprovider", *files)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
 
 

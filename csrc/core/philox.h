@@ -47,4 +47,16 @@ struct Dropout {
   DADL_HD double scale() const { return 65536.0 / (65536 - threshold); }
 };
 
+// The draws of one block: bit j is 1 where feature 128 (block / 16) + 16 j + block % 16 is kept.
+DADL_HD uint32_t kept_features(const Dropout& dropout, int64_t member, int64_t row, uint32_t block) {
+  uint32_t x0 = block, x1 = static_cast<uint32_t>(row), x2 = static_cast<uint32_t>(static_cast<uint64_t>(row) >> 32),
+           x3 = static_cast<uint32_t>(member);
+  philox(dropout.key, x0, x1, x2, x3);
+  const auto pair = [&](uint32_t word) {
+    return static_cast<uint32_t>((word & 0xFFFF) >= dropout.threshold) |
+           static_cast<uint32_t>(word >> 16 >= dropout.threshold) << 1;
+  };
+  return pair(x0) | pair(x1) << 2 | pair(x2) << 4 | pair(x3) << 6;
+}
+
 }  // namespace dadl

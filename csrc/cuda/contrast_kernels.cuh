@@ -19,11 +19,6 @@ namespace dadl {
 constexpr int64_t kMostSplits = kThreads;            // the combining block has a thread for each
 constexpr int64_t kContrastStateBytes = 64LL << 20;  // of weighted sums, above which there is no further parallelism
 
-template <typename A>
-__device__ __forceinline__ A minus_infinity() {
-  return -static_cast<A>(INFINITY);
-}
-
 // Which keys a query meets, and which of them are its positives.
 struct KeyChoice {
   const bool* mask = nullptr;  // [N], null for all
@@ -64,12 +59,6 @@ template <typename A>
 __device__ __forceinline__ A row_sum(A value) {
   value += __shfl_xor_sync(kFullWarp, value, 1);
   return value + __shfl_xor_sync(kFullWarp, value, 2);
-}
-
-// A NaN is never larger: it shows in the sums.
-template <typename A>
-__device__ __forceinline__ A larger(A a, A b) {
-  return b > a ? b : a;
 }
 
 template <typename A>
@@ -145,18 +134,6 @@ __global__ void __launch_bounds__(kContrastThreads, Tile::kBlocks)
   partials.largest[partials.at(split, i)] = largest;
   partials.sum[partials.at(split, i)] = sum;
   partials.positive[partials.at(split, i)] = positive;
-}
-
-// Over the block of kThreads, in one fixed order.
-template <typename A, typename Join>
-__device__ __forceinline__ A block_join(A value, A* parts /* [kThreads / kWarp] */, Join join) {
-  for (int mask = kWarp / 2; mask; mask /= 2) value = join(value, __shfl_xor_sync(kFullWarp, value, mask));
-  __syncthreads();
-  if (lane_index() == 0) parts[threadIdx.x / kWarp] = value;
-  __syncthreads();
-  value = parts[0];
-  for (int warp = 1; warp < kThreads / kWarp; ++warp) value = join(value, parts[warp]);
-  return value;
 }
 
 // The log-sum-exp, or with `own` [B, d], an additional key of each query, the row losses of group contrast; and the

@@ -1,6 +1,10 @@
 // The words of CUDA that the kernels use, from CUDA itself or from the host simulator.
 #pragma once
 
+#include <math.h>
+
+#include <cstdint>
+
 #if defined(__CUDACC__)
 #include <cuda_runtime.h>
 // A block's shared variable: DADL_SHARED(name, type).
@@ -38,6 +42,36 @@ __device__ __forceinline__ T warp_sum(T value) {
   for (int mask = kWarp / 2; mask; mask /= 2) value += __shfl_xor_sync(kFullWarp, value, mask);
   return value;
 }
+
+template <typename A>
+__device__ __forceinline__ A minus_infinity() {
+  return -static_cast<A>(INFINITY);
+}
+
+// A NaN is never larger: it shows in the sums.
+template <typename A>
+__device__ __forceinline__ A larger(A a, A b) {
+  return b > a ? b : a;
+}
+
+// Over the block of kThreads, in one fixed order.
+template <typename A, typename Join>
+__device__ __forceinline__ A block_join(A value, A* parts /* [kThreads / kWarp] */, Join join) {
+  for (int mask = kWarp / 2; mask; mask /= 2) value = join(value, __shfl_xor_sync(kFullWarp, value, mask));
+  __syncthreads();
+  if (lane_index() == 0) parts[threadIdx.x / kWarp] = value;
+  __syncthreads();
+  value = parts[0];
+  for (int warp = 1; warp < kThreads / kWarp; ++warp) value = join(value, parts[warp]);
+  return value;
+}
+
+// A matrix in memory, as the backends' products take it.
+template <typename T>
+struct Matrix {
+  const T* values;
+  int64_t rows, columns, row_stride, column_stride;
+};
 
 inline unsigned blocks_for(int64_t work, int64_t per_block) {
   return static_cast<unsigned>((work + per_block - 1) / per_block);

@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "../tensors.h"
+#include "device.cuh"
 
 namespace dadl::cuda {
 
@@ -87,6 +88,16 @@ class TorchBackend {
     mm(view(a, n, n, width, 1), view(x, n, d, d, 1), view(out, n, d, d, 1));
   }
 
+  // out = a b, plus the addend unless null, which may be out itself
+  template <typename T>
+  void multiply(const Matrix<T>& a, const Matrix<T>& b, const Matrix<T>& out,
+                const std::type_identity_t<Matrix<T>>* addend) {
+    const Tensor result = view(out);
+    if (!addend) return mm(view(a), view(b), result);
+    const Tensor added = addend->values == out.values ? result : view(*addend);
+    TORCH_ERROR_CODE_CHECK(aoti_torch_cuda_addmm_out(result.get(), added.get(), view(a).get(), view(b).get(), 1, 1));
+  }
+
  private:
   template <typename T>
   Tensor view(T* values, int64_t rows, int64_t columns, int64_t row_stride, int64_t column_stride) const {
@@ -96,6 +107,11 @@ class TorchBackend {
                                                               : ScalarType::Long;
     const std::array<int64_t, 2> sizes{rows, columns}, strides{row_stride, column_stride};
     return torch::stable::from_blob(values, sizes, strides, like_.device(), kType);
+  }
+
+  template <typename T>
+  Tensor view(const Matrix<T>& matrix) const {
+    return view(const_cast<T*>(matrix.values), matrix.rows, matrix.columns, matrix.row_stride, matrix.column_stride);
   }
 
   // Not through the dispatcher, where autocast would round the matrices to half precision.

@@ -7,9 +7,11 @@
 #include <numeric>
 #include <string>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 #include "../../csrc/cuda/contrast_kernels.cuh"
+#include "../../csrc/cuda/dropout_kernels.cuh"
 #include "../../csrc/cuda/ranksim_kernels.cuh"
 
 namespace dadl::sim {
@@ -78,6 +80,22 @@ class Backend {
     for (int64_t i = 0; i < n; ++i) {
       for (int64_t j = 0; j < n; ++j) {
         for (int64_t c = 0; c < d; ++c) out[i * d + c] += a[i * width + j] * x[j * d + c];
+      }
+    }
+  }
+
+  template <typename T>
+  void multiply(const Matrix<T>& a, const Matrix<T>& b, const Matrix<T>& out,
+                const std::type_identity_t<Matrix<T>>* addend) {
+    const auto at = [](const Matrix<T>& m, int64_t i, int64_t j) -> T& {
+      return const_cast<T*>(m.values)[i * m.row_stride + j * m.column_stride];
+    };
+    if (a.rows != out.rows || b.columns != out.columns || a.columns != b.rows) throw std::logic_error("sizes");
+    for (int64_t i = 0; i < out.rows; ++i) {
+      for (int64_t j = 0; j < out.columns; ++j) {
+        T sum = addend ? at(*addend, i, j) : T{0};
+        for (int64_t c = 0; c < a.columns; ++c) sum += at(a, i, c) * at(b, c, j);
+        at(out, i, j) = sum;
       }
     }
   }
@@ -302,6 +320,125 @@ Array contrast_keys(const Array& grad, const Array& query, const Array& key, con
   return gradient;
 }
 
+// predictions [K, B, R, C] -> rows [B] and gradient [K, B, R, C]
+std::tuple<Array, Array> disagree(const Array& predictions, const std::string& dtype, int64_t measure, bool mean,
+                                  bool with_gradient, bool reverse) {
+  Backend backend(reverse);
+  const py::ssize_t members = predictions.shape(0), batch = predictions.shape(1), rows = predictions.shape(2),
+                    classes = predictions.shape(3);
+  Array loss, gradient;
+  dispatch_floating(dtype, [&](auto tag) {
+    using T = decltype(tag);
+    using A = typename Storage<T>::Arithmetic;
+    loss = empty<A>({batch});
+    gradient = empty<A>({with_gradient ? members : 0, batch, rows, classes});
+    disagreement(backend, Disagreement<T>{static_cast<Measure>(measure), data<T>(predictions), members, batch, rows,
+                                          classes, mean ? 1 / static_cast<A>(std::max<int64_t>(batch, 1)) : A{1},
+                                          mutable_data<A>(loss), with_gradient ? mutable_data<A>(gradient) : nullptr});
+  });
+  return {loss, gradient};
+}
+
+// Features [B, F], weight [C, F] and bias [C] or None, of one dtype; seed [1].
+struct Dropouts {
+  Array features, weight;
+  py::object bias;
+  std::string dtype;
+  Array seed;
+  uint32_t threshold;
+  int64_t samples;
+  int64_t tile_elements, multiprocessors;
+
+  // body(DropoutLinear<T>, A{}, weight and bias in A)
+  template <typename Body>
+  void with_linear(Body body) const {
+    dispatch_floating(dtype, [&](auto tag) {
+      using T = decltype(tag);
+      using A = typename Storage<T>::Arithmetic;
+      const DropoutLinear<T> linear{data<T>(features),   data<T>(weight), optional_data<T>(bias),
+                                    data<int64_t>(seed), threshold,       features.shape(0),
+                                    features.shape(1),   weight.shape(0), samples};
+      std::vector<A> wide(weight.size()), wide_bias(bias.is_none() ? 0 : linear.outputs);
+      for (size_t i = 0; i < wide.size(); ++i) wide[i] = to_float(linear.weight[i]);
+      for (size_t i = 0; i < wide_bias.size(); ++i) wide_bias[i] = to_float(linear.bias[i]);
+      body(linear, A{}, wide.data(), linear.bias ? wide_bias.data() : nullptr);
+    });
+  }
+};
+
+Dropouts dropouts(const Array& features, const Array& weight, const py::object& bias, const std::string& dtype,
+                  const Array& seed, uint32_t threshold, int64_t samples, int64_t tile_elements,
+                  int64_t multiprocessors) {
+  return {features, weight, bias, dtype, seed, threshold, samples, tile_elements, multiprocessors};
+}
+
+// [K, B, C], in the arithmetic type for many outputs
+Array dropout_linear(const Dropouts& task, bool reverse) {
+  Backend backend(reverse, task.multiprocessors);
+  Array result;
+  task.with_linear([&](const auto& linear, auto tag, const auto* weight, const auto* bias) {
+    using A = decltype(tag);
+    using T = std::remove_const_t<std::remove_pointer_t<decltype(linear.features)>>;
+    const std::vector<py::ssize_t> shape{linear.members, linear.rows, linear.outputs};
+    if (linear.outputs <= kFewOutputs) {
+      result = empty<T>(shape);
+      dropout_predict(backend, linear, mutable_data<T>(result));
+    } else {
+      result = empty<A>(shape);
+      dropout_multiply(backend, linear, weight, bias, mutable_data<A>(result), task.tile_elements);
+    }
+  });
+  return result;
+}
+
+// The gradients [B, F] and [C, F] for the upstream gradient [K, B, C] in the arithmetic type, no rows where not wanted.
+std::tuple<Array, Array> dropout_linear_backward(const Dropouts& task, const Array& grad, bool for_features,
+                                                 bool for_weight, bool reverse) {
+  Backend backend(reverse, task.multiprocessors);
+  Array features_gradient, weight_gradient;
+  task.with_linear([&](const auto& linear, auto tag, const auto* weight, const auto*) {
+    using A = decltype(tag);
+    using T = std::remove_const_t<std::remove_pointer_t<decltype(linear.features)>>;
+    const auto run = [&](auto out, auto gradients) {
+      using Out = decltype(out);
+      features_gradient = empty<Out>({for_features ? linear.rows : 0, linear.width});
+      weight_gradient = empty<Out>({for_weight ? linear.outputs : 0, linear.width});
+      gradients(for_features ? mutable_data<Out>(features_gradient) : nullptr,
+                for_weight ? mutable_data<Out>(weight_gradient) : nullptr);
+    };
+    if (linear.outputs <= kFewOutputs) {
+      run(T{}, [&](T* to_features, T* to_weight) {
+        dropout_gradients(backend, linear, data<A>(grad), A{1}, to_features, to_weight, static_cast<A*>(nullptr));
+      });
+    } else {
+      run(A{}, [&](A* to_features, A* to_weight) {
+        dropout_multiply_back(backend, linear, data<A>(grad), weight, to_features, to_weight, task.tile_elements);
+      });
+    }
+  });
+  return {features_gradient, weight_gradient};
+}
+
+// The row losses and the gradients of features, weight and bias.
+std::tuple<Array, Array, Array, Array> dropout_disagree(const Dropouts& task, int64_t measure, bool mean, bool minimax,
+                                                        bool with_gradient, bool reverse) {
+  Backend backend(reverse, task.multiprocessors);
+  Array loss, features_gradient, weight_gradient, bias_gradient;
+  task.with_linear([&](const auto& linear, auto tag, const auto*, const auto*) {
+    using A = decltype(tag);
+    loss = empty<A>({linear.rows});
+    features_gradient = empty<A>({with_gradient ? linear.rows : 0, linear.width});
+    weight_gradient = empty<A>({with_gradient ? linear.outputs : 0, linear.width});
+    bias_gradient = empty<A>({with_gradient ? linear.outputs : 0});
+    dropout_disagreement(backend, linear, static_cast<Measure>(measure),
+                         mean ? 1 / static_cast<A>(std::max<int64_t>(linear.rows, 1)) : A{1}, minimax ? A{-1} : A{1},
+                         mutable_data<A>(loss), with_gradient ? mutable_data<A>(features_gradient) : nullptr,
+                         with_gradient ? mutable_data<A>(weight_gradient) : nullptr,
+                         with_gradient ? mutable_data<A>(bias_gradient) : nullptr);
+  });
+  return {loss, features_gradient, weight_gradient, bias_gradient};
+}
+
 // ---- kernels that are wrong on purpose ----
 
 void reverse_block_kernel(float* values, bool barrier) {
@@ -346,6 +483,11 @@ PYBIND11_MODULE(dadl_simulator, m) {
   m.def("ranksim", &ranksim);
   m.def("contrast", &contrast_values);
   m.def("contrast_key_gradient", &contrast_keys);
+  py::class_<Dropouts>(m, "Dropouts").def(py::init(&dropouts));
+  m.def("disagreement", &disagree);
+  m.def("dropout_linear", &dropout_linear);
+  m.def("dropout_linear_backward", &dropout_linear_backward);
+  m.def("dropout_disagreement", &dropout_disagree);
   m.def("reverse_block", &reverse_block);
   m.def("divergent", &divergent);
   m.def("overrun", &overrun);
