@@ -187,11 +187,12 @@ def test_disagreement_gradient_is_exact(device: str, measure: str) -> None:
 
 @pytest.mark.parametrize("measure", CLASS_MEASURES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_any_finite_logits_give_finite_values(device: str, measure: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("members", [5, 100])
+def test_any_finite_logits_give_finite_values(device: str, measure: str, dtype: torch.dtype, members: int) -> None:
     largest = torch.finfo(dtype).max
     values = torch.tensor([0.0, 1e4, -1e4, 1e30, -1e30, largest, -largest], dtype=dtype)
     torch.manual_seed(0)
-    x = values[torch.randint(len(values), (5, 200, 6))].to(device).requires_grad_()
+    x = values[torch.randint(len(values), (members, 200, 6))].to(device).requires_grad_()
     loss = functional.disagreement(x, measure, reduction="none")
     loss.mean().backward()
     assert loss.isfinite().all()

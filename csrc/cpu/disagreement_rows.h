@@ -185,13 +185,13 @@ A symmetric_kl(const Members<A>& x, int64_t classes, const Gradients<A>& gradien
   for (int64_t k = 0; k < members; ++k) {
     const A *logits = x[k], *p = scratch.probability.data() + k * classes, shift = scratch.shift[k];
     const auto distance = [&](int64_t c) { return bounded_log(logits[c] - shift) - mean_log[c]; };
-    loss += sum_over<A>(classes, [&](int64_t c) { return (p[c] - mean[c]) * distance(c); });
+    loss += pair_share * sum_over<A>(classes, [&](int64_t c) { return (p[c] - mean[c]) * distance(c); });
     if (!gradient) continue;
     const A expected = sum_over<A>(classes, [&](int64_t c) { return p[c] * distance(c); });
     A* out = gradient[k];
     for (int64_t c = 0; c < classes; ++c) out[c] = pair_share * (p[c] * (distance(c) - expected) + (p[c] - mean[c]));
   }
-  return pair_share * loss;
+  return loss;
 }
 
 // With m the mean probability and r_i = p_i / m, the loss is the mean over i of sum_c m (r_i log r_i - r_i + 1), whose
