@@ -14,8 +14,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 demo: $(VENV)/.train
 	$(BIN)/dadl demo
 
+# A process for each core, whose threads wait asleep: they share the cores.
 test: $(VENV)/.dev
-	$(BIN)/pytest
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest --numprocesses auto --dist worksteal
 
 install: $(VENV)/.train
 
