@@ -1,7 +1,7 @@
 """Few labels for any target, numbers, positions or classes: the χ-Model, and its neighbours as baselines.
 
-All of them lower ℓ on labelled samples and, weighted by η, a disagreement of predictions on unlabelled ones. They differ
-in whose predictions disagree, and in who lowers it.
+All of them lower ℓ on labelled samples and, weighted by η, a disagreement of predictions on unlabelled ones. They
+differ in whose predictions disagree, and in who lowers it.
 
 Sources: Wang, Chen, Wang, Long, "X-model: Improving Data Efficiency in Deep Learning with a Minimax Model", ICLR 2022.
 Π-model: Laine and Aila, "Temporal Ensembling for Semi-Supervised Learning", ICLR 2017. R-Drop: Liang et al., "R-Drop:

@@ -23,6 +23,7 @@ TRAIN_PACKAGES = {
     "resvg_py",
     "rich",
     "safetensors",
+    "scikit-learn",
 }
 
 
@@ -30,6 +31,7 @@ class Demo(str, Enum):
     ranksim = "ranksim"
     self_tuning = "self-tuning"
     cmw_net = "cmw-net"
+    chi_model = "chi-model"
 
 
 class TrainingMethod(str, Enum):
@@ -98,6 +100,8 @@ def demo(
             from .ranksim_demo import QUICK, Settings, run_demo
         elif name is Demo.self_tuning:
             from .self_tuning_demo import QUICK, Settings, run_demo  # type: ignore[assignment]
+        elif name is Demo.chi_model:
+            from .chi_model_demo import QUICK, Settings, run_demo  # type: ignore[assignment]
         else:
             from .cmw_net_demo import QUICK, Settings, run_demo  # type: ignore[assignment]
     base = QUICK if quick else Settings()

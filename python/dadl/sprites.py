@@ -46,7 +46,7 @@ class SpriteFileError(ValueError):
 
 @dataclass(frozen=True)
 class Sprites:
-    """``images`` ``[n, 3, size, size]``, uint8, and the targets' ``names`` and values ``target`` ``[n, T]`` in [0, 1]."""
+    """``images`` ``[n, 3, size, size]``, uint8, and targets ``target`` ``[n, T]`` in [0, 1] with their ``names``."""
 
     images: Tensor
     target: Tensor
