@@ -37,7 +37,7 @@ class View(nn.Module):
         if not self.training:
             return self._middle(images)
         distorted = self._draw_distortions(images)
-        view = self._middle(images) if self.crop_area is None else self._warp(images, *distorted[:3], self.crop_area)
+        view = self._middle(images) if self.crop_area is None else self._warp(images, self.crop_area, *distorted[:3])
         return self._cut_out(self._recolour(view, *distorted[3:]))
 
     def _middle(self, images: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ class View(nn.Module):
         strengths[kinds] = torch.where(chosen, torch.rand_like(draws) * 2 - 1, 0)
         return strengths
 
-    def _warp(self, images: Tensor, rotation: Tensor, shear_x: Tensor, shear_y: Tensor, crop_area: float) -> Tensor:
+    def _warp(self, images: Tensor, crop_area: float, rotation: Tensor, shear_x: Tensor, shear_y: Tensor) -> Tensor:
         n, device = len(images), images.device
         area = torch.empty(n, device=device).uniform_(crop_area, 1)
         aspect = torch.empty(n, device=device).uniform_(-math.log(4 / 3), math.log(4 / 3)).exp()

@@ -63,6 +63,12 @@ CLASSIFICATION = Objective(F.cross_entropy, "js", "symmetric_kl", _class_softmax
 KEY_POINTS = Objective(heatmap_cross_entropy, "js", "symmetric_kl", _cell_softmax)
 
 
+def mlp_head(features: int, hidden: int, outputs: int, *, bounded: bool, dropout: float = 0.5) -> nn.Module:
+    """Features ``[B, features]`` to outputs ``[B, outputs]``, in [0, 1] if ``bounded``; two layers with dropout."""
+    layers = [nn.Dropout(dropout), nn.Linear(features, hidden), nn.ReLU(), nn.Dropout(dropout)]
+    return nn.Sequential(*layers, nn.Linear(hidden, outputs), *[nn.Sigmoid()] * bounded)
+
+
 class FewLabels(Method):
     """What the methods have in common: parts, views and the optimiser.
 
@@ -97,7 +103,7 @@ class FewLabels(Method):
     def encode(self, *inputs: Tensor) -> Sequence[Tensor]:
         """Features of a view of each, in one pass, so that batch normalisation sees all alike."""
         features: Tensor = self.encoder(torch.cat([self.view(part) for part in inputs]))
-        return features.split([len(part) for part in inputs])
+        return torch.split(features, [len(part) for part in inputs])
 
     def configure_optimizer(self, total_steps: int) -> tuple[Optimizer, LRScheduler]:
         optimizer = AdamW([p for p in self.parameters() if p.requires_grad], lr=self.lr)
@@ -112,8 +118,8 @@ class LabelsOnly(FewLabels):
 
     def forward(self, batch: Sequence[Tensor]) -> Tensor:
         inputs, target, _ = batch
-        (features,) = self.encode(inputs)
-        return self.objective.loss(self.head(features), target)
+        outputs: Tensor = self.head(self.encoder(self.view(inputs)))
+        return self.objective.loss(outputs, target)
 
     def predict(self, inputs: Tensor) -> Tensor:
         """Values, class probabilities or heatmaps."""
@@ -123,12 +129,16 @@ class LabelsOnly(FewLabels):
 class PiModel(LabelsOnly):
     """Plus η d(φψ(T₁u), φψ(T₂u)): data stochasticity, two views under one head."""
 
+    def make_heads(self, make_head: Callable[[], nn.Module]) -> None:
+        super().make_heads(make_head)
+        self.distance = DisagreementLoss(self.objective.measure)
+
     def forward(self, batch: Sequence[Tensor]) -> Tensor:
         inputs, target, unlabelled = batch
         features, *views = self.encode(inputs, unlabelled, unlabelled)
         outputs = torch.stack([self.head(view) for view in views])
-        disagreement = DisagreementLoss(self.objective.measure)(outputs)
-        return self.objective.loss(self.head(features), target) + self.eta * disagreement
+        loss: Tensor = self.objective.loss(self.head(features), target) + self.eta * self.distance(outputs)
+        return loss
 
 
 class RDrop(LabelsOnly):
@@ -137,23 +147,33 @@ class RDrop(LabelsOnly):
     The paper has labelled samples alone; the disagreement needs no label, and is taken of the unlabelled ones too.
     """
 
+    def make_heads(self, make_head: Callable[[], nn.Module]) -> None:
+        super().make_heads(make_head)
+        self.distance = DisagreementLoss(self.objective.dropout_measure)
+
     def forward(self, batch: Sequence[Tensor]) -> Tensor:
         inputs, target, unlabelled = batch
         features = torch.cat(list(self.encode(inputs, unlabelled)))
         outputs = torch.stack([self.head(features), self.head(features)])
         supervised = self.objective.loss(outputs[0, : len(inputs)], target)
         supervised = supervised + self.objective.loss(outputs[1, : len(inputs)], target)
-        return supervised + self.eta * DisagreementLoss(self.objective.dropout_measure)(outputs)
+        loss: Tensor = supervised + self.eta * self.distance(outputs)
+        return loss
 
 
-class MeanTeacher(LabelsOnly):
-    """Plus η d(φψ(T₁u), φ̄ψ̄(T₂u)): the teacher is the moving average of the student, and predicts in the end."""
+class MeanTeacher(PiModel):
+    """Plus η d(φψ(T₁u), φ̄ψ̄(T₂u)): the teacher is the moving average of the student, and predicts in the end.
+
+    At first it is the plain average of all students, so that it does not stay where it started.
+    """
 
     momentum = 0.99
+    steps: Tensor
 
     def make_heads(self, make_head: Callable[[], nn.Module]) -> None:
         super().make_heads(make_head)
         self.teacher = MomentumEncoder(self.student, self.momentum)
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     @property
     def student(self) -> nn.Module:
@@ -163,13 +183,15 @@ class MeanTeacher(LabelsOnly):
         inputs, target, unlabelled = batch
         features, view = self.encode(inputs, unlabelled)
         outputs = torch.stack([self.head(view), self.teacher(self.view(unlabelled))])
-        disagreement = DisagreementLoss(self.objective.measure)(outputs)
-        return self.objective.loss(self.head(features), target) + self.eta * disagreement
+        loss: Tensor = self.objective.loss(self.head(features), target) + self.eta * self.distance(outputs)
+        return loss
 
     def predict(self, inputs: Tensor) -> Tensor:
         return self.objective.activation(self.teacher(self.view(inputs)))
 
     def after_step(self) -> None:
+        self.steps += 1
+        self.teacher.momentum = min(self.momentum, 1 - 1 / int(self.steps))
         self.teacher.update(self.student)
 
 

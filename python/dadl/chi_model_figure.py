@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from .report import Cells, mean_and_standard_error
 
@@ -48,7 +49,7 @@ def draw_chi_model(
     """Errors against labels alone, key points that were found, and the game over training.
 
     Args:
-        errors: for each arm, labels alone first, and each task the test errors, one per seed.
+        errors: for each arm, labels alone first, and each "question? measure" the test errors, one per seed.
         glyphs: characters of the test set.
         duels: for each task the χ-Model's game, one per seed.
         attribution: the data's, shown at the bottom.
@@ -86,7 +87,9 @@ def _draw_errors(panel: SubFigure, errors: Cells) -> None:
         axes.margins(x=0.15)
         axes.grid(axis="x", color="#dddddd")
         axes.set_axisbelow(True)
-        axes.set_title(f"{task}\nlabels only: {mean_and_standard_error(baseline)[0]:.2f}", fontsize=11)
+        question, measure = task.split("? ")
+        error = mean_and_standard_error(baseline)[0]
+        axes.set_title(f"{question}?\n{measure}: {error:.2f} with labels only", fontsize=11)
         axes.set_xlabel("change in %")
 
 
@@ -133,6 +136,7 @@ def _draw_duels(panel: SubFigure, duels: Mapping[str, Sequence[Duel]]) -> None:
         axes.plot(steps, both, color=BOTH, linewidth=2.5, label="disagreement")
         axes.set_title(task, fontsize=11)
         axes.set_xlabel("training steps")
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.grid(axis="y", color="#dddddd")
     axes.figure.axes[0].set_ylabel("disagreement")
     handles, labels = axes.get_legend_handles_labels()

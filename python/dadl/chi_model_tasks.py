@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from . import kanji, sprites
 from .augmentation import View
-from .chi_model import CLASSIFICATION, KEY_POINTS, REGRESSION, Objective
+from .chi_model import CLASSIFICATION, KEY_POINTS, REGRESSION, Objective, mlp_head
 from .kanji_demo import IMAGE_SIZE, character_encoder
 from .key_points import from_heatmaps, pck, to_heatmaps
 
 CELLS = 12  # of the heatmaps, along each side
-WIDTH, POSITION_WIDTH, HIDDEN = 64, 32, 64  # features of an image, of one of its cells, and inside a head
+WIDTH, POSITION_WIDTH, HIDDEN = 64, 24, 64  # features of an image, of one of its cells, and inside a head
 DROPOUT = 0.2
 
 
@@ -60,7 +60,7 @@ def stroke_task(data: Data) -> Task:
         REGRESSION,
         _distorted(),
         partial(_encoder, 1, cells=1),
-        partial(_vector_head, WIDTH, 1, bounded=True),
+        partial(mlp_head, WIDTH, HIDDEN, 1, bounded=True, dropout=DROPOUT),
         lambda predicted, truth: float((most * predicted - truth).abs().mean()),
     )
 
@@ -92,7 +92,7 @@ def sprite_task(data: Data) -> Task:
         REGRESSION,
         _in_place(),
         partial(_encoder, 3, cells=6),
-        partial(_vector_head, WIDTH * 6**2, truth.shape[1], bounded=True),
+        partial(mlp_head, WIDTH * 6**2, HIDDEN, truth.shape[1], bounded=True, dropout=DROPOUT),
         lambda predicted, truth: 100 * float((predicted - truth).abs().mean()),
     )
 
@@ -111,7 +111,7 @@ def radical_task(data: Data, least_characters: int) -> Task:
         CLASSIFICATION,
         _distorted(),
         partial(_encoder, 1, cells=2),
-        partial(_vector_head, WIDTH * 2**2, int(classes.max()) + 1, bounded=False),
+        partial(mlp_head, WIDTH * 2**2, HIDDEN, int(classes.max()) + 1, bounded=False, dropout=DROPOUT),
         lambda predicted, truth: 100 * float((predicted.argmax(dim=1) != truth).float().mean()),
     )
 
@@ -141,11 +141,6 @@ def _encoder(channels: int, cells: int) -> nn.Module:
 def _position_encoder() -> nn.Module:
     """Images to features of each cell, ``[B, POSITION_WIDTH, CELLS, CELLS]``, from most of the image."""
     return character_encoder((16, 5, 2, 2), *[(POSITION_WIDTH, 3, 1, 1)] * 4)[:-2]
-
-
-def _vector_head(features: int, outputs: int, bounded: bool) -> nn.Module:
-    layers = [nn.Dropout(DROPOUT), nn.Linear(features, HIDDEN), nn.ReLU(), nn.Dropout(DROPOUT)]
-    return nn.Sequential(*layers, nn.Linear(HIDDEN, outputs), *[nn.Sigmoid()] * bounded)
 
 
 def _heatmap_head(points: int) -> nn.Module:

@@ -78,7 +78,8 @@ def draw_sprites(factors: Array, size: int = 64) -> npt.NDArray[np.bool_]:
     ellipse = (u / _ELLIPSE[0]) ** 2 + (v / _ELLIPSE[1]) ** 2 <= 1
     a, b = u / _HEART, _HEART_CENTROID - v / _HEART
     heart = (a**2 + b**2 - 1) ** 3 <= a**2 * b**3
-    return np.where(shape == 0, square, np.where(shape == 1, ellipse, heart))
+    masks: npt.NDArray[np.bool_] = np.where(shape == 0, square, np.where(shape == 1, ellipse, heart))
+    return masks
 
 
 def over_photos(masks: npt.NDArray[np.bool_], rng: np.random.Generator) -> Tensor:
