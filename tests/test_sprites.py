@@ -87,16 +87,16 @@ def test_a_sprite_is_the_negative_of_its_background() -> None:
     assert (plain[0] != plain[1]).any()
 
 
-def npz(file: Path, name: str, array: np.ndarray) -> Path:
+def npz(file: Path, name: str, array: np.ndarray) -> None:
     np.savez_compressed(file, **{name: array})
-    return file
 
 
 def test_dsprites_are_read_over_photographs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sprites, "COUNTS", (3, 6, 2, 8, 8))
     monkeypatch.setattr(sprites, "_CHUNK", 100)
     drawn = np.random.default_rng(0).integers(0, 2, (2304, 8, 8), dtype=np.uint8)
-    read = read_sprites(npz(tmp_path / "dsprites.npz", "imgs", drawn), 50, seed=1)
+    npz(tmp_path / "dsprites.npz", "imgs", drawn)
+    read = read_sprites(tmp_path, 50, seed=1)
     rows = np.sort(np.random.default_rng(1).choice(2304, 50, replace=False))
     values = np.stack(np.unravel_index(rows, (3, 6, 2, 8, 8)), axis=1)[:, [1, 3, 4]] / [5, 7, 7]
     np.testing.assert_allclose(read.target, values, rtol=1e-6)
@@ -108,7 +108,8 @@ def test_dsprites_are_read_over_photographs(tmp_path: Path, monkeypatch: pytest.
 def test_mpi3d_is_read_with_its_angles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sprites, "MPI3D_COUNTS", (2, 40, 40))
     images = np.random.default_rng(0).integers(0, 256, (3200, 4, 4, 3), dtype=np.uint8)
-    read = read_sprites(npz(tmp_path / "mpi3d.npz", "images", images), 20, seed=2)
+    npz(tmp_path / "mpi3d.npz", "images", images)
+    read = read_sprites(tmp_path, 20, seed=2)
     rows = np.sort(np.random.default_rng(2).choice(3200, 20, replace=False))
     np.testing.assert_array_equal(read.images, images[rows].transpose(0, 3, 1, 2))
     np.testing.assert_allclose(read.target, np.stack([rows // 40 % 40, rows % 40], axis=1) / 39, rtol=1e-6)
@@ -116,19 +117,20 @@ def test_mpi3d_is_read_with_its_angles(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
-    text, other = tmp_path / "a.npz", tmp_path / "b.npz"
-    text.write_text("no archive")
-    npz(other, "x", np.zeros(3))
-    small = npz(tmp_path / "c.npz", "imgs", np.zeros((10, 4, 4), dtype=np.uint8))
-    for file, message in (
-        (text, "zip"),
-        (other, "neither"),
-        (small, "expected 737280"),
-        (tmp_path / "d.npz", "No such"),
-    ):
+    def refuses(message: str) -> None:
         with pytest.raises(SpriteFileError, match=message):
-            read_sprites(file, 5)
-    whole = npz(tmp_path / "e.npz", "imgs", np.zeros((10, 4, 4), dtype=np.uint8)).read_bytes()
-    (tmp_path / "f.npz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(SpriteFileError, match=r"f\.npz"):
-        read_sprites(tmp_path / "f.npz", 5)
+            read_sprites(tmp_path, 5)
+
+    refuses("holds 0 npz files")
+    file = tmp_path / "a.npz"
+    file.write_text("no archive")
+    refuses("zip")
+    npz(file, "x", np.zeros(3))
+    refuses("neither dSprites")
+    npz(file, "imgs", np.zeros((10, 4, 4), dtype=np.uint8))
+    refuses("expected 737280 uint8 images")
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    refuses(r"a\.npz")
+    npz(tmp_path / "b.npz", "x", np.zeros(3))
+    refuses("holds 2 npz files")

@@ -187,6 +187,7 @@ class MeanTeacher(PiModel):
         return loss
 
     def predict(self, inputs: Tensor) -> Tensor:
+        """Those of the teacher."""
         return self.objective.activation(self.teacher(self.view(inputs)))
 
     def after_step(self) -> None:
@@ -222,6 +223,7 @@ class ChiModel(FewLabels):
         return terms.loss
 
     def predict(self, inputs: Tensor) -> Tensor:
+        """The mean of the heads' predictions."""
         return self.chi.predict(self.encoder(self.view(inputs)))
 
 
@@ -232,21 +234,20 @@ class MCD(ChiModel):
 
 
 class UnevenRows(Dataset[tuple[Tensor, ...]]):
-    """Few labelled and many unlabelled samples; within an epoch of ``pairs`` pairs the fewer repeat.
+    """Few labelled and many unlabelled samples; within an epoch the fewer repeat.
 
     A batch is ``(inputs, target, unlabelled inputs)``, as many of each. Without unlabelled samples the labelled inputs
     stand in for them, since what is asked of unlabelled ones needs no label.
     """
 
-    def __init__(self, inputs: Tensor, target: Tensor, unlabelled: Tensor, pairs: int | None = None) -> None:
+    def __init__(self, inputs: Tensor, target: Tensor, unlabelled: Tensor) -> None:
         self.labelled = TensorRows(inputs, target)
         self.unlabelled = TensorRows(unlabelled if len(unlabelled) else inputs)
         if len(inputs) == 0:
             raise ValueError("no sample has a label")
-        self.pairs = max(len(self.labelled), len(self.unlabelled)) if pairs is None else pairs
 
     def __len__(self) -> int:
-        return self.pairs
+        return max(len(self.labelled), len(self.unlabelled))
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, ...]:
         # A shift of each batch's own, so that no two samples always meet.
@@ -256,8 +257,8 @@ class UnevenRows(Dataset[tuple[Tensor, ...]]):
 
 
 def uneven_loader(
-    inputs: Tensor, target: Tensor, unlabelled: Tensor, *, batch_size: int, pairs: int | None = None
+    inputs: Tensor, target: Tensor, unlabelled: Tensor, *, batch_size: int
 ) -> DataLoader[tuple[Tensor, ...]]:
     """Shuffled batches of ``batch_size`` labelled and as many unlabelled samples, see :class:`UnevenRows`."""
-    rows = UnevenRows(inputs, target, unlabelled, pairs)
+    rows = UnevenRows(inputs, target, unlabelled)
     return DataLoader(rows, batch_size=batch_size, shuffle=True, collate_fn=as_fetched)

@@ -1,6 +1,6 @@
 """``dadl demo chi-model``: numbers, positions and classes from few labels, and what unlabelled samples add."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -259,30 +259,31 @@ def compare(settings: Settings, pool: TrainingPool[Run, Result], progress: JobPr
     return Comparison(trials, chosen, pool.train(runs, progress))
 
 
-def load_data(settings: Settings, progress: JobProgress) -> Data:
-    """Characters, where their strokes start and end, and sprites."""
-    characters = load_characters(settings, progress)
-    key_points = np.array([kanji.read_key_points(character) for character in characters.characters])
-    return Data(characters, key_points, sprites.generate_sprites(settings.sprites, IMAGE_SIZE))
+def run_demo(settings: Settings, output: Path, device: str, console: Console, data: Path | None = None) -> None:
+    """Render, train and compare; print the table and write it, the results and the figure to ``output``.
 
-
-def run_demo(settings: Settings, output: Path, device: str, console: Console) -> None:
-    """Render, train and compare; print the table and write it, the results and the figure to ``output``."""
+    With ``data`` the sprites are those of the published file in this folder, see :func:`.read_sprites`.
+    """
     fabric = Fabric(accelerator=device, devices=1)
-    report = DemoReport(
-        "chi-model", settings, fabric, output, console, source=f"{kanji.ATTRIBUTION}\n{sprites.ATTRIBUTION}"
-    )
+    if data is None:
+        pictures = sprites.generate_sprites(settings.sprites, IMAGE_SIZE)
+    else:
+        pictures = sprites.read_sprites(data, settings.sprites)
+    source = f"{kanji.ATTRIBUTION}\n{pictures.source}"
+    report = DemoReport("chi-model", settings, fabric, output, console, source=source)
     with JobProgress(console) as progress:
-        data = load_data(settings, progress)
-        experiment = Experiment(fabric, data, settings)
+        characters = load_characters(settings, progress)
+        key_points = np.array([kanji.read_key_points(character) for character in characters.characters])
+        parts = Data(characters, key_points, pictures)
+        experiment = Experiment(fabric, parts, settings)
         sizes = {
             task: {"labelled": len(experiment.labelled(task, seed=0))}
             | {part: len(samples) for part, samples in vars(split).items()}
             for task, split in experiment.splits.items()
         }
-        for task, parts in sizes.items():
-            console.print(f"{task}: " + ", ".join(f"{size} {part}" for part, size in parts.items()), soft_wrap=True)
-        with TrainingPool[Run, Result](fabric, partial(Experiment, data=data, settings=settings)) as pool:
+        for task, counts in sizes.items():
+            console.print(f"{task}: " + ", ".join(f"{n} {part}" for part, n in counts.items()), soft_wrap=True)
+        with TrainingPool[Run, Result](fabric, partial(Experiment, data=parts, settings=settings)) as pool:
             comparison = compare(settings, pool, progress)
 
     errors: Cells = {
@@ -303,7 +304,12 @@ def run_demo(settings: Settings, output: Path, device: str, console: Console) ->
         "selected": {task: {arm: asdict(comparison.chosen[task, arm]) for arm in ARMS} for task in TASKS},
         "runs": [asdict(run) | asdict(result) for run, result in comparison.results.items()],
     }
-    report.write({"Test errors, lower is better": errors}, make_notes(settings, comparison, sizes), figure, results)
+    report.write(
+        {"Test errors, lower is better": errors},
+        make_notes(settings, comparison, sizes, pictures.names),
+        figure,
+        results,
+    )
 
 
 def duels(comparison: Comparison) -> dict[str, list[Duel]]:
@@ -328,7 +334,9 @@ def make_glyphs(experiment: Experiment, comparison: Comparison) -> list[Glyph]:
     ]
 
 
-def make_notes(settings: Settings, comparison: Comparison, sizes: dict[str, dict[str, int]]) -> list[str]:
+def make_notes(
+    settings: Settings, comparison: Comparison, sizes: dict[str, dict[str, int]], factors: Sequence[str]
+) -> list[str]:
     """How the numbers came about."""
     rates, etas = (", ".join(f"{value:g}" for value in values) for values in (settings.learning_rates, settings.etas))
     chosen = "; ".join(
@@ -346,5 +354,5 @@ def make_notes(settings: Settings, comparison: Comparison, sizes: dict[str, dict
         f"Test, mean ± standard error, seeds: {settings.seeds}; each seed draws its own labelled images. All arms "
         f"share networks, views and the number of steps; MCD and χ-Model have two heads, the others one. {samples}.",
         "Stroke ends: where the first and the last stroke start and end; missed is a point more than 5 % of the "
-        "image's width off, 100 − PCK@.05. Sprites: scale, x and y.",
+        "image's width off, 100 − PCK@.05. Sprites: " + ", ".join(factors) + ".",
     ]

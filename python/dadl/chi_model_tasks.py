@@ -74,7 +74,7 @@ def key_point_task(data: Data) -> Task:
         truth,
         _one_stratum(truth),
         KEY_POINTS,
-        _in_place(),
+        _in_place(IMAGE_SIZE),
         _position_encoder,
         partial(_heatmap_head, truth.shape[1]),
         lambda predicted, truth: 100 - pck(from_heatmaps(predicted), truth),
@@ -90,7 +90,7 @@ def sprite_task(data: Data) -> Task:
         truth,
         _one_stratum(truth),
         REGRESSION,
-        _in_place(),
+        _in_place(data.sprites.images.shape[-1]),
         partial(_encoder, 3, cells=6),
         partial(mlp_head, WIDTH * 6**2, HIDDEN, truth.shape[1], bounded=True, dropout=DROPOUT),
         lambda predicted, truth: 100 * float((predicted - truth).abs().mean()),
@@ -128,8 +128,8 @@ def _distorted() -> View:
     return View(IMAGE_SIZE, crop_area=0.8, operations=2)
 
 
-def _in_place() -> View:
-    return View(IMAGE_SIZE, crop_area=None, operations=2, cutout=0.4)
+def _in_place(size: int) -> View:
+    return View(size, crop_area=None, operations=2, cutout=0.4)
 
 
 def _encoder(channels: int, cells: int) -> nn.Module:

@@ -88,7 +88,12 @@ def demo(
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(exists=True, file_okay=False, help="Folder with idx files or CIFAR's pickles instead (cmw-net)."),
+        typer.Option(
+            exists=True,
+            file_okay=False,
+            help="Folder with idx files or CIFAR's pickles instead (cmw-net), or with "
+            "the npz file of dSprites or MPI3D (chi-model).",
+        ),
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Folder of the results. [default: dadl-demo-NAME]")] = None,
     device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.auto,
@@ -97,13 +102,14 @@ def demo(
     ] = False,
 ) -> None:
     """Compare a method with its baselines on a small data set; writes a table, results as JSON and a figure."""
-    if data is not None and name is not Demo.cmw_net:
+    if data is not None and name not in (Demo.cmw_net, Demo.chi_model):
         raise typer.BadParameter(f"the {name.value} demo has data of its own", param_hint="--data")
     with _train_extra("demo"):
         from rich.console import Console
 
         importlib.metadata.distribution("kanjivg")  # drawings only, nothing to import
         from .image_files import ImageFileError
+        from .sprites import SpriteFileError
 
         if name is Demo.ranksim:
             from .ranksim_demo import QUICK, Settings, run_demo
@@ -118,7 +124,7 @@ def demo(
     folder = Path(f"dadl-demo-{name.value}") if output is None else output
     try:
         run_demo(settings, folder, device.value, Console(), **({} if data is None else {"data": data}))
-    except ImageFileError as error:
+    except (ImageFileError, SpriteFileError) as error:
         raise _fail(str(error)) from None
 
 

@@ -46,11 +46,16 @@ class SpriteFileError(ValueError):
 
 @dataclass(frozen=True)
 class Sprites:
-    """``images`` ``[n, 3, size, size]``, uint8, and targets ``target`` ``[n, T]`` in [0, 1] with their ``names``."""
+    """Images and their targets.
+
+    ``images`` are ``[n, 3, size, size]``, uint8; ``target`` is ``[n, T]``, in [0, 1], with T ``names``; ``source`` says
+    whose the images are.
+    """
 
     images: Tensor
     target: Tensor
     names: tuple[str, ...]
+    source: str
 
 
 def generate_sprites(n: int, size: int = 64, seed: int = 0) -> Sprites:
@@ -96,12 +101,16 @@ def over_photos(masks: npt.NDArray[np.bool_], rng: np.random.Generator) -> Tenso
     return torch.from_numpy(images)
 
 
-def read_sprites(file: Path, n: int, seed: int = 0) -> Sprites:
-    """``n`` random images of the published file of dSprites, over photographs, or of one of MPI3D, as it is.
+def read_sprites(folder: Path, n: int, seed: int = 0) -> Sprites:
+    """``n`` random images of the only npz file in ``folder``, dSprites', over photographs, or one of MPI3D's, as it is.
 
-    Targets are dSprites' scale, x and y, MPI3D's two angles. Raises a :class:`SpriteFileError` for other files.
+    Targets are dSprites' scale, x and y, MPI3D's two angles. Raises a :class:`SpriteFileError` for anything else.
     """
     rng = np.random.default_rng(seed)
+    files = list(folder.glob("*.npz"))
+    if len(files) != 1:
+        raise SpriteFileError(f"{folder} holds {len(files)} npz files; expected one, of dSprites or MPI3D")
+    (file,) = files
     try:
         with zipfile.ZipFile(file) as archive:
             if "imgs.npy" in archive.namelist():
@@ -114,7 +123,8 @@ def read_sprites(file: Path, n: int, seed: int = 0) -> Sprites:
                 angles = np.stack(np.unravel_index(rows, MPI3D_COUNTS)[-2:], axis=1) / 39
                 images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
                 names = ("horizontal angle", "vertical angle")
-                return Sprites(torch.from_numpy(images), torch.from_numpy(angles).float(), names)
+                source = f"Images: {file.name}, MPI3D, Gondal et al., 2019"
+                return Sprites(torch.from_numpy(images), torch.from_numpy(angles).float(), names, source)
     except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
         raise SpriteFileError(f"{file}: {error}") from None
     raise SpriteFileError(f"{file} holds neither dSprites (imgs) nor MPI3D (images)")
@@ -122,7 +132,7 @@ def read_sprites(file: Path, n: int, seed: int = 0) -> Sprites:
 
 def _with_targets(images: Tensor, factors: Array) -> Sprites:
     values = (factors / (np.array(COUNTS) - 1))[:, _TARGETS]
-    return Sprites(images, torch.from_numpy(values).float(), ("scale", "x", "y"))
+    return Sprites(images, torch.from_numpy(values).float(), ("scale", "x", "y"), ATTRIBUTION)
 
 
 def _read_photo(name: str) -> npt.NDArray[np.uint8]:
