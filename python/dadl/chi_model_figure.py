@@ -1,6 +1,7 @@
 """The figure of ``dadl demo chi-model``."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +27,8 @@ POINT_COLORS = {
 HEADS, FEATURES, BOTH = "#D55E00", "#0072B2", "#222222"
 
 
-class Duel(NamedTuple):
+@dataclass(frozen=True)
+class Duel:
     """The disagreement after some ``steps``, and how much of its change so far the heads and the features made."""
 
     steps: list[int]

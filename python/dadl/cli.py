@@ -116,6 +116,7 @@ def demo(
         elif name is Demo.self_tuning:
             from .self_tuning_demo import QUICK, Settings, run_demo  # type: ignore[assignment]
         elif name is Demo.chi_model:
+            importlib.metadata.distribution("scikit-learn")  # photographs
             from .chi_model_demo import QUICK, Settings, run_demo  # type: ignore[assignment]
         else:
             from .cmw_net_demo import QUICK, Settings, run_demo  # type: ignore[assignment]
