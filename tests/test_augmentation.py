@@ -24,6 +24,15 @@ def test_views_are_random_and_in_range(channels: int) -> None:
         assert not torch.equal(first, second)
 
 
+def test_without_a_crop_everything_stays_in_its_place() -> None:
+    view = View(16, crop_area=None, operations=2)
+    image = IMAGES[..., 2:18, 4:20].float()
+    changed = view(IMAGES[:, :1])
+    assert not torch.allclose(changed, image[:, :1] / 255)
+    for one, other in zip(changed.flatten(1), image[:, :1].flatten(1), strict=True):
+        assert (one[other.argsort(stable=True)].diff() >= 0).all()  # brightness and contrast keep the order of pixels
+
+
 def test_a_constant_image_stays_constant_under_crops_alone() -> None:
     view = View(16, crop_area=0.2, flip=True)
     constant = torch.full((8, 1, 20, 20), 0.5)

@@ -126,6 +126,31 @@ def test_quick_self_tuning_demo_writes_table_results_and_figure(tmp_path: Path) 
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 
+CHI_MODEL_ARMS = {"Labels only", "Π-model", "R-Drop", "Mean Teacher", "MCD", "χ-Model"}
+
+
+def test_quick_chi_model_demo_writes_table_results_and_figure(tmp_path: Path) -> None:
+    pytest.importorskip("lightning_fabric", reason="needs pip install 'dadl[train]'")
+    options = ("--quick", "--device", "cpu", "--output", str(tmp_path))
+    result = dadl("demo", "chi-model", *options, cache=tmp_path / "cache")
+    assert result.returncode == 0, result.stderr
+    assert "CC BY-SA 3.0" in result.stdout
+    assert "danielbuechele" in result.stdout
+    results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    runs = {(run["task"], run["arm"]): run for run in results["runs"]}
+    assert set(runs) == {(task, arm) for task in results["samples"] for arm in CHI_MODEL_ARMS}
+    for (task, arm), run in runs.items():
+        assert 0 < run["test_error"] <= 100
+        assert run["setting"] == results["selected"][task][arm]
+        assert (run["duel"] is not None) == (arm == "χ-Model")
+        if run["duel"] is not None:
+            assert len(run["duel"]["steps"]) == len(run["duel"]["heads"]) > 1
+        assert len(run["points"]) == (8 if task == "stroke ends" else 0)
+    table = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert table.index("| Labels only |") < table.index("| χ-Model |")
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
 CMW_NET_ARMS = ("CE", "CE, meta data too", "MW-Net", "CMW-Net", "CMW-Net-SL", "oracle: CE on clean labels")
 SCENARIOS = ("long tail", "40 % flipped", "60 % symmetric")
 
@@ -176,6 +201,10 @@ def test_data_that_a_demo_cannot_use_is_an_error(tmp_path: Path) -> None:
     assert "neither idx files" in result.stderr
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "output").exists()
+    result = dadl("demo", "chi-model", "--data", str(tmp_path), "--output", str(tmp_path / "output"))
+    assert result.returncode == 1
+    assert "expected one, of dSprites or MPI3D" in result.stderr
+    assert not (tmp_path / "output").exists()
     assert dadl("demo", "ranksim", "--data", str(tmp_path)).returncode == 2
 
 
@@ -192,10 +221,10 @@ def image_folder(folder: Path) -> Path:
     return folder
 
 
-def train(folder: Path, output: Path, *options: str) -> subprocess.CompletedProcess[str]:
+def train(folder: Path, output: Path, *options: str, method: str = "self-tuning") -> subprocess.CompletedProcess[str]:
     small = ("--image-size", "32", "--epochs", "1", "--batch-size", "4", "--projection-size", "8", "--slots", "4")
     paths = ("--data", str(folder), "--output", str(output), "--device", "cpu")
-    return dadl("train", "self-tuning", *paths, *small, *options)
+    return dadl("train", method, *paths, *small, *options)
 
 
 def test_train_writes_checkpoint_table_and_results(tmp_path: Path) -> None:
@@ -226,3 +255,35 @@ def test_train_names_every_bad_row_before_training(tmp_path: Path) -> None:
     assert "train_30.txt:3" in result.stderr
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "output").exists()
+
+
+def test_train_on_values_writes_checkpoint_table_and_results_and_continues(tmp_path: Path) -> None:
+    pytest.importorskip("lightning_fabric", reason="needs pip install 'dadl[train]'")
+    data, output = image_folder(tmp_path / "data"), tmp_path / "output"
+    for name in ("train_100.txt", "train_30.txt", "test.txt"):
+        rows = [row.split() for row in (data / name).read_text().splitlines()]
+        (data / name).write_text("".join(f"{path} {int(path[:-4]) / 15} 0.5 {label}\n" for path, label in rows))
+    options = ("--labels", "30", "--columns", "0,2")
+    result = train(data, output, *options, method="chi-model")
+    assert result.returncode == 0, result.stderr
+    results = json.loads((output / "results.json").read_text(encoding="utf-8"))
+    assert results["images"] == {"labelled": 4, "unlabelled": 8, "test": 4}
+    assert set(results["predicted"]) == {f"{i}.png" for i in range(12, 16)}
+    assert all(len(values) == 2 and 0 < min(values) <= max(values) < 1 for values in results["predicted"].values())
+    assert results["mae"] == pytest.approx(sum(results["mae_by_column"]) / 2)
+    assert "| chi-model |" in (output / "table.md").read_text(encoding="utf-8")
+
+    again = train(
+        data, output, *options, method="chi-model"
+    )  # the training is over: nothing but the test is done again
+    assert again.returncode == 0, again.stderr
+    repeated = json.loads((output / "results.json").read_text(encoding="utf-8"))
+    assert repeated["training_loss"] == results["training_loss"]
+    assert repeated["predicted"] == results["predicted"]
+
+    (data / "train_30.txt").write_text("0.png 0 0.5 7\n1.png\n")
+    bad = train(data, tmp_path / "bad", "--labels", "30", method="mean-teacher")
+    assert bad.returncode == 1
+    assert "train_30.txt:1: value 7" in bad.stderr
+    assert "train_30.txt:2: expected" in bad.stderr
+    assert "Traceback" not in bad.stderr

@@ -8,7 +8,7 @@ import torch
 
 pytest.importorskip("PIL", reason="needs pip install 'dadl[train]'")
 
-from dadl.image_lists import ImageListError, Row, image_problems, load_images, read_lists
+from dadl.image_lists import ImageListError, Row, image_problems, load_images, read_lists, read_value_lists
 from PIL import Image
 
 
@@ -115,3 +115,48 @@ def test_images_are_checked_without_being_kept(folder: Path) -> None:
         f"train_100.txt:5: no file {folder}/a b/4.png",
     ]
     assert len(checked) == len(rows)
+
+
+def with_values(folder: Path) -> Path:
+    """The same images, with three values each."""
+    rows = [f"a b/{i}.png {i / 10} 1 0.25" for i in range(8)]
+    (folder / "train_100.txt").write_text("\n".join(rows[:6]) + "\n")
+    (folder / "train_30.txt").write_text(f"{rows[0]}\n\n{rows[3]}  \n")
+    (folder / "test.txt").write_text("\n".join(rows[6:]))
+    return folder
+
+
+def test_values_are_the_numbers_at_the_end_of_a_row(folder: Path) -> None:
+    lists = read_value_lists(with_values(folder), 30)
+    assert [(row.path, row.label) for row in lists.labelled] == [
+        ("a b/0.png", (0.0, 1.0, 0.25)),
+        ("a b/3.png", (0.3, 1.0, 0.25)),
+    ]
+    assert paths(lists.unlabelled) == ["a b/1.png", "a b/2.png", "a b/4.png", "a b/5.png"]
+    chosen = read_value_lists(folder, 30, columns=(2, 0))
+    assert [row.label for row in chosen.test] == [(0.25, 0.6), (0.25, 0.7)]
+
+
+def test_every_bad_row_of_values_is_named_at_once(folder: Path) -> None:
+    with_values(folder)
+    (folder / "train_30.txt").write_text(
+        "a b/0.png 0 1 0.25\na b/1.png 0.1 1\na b/2.png 0.2 1 1.25\na b/3.png nan 1 0\na b/missing.png 0 0 0\n"
+        "a b/4.png\n0.5 0.5 0.5\na b/0.png 0 1 0.25\na b/5.png 0.4 1 0.25\n"
+    )
+    with pytest.raises(ImageListError) as caught:
+        read_value_lists(folder, 30, columns=(0, 3))
+    problems = sorted(str(caught.value).splitlines())
+    assert len(problems) == 10
+    for number, parts in {
+        2: ("2 values of a b/1.png", "3 in train_30.txt:1"),
+        3: ("value 1.25 of a b/2.png", "not in [0, 1]"),
+        4: ("value nan of a b/3.png", "not in [0, 1]"),
+        5: ("no file", "missing.png"),
+        6: ("expected 'relative/path value value ...'",),
+        7: ("expected 'relative/path value value ...'",),
+        8: ("again", "train_30.txt:1"),
+        9: ("label (0.4, 1.0, 0.25)", "train_100.txt labels (0.5, 1.0, 0.25)"),
+    }.items():
+        found = " ".join(problem for problem in problems if problem.startswith(f"train_30.txt:{number}:"))
+        assert all(part in found for part in parts), (number, found)
+    assert any("there is no column 3" in problem for problem in problems)

@@ -15,6 +15,38 @@ def test_stroke_counts(character: str, strokes: int) -> None:
     assert len(kanji.read_strokes(character)) == strokes
 
 
+@pytest.mark.parametrize(
+    ("stroke", "start", "end"),
+    [
+        ("M10,20C1,2,3,4,30,40", (10, 20), (30, 40)),
+        ("M10,20c1,2,3,4,5,6", (10, 20), (15, 26)),
+        ("m 10 20 c 1 2 3 4 5 6 1 1 2 2 -3 -4", (10, 20), (12, 22)),
+        ("M10.5,20c1-2,3-4,.5-6s1.5,1,2,2.25", (10.5, 20), (13, 16.25)),
+        ("M10,20c1,1,2,2,3,3S0,0,50,60.5", (10, 20), (50, 60.5)),
+    ],
+)
+def test_where_a_stroke_starts_and_ends(stroke: str, start: tuple[float, float], end: tuple[float, float]) -> None:
+    fractions = [tuple(value / 109 for value in point) for point in (start, end)]
+    for found, expected in zip(kanji.stroke_ends(stroke), fractions, strict=True):
+        assert found == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("stroke", ["", "M1,2c1,2,3", "M1,2a1,2,3,4,5,6,7", "M"])
+def test_a_stroke_that_cannot_be_followed_is_shown(stroke: str) -> None:
+    with pytest.raises(ValueError, match="stroke"):
+        kanji.stroke_ends(stroke)
+
+
+def test_key_points_lie_on_ink() -> None:
+    for character in "水河鬱":
+        image = kanji.render_strokes(kanji.read_strokes(character), 109)
+        for x, y in kanji.read_key_points(character):
+            assert image[int(109 * y) - 1 : int(109 * y) + 2, int(109 * x) - 1 : int(109 * x) + 2].max() > 128
+    (start, end, *last) = kanji.read_key_points("一")
+    assert [start, end] == last  # its only stroke is the first and the last
+    assert start[0] < 0.2 < 0.8 < end[0]  # from left to right
+
+
 def test_only_han_characters_are_listed() -> None:
     characters = kanji.list_kanji()
     assert characters == sorted(set(characters))

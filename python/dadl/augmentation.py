@@ -15,7 +15,9 @@ class View(nn.Module):
 
     Args:
         size: height and width of the view.
-        crop_area: least fraction of the image's area in the crop, whose aspect is between 3/4 and 4/3.
+        crop_area: least fraction of the image's area in the crop, whose aspect is between 3/4 and 4/3. With ``None``
+            everything stays in its place, for targets that are positions: the crop is the middle, and the distortions
+            are those of brightness, contrast and saturation.
         operations: how many different distortions each image gets.
         cutout: side of the erased square as a fraction of the view's, at most.
         flip: mirror every second image; not for characters.
@@ -25,7 +27,7 @@ class View(nn.Module):
     """
 
     def __init__(
-        self, size: int, *, crop_area: float, operations: int = 0, cutout: float = 0.0, flip: bool = False
+        self, size: int, *, crop_area: float | None, operations: int = 0, cutout: float = 0.0, flip: bool = False
     ) -> None:
         super().__init__()
         self.size, self.crop_area, self.operations, self.cutout, self.flip = size, crop_area, operations, cutout, flip
@@ -35,7 +37,7 @@ class View(nn.Module):
         if not self.training:
             return self._middle(images)
         distorted = self._draw_distortions(images)
-        view = self._warp(images, *distorted[:3])
+        view = self._middle(images) if self.crop_area is None else self._warp(images, self.crop_area, *distorted[:3])
         return self._cut_out(self._recolour(view, *distorted[3:]))
 
     def _middle(self, images: Tensor) -> Tensor:
@@ -45,16 +47,16 @@ class View(nn.Module):
 
     def _draw_distortions(self, images: Tensor) -> Tensor:
         """Strengths in [-1, 1], ``[6, B]``; 0 where an image does not get the distortion."""
-        kinds = 6 if images.shape[1] == 3 else 5
-        draws = torch.rand(kinds, len(images), device=images.device)
+        kinds = slice(3 if self.crop_area is None else 0, 6 if images.shape[1] == 3 else 5)
+        draws = torch.rand(kinds.stop - kinds.start, len(images), device=images.device)
         chosen = draws.argsort(dim=0).argsort(dim=0) < self.operations
         strengths = torch.zeros(6, len(images), device=images.device)
-        strengths[:kinds] = torch.where(chosen, torch.rand_like(draws) * 2 - 1, 0)
+        strengths[kinds] = torch.where(chosen, torch.rand_like(draws) * 2 - 1, 0)
         return strengths
 
-    def _warp(self, images: Tensor, rotation: Tensor, shear_x: Tensor, shear_y: Tensor) -> Tensor:
+    def _warp(self, images: Tensor, crop_area: float, rotation: Tensor, shear_x: Tensor, shear_y: Tensor) -> Tensor:
         n, device = len(images), images.device
-        area = torch.empty(n, device=device).uniform_(self.crop_area, 1)
+        area = torch.empty(n, device=device).uniform_(crop_area, 1)
         aspect = torch.empty(n, device=device).uniform_(-math.log(4 / 3), math.log(4 / 3)).exp()
         width, height = ((area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1))
         x, y = ((torch.rand(2, n, device=device) * 2 - 1) * (1 - torch.stack([width, height]))).unbind()

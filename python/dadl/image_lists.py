@@ -1,4 +1,4 @@
-"""Images named in lists, a row ``relative/path label`` each, with fewer and more labels.
+"""Images named in lists, with fewer and more labels: a row is ``relative/path label`` or ``relative/path value value``.
 
 A data folder holds ``train_15.txt`` (any percentage; these samples are labelled), ``train_100.txt`` (all training
 samples; those of them that are not in the labelled list are used without their label) and ``test.txt``.
@@ -7,9 +7,9 @@ samples; those of them that are not in the labelled list are used without their 
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from torch import Tensor
 DECODING_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 FULL = 100
 TEST = "test.txt"
+
+Values = tuple[float, ...]
+LabelT = TypeVar("LabelT")
 
 
 class ImageListError(ValueError):
@@ -39,21 +42,27 @@ class ImageRow(Protocol):
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line of a list; ``where`` is the file and the line number."""
+class Row(Generic[LabelT]):
+    """One line of a list; ``where`` is the file and the line number, the label a class or some values."""
 
     where: str
     path: str
-    label: int
+    label: LabelT
 
 
 @dataclass(frozen=True)
-class ImageLists:
-    """The rows of a data folder: labelled, unlabelled and test samples, of ``num_classes`` classes."""
+class ImageLists(Generic[LabelT]):
+    """The rows of a data folder: labelled, unlabelled and test samples."""
 
-    labelled: list[Row]
-    unlabelled: list[Row]
-    test: list[Row]
+    labelled: list[Row[LabelT]]
+    unlabelled: list[Row[LabelT]]
+    test: list[Row[LabelT]]
+
+
+@dataclass(frozen=True)
+class ClassLists(ImageLists[int]):
+    """Rows whose labels are classes, ``num_classes`` of them."""
+
     num_classes: int
 
 
@@ -62,57 +71,128 @@ def list_name(percent: int) -> str:
     return f"train_{percent}.txt"
 
 
-def read_lists(folder: Path, percent: int) -> ImageLists:
+def read_lists(folder: Path, percent: int) -> ClassLists:
     """Read the lists of ``folder`` with ``percent`` % of the labels.
 
     The label is the last whitespace-separated token of a row, a class from 0; paths may contain spaces. Empty lines are
     skipped. Raises :class:`ImageListError` with all bad rows: without a label, with one that is no class, naming no
     file, twice in one list, or with another label than in the full list; and for missing or empty lists.
     """
+    lists, problems = _read_parts(folder, percent, _parse_class)
+    trained = {row.label for row in lists.labelled}
+    problems += [
+        f"{row.where}: label {row.label} of {row.path}, a class without a row in {list_name(percent)}"
+        for row in lists.test
+        if trained and row.label not in trained
+    ]
+    _refuse(problems)
+    return ClassLists(lists.labelled, lists.unlabelled, lists.test, max(trained) + 1)
+
+
+def read_value_lists(folder: Path, percent: int, columns: Sequence[int] | None = None) -> ImageLists[Values]:
+    """Read the lists of ``folder`` with ``percent`` % of the labels, which are values in [0, 1].
+
+    The values are the numbers that a row ends in, as many in every row; of these the ``columns``, from 0, are kept, by
+    default all. Empty lines are skipped. Raises :class:`ImageListError` with all bad rows, as :func:`read_lists` does.
+    """
+    lists, problems = _read_parts(folder, percent, _parse_values)
+    rows = [*lists.labelled, *lists.unlabelled, *lists.test]
+    problems += [
+        f"{row.where}: {len(row.label)} values of {row.path}, {len(rows[0].label)} in {rows[0].where}"
+        for row in rows
+        if len(row.label) != len(rows[0].label)
+    ]
+    if rows and columns is not None:
+        problems += [
+            f"there is no column {column}: {rows[0].where} has {len(rows[0].label)} values, numbered from 0"
+            for column in columns
+            if not 0 <= column < len(rows[0].label)
+        ]
+    _refuse(problems)
+    if columns is None:
+        return lists
+    keep = lambda part: [replace(row, label=tuple(row.label[column] for column in columns)) for row in part]
+    return ImageLists(keep(lists.labelled), keep(lists.unlabelled), keep(lists.test))
+
+
+def _read_parts(
+    folder: Path, percent: int, parse: Callable[[str], tuple[str, LabelT]]
+) -> tuple[ImageLists[LabelT], list[str]]:
+    """The three parts, and what is wrong with them."""
     problems: list[str] = []
-    labelled, full, test = (_read_list(folder, name, problems) for name in (list_name(percent), list_name(FULL), TEST))
+    labelled, full, test = (
+        _read_list(folder, name, parse, problems) for name in (list_name(percent), list_name(FULL), TEST)
+    )
     labels = {row.path: row.label for row in full}
     problems += [
         f"{row.where}: label {row.label} of {row.path}, which {list_name(FULL)} labels {labels[row.path]}"
         for row in labelled
         if labels.get(row.path, row.label) != row.label
     ]
-    trained = {row.label for row in labelled}
-    problems += [
-        f"{row.where}: label {row.label} of {row.path}, a class without a row in {list_name(percent)}"
-        for row in test
-        if trained and row.label not in trained
-    ]
+    named = {row.path for row in labelled}
+    return ImageLists(labelled, [row for row in full if row.path not in named], test), problems
+
+
+def _refuse(problems: list[str]) -> None:
     if problems:
         raise ImageListError(list(dict.fromkeys(problems)))
-    named = {row.path for row in labelled}
-    unlabelled = [row for row in full if row.path not in named]
-    return ImageLists(labelled, unlabelled, test, max(trained) + 1)
 
 
-def _read_list(folder: Path, name: str, problems: list[str]) -> list[Row]:
+def _parse_class(line: str) -> tuple[str, int]:
+    path, label = (["", *line.rsplit(maxsplit=1)])[-2:]
+    path = path.strip()
+    if not path:
+        raise ValueError(f"expected 'relative/path label', got {line.strip()!r}")
+    if not (label.isascii() and label.isdigit()):
+        raise ValueError(f"label {label!r} of {path} is not a class number")
+    return path, int(label)
+
+
+def _parse_values(line: str) -> tuple[str, Values]:
+    values: list[float] = []
+    path = line.strip()
+    while path and (value := _as_number(path.split()[-1])) is not None:
+        path = path.rpartition(path.split()[-1])[0].rstrip()
+        values.insert(0, value)
+    if not path or not values:
+        raise ValueError(f"expected 'relative/path value value ...', got {line.strip()!r}")
+    for value in values:
+        if not 0 <= value <= 1:
+            raise ValueError(f"value {value:g} of {path} is not in [0, 1]")
+    return path, tuple(values)
+
+
+def _as_number(token: str) -> float | None:
+    try:
+        return float(token)
+    except ValueError:
+        return None
+
+
+def _read_list(
+    folder: Path, name: str, parse: Callable[[str], tuple[str, LabelT]], problems: list[str]
+) -> list[Row[LabelT]]:
     try:
         lines = (folder / name).read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         problems.append(f"{folder / name}: no such file")
         return []
-    rows: dict[str, Row] = {}
+    rows: dict[str, Row[LabelT]] = {}
     for number, line in enumerate(lines, start=1):
         where = f"{name}:{number}"
         if not line.strip():
             continue
-        path, label = (["", *line.rsplit(maxsplit=1)])[-2:]
-        path = path.strip()
-        if not path:
-            problems.append(f"{where}: expected 'relative/path label', got {line.strip()!r}")
-        elif not (label.isascii() and label.isdigit()):
-            problems.append(f"{where}: label {label!r} of {path} is not a class number")
-        elif path in rows:
+        try:
+            path, label = parse(line)
+        except ValueError as error:
+            problems.append(f"{where}: {error}")
+            continue
+        if path in rows:
             problems.append(f"{where}: {path} again, first in {rows[path].where}")
         elif not (folder / path).is_file():
             problems.append(f"{where}: no file {folder / path}")
         else:
-            rows[path] = Row(where, path, int(label))
+            rows[path] = Row(where, path, label)
     if not any(line.strip() for line in lines):
         problems.append(f"{folder / name}: the list is empty")
     return list(rows.values())

@@ -30,8 +30,10 @@ ATTRIBUTION = "Characters: KanjiVG, © Ulrich Apel, CC BY-SA 3.0, https://kanjiv
 
 _CANVAS = 109  # KanjiVG's coordinate system
 _STROKE_WIDTH = 3
+_COORDINATES = {"M": 2, "C": 6, "S": 4}  # of KanjiVG's path commands; the last two are where the pen ends
 _SVG = "{http://www.w3.org/2000/svg}"
 
+Point = tuple[float, float]
 IntArray = npt.NDArray[np.int64]
 
 
@@ -72,6 +74,29 @@ def list_kanji() -> list[str]:
 def read_strokes(character: str) -> list[str]:
     """The strokes of a character in writing order, each as an SVG path."""
     return [path.attrib["d"] for path in _read_stroke_group(character).iter(f"{_SVG}path")]
+
+
+def stroke_ends(stroke: str) -> tuple[Point, Point]:
+    """Where the pen is set down and where it is lifted: (x, y) as fractions of the drawing's width and height."""
+    start, pen = None, (0.0, 0.0)
+    for command, text in re.findall(r"([A-Za-z])([^A-Za-z]*)", stroke):
+        numbers = [float(number) for number in re.findall(r"[-+]?(?:\d+\.?\d*|\.\d+)", text)]
+        count = _COORDINATES.get(command.upper())
+        if count is None or not numbers or len(numbers) % count:
+            raise ValueError(f"cannot follow {command + text!r} in the stroke {stroke!r}")
+        for end in range(count, len(numbers) + 1, count):
+            x, y = numbers[end - 2 : end]
+            pen = (pen[0] + x, pen[1] + y) if command.islower() else (x, y)
+            start = start or pen
+    if start is None:
+        raise ValueError(f"there is nothing to draw in the stroke {stroke!r}")
+    return (start[0] / _CANVAS, start[1] / _CANVAS), (pen[0] / _CANVAS, pen[1] / _CANVAS)
+
+
+def read_key_points(character: str) -> list[Point]:
+    """Where the first stroke of a character starts and ends, and where the last one does."""
+    strokes = read_strokes(character)
+    return [*stroke_ends(strokes[0]), *stroke_ends(strokes[-1])]
 
 
 def read_radical(character: str) -> str:

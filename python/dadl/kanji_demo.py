@@ -35,10 +35,11 @@ class DemoSettings:
             raise ValueError(f"expected at least one seed and one epoch, got seeds={self.seeds}, epochs={self.epochs}")
 
 
-def character_encoder(*blocks: tuple[int, int, int, int]) -> nn.Sequential:
-    """Characters ``[B, 1, 48, 48]`` to features; a block is a convolution's width, kernel and stride, and a pooling."""
+def character_encoder(*blocks: tuple[int, int, int, int], channels: int = 1) -> nn.Sequential:
+    """Characters ``[B, channels, 48, 48]`` to features; a block is a convolution's width, kernel and stride, and a
+    pooling. The last two layers average over the positions.
+    """
     layers: list[nn.Module] = []
-    channels = 1
     for width, kernel, stride, pool in blocks:
         layers.append(nn.Conv2d(channels, width, kernel, stride, padding=kernel // 2, bias=False))
         # Pooling first leaves the normalisation a quarter of the values.
