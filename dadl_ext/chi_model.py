@@ -155,7 +155,8 @@ class ChiModelLoss(nn.Module):
         loss_fn: ℓ; from predictions and targets to a scalar.
         measure: d, of :func:`dadl_ext.functional.disagreement`: ``"l1"`` for regression, ``"softmax_l1"``,
             ``"symmetric_kl"`` or ``"js"`` for logits and heatmaps ``[B, J, H, W]``.
-        eta: η.
+        eta: η. Where ℓ and d are the same distance keep it below 1: from there on the heads lose nothing by moving
+            apart around the label.
         pairing: ``"cross"`` as above; ``"same_view"``: both heads on each view (model stochasticity alone);
             ``"same_head"``: both views under each head (data stochasticity alone, the Π-Model); ``"all"``: the mean
             over the pairs that differ in view or head.

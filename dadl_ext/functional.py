@@ -316,7 +316,7 @@ def disagreement(predictions: Tensor, measure: str = "l1", *, reduction: str = "
     and ``js``, the generalised Jensen-Shannon divergence :math:`H(\bar q) - \frac1K \sum_i H(q_i)` (the mutual
     information of BALD), summed over classes likewise. None of them forms the pairs: O(K) per element (``l1`` of more
     than 32 members O(K log K), of fewer by comparing them). Disagreements as in the χ-Model (Wang et al., ICLR 2022),
-    MCD (Saito et al., CVPR 2018: ``softmax_l1``) and R-Drop (Wu et al., NeurIPS 2021: ``symmetric_kl``).
+    MCD (Saito et al., CVPR 2018: ``softmax_l1``) and R-Drop (Liang et al., NeurIPS 2021: ``symmetric_kl``).
 
     Args:
         predictions: ``[K, B, ...]``; the last three take logits, with classes in the last dimension, or heatmaps
