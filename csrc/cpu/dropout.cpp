@@ -191,33 +191,12 @@ void disagree_rows(const Linear<T>& linear, Measure measure, A gain, int64_t beg
 
 // ---- many outputs ----
 
-// tile [rows, width of columns] = masked and scaled features; row i is that of (member, row) number first + i, counted
-// through all rows of a member first. Columns are whole groups.
+// tile [count, columns] = masked and scaled features; row i is that of (member, row) number first + i, counted through
+// all rows of a member first. Columns are whole groups. for_features [B, F] += mask scale back, with back
+// [count, columns] the upstream gradients times the weight. A null tile or for_features is not wanted.
 template <typename T, typename A = typename Storage<T>::Arithmetic>
-void mask_tile(const Linear<T>& linear, int64_t first, int64_t count, int64_t column, int64_t columns, A* tile) {
-  const A scale = static_cast<A>(linear.dropout.scale());
-  std::vector<uint16_t> bits(columns / kLanes);
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t member = (first + i) / linear.rows, row = (first + i) % linear.rows;
-    const T* source = linear.features + row * linear.width;
-    draw(linear.dropout, member, row, column / kGroup, columns / kGroup, bits.data());
-    for (int64_t f = column; f < column + columns; f += kGroup) {
-      A keep[kGroup];
-      expand(bits.data() + (f - column) / kLanes, keep);
-      for (int64_t e = 0; e < kGroup; ++e) keep[e] *= scale;
-      const int64_t width = std::min(kGroup, linear.width - f);
-      A* out = tile + i * columns + f - column;
-      for (int64_t e = 0; e < width; ++e) out[e] = keep[e] * static_cast<A>(to_float(source[f + e]));
-      for (int64_t e = width; e < kGroup; ++e) out[e] = 0;
-    }
-  }
-}
-
-// As mask_tile, and for_features [B, F] += mask scale back, with back [rows, columns] the upstream gradients times the
-// weight. A null tile or for_features is not wanted.
-template <typename T, typename A = typename Storage<T>::Arithmetic>
-void mask_tile_back(const Linear<T>& linear, int64_t first, int64_t count, int64_t column, int64_t columns,
-                    const A* back, A* tile, A* for_features) {
+void mask_tile(const Linear<T>& linear, int64_t first, int64_t count, int64_t column, int64_t columns, const A* back,
+               A* tile, A* for_features) {
   const A scale = static_cast<A>(linear.dropout.scale());
   std::vector<uint16_t> bits(columns / kLanes);
   for (int64_t i = 0; i < count; ++i) {
@@ -242,25 +221,21 @@ void mask_tile_back(const Linear<T>& linear, int64_t first, int64_t count, int64
 }
 
 // target_clones does not apply to templates, so each type has its own functions.
-#define DADL_DROPOUT(T, A)                                                                                           \
-  DADL_CLONES void predict(const Linear<T>& linear, int64_t begin, int64_t end, A* result) {                         \
-    predict_rows<T>(linear, begin, end, result);                                                                     \
-  }                                                                                                                  \
-  DADL_CLONES void add_gradients(const Linear<T>& linear, int64_t begin, int64_t end, const A* upstream,             \
-                                 A* for_features, A* for_weight) {                                                   \
-    add_rows_gradients<T>(linear, begin, end, upstream, for_features, for_weight);                                   \
-  }                                                                                                                  \
-  DADL_CLONES void disagree(const Linear<T>& linear, Measure measure, A gain, int64_t begin, int64_t end,            \
-                            const FusedResult<A>& out) {                                                             \
-    disagree_rows<T>(linear, measure, gain, begin, end, out);                                                        \
-  }                                                                                                                  \
-  DADL_CLONES void mask(const Linear<T>& linear, int64_t first, int64_t count, int64_t column, int64_t columns,      \
-                        A* tile) {                                                                                   \
-    mask_tile<T>(linear, first, count, column, columns, tile);                                                       \
-  }                                                                                                                  \
-  DADL_CLONES void mask_back(const Linear<T>& linear, int64_t first, int64_t count, int64_t column, int64_t columns, \
-                             const A* back, A* tile, A* for_features) {                                              \
-    mask_tile_back<T>(linear, first, count, column, columns, back, tile, for_features);                              \
+#define DADL_DROPOUT(T, A)                                                                                      \
+  DADL_CLONES void predict(const Linear<T>& linear, int64_t begin, int64_t end, A* result) {                    \
+    predict_rows<T>(linear, begin, end, result);                                                                \
+  }                                                                                                             \
+  DADL_CLONES void add_gradients(const Linear<T>& linear, int64_t begin, int64_t end, const A* upstream,        \
+                                 A* for_features, A* for_weight) {                                              \
+    add_rows_gradients<T>(linear, begin, end, upstream, for_features, for_weight);                              \
+  }                                                                                                             \
+  DADL_CLONES void disagree(const Linear<T>& linear, Measure measure, A gain, int64_t begin, int64_t end,       \
+                            const FusedResult<A>& out) {                                                        \
+    disagree_rows<T>(linear, measure, gain, begin, end, out);                                                   \
+  }                                                                                                             \
+  DADL_CLONES void mask(const Linear<T>& linear, int64_t first, int64_t count, int64_t column, int64_t columns, \
+                        const A* back, A* tile, A* for_features) {                                              \
+    mask_tile<T>(linear, first, count, column, columns, back, tile, for_features);                              \
   }
 DADL_DROPOUT(float, float)
 DADL_DROPOUT(double, double)
@@ -331,7 +306,7 @@ Tensor dropout_linear(Tensor features, Tensor weight, std::optional<Tensor> bias
       const std::unique_ptr<A[]> tile(new A[size * padded]);
       for (int64_t first = begin * size; first < std::min(end * size, all); first += size) {
         const int64_t count = std::min(size, all - first);
-        mask(linear, first, count, 0, padded, tile.get());
+        mask(linear, first, count, 0, padded, nullptr, tile.get(), nullptr);
         A* to = out + first * outputs;
         for (int64_t i = 0; i < count; ++i) {
           if (linear.bias) {
@@ -395,7 +370,7 @@ std::tuple<Tensor, Tensor> dropout_linear_backward(Tensor grad, Tensor features,
             add_product(chunk, matrix_view(owner, linear.weight + column, outputs, columns, padded, 1), 1.0, 0.0,
                         matrix_view(owner, back.get(), count, columns, columns, 1));
           }
-          mask_back(linear, first, count, column, columns, back.get(), for_weight ? tile.get() : nullptr, to_features);
+          mask(linear, first, count, column, columns, back.get(), for_weight ? tile.get() : nullptr, to_features);
           if (for_weight) {
             add_product(matrix_view(owner, from + first * outputs, outputs, count, 1, outputs),
                         matrix_view(owner, tile.get(), count, columns, columns, 1), 1.0, first == 0 ? 0.0 : 1.0,
