@@ -92,6 +92,14 @@ class BuildLibraries(build_ext):
         for extension in self.extensions:
             extension.include_dirs = cpp_extension.include_paths()
             extension.library_dirs = cpp_extension.library_paths()
+        compile_one_by_one = self.compiler.compile
+
+        def compile_side_by_side(sources: list[str], **options) -> list[str]:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                compiled = pool.map(lambda source: compile_one_by_one([source], **options), sources)
+            return [path for paths in compiled for path in paths]
+
+        self.compiler.compile = compile_side_by_side
         super().build_extensions()
 
         target = Path(self.get_ext_fullpath("dadl_ext._C")).parent
