@@ -16,6 +16,10 @@ namespace dadl {
 constexpr int kMaskLanes = 16;   // blocks side by side
 constexpr int kMaskGroup = 128;  // features that they decide
 
+// Outputs of a linear map up to which its rows are read once for all members; beyond, matrix products are quicker.
+// dadl_ext/ops/dropout.py has it too.
+constexpr int64_t kFewOutputs = 8;
+
 struct PhiloxKey {
   uint32_t low, high;
 };

@@ -43,18 +43,22 @@ inline int64_t grain_rows(int64_t row_elements) {
 }
 
 // In 16 interleaved sums, which compilers vectorise.
+template <typename A, typename Term>
+A sum_over(int64_t count, Term term) {
+  constexpr int64_t kLanes = 16;
+  A lanes[kLanes] = {}, total = 0;
+  int64_t e = 0;
+  for (; e + kLanes <= count; e += kLanes) {
+    for (int64_t l = 0; l < kLanes; ++l) lanes[l] += term(e + l);
+  }
+  for (; e < count; ++e) total += term(e);
+  for (int64_t l = 0; l < kLanes; ++l) total += lanes[l];
+  return total;
+}
+
 template <typename A>
 A inner_product(const A* x, const A* y, int64_t d) {
-  constexpr int kLanes = 16;
-  A sums[kLanes] = {};
-  int64_t e = 0;
-  for (; e + kLanes <= d; e += kLanes) {
-    for (int l = 0; l < kLanes; ++l) sums[l] += x[e + l] * y[e + l];
-  }
-  A total = 0;
-  for (; e < d; ++e) total += x[e] * y[e];
-  for (int l = 0; l < kLanes; ++l) total += sums[l];
-  return total;
+  return sum_over<A>(d, [&](int64_t e) { return x[e] * y[e]; });
 }
 
 }  // namespace dadl::cpu

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "../core/disagreement.h"
+#include "common.h"
 
 namespace dadl::cpu {
 
@@ -33,20 +34,6 @@ struct Gradients {
   A* operator[](int64_t member) const { return values + member * stride; }
   Gradients from(int64_t element) const { return {values ? values + element : nullptr, stride}; }
 };
-
-// In 16 interleaved sums, which compilers vectorise.
-template <typename A, typename Term>
-A sum_over(int64_t count, Term term) {
-  constexpr int64_t kLanes = 16;
-  A lanes[kLanes] = {}, total = 0;
-  int64_t e = 0;
-  for (; e + kLanes <= count; e += kLanes) {
-    for (int64_t l = 0; l < kLanes; ++l) lanes[l] += term(e + l);
-  }
-  for (; e < count; ++e) total += term(e);
-  for (int64_t l = 0; l < kLanes; ++l) total += lanes[l];
-  return total;
-}
 
 // l1 of one element, for any number of members: sum_i (2i + 1 - K) x_(i) in ascending order, i from 0.
 template <typename A>

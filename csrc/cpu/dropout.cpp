@@ -21,7 +21,6 @@
 namespace dadl::cpu {
 namespace {
 
-constexpr int64_t kFewOutputs = 8;          // beyond, BLAS is quicker
 constexpr int64_t kTileElements = 1 << 18;  // of masked features: a tile stays in a core's L2 cache
 constexpr int64_t kTileColumns = 256;       // of a tile of the gradients
 constexpr int64_t kMostChunks = 16;         // of rows, each with a weight gradient of its own

@@ -17,24 +17,11 @@ inline int64_t padded_features(int64_t features) { return (features + kGroup - 1
 // The mask words of a member's row for the groups [first, first + count).
 inline void draw_portably(const Dropout& dropout, int64_t member, int64_t row, int64_t first, int64_t count,
                           uint16_t* masks) {
-  const uint32_t threshold = dropout.threshold << 16;
-  for (int64_t group = 0; group < count; ++group, masks += kGroup / kLanes) {
-    uint32_t word[4][kLanes];
+  for (int64_t group = first; group < first + count; ++group, masks += kGroup / kLanes) {
+    std::fill_n(masks, kGroup / kLanes, uint16_t{0});
     for (int64_t l = 0; l < kLanes; ++l) {
-      word[0][l] = static_cast<uint32_t>((first + group) * kLanes + l);
-      word[1][l] = static_cast<uint32_t>(row);
-      word[2][l] = static_cast<uint32_t>(static_cast<uint64_t>(row) >> 32);
-      word[3][l] = static_cast<uint32_t>(member);
-      philox(dropout.key, word[0][l], word[1][l], word[2][l], word[3][l]);
-    }
-    for (int64_t w = 0; w < 4; ++w) {
-      uint32_t lower = 0, upper = 0;
-      for (int64_t l = 0; l < kLanes; ++l) {
-        lower |= static_cast<uint32_t>(word[w][l] << 16 >= threshold) << l;
-        upper |= static_cast<uint32_t>(word[w][l] >= threshold) << l;
-      }
-      masks[2 * w] = static_cast<uint16_t>(lower);
-      masks[2 * w + 1] = static_cast<uint16_t>(upper);
+      const uint32_t kept = kept_features(dropout, member, row, static_cast<uint32_t>(group * kLanes + l));
+      for (int64_t j = 0; j < kGroup / kLanes; ++j) masks[j] |= static_cast<uint16_t>((kept >> j & 1) << l);
     }
   }
 }

@@ -15,7 +15,6 @@
 
 namespace dadl {
 
-constexpr int64_t kFewOutputs = 8;                 // beyond, matrix products are quicker
 constexpr int kMaskTeams = kThreads / kMaskLanes;  // of threads that draw masks together, in a block
 constexpr int kLaneFeatures = kMaskGroup / kMaskLanes;
 constexpr int64_t kDropoutTileElements = 8LL << 20;  // of masked features

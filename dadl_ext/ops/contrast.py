@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import _library as _library  # the operators must be loaded before rules can be registered
 from ._gradient import scale_gradient
-from ._rules import below_autograd, register_float32_autocast, register_no_derivative
+from ._rules import arithmetic_dtype, below_autograd, register_float32_autocast, register_no_derivative
 
 
 def similarity_logsumexp(
@@ -81,15 +81,11 @@ class _PseudoGroupContrast(torch.autograd.Function):
         return scale_gradient(grad, *ctx.saved_tensors), *(None,) * 9
 
 
-def _arithmetic_dtype(value: Tensor) -> torch.dtype:
-    return torch.float64 if value.dtype == torch.float64 else torch.float32
-
-
 @torch.library.register_fake("dadl::similarity_logsumexp")
 def _(
     query: Tensor, key: Tensor, key_mask: Tensor | None, scale: float, exclude_self: bool, with_slope: bool
 ) -> tuple[Tensor, Tensor]:
-    dtype, (queries, d) = _arithmetic_dtype(query), query.shape
+    dtype, (queries, d) = arithmetic_dtype(query), query.shape
     return query.new_empty(queries, dtype=dtype), query.new_empty((queries if with_slope else 0, d), dtype=dtype)
 
 
@@ -100,7 +96,7 @@ def _(grad: Tensor, query: Tensor, key: Tensor, *arguments: Any) -> Tensor:
 
 @torch.library.register_fake("dadl::pseudo_group_contrast")
 def _(query: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    dtype, (queries, d) = _arithmetic_dtype(query), query.shape
+    dtype, (queries, d) = arithmetic_dtype(query), query.shape
     with_slope = arguments[-1]
     return query.new_empty(queries, dtype=dtype), query.new_empty((queries if with_slope else 0, d), dtype=dtype)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import _library as _library  # the operators must be loaded before rules can be registered
 from .._members import MEASURES
 from ._gradient import scale_gradient
-from ._rules import below_autograd, register_float32_autocast, register_no_derivative
+from ._rules import arithmetic_dtype, below_autograd, register_float32_autocast, register_no_derivative
 
 
 def disagreement(members: Tensor, measure: str, reduction: str) -> Tensor:
@@ -37,7 +37,7 @@ class _Disagreement(torch.autograd.Function):
 
 @torch.library.register_fake("dadl::disagreement")
 def _(predictions: Tensor, measure: int, mean: bool, with_gradient: bool) -> tuple[Tensor, Tensor]:
-    dtype = torch.float64 if predictions.dtype == torch.float64 else torch.float32
+    dtype = arithmetic_dtype(predictions)
     members, batch, *outputs = predictions.shape
     return predictions.new_empty(batch, dtype=dtype), predictions.new_empty(
         (members if with_gradient else 0, batch, *outputs), dtype=dtype

@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import _library as _library  # the operators must be loaded before rules can be registered
 from .._members import MEASURES
 from ._gradient import scale_gradient
-from ._rules import below_autograd, register_float32_autocast, register_no_derivative
+from ._rules import arithmetic_dtype, below_autograd, register_float32_autocast, register_no_derivative
 
 FEW_OUTPUTS = 8  # dropout_disagreement's, as in csrc
 
@@ -43,7 +43,7 @@ class _DropoutLinear(torch.autograd.Function):
         features, weight, seed = ctx.saved_tensors
         for_features, for_weight, for_bias = ctx.needs_input_grad[:3]
         gradients = _gradients(grad, features, weight, seed, ctx.p, for_features, for_weight)
-        bias_gradient = grad.sum(dim=(0, 1), dtype=_arithmetic_dtype(grad)).to(grad.dtype) if for_bias else None
+        bias_gradient = grad.sum(dim=(0, 1), dtype=arithmetic_dtype(grad)).to(grad.dtype) if for_bias else None
         return *gradients, bias_gradient, None, None, None
 
 
@@ -129,10 +129,6 @@ class _DropoutDisagreement(torch.autograd.Function):
         return *gradients, *(None,) * 6
 
 
-def _arithmetic_dtype(value: Tensor) -> torch.dtype:
-    return torch.float64 if value.dtype == torch.float64 else torch.float32
-
-
 @torch.library.register_fake("dadl::dropout_linear")
 def _(features: Tensor, weight: Tensor, bias: Tensor | None, seed: Tensor, p: float, samples: int) -> Tensor:
     return features.new_empty((samples, features.shape[0], weight.shape[0]))
@@ -150,7 +146,7 @@ def _(
 
 @torch.library.register_fake("dadl::dropout_disagreement")
 def _(features: Tensor, weight: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dtype, (rows, width), outputs = _arithmetic_dtype(features), features.shape, weight.shape[0]
+    dtype, (rows, width), outputs = arithmetic_dtype(features), features.shape, weight.shape[0]
     shapes = ((rows, width), (outputs, width), (outputs,)) if arguments[-1] else ((0, width), (0, width), (0,))
     return features.new_empty(rows, dtype=dtype), *(features.new_empty(shape, dtype=dtype) for shape in shapes)  # type: ignore[return-value]
 

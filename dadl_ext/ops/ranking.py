@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import _library as _library  # the operators must be loaded before rules can be registered
-from ._rules import register_float32_autocast, register_no_derivative
+from ._rules import arithmetic_dtype, register_float32_autocast, register_no_derivative
 
 
 def rank(input: Tensor, interp_strength: float) -> Tensor:
@@ -16,8 +16,7 @@ def rank(input: Tensor, interp_strength: float) -> Tensor:
 
 @torch.library.register_fake("dadl::rank")
 def _(input: Tensor, interp_strength: float) -> Tensor:
-    dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
-    return input.new_empty(input.shape, dtype=dtype)
+    return input.new_empty(input.shape, dtype=arithmetic_dtype(input))
 
 
 @torch.library.register_fake("dadl::rank_backward")

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import _library as _library  # the operators must be loaded before rules can be registered
 from ._gradient import scale_gradient
-from ._rules import below_autograd, register_float32_autocast, register_no_derivative
+from ._rules import arithmetic_dtype, below_autograd, register_float32_autocast, register_no_derivative
 
 # (index, order, count) as in csrc/ops.cpp: of fixed size, so that the count may stay on the device.
 Subset: TypeAlias = tuple[Tensor, Tensor, Tensor]
@@ -63,10 +63,6 @@ def ranksim_rows(
     )
 
 
-def _arithmetic_dtype(features: Tensor) -> torch.dtype:
-    return torch.float64 if features.dtype == torch.float64 else torch.float32
-
-
 @torch.library.register_fake("dadl::ranksim_select")
 def _(labels: Tensor, priority: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     n = labels.shape[0]
@@ -85,14 +81,14 @@ def _(
     weight: float,
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
-    dtype = _arithmetic_dtype(features)
+    dtype = arithmetic_dtype(features)
     shape = (features.shape[0] if with_gradient else 0, features.shape[1])
     return features.new_empty((), dtype=dtype), features.new_empty(shape, dtype=dtype)
 
 
 @torch.library.register_fake("dadl::ranksim_rows")
 def _(features: Tensor, *arguments: Any) -> Tensor:
-    return features.new_empty(features.shape[:1], dtype=_arithmetic_dtype(features))
+    return features.new_empty(features.shape[:1], dtype=arithmetic_dtype(features))
 
 
 @torch.library.register_fake("dadl::ranksim_rows_backward")
