@@ -46,8 +46,8 @@ def symmetric_kl(logits: Tensor) -> Tensor:
 
 def jensen_shannon(logits: Tensor) -> Tensor:
     p = logits.softmax(dim=-1)
-    of_mean: Tensor = torch.special.entr(p.mean(dim=0)).sum(dim=-1)
-    return (of_mean - torch.special.entr(p).sum(dim=-1).mean(dim=0)).mean()
+    gap: Tensor = torch.special.entr(p.mean(dim=0)).sum(dim=-1) - torch.special.entr(p).sum(dim=-1).mean(dim=0)
+    return gap.mean()
 
 
 def pairwise_l1(predictions: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """The figure of ``dadl bench``."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -12,6 +13,7 @@ from .harness import Numbers, Table
 
 # Okabe and Ito's palette: distinct with any colour vision.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+LABEL_WIDTH = 18  # characters below a group of bars
 
 
 def draw_speedups(measured: Sequence[tuple[Table, Mapping[str, Numbers]]], machine: str) -> Figure:
@@ -21,7 +23,7 @@ def draw_speedups(measured: Sequence[tuple[Table, Mapping[str, Numbers]]], machi
         measured: tables and their rows.
         machine: what measured, shown at the bottom.
     """
-    width = max(10.0, 2.2 * max(len(rows) for _, rows in measured))
+    width = max(10.0, 1.7 * max(len(rows) for _, rows in measured))
     figure = Figure(figsize=(width, 4.2 * len(measured) + 0.8), layout=ConstrainedLayoutEngine(h_pad=0.12))
     figure.suptitle("How many times as fast?", fontsize=17, fontweight="bold")
     panels = figure.subplots(len(measured), squeeze=False).flat
@@ -50,9 +52,11 @@ def _draw_table(axes: Axes, table: Table, rows: Mapping[str, Numbers]) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
     axes.yaxis.set_minor_formatter(NullFormatter())
     drawn = [value for column in columns for value in map(column.value, rows.values()) if value is not None]
-    axes.set_ylim(min(0.9, *drawn) / 1.3, max(2.0, *drawn) * 1.3)
+    low, high = min(0.9, *drawn), max(2.0, *drawn)
+    room = (high / low) ** 0.12  # for the numbers at the bars' ends
+    axes.set_ylim(low / room, high * room)
     axes.axhline(1, color="#444444", linewidth=1)
-    axes.set_xticks(range(len(rows)), list(rows))
+    axes.set_xticks(range(len(rows)), [textwrap.fill(name, LABEL_WIDTH) for name in rows])
     axes.set_xlabel(table.header)
     axes.grid(axis="y", color="#dddddd")
     axes.set_axisbelow(True)
