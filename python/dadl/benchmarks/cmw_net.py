@@ -5,6 +5,7 @@ The memory is what tensors need beyond those that there are before the iteration
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from itertools import accumulate
@@ -60,6 +61,7 @@ def peak_memory(step: Callable[[], Any], device: str) -> float:
         before = torch.cuda.memory_allocated()
         step()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # its lines about itself would break up the progress bar
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]

@@ -61,4 +61,4 @@ def _draw_table(axes: Axes, table: Table, rows: Mapping[str, Numbers]) -> None:
     axes.grid(axis="y", color="#dddddd")
     axes.set_axisbelow(True)
     axes.set_title(f"{table.name}: ratio of times, above 1 is a gain", fontsize=13)
-    axes.legend(ncols=len(columns), loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False)
+    axes.legend(ncols=len(columns), loc="upper center", bbox_to_anchor=(0.5, -0.24), frameon=False)
