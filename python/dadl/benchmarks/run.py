@@ -163,10 +163,10 @@ def _measure(table: Table, harness: Harness, console: Console) -> dict[str, Numb
 
 def _show(table: Table, rows: Mapping[str, Numbers], console: Console) -> None:
     shown = TerminalTable(title=table.name, title_justify="left")
-    lines = cells(table, rows)
-    for title in lines[0]:
-        shown.add_column(title, justify="left" if title == table.header else "right", overflow="fold")
-    for line in lines:
+    shown.add_column(table.header, no_wrap=True)
+    for column in table.columns:
+        shown.add_column(column.title, justify="right", overflow="fold")
+    for line in cells(table, rows):
         shown.add_row(*line.values())
     console.print(shown)
     console.print(table.notes, markup=False, highlight=False)
