@@ -88,7 +88,7 @@ def test_one_wheel_for_every_python(source: Path, tmp_path: Path) -> None:
     assert "-cp310-abi3-" in wheel.name
     names = zipfile.ZipFile(wheel).namelist()
     package = ("dadl_ext/_C.abi3.so", "dadl_ext/py.typed", "dadl_ext/reference/ranksim.py")
-    for name in (*package, "dadl/py.typed", "dadl/templates/report.html"):
+    for name in (*package, "dadl/py.typed", "dadl/html_report.html"):
         assert name in names
 
     # Installed elsewhere, it imports and computes.

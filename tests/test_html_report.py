@@ -342,3 +342,19 @@ def test_what_else_is_refused(tmp_path: Path) -> None:
     twice = problems(tmp_path / "report.html", run, tmp_path / "run" / ".." / "run")
     assert twice == [f"{run}: given 2 times; name every run once"]
     assert problems(run, run) == [f"{run}: is a folder; name a file for the report, such as {run / 'report.html'}"]
+
+
+def test_many_runs_stay_distinct(tmp_path: Path, page: Page) -> None:
+    regions = {"all": {"MAE": 1.0}, "few": {"MAE": 2.0}}
+    found = page(*(make_run(tmp_path / str(i), regions, lr=float(i)) for i in range(9)))
+    styles = [
+        (tag["style"], tag["stroke-dasharray"])
+        for name, tag in found.tags
+        if name == "path" and "stroke-dasharray" in tag
+    ]
+    assert len(set(styles)) == 9  # each run's in every table and key
+    assert len(styles) % 9 == 0
+    bars, loss = (figure for figure in re.findall("<figure>.*?</figure>", found.html, re.DOTALL)[:2])
+    assert len(re.findall(r"fill: var\(--color-\d\)", bars)) == 7 * 2
+    assert bars.count("stroke-dasharray") == 2 * 2
+    assert loss.count("stroke-dasharray") == 2

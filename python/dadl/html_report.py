@@ -244,9 +244,13 @@ def write_report(runs: Sequence[Path], output: Path) -> None:
     unfinished = [run for run in found if run is not None and not run.finished]
     recipes = dict.fromkeys(run.recipe for run in finished)
     environment = Environment(
-        loader=PackageLoader("dadl"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("dadl", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    page = environment.get_template("report.html").render(
+    page = environment.get_template("html_report.html").render(
         sections=[Section(recipe, [run for run in finished if run.recipe == recipe]) for recipe in recipes],
         unfinished=Unfinished(unfinished) if unfinished else None,
         curves_in_sight=CURVES_IN_SIGHT,

@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -48,8 +49,7 @@ def draw_curves(name: str, series: Sequence[Sequence[Curve]]) -> Markup:
     """Learning curves; the curves of one series, which are seeds, share a colour. ``name`` is the page's own of it."""
     figure, axes = _panel()
     for i, curves in enumerate(series):
-        color, pattern = SERIES_COLORS[i % len(SERIES_COLORS)], dashes(i)
-        style = (0, [float(n) for n in pattern.split()]) if pattern else "-"
+        color, style = _style(i)
         for curve in curves:
             axes.plot(curve.epochs, curve.values, color=color, linestyle=style, linewidth=1.5)
             best = [(x, y) for x, y in zip(curve.epochs, curve.values, strict=True) if x == curve.best_epoch]
@@ -75,13 +75,21 @@ def draw_bars(name: str, rows: Sequence[str], series: Sequence[Sequence[tuple[fl
     for i, cells in enumerate(series):
         mean, error = np.array(cells).T
         x = np.arange(len(rows)) + (i - (len(series) - 1) / 2) * width
-        axes.bar(x, mean, width * 0.92, color=SERIES_COLORS[i % len(SERIES_COLORS)])
+        color, style = _style(i)
+        # Where colours repeat, bars are outlines.
+        axes.bar(x, mean, width * 0.85, facecolor="none" if dashes(i) else color, edgecolor=color, linestyle=style)
         seeds = np.isfinite(error)
         if seeds.any():
             axes.errorbar(x[seeds], mean[seeds], error[seeds], fmt="none", ecolor=INK, capsize=3, linewidth=1.2)
     axes.set_xticks(range(len(rows)), rows)
     axes.tick_params(axis="x", length=0)
     return _svg(figure, name)
+
+
+def _style(index: int) -> tuple[str, Any]:
+    """Colour and line style of a series."""
+    pattern = [float(length) for length in dashes(index).split()]
+    return SERIES_COLORS[index % len(SERIES_COLORS)], (0, pattern) if pattern else "-"
 
 
 def _panel() -> tuple[Figure, Axes]:
