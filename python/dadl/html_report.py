@@ -166,7 +166,7 @@ class Section:
             together = f"{', '.join(shared[:-1])} and {shared[-1]}"
             return f"{together} share the {superlative} test {name}, {metric.number(metric.mean(best))}."
         base = abs(metric.mean(second))
-        percent = f" ({100 * gap / base:.2g} %)" if base else ""
+        percent = f" ({100 * gap / base:.1f} %)" if base and "%" not in name else ""
         lead = f"{labels[best]} has the {superlative} test {name}, {metric.cell(best)}"
         return f"{lead}: {metric.number(gap)}{percent} {side} {labels[second]}, the next. {self._surety(gap, metric)}"
 
@@ -301,8 +301,6 @@ def _texts(facts: Mapping[str, Any]) -> dict[str, str]:
 def _text(value: Any) -> str:
     if isinstance(value, str):
         return value
-    if isinstance(value, float):
-        return f"{value:.6g}"
     return "none" if value is None else json.dumps(value, ensure_ascii=False)
 
 
