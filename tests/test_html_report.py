@@ -234,11 +234,13 @@ def test_figures_of_curves_and_regions(tmp_path: Path, page: Page) -> None:
 
 def test_a_single_run_without_validation(tmp_path: Path, page: Page) -> None:
     losses = [{"epoch": 0, "loss": 2.0, "lr": 0.1}, {"epoch": 1, "loss": None, "lr": 0.1}]
-    found = page(make_run(tmp_path / "only", {"all": {"MAE": 0.01}}, history=losses, best_epoch=None))
+    found = page(make_run(tmp_path / "only", {"all": {"MAE": 0.01}}, history=losses, best_epoch=1))
     assert "only has a test MAE of 0.01000." in found.text
     assert found.captions == ["Training loss"]
     assert found.marked == []
     assert "5 settings data" in found.text
+    assert found.tables[-1][1] == ["only", "2", "–", "1 h 02 min", "0.01000"]
+    assert "var(--page)" not in found.html.split("<figure>")[1]
 
 
 def test_a_section_for_each_recipe_and_for_unfinished_runs(tmp_path: Path, page: Page) -> None:

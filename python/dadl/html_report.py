@@ -16,7 +16,7 @@ from markupsafe import Markup
 from .html_report_figure import Curve, color_variable, dashes, draw_bars, draw_curves
 from .metrics import REGIONS, higher_is_better
 from .report import mean_and_standard_error
-from .run_results import ReportError, Run, read_run
+from .run_results import ReportError, Run, read_results
 
 CURVES_IN_SIGHT = 3  # the others are folded
 NOT_CURVES = ("epoch", "step", "lr", "seconds")
@@ -235,7 +235,7 @@ def write_report(runs: Sequence[Path], output: Path) -> None:
             problems.append(f"{folder}: given {times} times; name every run once")
     shared = Counter(folder.name for folder in folders)
     found = [
-        read_run(given, folder.name if shared[folder.name] == 1 else str(given), problems)
+        read_results(given, folder.name if shared[folder.name] == 1 else str(given), problems)
         for given, folder in zip(runs, folders, strict=True)
     ]
     if problems:

@@ -9,6 +9,7 @@ from types import NoneType
 from typing import Any
 
 from .tables import TableRow, read_table
+from .training import VALIDATION
 
 RESULTS = {
     "recipe": str,
@@ -33,7 +34,10 @@ class ReportError(ValueError):
 
 @dataclass(frozen=True)
 class Run:
-    """What a run folder tells; of a training that has not finished only the name and the history."""
+    """What a run folder tells; of a training that has not finished only the name and the history.
+
+    Without validation no epoch is the best.
+    """
 
     name: str
     history: list[dict[str, float]]
@@ -47,11 +51,11 @@ class Run:
     test: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
-def read_run(folder: Path, name: str, problems: list[str]) -> Run | None:
+def read_results(folder: Path, name: str, problems: list[str]) -> Run | None:
     """What ``folder`` tells of its run; None, and a line in ``problems``, where it tells nothing."""
     results, log = folder / "results.json", folder / "log.csv"
     if results.exists():
-        return _read_results(results, name, problems)
+        return _read_json(results, name, problems)
     if log.exists() and len(log.read_bytes().splitlines()) > 1:
         return _read_log(log, name, problems)
     if not folder.is_dir():
@@ -63,7 +67,7 @@ def read_run(folder: Path, name: str, problems: list[str]) -> Run | None:
     return None
 
 
-def _read_results(path: Path, name: str, problems: list[str]) -> Run | None:
+def _read_json(path: Path, name: str, problems: list[str]) -> Run | None:
     advice = "run the same `dadl train` again to have it written anew, or leave this run out"
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
@@ -77,16 +81,18 @@ def _read_results(path: Path, name: str, problems: list[str]) -> Run | None:
         problems.append(f"{path}: not the results of `dadl train`: missing or wrong {', '.join(wrong)}; {advice}")
         return None
     try:
+        history = [_epoch(values) for values in results["history"]]
+        validated = any(key.startswith(VALIDATION) for epoch in history for key in epoch)
         return Run(
             name=name,
-            history=[_epoch(values) for values in results["history"]],
+            history=history,
             finished=True,
             recipe=results["recipe"],
             settings=results["settings"],
             environment={**results["dadl_ext"], **results["environment"]},
             samples=results["samples"],
             seconds=results["seconds"],
-            best_epoch=results["best_epoch"],
+            best_epoch=results["best_epoch"] if validated else None,
             test={row: {c: _number(value) for c, value in cells.items()} for row, cells in results["test"].items()},
         )
     except (AttributeError, ValueError) as error:
