@@ -15,6 +15,7 @@ from .errors import UserError
 Device = Literal["auto", "cpu", "cuda"]
 DemoName = Literal["ranksim", "self-tuning", "chi-model", "cmw-net"]
 Count = Annotated[int | None, Parameter(validator=validators.Number(gte=1))]
+Flag = Annotated[bool, Parameter(negative=())]
 Folder = Annotated[Path, Parameter(validator=validators.Path(exists=True, file_okay=False))]
 File = Annotated[Path, Parameter(validator=validators.Path(exists=True))]
 
@@ -63,7 +64,7 @@ def demo(
     data: Folder | None = None,
     output: Path | None = None,
     device: Device = "auto",
-    quick: Annotated[bool, Parameter(negative=())] = False,
+    quick: Flag = False,
 ) -> None:
     """Compare a method with its baselines on a small data set; writes a table, results as JSON and a figure.
 
@@ -155,6 +156,59 @@ def predict(run: Folder, /, *, data: File, output: Path = Path("predictions.csv"
     from .runs import predict_run
 
     predict_run(run, data, output, device, Console())
+
+
+@app.command
+def report(runs: Annotated[list[Folder], Parameter(negative=())], /, *, output: Path = Path("report.html")) -> None:
+    """Compare runs on one HTML page: tables, learning curves, and the settings that differ.
+
+    Parameters
+    ----------
+    runs
+        Folders of runs; those that differ only in the seed are averaged.
+    output
+        The page; it needs nothing but a browser.
+    """
+    from .html_report import write_report
+
+    write_report(runs, output)
+    print(f"Wrote {output}")
+
+
+@app.command
+def bench(
+    name: Literal["all", "ranksim", "contrast", "disagreement", "cmw-net"] = "all",
+    /,
+    *,
+    seconds: Annotated[float | None, Parameter(validator=validators.Number(gt=0))] = None,
+    threads: Count = None,
+    device: Device = "auto",
+    output: Path | None = None,
+    quick: Flag = False,
+) -> None:
+    """Time the operators against eager PyTorch, torch.compile and other libraries on this machine.
+
+    Parameters
+    ----------
+    name
+        Which operators.
+    seconds
+        For each set of candidates, which take turns. [default: 3, cmw-net: 120]
+    threads
+        Of the CPU. [default: all cores]
+    device
+        Where to compute.
+    output
+        Folder of tables, medians as JSON and figures. [default: nothing is written]
+    quick
+        See that everything runs; the numbers mean nothing.
+    """
+    from rich.console import Console
+
+    from .benchmarks.run import run_benchmarks
+
+    console = Console()
+    run_benchmarks(name, seconds=seconds, threads=threads, device=device, output=output, quick=quick, console=console)
 
 
 @app.meta.default

@@ -18,6 +18,7 @@ Table = Mapping[str, Mapping[str, float]]
 """``table[row][column]``, e.g. ``table["few"]["MAE"]``."""
 
 PositiveInt = Annotated[int, Parameter(validator=validators.Number(gte=1))]
+Flag = Annotated[bool, Parameter(negative=())]
 Seed = Annotated[int, Parameter(validator=validators.Number(gte=0))]
 NonNegative = Annotated[float, Parameter(validator=validators.Number(gte=0))]
 Positive = Annotated[float, Parameter(validator=validators.Number(gt=0))]

@@ -17,7 +17,7 @@ from rich.console import Console
 from dadl_ext import build_info
 
 from .files import CheckpointError, load_checkpoint, replace_file, write_csv
-from .recipe import Evaluation, Recipe, SettingsError, Table
+from .recipe import Evaluation, Flag, Recipe, SettingsError, Table
 from .report import Cells, JobProgress, environment, markdown_table, rich_table, write_json
 from .training import BEST, LAST, EpochLog, Method, best_epoch, fit, predict
 
@@ -33,13 +33,13 @@ class RunOptions:
     output: Path | None = None
     """Folder of the run. [default: dadl-train-NAME]"""
 
-    resume: bool = False
+    resume: Flag = False
     """Continue from the folder's checkpoint, or begin if there is none."""
 
     device: Device = "auto"
     """Where to compute."""
 
-    tensorboard: bool = False
+    tensorboard: Flag = False
     """Log for TensorBoard too, into the folder of the run."""
 
 
@@ -210,7 +210,7 @@ class _Validation:
         return {f"{row} {column}": value for row, columns in table.items() for column, value in columns.items()}
 
 
-def _check_folder(output: Path, recipe: Recipe, resume: bool) -> None:
+def _check_folder(output: Path, recipe: Recipe, resume: Flag) -> None:
     if not (output / CONFIG).exists():
         return
     if not resume:

@@ -14,6 +14,7 @@ from rich.table import Table as TerminalTable
 
 from dadl_ext import build_info
 
+from ..errors import UserError
 from ..report import JobProgress, save_figure, write_json
 from . import cmw_net, contrast, disagreement, ranksim
 from .figure import draw_speedups
@@ -25,7 +26,7 @@ Device = Literal["auto", "cpu", "cuda"]
 ROUNDS, QUICK_ROUNDS = 15, 2
 
 
-class BenchmarkError(ValueError):
+class BenchmarkError(UserError, ValueError):
     """What was asked for cannot be measured here."""
 
 
