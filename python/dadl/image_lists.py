@@ -2,7 +2,8 @@
 
 A data folder holds ``train_15.txt`` (any percentage; these samples are labelled), ``train_100.txt`` (all training
 samples; those of them that are not in the labelled list are used without their label), ``test.txt``, and perhaps
-``val.txt``.
+``val.txt``. Where all labels are used but some may be wrong, it holds ``train.txt``, ``test.txt``, and perhaps
+``meta.txt``, samples whose labels are right, and ``val.txt``.
 """
 
 import os
@@ -22,6 +23,7 @@ from .errors import UserError
 DECODING_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 FULL = 100
 TEST, VALIDATION = "test.txt", "val.txt"
+TRAIN, META = "train.txt", "meta.txt"
 IMAGE_SUFFIXES = tuple(Image.registered_extensions())
 
 Values = tuple[float, ...]
@@ -71,6 +73,17 @@ class ClassLists(ImageLists[int]):
     num_classes: int
 
 
+@dataclass(frozen=True)
+class NoisyLists:
+    """The rows of a data folder whose training labels may be wrong; perhaps no meta and validation samples."""
+
+    train: list[Row[int]]
+    meta: list[Row[int]]
+    validation: list[Row[int]]
+    test: list[Row[int]]
+    num_classes: int
+
+
 def list_name(percent: int) -> str:
     """The file that lists ``percent`` % of the training samples."""
     return f"train_{percent}.txt"
@@ -84,14 +97,25 @@ def read_lists(folder: Path, percent: int) -> ClassLists:
     file, twice in one list, or with another label than in the full list; and for missing or empty lists.
     """
     lists, problems = _read_parts(folder, percent, _parse_class)
-    trained = {row.label for row in lists.labelled}
-    problems += [
-        f"{row.where}: label {row.label} of {row.path}, a class without a row in {list_name(percent)}"
-        for row in [*lists.validation, *lists.test]
-        if trained and row.label not in trained
-    ]
+    problems += _unknown_classes(lists.labelled, [*lists.validation, *lists.test], list_name(percent))
     _refuse(problems)
-    return ClassLists(lists.labelled, lists.unlabelled, lists.validation, lists.test, max(trained) + 1)
+    num_classes = max(row.label for row in lists.labelled) + 1
+    return ClassLists(lists.labelled, lists.unlabelled, lists.validation, lists.test, num_classes)
+
+
+def read_noisy_lists(folder: Path) -> NoisyLists:
+    """Read ``train.txt``, ``test.txt`` and, if they are there, ``meta.txt`` and ``val.txt`` of ``folder``.
+
+    Rows are those of :func:`read_lists`, and so are the errors.
+    """
+    problems: list[str] = []
+    train, meta, validation, test = (
+        _read_list(folder, name, _parse_class, problems) if name in (TRAIN, TEST) or (folder / name).exists() else []
+        for name in (TRAIN, META, VALIDATION, TEST)
+    )
+    problems += _unknown_classes(train, [*meta, *validation, *test], TRAIN)
+    _refuse(problems)
+    return NoisyLists(train, meta, validation, test, max(row.label for row in train) + 1)
 
 
 def read_value_lists(folder: Path, percent: int, columns: Sequence[int] | None = None) -> ImageLists[Values]:
@@ -153,6 +177,16 @@ def read_image_names(path: Path) -> list[Row[None]]:
     rows = _read_list(path.parent, path.name, lambda line: (line.strip(), None), problems)
     _refuse(problems)
     return rows
+
+
+def _unknown_classes(trained: Sequence[Row[int]], rows: Sequence[Row[int]], name: str) -> list[str]:
+    """A problem for each row of a class that no row of the list ``name``, unless that has none at all, is of."""
+    classes = {row.label for row in trained}
+    return [
+        f"{row.where}: label {row.label} of {row.path}, a class without a row in {name}"
+        for row in rows
+        if classes and row.label not in classes
+    ]
 
 
 def _refuse(problems: list[str]) -> None:
@@ -220,21 +254,24 @@ def _read_list(
     return list(rows.values())
 
 
-def load_images(folder: Path, rows: Sequence[ImageRow], size: int, on_loaded: Callable[[], None]) -> Tensor:
-    """Decode every image as colours, resized to a square: ``[N, 3, size, size]``, uint8.
+def load_images(
+    folder: Path, rows: Sequence[ImageRow], size: int, on_loaded: Callable[[], None], *, channels: int = 3
+) -> Tensor:
+    """Decode every image, resized to a square: ``[N, channels, size, size]``, uint8, colours or 1 channel of greys.
 
-    They are decoded once and kept in memory, ``3 · N · size²`` bytes; ``on_loaded`` is called after each. Raises
+    They are decoded once and kept in memory, ``channels · N · size²`` bytes; ``on_loaded`` is called after each. Raises
     :class:`ImageListError` with all images that cannot be read.
     """
-    images = torch.empty(len(rows), 3, size, size, dtype=torch.uint8)
+    images = torch.empty(len(rows), channels, size, size, dtype=torch.uint8)
+    mode = "RGB" if channels == 3 else "L"
 
     def load(index: int) -> str | None:
         try:
             with Image.open(folder / rows[index].path) as image:
-                pixels = np.array(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
+                pixels = np.array(image.convert(mode).resize((size, size), Image.Resampling.BILINEAR))
         except DECODING_ERRORS as error:
             return _unreadable(folder, rows[index], error)
-        images[index] = torch.from_numpy(pixels).permute(2, 0, 1)
+        images[index] = torch.from_numpy(pixels.reshape(size, size, channels)).permute(2, 0, 1)
         return None
 
     if problems := _problems(len(rows), load, on_loaded):

@@ -12,12 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
+from torch.utils.data import DataLoader, Dataset
 
 from .cmw_net import CMWNet
+from .data import lowest_loss_subset
 from .meta_gradient import Normalize
 from .meta_reweighter import MetaReweighter
+from .momentum_encoder import MomentumEncoder
 from .soft_labels import SoftLabelReweighter
-from .training import Method
+from .training import Method, TensorRows, as_fetched
+
+TEACHER_MOMENTUM = 0.99
 
 
 class CrossEntropy(Method):
@@ -57,8 +62,9 @@ class LearntWeights(CrossEntropy):
 
     Args:
         class_counts: training samples per class as their labels say.
-        meta_images: of the meta set, ``[M, C, H, W]``.
-        meta_target: ``[M]``.
+        meta_images: of the meta set, ``[M, C, H, W]``; ``None`` where batches bring meta samples, see
+            :func:`meta_loader`.
+        meta_target: ``[M]``, or ``None``.
         families: of classes; 1 is Meta-Weight-Net.
         soft_labels: train by :class:`dadl.SoftLabelReweighter`.
         normalize: of the weights, as for :class:`dadl.MetaReweighter`; ``"mean"`` with soft labels.
@@ -69,8 +75,9 @@ class LearntWeights(CrossEntropy):
     The others are those of :class:`CrossEntropy`.
     """
 
-    meta_images: Tensor
-    meta_target: Tensor
+    meta_images: Tensor | None
+    meta_target: Tensor | None
+    teacher: MomentumEncoder | None
     steps: Tensor
 
     def __init__(
@@ -78,8 +85,8 @@ class LearntWeights(CrossEntropy):
         network: nn.Module,
         view: nn.Module,
         class_counts: Tensor,
-        meta_images: Tensor,
-        meta_target: Tensor,
+        meta_images: Tensor | None = None,
+        meta_target: Tensor | None = None,
         *,
         lr: float,
         weight_decay: float = 5e-4,
@@ -99,33 +106,48 @@ class LearntWeights(CrossEntropy):
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.soft_labels, self.interval, self.meta_lr, self.warm_up = soft_labels, interval, meta_lr, warm_up
         self.normalize: Normalize = normalize
+        self.teacher = MomentumEncoder(network, TEACHER_MOMENTUM, buffers="copied") if soft_labels else None
 
     def configure_optimizer(self, total_steps: int) -> tuple[Optimizer, LRScheduler]:
         optimizer, scheduler = super().configure_optimizer(total_steps)
         meta_optimizer = Adam(self.weight_net.parameters(), lr=self.meta_lr, weight_decay=1e-4)
         options: dict[str, Any] = {"meta_optimizer": meta_optimizer, "interval": self.interval}
         self.reweighter: MetaReweighter
-        if self.soft_labels:
-            self.reweighter = SoftLabelReweighter(self.network, optimizer, self.weight_net, momentum=0.99, **options)
-            self.teacher = self.reweighter.teacher
+        if self.soft_labels and self.teacher is not None:
+            self.reweighter = SoftLabelReweighter(self.network, optimizer, self.weight_net, **options)
+            self.reweighter.teacher = self.teacher  # which the checkpoint holds
         else:
             options["normalize"] = self.normalize
             self.reweighter = MetaReweighter(self.network, optimizer, self.weight_net, **options)
         self.warm_up_steps = int(self.warm_up * total_steps)
         return optimizer, scheduler
 
+    @property
+    def warming_up(self) -> bool:
+        """Whether the next step is one of plain cross-entropy."""
+        return bool(self.steps < self.warm_up_steps)
+
     def forward(self, batch: Sequence[Tensor]) -> Tensor:
-        if self.steps < self.warm_up_steps:
+        if self.warming_up:
             return super().forward(batch)
         images, target = batch[:2]
-        chosen = torch.randint(len(self.meta_target), (len(target),), device=target.device)
-        meta_batch = self.view(self.meta_images[chosen]), self.meta_target[chosen]
+        meta_batch = None
+        if self.reweighter.needs_meta_batch:
+            meta_images, meta_target = self._meta_samples(batch)
+            meta_batch = self.view(meta_images), meta_target
         return self.reweighter.loss((self.view(images), target), meta_batch).loss
+
+    def _meta_samples(self, batch: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Those of the batch, or as many as it has samples of the meta set."""
+        if self.meta_images is None or self.meta_target is None:
+            return batch[2:4]
+        chosen = torch.randint(len(self.meta_target), (len(batch[1]),), device=batch[1].device)
+        return self.meta_images[chosen], self.meta_target[chosen]
 
     def after_step(self) -> None:
         self.steps += 1
-        if isinstance(self.reweighter, SoftLabelReweighter):
-            self.reweighter.update_teacher()
+        if self.teacher is not None:
+            self.teacher.update(self.network)
 
     def get_extra_state(self) -> dict[str, Any]:
         """What the reweighter holds besides networks, for checkpoints."""
@@ -133,5 +155,101 @@ class LearntWeights(CrossEntropy):
         return {"meta_optimizer": state["meta_optimizer"], "batches": state["batches"]}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
+        if not hasattr(self, "reweighter"):
+            return  # restored to predict, not to train
         self.reweighter.meta_optimizer.load_state_dict(state["meta_optimizer"])
         self.reweighter.batches = state["batches"]
+
+
+class LowestLossMeta(LearntWeights):
+    """Weights learnt, without clean samples, on the training samples that have the lowest losses of their class.
+
+    Wrong labels seldom have low losses. After each epoch the samples are chosen anew by a moving average of the
+    network, up to ``per_class`` of each class; until the first choice, training is plain cross-entropy.
+
+    Args:
+        image_shape: of the loader's images, ``[C, H, W]``, which are uint8.
+        per_class: how many of each class.
+
+    The others are those of :class:`LearntWeights`. The chosen images are in the ``state_dict``.
+    """
+
+    meta_images: Tensor
+    meta_target: Tensor
+    teacher: MomentumEncoder
+
+    def __init__(
+        self,
+        network: nn.Module,
+        view: nn.Module,
+        class_counts: Tensor,
+        image_shape: Sequence[int],
+        *,
+        per_class: int = 10,
+        **options: Any,
+    ) -> None:
+        super().__init__(network, view, class_counts, **options)
+        chosen = int(class_counts.clamp(max=per_class).sum())
+        self.register_buffer("meta_images", torch.zeros(chosen, *image_shape, dtype=torch.uint8))
+        self.register_buffer("meta_target", torch.full((chosen,), -1))
+        self.per_class = per_class
+        if not self.soft_labels:
+            self.teacher = MomentumEncoder(network, TEACHER_MOMENTUM, buffers="copied")
+
+    @property
+    def warming_up(self) -> bool:
+        return super().warming_up or bool(self.meta_target[0] < 0)
+
+    @torch.no_grad()
+    def after_epoch(self, epoch: int, loader: DataLoader[Any]) -> None:
+        self.eval()
+        kept: list[Tensor] = []  # losses, images and labels
+        for images, target in loader:
+            losses = F.cross_entropy(self.teacher(self.view(images)), target, reduction="none")
+            new = [losses, images, target]
+            candidates = [torch.cat(parts) for parts in zip(kept, new, strict=True)] if kept else new
+            lowest = lowest_loss_subset(candidates[0], candidates[2], self.per_class).to(target.device)
+            kept = [part[lowest] for part in candidates]
+        self.meta_images.copy_(kept[1])
+        self.meta_target.copy_(kept[2])
+        self.train()
+
+
+class MetaRows(Dataset[tuple[Tensor, ...]]):
+    """Training samples beside random samples of a meta set.
+
+    A batch is ``(images, target, meta images, meta target)``, as many of each. The meta samples are drawn with
+    replacement in proportion to ``meta_weights`` ``[M]``, by default all alike.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        target: Tensor,
+        meta_images: Tensor,
+        meta_target: Tensor,
+        meta_weights: Tensor | None = None,
+    ) -> None:
+        self.rows, self.meta = TensorRows(images, target), TensorRows(meta_images, meta_target)
+        self.meta_weights = torch.ones(len(meta_target)) if meta_weights is None else meta_weights
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, ...]:
+        drawn = self.meta_weights.multinomial(len(indices), replacement=True)
+        return self.rows.__getitems__(indices) + self.meta.__getitems__(drawn)  # type: ignore[arg-type]
+
+
+def meta_loader(
+    images: Tensor,
+    target: Tensor,
+    meta_images: Tensor,
+    meta_target: Tensor,
+    meta_weights: Tensor | None = None,
+    *,
+    batch_size: int,
+) -> DataLoader[tuple[Tensor, ...]]:
+    """Shuffled batches of ``batch_size`` training and as many meta samples, see :class:`MetaRows`."""
+    rows = MetaRows(images, target, meta_images, meta_target, meta_weights)
+    return DataLoader(rows, batch_size=batch_size, shuffle=True, collate_fn=as_fetched)

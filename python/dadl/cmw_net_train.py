@@ -1,0 +1,312 @@
+"""``dadl train cmw-net``: classes of images whose labels are partly wrong or imbalanced, with learnt sample weights."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from cyclopts import Parameter, validators
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from .augmentation import View
+from .data import CIFAR10_FLIPS, balanced_subset, flip_noise, long_tail, symmetric_noise
+from .efficientnet import FEATURES, efficientnet_lite0
+from .image_files import ImageFileError, read_image_files
+from .image_lists import META, TRAIN, VALIDATION, Row, load_images, read_image_names, read_noisy_lists
+from .list_recipe import class_columns, class_table
+from .meta_gradient import Normalize
+from .noisy_labels import CrossEntropy, LearntWeights, LowestLossMeta, meta_loader
+from .recipe import Evaluation, Fraction, NonNegative, Positive, PositiveInt, Recipe, SettingsError, Task, unscored
+from .report import JobProgress
+from .resnet import FEATURES as RESNET_FEATURES
+from .resnet import resnet
+from .training import tensor_loader
+
+LOWEST_LOSS_PER_CLASS = 10
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Names, images ``[N, C, H, W]``, uint8, and labels ``[N]``."""
+
+    names: Sequence[str]
+    images: Tensor
+    target: Tensor
+
+    def take(self, rows: Tensor) -> "Samples":
+        return Samples([self.names[row] for row in rows.tolist()], self.images[rows], self.target[rows])
+
+    def without(self, rows: Tensor) -> "Samples":
+        kept = torch.ones(len(self.target), dtype=torch.bool)
+        kept[rows] = False
+        return self.take(kept.nonzero()[:, 0])
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a data folder holds, perhaps without meta or validation samples, and the size of a view of its images."""
+
+    train: Samples
+    meta: Samples | None
+    validation: Samples | None
+    test: Samples
+    view_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CMWNetRecipe(Recipe):
+    """Classes of images whose labels are partly wrong or imbalanced, with sample weights that CMW-Net learns.
+
+    DATA is a folder: with train.txt, test.txt and perhaps meta.txt, samples with right labels, and val.txt, a line
+    'relative/path class' for each image; or with the idx files of MNIST and its like, or CIFAR's pickles.
+    """
+
+    name: ClassVar[str] = "cmw-net"
+    distributed: ClassVar[bool] = False
+
+    method: Literal["cmw-net", "mw-net", "cmw-net-sl", "ce", "ce-meta"] = "cmw-net"
+    """CMW-Net, Meta-Weight-Net, CMW-Net with soft labels, or cross-entropy, perhaps on the meta samples too."""
+
+    epochs: PositiveInt = 100
+    """Passes over the training data."""
+
+    batch_size: PositiveInt = 100
+    """Samples of a step; as many meta samples join."""
+
+    lr: Positive | None = None  # type: ignore[assignment]
+    """Learning rate of SGD. [default: resnet32 0.1, efficientnet-lite0 0.01]"""
+
+    weight_decay: NonNegative = 5e-4
+    """Of SGD."""
+
+    network: Literal["resnet32", "efficientnet-lite0"] = "resnet32"
+    """For small images from scratch, or for photographs with ImageNet weights."""
+
+    image_size: Annotated[int, Parameter(validator=validators.Number(gte=8))] | None = None
+    """Height and width of a view of listed images, in pixels. [default: resnet32 32, efficientnet-lite0 224]"""
+
+    flip: bool = True
+    """Mirror images at random; not for characters or digits."""
+
+    meta: Literal["clean", "lowest-loss", "balanced"] = "clean"
+    """Samples to learn the weights on: clean ones that are not trained on; those of the training samples with the
+    lowest losses, for noisy labels; or training samples, each class as often, for imbalanced labels that are right."""
+
+    meta_per_class: PositiveInt | None = None
+    """Clean: draw this many of each class from the training data, before noise is put on. Lowest-loss: choose this
+    many. [default: clean, those of meta.txt; lowest-loss 10]"""
+
+    val_fraction: Fraction = 0.0
+    """Part of the training data to validate on, drawn before noise is put on. [default: val.txt, or none]"""
+
+    noise: Literal["none", "symmetric", "flip", "cifar10-flip"] = "none"
+    """For experiments, wrong training labels: any class, the next class, or CIFAR-10's similar classes."""
+
+    noise_rate: Fraction = 0.0
+    """Part of the training labels that noise is put on."""
+
+    imbalance: Annotated[float, Parameter(validator=validators.Number(gte=1))] = 1.0
+    """For experiments, a long tail: the largest class's number of training samples over the smallest one's."""
+
+    families: PositiveInt = 3
+    """Of classes, by size, that have weights of their own (cmw-net, cmw-net-sl)."""
+
+    normalize: Normalize = "mean"
+    """Divide weighted losses by the samples, for noise, or by the sum of weights, for imbalance."""
+
+    interval: PositiveInt = 1
+    """Every how many steps the weighting network learns."""
+
+    meta_lr: Positive = 1e-3
+    """Learning rate of the weighting network."""
+
+    warm_up: Fraction = 0.2
+    """Part of the steps that are plain cross-entropy, the first ones."""
+
+    def __post_init__(self) -> None:
+        if (self.noise == "none") != (self.noise_rate == 0):
+            raise SettingsError(f"noise {self.noise} with noise-rate {self.noise_rate:g}: set both, or none")
+        if self.val_fraction == 1:
+            raise SettingsError("val-fraction 1 leaves no samples to train on")
+        if self.meta == "balanced" and self.noise != "none":
+            raise SettingsError("meta balanced takes training labels for right: with noise, clean or lowest-loss")
+        if self.meta == "balanced" and self.meta_per_class is not None:
+            raise SettingsError("meta balanced draws from all training samples: leave out meta-per-class")
+        if self.meta == "lowest-loss" and self.epochs == 1:
+            raise SettingsError("meta lowest-loss chooses samples after the first epoch: set epochs to 2 or more")
+        if self.method == "ce-meta" and self.meta != "clean":
+            raise SettingsError(f"ce-meta trains on clean meta samples too, but meta {self.meta} are training samples")
+        if self.learns_weights and self.accumulate > 1:
+            raise SettingsError("weights are learnt for steps of one batch: leave out accumulate, or use a ce method")
+        if self.learns_weights and self.precision == "16-mixed":
+            raise SettingsError("weights are learnt in precision 32 or bf16-mixed, not in 16-mixed")
+        if self.method == "cmw-net-sl" and self.normalize != "mean":
+            raise SettingsError("cmw-net-sl averages its soft labels over the samples: leave out normalize")
+
+    @property
+    def learns_weights(self) -> bool:
+        return self.method not in ("ce", "ce-meta")
+
+    def read(self, progress: JobProgress) -> Task:
+        given = self._read_parts(progress)
+        num_classes = int(given.train.target.max()) + 1
+        try:
+            parts = self._put_on(self._draw(given), num_classes)
+        except ValueError as error:
+            raise SettingsError(f"{self.data}: {error}") from None
+        train, meta = parts.train, parts.meta
+        if self.patience is not None and parts.validation is None:
+            raise SettingsError(f"patience needs validation samples: {self.data} has no {VALIDATION}; set val-fraction")
+        evaluation = lambda part: Evaluation(
+            part.names,
+            tensor_loader(part.images, batch_size=self.batch_size),
+            partial(class_table, target=part.target),
+        )
+        return Task(
+            facts={
+                "classes": num_classes,
+                "class_counts": torch.bincount(train.target, minlength=num_classes).tolist(),
+                "image_shape": list(train.images.shape[1:]),
+                "view_size": parts.view_size,
+            },
+            sizes={
+                "train": len(train.target),
+                "meta": 0 if meta is None else len(meta.target),
+                "validation": 0 if parts.validation is None else len(parts.validation.target),
+                "test": len(parts.test.target),
+            },
+            loader=self._loader(train, meta),
+            validation=None if parts.validation is None else evaluation(parts.validation),
+            test=evaluation(parts.test),
+        )
+
+    def make_method(self, facts: Mapping[str, Any]) -> CrossEntropy:
+        channels = facts["image_shape"][0]
+        backbone, features, lr = (
+            (resnet(32, channels), RESNET_FEATURES, 0.1)
+            if self.network == "resnet32"
+            else (efficientnet_lite0(), FEATURES, 0.01)
+        )
+        network = nn.Sequential(backbone, nn.Linear(features, facts["classes"]))
+        view = View(facts["view_size"], crop_area=0.8, operations=1, flip=self.flip)
+        options: dict[str, Any] = {"lr": self.lr or lr, "weight_decay": self.weight_decay}
+        if not self.learns_weights:
+            return CrossEntropy(network, view, **options)
+        class_counts = torch.tensor(facts["class_counts"])
+        options |= {
+            "families": 1 if self.method == "mw-net" else self.families,
+            "soft_labels": self.method == "cmw-net-sl",
+            "normalize": self.normalize,
+            "interval": self.interval,
+            "meta_lr": self.meta_lr,
+            "warm_up": self.warm_up,
+        }
+        if self.meta != "lowest-loss":
+            return LearntWeights(network, view, class_counts, **options)
+        per_class = self.meta_per_class or LOWEST_LOSS_PER_CLASS
+        return LowestLossMeta(network, view, class_counts, facts["image_shape"], per_class=per_class, **options)
+
+    def read_unseen(self, data: Path, facts: Mapping[str, Any], progress: JobProgress) -> Evaluation:
+        rows = read_image_names(data)
+        channels, height, width = facts["image_shape"]
+        folder = data if data.is_dir() else data.parent
+        progress.start("Reading images", total=len(rows))
+        images = load_images(folder, rows, min(height, width), progress.advance, channels=channels)
+        return Evaluation([row.path for row in rows], tensor_loader(images, batch_size=self.batch_size), unscored)
+
+    def prediction_columns(self, predicted: Tensor, facts: Mapping[str, Any]) -> Mapping[str, Sequence[Any]]:
+        return class_columns(predicted)
+
+    def _read_parts(self, progress: JobProgress) -> Parts:
+        if not (self.data / TRAIN).exists():
+            return self._read_files()
+        lists = read_noisy_lists(self.data)
+        size = self.image_size or (32 if self.network == "resnet32" else 224)
+        given = (lists.train, lists.meta, lists.validation, lists.test)
+        progress.start("Reading images", total=sum(map(len, given)))
+
+        def load(rows: Sequence[Row[int]]) -> Samples:
+            # The middle 7/8 are tested, 224 of 256 pixels.
+            images = load_images(self.data, rows, round(size * 8 / 7), progress.advance)
+            return Samples([row.path for row in rows], images, torch.tensor([row.label for row in rows]))
+
+        meta, validation = (load(rows) if rows else None for rows in (lists.meta, lists.validation))
+        return Parts(load(lists.train), meta, validation, load(lists.test), size)
+
+    def _read_files(self) -> Parts:
+        if self.image_size is not None:
+            raise SettingsError(f"image-size is for listed images, but {self.data} has no {TRAIN}")
+        try:
+            files = read_image_files(self.data)
+        except ImageFileError as error:
+            raise ImageFileError(f"{error}; nor is there a list {self.data / TRAIN}") from None
+        if self.network == "efficientnet-lite0" and files.train_images.shape[1] != 3:
+            raise SettingsError("efficientnet-lite0 is for colours, but the images are grey: choose network resnet32")
+        train, test = (
+            Samples([f"{part}:{i}" for i in range(len(target))], images, target)
+            for part, images, target in (
+                ("train", files.train_images, files.train_target),
+                ("test", files.test_images, files.test_target),
+            )
+        )
+        return Parts(train, None, None, test, min(train.images.shape[-2:]))
+
+    def _draw(self, parts: Parts) -> Parts:
+        """Validation and clean meta samples out of the training samples."""
+        train, meta, validation = parts.train, parts.meta, parts.validation
+        if self.val_fraction > 0:
+            if validation is not None:
+                raise SettingsError(f"{self.data} has {VALIDATION}: leave out val-fraction")
+            order = torch.randperm(len(train.target), generator=torch.Generator().manual_seed(self.seed))
+            drawn = order[: max(1, int(self.val_fraction * len(order)))].sort().values
+            train, validation = train.without(drawn), train.take(drawn)
+        if self.meta != "clean":
+            meta = None
+        elif self.meta_per_class is not None:
+            if meta is not None:
+                raise SettingsError(f"{self.data} has {META}: leave out meta-per-class")
+            drawn = balanced_subset(train.target, self.meta_per_class, seed=self.seed)
+            train, meta = train.without(drawn), train.take(drawn)
+        elif meta is None and self.method != "ce":
+            raise SettingsError(
+                f"{self.method} needs clean meta samples, but {self.data} has no {META}. Write one beside {TRAIN}, with "
+                "'relative/path class' a line; or set meta-per-class, to draw some from training labels that are "
+                "right; or learn weights on training samples: meta lowest-loss for noise, balanced for imbalance"
+            )
+        return replace(parts, train=train, meta=meta, validation=validation)
+
+    def _put_on(self, parts: Parts, num_classes: int) -> Parts:
+        """A long tail and noise of the training samples, and of no others."""
+        train = parts.train
+        if self.imbalance > 1:
+            smallest = int(train.target.unique(return_counts=True)[1].min())  # any class can be the largest
+            train = train.take(long_tail(train.target, self.imbalance, largest=smallest, seed=self.seed))
+        present = train.target.unique()
+        for part in (parts.test, parts.validation, parts.meta):
+            lost = [] if part is None else part.target[~torch.isin(part.target, present)].unique().tolist()
+            if lost:
+                raise SettingsError(
+                    f"{self.data}: no training samples of class {', '.join(map(str, lost))}, which is to be predicted; "
+                    "more of them are left with a smaller imbalance, val-fraction or meta-per-class"
+                )
+        options: dict[str, Any] = {"num_classes": num_classes, "seed": self.seed}
+        if self.noise == "symmetric":
+            train = replace(train, target=symmetric_noise(train.target, self.noise_rate, **options))
+        elif self.noise != "none":
+            flips = CIFAR10_FLIPS if self.noise == "cifar10-flip" else None
+            train = replace(train, target=flip_noise(train.target, self.noise_rate, flips, **options))
+        return replace(parts, train=train)
+
+    def _loader(self, train: Samples, meta: Samples | None) -> DataLoader[Any]:
+        images, target = train.images, train.target
+        if self.method == "ce-meta" and meta is not None:
+            images, target = torch.cat([images, meta.images]), torch.cat([target, meta.target])
+        if not self.learns_weights or self.meta == "lowest-loss":
+            return tensor_loader(images, target, batch_size=self.batch_size, shuffle=True)
+        if meta is not None:
+            return meta_loader(images, target, meta.images, meta.target, batch_size=self.batch_size)
+        weights = 1 / torch.bincount(target)[target]
+        return meta_loader(images, target, images, target, weights, batch_size=self.batch_size)
