@@ -99,8 +99,8 @@ class CMWNetRecipe(Recipe):
     """Clean: draw this many of each class from the training data, before noise is put on. Lowest-loss: choose this
     many. [default: clean, those of meta.txt; lowest-loss 10]"""
 
-    val_fraction: Fraction = 0.0
-    """Part of the training data to validate on, drawn before noise is put on. [default: val.txt, or none]"""
+    val_fraction: Annotated[float, Parameter(validator=validators.Number(gt=0, lt=1))] | None = None
+    """Part of the training data to validate on, drawn before noise is put on. [default: val.txt, or no validation]"""
 
     noise: Literal["none", "symmetric", "flip", "cifar10-flip"] = "none"
     """For experiments, wrong training labels: any class, the next class, or CIFAR-10's similar classes."""
@@ -129,8 +129,6 @@ class CMWNetRecipe(Recipe):
     def __post_init__(self) -> None:
         if (self.noise == "none") != (self.noise_rate == 0):
             raise SettingsError(f"noise {self.noise} with noise-rate {self.noise_rate:g}: set both, or none")
-        if self.val_fraction == 1:
-            raise SettingsError("val-fraction 1 leaves no samples to train on")
         if self.meta == "balanced" and self.noise != "none":
             raise SettingsError("meta balanced takes training labels for right: with noise, clean or lowest-loss")
         if self.meta == "balanced" and self.meta_per_class is not None:
@@ -155,6 +153,8 @@ class CMWNetRecipe(Recipe):
         num_classes = int(given.train.target.max()) + 1
         try:
             parts = self._put_on(self._draw(given), num_classes)
+        except SettingsError:
+            raise
         except ValueError as error:
             raise SettingsError(f"{self.data}: {error}") from None
         train, meta = parts.train, parts.meta
@@ -257,7 +257,7 @@ class CMWNetRecipe(Recipe):
     def _draw(self, parts: Parts) -> Parts:
         """Validation and clean meta samples out of the training samples."""
         train, meta, validation = parts.train, parts.meta, parts.validation
-        if self.val_fraction > 0:
+        if self.val_fraction is not None:
             if validation is not None:
                 raise SettingsError(f"{self.data} has {VALIDATION}: leave out val-fraction")
             order = torch.randperm(len(train.target), generator=torch.Generator().manual_seed(self.seed))
@@ -272,8 +272,8 @@ class CMWNetRecipe(Recipe):
             train, meta = train.without(drawn), train.take(drawn)
         elif meta is None and self.method != "ce":
             raise SettingsError(
-                f"{self.method} needs clean meta samples, but {self.data} has no {META}. Write one beside {TRAIN}, with "
-                "'relative/path class' a line; or set meta-per-class, to draw some from training labels that are "
+                f"{self.method} needs clean meta samples, but {self.data} has no {META}. Write one beside "
+                f"{TRAIN}, with 'relative/path class' a line; or set meta-per-class, to draw some from training labels that are "
                 "right; or learn weights on training samples: meta lowest-loss for noise, balanced for imbalance"
             )
         return replace(parts, train=train, meta=meta, validation=validation)
