@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from dadl import bin_labels, shot_metrics
+from dadl.metrics import REGIONS
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import (
@@ -141,22 +142,25 @@ def make_trainer(
     )
 
 
+def errors_of(trainer: Trainer) -> dict[str, float]:
+    metrics = trainer.evaluate()
+    return {region: metrics[f"eval_{region}"] for region in REGIONS}
+
+
 def main(folder: Path, seed: int = 0) -> dict[str, dict[str, float]]:
     """The MAE over all labels and by region, before and after training."""
     draw, tokenizer = random.Random(seed), make_tokenizer()
     training, test = make_pairs(2000, tokenizer, draw), make_pairs(1000, tokenizer, draw)
     set_seed(seed)
     trainer = make_trainer(folder, tokenizer, training, test, seed=seed)
-    result = {"before": trainer.evaluate()}
+    before = errors_of(trainer)
     trainer.train()
-    result["after"] = trainer.evaluate()
-    return {
-        name: {region: metrics[f"eval_{region}"] for region in ("all", "many", "medium", "few")}
-        for name, metrics in result.items()
-    }
+    result = {"before": before, "after": errors_of(trainer)}
+    for name, errors in result.items():
+        print(f"{name:8}" + "  ".join(f"{region} {error:.3f}" for region, error in errors.items()))
+    return result
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as scratch:
-        for name, row in main(Path(scratch)).items():
-            print(f"{name:7}" + "  ".join(f"{region} {error:.3f}" for region, error in row.items()))
+        main(Path(scratch))

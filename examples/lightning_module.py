@@ -51,7 +51,6 @@ class SelfTuning(L.LightningModule):
     def __init__(self, contrast: bool = True, width: int = 64, lr: float = 3e-3) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.lr, self.use_contrast = lr, contrast
         self.encoder = nn.Sequential(nn.Linear(INPUTS, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
         self.classifier = nn.Linear(width, CLASSES)
         self.projector = nn.Linear(width, 16)
@@ -59,13 +58,13 @@ class SelfTuning(L.LightningModule):
         # With several processes each enqueues the keys of all.
         self.contrast = PseudoGroupContrastLoss(CLASSES, 16, slots=16, valid_only=True, gather_distributed=True)
 
-    def training_step(self, batch: dict[str, list[Tensor]], _: int) -> Tensor:
+    def training_step(self, batch: dict[str, list[Tensor]]) -> Tensor:
         (labelled, target), (unlabelled,) = batch["labelled"], batch["unlabelled"]
         inputs = torch.cat([labelled, unlabelled])
         features = self.encoder(random_view(inputs))
         logits = self.classifier(features)
         loss = nn.functional.cross_entropy(logits[: len(target)], target)
-        if self.use_contrast:
+        if self.hparams["contrast"]:
             assigned = torch.cat([target, logits[len(target) :].argmax(dim=1)])
             loss = loss + self.contrast(self.projector(features), self.key_encoder(random_view(inputs)), assigned)
         self.log("loss", loss)
@@ -75,13 +74,13 @@ class SelfTuning(L.LightningModule):
         super().optimizer_step(*args, **kwargs)
         self.key_encoder.update(nn.Sequential(self.encoder, self.projector))
 
-    def validation_step(self, batch: list[Tensor], _: int) -> None:
+    def test_step(self, batch: list[Tensor]) -> None:
         inputs, target = batch
         correct = self.classifier(self.encoder(inputs)).argmax(dim=1) == target
         self.log("accuracy", correct.float().mean())
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam([p for p in self.parameters() if p.requires_grad], lr=self.lr)
+        return torch.optim.Adam([p for p in self.parameters() if p.requires_grad], lr=self.hparams["lr"])
 
 
 def train(
@@ -94,7 +93,10 @@ def train(
 ) -> tuple[SelfTuning, float, Path]:
     """The module, its accuracy on the test samples, and the checkpoint of its last epoch in ``folder``."""
     labelled, unlabelled, test = data
-    batches = {"labelled": DataLoader(labelled, 16, shuffle=True), "unlabelled": DataLoader(unlabelled, 48, shuffle=True)}
+    batches = {
+        "labelled": DataLoader(labelled, 16, shuffle=True),
+        "unlabelled": DataLoader(unlabelled, 48, shuffle=True),
+    }
     module = SelfTuning(contrast)
     checkpoint = ModelCheckpoint(folder)
     trainer = L.Trainer(
@@ -107,7 +109,7 @@ def train(
     )
     # The labelled samples, which are fewer, come round again within an epoch.
     trainer.fit(module, CombinedLoader(batches, "max_size_cycle"), ckpt_path=resume)
-    [metrics] = trainer.validate(module, DataLoader(test, 100), verbose=False)
+    [metrics] = trainer.test(module, DataLoader(test, 100), verbose=False)
     return module, metrics["accuracy"], Path(checkpoint.best_model_path)
 
 
@@ -118,10 +120,10 @@ def main(folder: Path, seed: int = 0) -> dict[str, float]:
     _, plain, _ = train(data, folder / "cross-entropy", contrast=False)
     _, _, checkpoint = train(data, folder / "self-tuning", epochs=8)
     _, resumed, _ = train(data, folder / "self-tuning", resume=checkpoint)
+    print(f"accuracy: cross-entropy {plain:.3f}, Self-Tuning {resumed:.3f}")
     return {"cross-entropy": plain, "Self-Tuning": resumed}
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as scratch:
-        for name, accuracy in main(Path(scratch)).items():
-            print(f"{name:14} accuracy {accuracy:.3f}")
+        main(Path(scratch))

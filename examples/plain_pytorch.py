@@ -75,9 +75,9 @@ def main(seed: int = 0) -> dict[str, dict[str, float]]:
             errors = shot_metrics(head(features).squeeze(1), labels, bins_of(labels), counts)
             result[name] = {region: error.mae for region, error in errors.items()}
             result[name]["disorder"] = disorder(features, labels).item()
+        print(f"{name:18}" + "  ".join(f"{column} {value:.3f}" for column, value in result[name].items()))
     return result
 
 
 if __name__ == "__main__":
-    for name, row in main().items():
-        print(f"{name:18}" + "  ".join(f"{column} {value:.3f}" for column, value in row.items()))
+    main()
