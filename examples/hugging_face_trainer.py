@@ -115,8 +115,8 @@ def make_trainer(
     counts = torch.bincount(bins_of(torch.tensor([pair["labels"] for pair in training])), minlength=BINS)
 
     def errors(evaluated: EvalPrediction) -> dict[str, float]:
-        labels = torch.as_tensor(evaluated.label_ids)
-        regions = shot_metrics(evaluated.predictions[:, 0], labels, bins_of(labels), counts)
+        predictions, labels = torch.as_tensor(evaluated.predictions), torch.as_tensor(evaluated.label_ids)
+        regions = shot_metrics(predictions.squeeze(1), labels, bins_of(labels), counts)
         return {region: error.mae for region, error in regions.items()}
 
     defaults = {

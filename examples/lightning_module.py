@@ -67,9 +67,9 @@ class SelfTuning(L.LightningModule):
         if self.hparams["contrast"]:
             assigned = torch.cat([target, logits[len(target) :].argmax(dim=1)])
             loss = loss + self.contrast(self.projector(features), self.key_encoder(random_view(inputs)), assigned)
-        self.log("loss", loss)
         return loss
 
+    # Not a hook of batches: under gradient accumulation a step has several.
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         self.key_encoder.update(nn.Sequential(self.encoder, self.projector))

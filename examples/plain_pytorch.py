@@ -65,7 +65,7 @@ def main(seed: int = 0) -> dict[str, dict[str, float]]:
         "L1, LDS": (smoothed, None),
         "L1, LDS, RankSim": (smoothed, RankSimLoss(weight=0.1)),
     }
-    result = {}
+    result: dict[str, dict[str, float]] = {}
     for name, (weights, ranksim) in arms.items():
         torch.manual_seed(seed)
         encoder, head = train(training, weights, ranksim)
