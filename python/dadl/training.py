@@ -177,11 +177,12 @@ def fit(
             history[-1] |= {VALIDATION + name: value for name, value in validate().items()}
             if best_epoch(history) == epoch:
                 save_checkpoint(fabric, folder / BEST, {"method": module})
-        state["done"], state["total"] = 0, 0.0
-        save(0, 0.0)
+        # Before the checkpoint, after which the epoch does not come again.
         fabric.log_dict(history[-1], step=(epoch + 1) * steps)
         if folder is not None and fabric.is_global_zero:
             write_csv(folder / LOG, history)
+        state["done"], state["total"] = 0, 0.0
+        save(0, 0.0)
         if on_epoch is not None:
             on_epoch(history[-1])
     if validate is not None and folder is not None:
