@@ -21,6 +21,7 @@ def replace_file(path: Path, write: Callable[[Path], None]) -> None:
 
     Whenever the process is killed, ``path`` is as it was before or as it shall be.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")
     write(temporary)
     os.replace(temporary, path)
