@@ -69,7 +69,8 @@ def train_run(recipe: Recipe, options: RunOptions, console: Console) -> Table:
     started = time.perf_counter()
     output = Path(f"dadl-train-{recipe.name}") if options.output is None else options.output
     _check_folder(output, recipe, options.resume)
-    loggers = [TensorBoardLogger(output, name=None, version="tensorboard")] if options.tensorboard else []
+    # Seconds within which numbers are in the file, should the process be killed.
+    loggers = [TensorBoardLogger(output, name=None, version="tensorboard", flush_secs=5)] if options.tensorboard else []
     fabric = make_fabric(options.device, recipe.precision, loggers)
     if fabric.world_size > 1 and not recipe.distributed:
         raise SettingsError(f"{recipe.name} trains in one process, not in {fabric.world_size}")
@@ -87,20 +88,24 @@ def train_run(recipe: Recipe, options: RunOptions, console: Console) -> Table:
         method = recipe.make_method(facts)
         validate = None if task.validation is None else _Validation(fabric, method, task.validation)
         progress.start("Training", total=recipe.epochs * -(-_steps(fabric, task.loader) // recipe.accumulate))
-        history = fit(
-            fabric,
-            method,
-            task.loader,
-            epochs=recipe.epochs,
-            seed=recipe.seed,
-            accumulate=recipe.accumulate,
-            folder=output,
-            checkpoint_every=recipe.checkpoint_every,
-            validate=validate,
-            patience=recipe.patience,
-            on_step=progress.advance,
-            on_epoch=lambda row: progress.describe(_progress_line(row, recipe.epochs)),
-        )
+        try:
+            history = fit(
+                fabric,
+                method,
+                task.loader,
+                epochs=recipe.epochs,
+                seed=recipe.seed,
+                accumulate=recipe.accumulate,
+                folder=output,
+                checkpoint_every=recipe.checkpoint_every,
+                validate=validate,
+                patience=recipe.patience,
+                on_step=progress.advance,
+                on_epoch=lambda row: progress.describe(_progress_line(row, recipe.epochs)),
+            )
+        finally:
+            for logger in loggers:
+                logger.finalize("")  # which writes what is still on its way
     predicted = predict(fabric, method, task.test.loader)
     table = task.test.score(predicted)
     title = f"Test of {recipe.name}"
