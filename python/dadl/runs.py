@@ -80,10 +80,11 @@ def train_run(recipe: Recipe, options: RunOptions, console: Console) -> Table:
         task = recipe.read(progress)
         console.print(f"{recipe.data}: " + ", ".join(f"{n} {part}" for part, n in task.sizes.items()), soft_wrap=True)
         facts = json.loads(json.dumps(task.facts))
-        _check_data(output, recipe, facts)
+        run = {"recipe": recipe.name, "facts": facts, "samples": dict(task.sizes)}
+        _check_data(output, recipe, run)
         fabric.barrier()
         if fabric.is_global_zero:
-            _write_beginning(output, recipe, facts)
+            _write_beginning(output, recipe, run)
         torch.manual_seed(recipe.seed)
         method = recipe.make_method(facts)
         validate = None if task.validation is None else _Validation(fabric, method, task.validation)
@@ -228,16 +229,16 @@ def _check_folder(output: Path, recipe: Recipe, resume: Flag) -> None:
         raise SettingsError(f"{output} holds a run with other settings: {shown}; choose another folder with --output")
 
 
-def _check_data(output: Path, recipe: Recipe, facts: dict[str, Any]) -> None:
-    if (output / RUN).exists() and read_run(output)[2] != facts:
+def _check_data(output: Path, recipe: Recipe, run: dict[str, Any]) -> None:
+    # The settings are written last: without them the run has not begun.
+    if (output / CONFIG).exists() and json.loads((output / RUN).read_text(encoding="utf-8")) != run:
         raise SettingsError(f"{recipe.data} has changed since the run in {output} began; choose another folder")
 
 
-def _write_beginning(output: Path, recipe: Recipe, facts: dict[str, Any]) -> None:
+def _write_beginning(output: Path, recipe: Recipe, run: dict[str, Any]) -> None:
     """What a run is, before its first checkpoint."""
-    output.mkdir(parents=True, exist_ok=True)
     config = f"# dadl train {recipe.name} --config {CONFIG}\n" + yaml.safe_dump(settings_of(recipe), sort_keys=False)
-    replace_file(output / RUN, lambda path: write_json(path, {"recipe": recipe.name, "facts": facts}))
+    replace_file(output / RUN, lambda path: write_json(path, run))
     replace_file(output / CONFIG, lambda path: _write_text(path, config))
 
 
