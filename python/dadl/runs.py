@@ -217,6 +217,9 @@ class _Validation:
 
 
 def _check_folder(output: Path, recipe: Recipe, resume: Flag) -> None:
+    place = next(folder for folder in (output, *output.absolute().parents) if os.path.exists(folder))
+    if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
+        raise SettingsError(f"cannot write to {output}: {place} is no folder that can be written to; choose --output")
     if not (output / CONFIG).exists():
         return
     if not resume:
