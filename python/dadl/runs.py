@@ -74,7 +74,8 @@ def train_run(recipe: Recipe, options: RunOptions, console: Console) -> Table:
     """
     output = Path(f"dadl-train-{recipe.name}") if options.output is None else options.output
     _check_folder(output, recipe, options)
-    loggers = [TensorBoardLogger(output, name=None, version="tensorboard")] if options.tensorboard else []
+    # Seconds within which numbers are in the file, should the process be killed.
+    loggers = [TensorBoardLogger(output, name=None, version="tensorboard", flush_secs=5)] if options.tensorboard else []
     fabric = make_fabric(options.device, recipe.precision, loggers)
     if fabric.world_size > 1 and not (recipe.distributed and options.search is None):
         what = recipe.name if options.search is None else "a search"
@@ -97,7 +98,9 @@ class _Run:
     def __init__(self, recipe: Recipe, task: Task, folder: Path, fabric: Fabric) -> None:
         self.recipe, self.task, self.folder, self.fabric = recipe, task, folder, fabric
         self.facts = json.loads(json.dumps(task.facts))
-        if (folder / RUN).exists() and read_run(folder)[2] != self.facts:
+        self.beginning = {"recipe": recipe.name, "facts": self.facts, "samples": dict(task.sizes)}
+        # The settings are written last: without them the run has not begun.
+        if (folder / CONFIG).exists() and json.loads((folder / RUN).read_text(encoding="utf-8")) != self.beginning:
             raise SettingsError(f"{recipe.data} has changed since the run in {folder} began; choose another folder")
         self.seconds = 0.0
         self.history: list[EpochLog] = []
@@ -120,20 +123,24 @@ class _Run:
             told.append(row)
             self.on_epoch(told)
 
-        self.history = fit(
-            fabric,
-            self.method,
-            task.loader,
-            epochs=recipe.epochs,
-            seed=recipe.seed,
-            accumulate=recipe.accumulate,
-            folder=self.folder,
-            checkpoint_every=recipe.checkpoint_every,
-            validate=None if task.validation is None else self._validate,
-            patience=recipe.patience,
-            on_step=progress.advance,
-            on_epoch=on_epoch,
-        )
+        try:
+            self.history = fit(
+                fabric,
+                self.method,
+                task.loader,
+                epochs=recipe.epochs,
+                seed=recipe.seed,
+                accumulate=recipe.accumulate,
+                folder=self.folder,
+                checkpoint_every=recipe.checkpoint_every,
+                validate=None if task.validation is None else self._validate,
+                patience=recipe.patience,
+                on_step=progress.advance,
+                on_epoch=on_epoch,
+            )
+        finally:
+            for logger in fabric.loggers:
+                logger.finalize("")  # which writes what is still on its way
         self.seconds = time.perf_counter() - started
 
     def test(self, console: Console) -> Table:
@@ -173,11 +180,9 @@ class _Run:
 
     def _write_beginning(self) -> None:
         """What a run is, before its first checkpoint."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         settings = yaml.safe_dump(settings_of(self.recipe), sort_keys=False)
         config = f"# dadl train {self.recipe.name} --config {CONFIG}\n{settings}"
-        run = {"recipe": self.recipe.name, "facts": self.facts}
-        replace_file(self.folder / RUN, lambda path: write_json(path, run))
+        replace_file(self.folder / RUN, lambda path: write_json(path, self.beginning))
         replace_file(self.folder / CONFIG, lambda path: _write_text(path, config))
 
 
