@@ -60,7 +60,10 @@ def test_correlations_equal_scipy(values: int) -> None:
     metrics = shot_metrics(prediction, target, bins, COUNTS)
     for region, mask in shot_regions(COUNTS).items():
         rows = mask.numpy()[bins]
-        expected = (stats.pearsonr(prediction[rows], target[rows])[0], stats.spearmanr(prediction[rows], target[rows])[0])
+        expected = (
+            stats.pearsonr(prediction[rows], target[rows])[0],
+            stats.spearmanr(prediction[rows], target[rows])[0],
+        )
         assert (metrics[region].pearson, metrics[region].spearman) == pytest.approx(expected, rel=1e-12)
 
 

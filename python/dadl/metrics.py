@@ -119,8 +119,8 @@ def _correlation(x: Tensor, y: Tensor) -> float:
 def _ranks(values: Tensor) -> Tensor:
     """Ascending ranks, of equal values their mean; NaN, whose order would be invented, makes all of them NaN."""
     _, group, counts = torch.unique(values, return_inverse=True, return_counts=True)
-    ranks = counts.cumsum(dim=0) - (counts - 1) / 2
-    return ranks[group].double().masked_fill(values.isnan().any(), math.nan)
+    ranks: Tensor = counts.cumsum(dim=0) - (counts - 1).double() / 2
+    return ranks[group].masked_fill(values.isnan().any(), math.nan)
 
 
 @dataclass(frozen=True)
