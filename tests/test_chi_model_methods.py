@@ -172,7 +172,7 @@ def test_training_learns_and_resumes(kind: type[FewLabels], tmp_path: Path, monk
 
     loader = uneven_loader(images[:60], target[:60], images[60:], batch_size=20)
     fabric, whole, resumed = Fabric(accelerator="cpu", devices=1), method(), method()
-    history = fit(fabric, whole, loader, epochs=10, checkpoint=tmp_path / "whole.ckpt")
+    history = fit(fabric, whole, loader, epochs=10, folder=tmp_path / "whole")
     error = (predict(fabric, whole, tensor_loader(images[60:], batch_size=64)) - target[60:]).abs().mean()
     assert error < 0.6 * (target[60:] - target.mean()).abs().mean()
 
@@ -187,8 +187,8 @@ def test_training_learns_and_resumes(kind: type[FewLabels], tmp_path: Path, monk
 
     steps = 0
     with pytest.raises(Interrupted):
-        fit(fabric, method(), loader, epochs=10, checkpoint=tmp_path / "part.ckpt", on_step=interrupt)
-    assert fit(fabric, resumed, loader, epochs=10, checkpoint=tmp_path / "part.ckpt") == history
+        fit(fabric, method(), loader, epochs=10, folder=tmp_path / "part", on_step=interrupt)
+    assert fit(fabric, resumed, loader, epochs=10, folder=tmp_path / "part") == history
     for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(one, other)
 

@@ -59,7 +59,7 @@ def test_variants_learn(options: dict[str, Any]) -> None:
     images, target = samples(160)
     method = make(target, **options)
     history = fit(cpu(), method, tensor_loader(images, target, batch_size=16, shuffle=True), epochs=4)
-    assert history[-1] < history[0]
+    assert history[-1]["loss"] < history[0]["loss"]
     assert isinstance(method.reweighter, SoftLabelReweighter) == bool(options.get("soft_labels"))
     predicted = predict(cpu(), method, tensor_loader(samples(80, seed=1)[0], batch_size=40)).argmax(dim=1)
     assert (predicted == samples(80, seed=1)[1]).float().mean() > 0.8
@@ -91,10 +91,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, soft_labels: 
         if len(steps) == 13:
             raise Interrupted
 
-    checkpoint = tmp_path / "last.ckpt"
     with pytest.raises(Interrupted):
-        fit(cpu(), broken, loader, epochs=4, checkpoint=checkpoint, on_step=interrupt_in_the_third_epoch)
-    assert fit(cpu(), resumed, loader, epochs=4, checkpoint=checkpoint) == history
+        fit(cpu(), broken, loader, epochs=4, folder=tmp_path, on_step=interrupt_in_the_third_epoch)
+    assert fit(cpu(), resumed, loader, epochs=4, folder=tmp_path) == history
     one, two = whole.state_dict(), resumed.state_dict()
     assert all(torch.equal(value, two[name]) for name, value in one.items() if isinstance(value, Tensor))
 

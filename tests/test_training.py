@@ -1,9 +1,14 @@
 """The shared loop on a tiny model: determinism, resume, accumulation, precision, several processes."""
 
+import csv
+import math
 import os
+import pickle
+import random
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +18,8 @@ from torch import Tensor, nn
 
 pytest.importorskip("lightning_fabric", reason="needs pip install 'dadl[train]'")
 
-from dadl.training import Method, fit, predict, tensor_loader
+from dadl.files import CheckpointError, load_checkpoint
+from dadl.training import EpochLog, Method, TrainingError, best_epoch, fit, predict, tensor_loader
 from lightning_fabric import Fabric
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, StepLR
@@ -55,7 +61,7 @@ def cpu(**options: Any) -> Fabric:
 
 def train(
     method: Linear, *, batch_size: int = 5, shuffle: bool = True, fabric: Fabric | None = None, **options: Any
-) -> list[float]:
+) -> list[EpochLog]:
     loader = tensor_loader(INPUTS, TARGETS, batch_size=batch_size, shuffle=shuffle)
     return fit(fabric or cpu(), method, loader, **{"epochs": 4, **options})
 
@@ -68,7 +74,7 @@ def test_training_lowers_the_loss_and_counts_its_steps() -> None:
     method, steps = Linear(), []
     history = train(method, epochs=10, on_step=lambda: steps.append(1))
     assert len(history) == 10
-    assert history[-1] < 0.2 * history[0]
+    assert history[-1]["loss"] < 0.2 * history[0]["loss"]
     assert len(steps) == method.total_steps == method.steps == 10 * 5  # 24 samples are 5 batches of at most 5
 
 
@@ -80,29 +86,143 @@ def test_same_seed_same_numbers() -> None:
     assert not torch.equal(parameters(one), parameters(other))
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("checkpoint_every", [None, 2])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_run_that_is_interrupted_at_any_step_continues_bit_for_bit(
+    tmp_path: Path, checkpoint_every: int | None, accumulate: int
+) -> None:
+    options: dict[str, Any] = {"checkpoint_every": checkpoint_every, "accumulate": accumulate, "batch_size": 3}
     whole = Linear(0.3)
-    history = train(whole, epochs=4)
+    history = train(whole, folder=tmp_path / "whole", **options)
+    steps = 4 * (8 // accumulate)
+    draw = random.Random(0)
+    for name in range(5):
+        folder, moments = tmp_path / str(name), iter(sorted(draw.sample(range(1, steps), 3)))
+        for moment in moments:
+            part = Linear(0.3)
 
-    class Interrupted(Exception):
-        pass
+            def interrupt(part: Linear = part, moment: int = moment) -> None:
+                if part.steps == moment:
+                    raise Interrupted
 
-    steps: list[int] = []
+            with pytest.raises(Interrupted):
+                train(part, folder=folder, on_step=interrupt, **options)
+        resumed = Linear(0.3)
+        assert train(resumed, folder=folder, **options) == history
+        assert torch.equal(parameters(resumed), parameters(whole))
+        assert resumed.steps == whole.steps == steps
+        assert (folder / "log.csv").read_text() == (tmp_path / "whole" / "log.csv").read_text()
+        assert not list(folder.glob(".*"))  # no temporary files
 
-    def interrupt_in_the_third_epoch() -> None:
-        steps.append(1)
-        if len(steps) == 12:
+
+def test_a_checkpoint_within_an_epoch_saves_its_steps(tmp_path: Path) -> None:
+    counted: list[int] = []
+
+    def interrupt() -> None:
+        counted.append(1)
+        if len(counted) == 5:
             raise Interrupted
 
-    interrupted = Linear(0.3)
-    checkpoint = tmp_path / "last.ckpt"
     with pytest.raises(Interrupted):
-        train(interrupted, epochs=4, checkpoint=checkpoint, on_step=interrupt_in_the_third_epoch)
+        train(Linear(), batch_size=3, folder=tmp_path, checkpoint_every=2, on_step=interrupt)
+    counted.clear()
+    train(Linear(), batch_size=3, epochs=4, folder=tmp_path, on_step=lambda: counted.append(1))
+    assert len(counted) == 4 * 8 - 4
 
-    resumed = Linear(0.3)
-    assert train(resumed, epochs=4, checkpoint=checkpoint) == history
+
+def test_a_write_that_dies_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Linear()
+    train(whole)
+    save = Fabric.save
+
+    def die_in_the_third(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:
+        if len(state["history"]) == 3:
+            path.write_bytes(b"half a checkpoint")
+            raise Interrupted
+        save(fabric, path, state)
+
+    monkeypatch.setattr(Fabric, "save", die_in_the_third)
+    with pytest.raises(Interrupted):
+        train(Linear(), folder=tmp_path)
+    monkeypatch.undo()
+    resumed = Linear()
+    train(resumed, folder=tmp_path)
     assert torch.equal(parameters(resumed), parameters(whole))
-    assert resumed.steps == whole.steps
+
+
+class Harmful:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("harm",)
+
+
+@pytest.mark.parametrize("kind", ["truncated", "text", "pickle", "other method", "empty"])
+def test_a_checkpoint_that_is_damaged_or_of_something_else_is_refused(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "last.ckpt"
+    train(Linear(), folder=tmp_path, epochs=1)
+    if kind == "truncated":
+        file.write_bytes(file.read_bytes()[:-200])
+    elif kind == "text":
+        file.write_text("not a checkpoint")
+    elif kind == "pickle":
+        file.write_bytes(pickle.dumps(Harmful()))
+    elif kind == "empty":
+        file.write_bytes(b"")
+    else:
+        torch.save({"method": nn.Linear(2, 2).state_dict()}, file)
+    with pytest.raises(CheckpointError, match=r"last\.ckpt is damaged or not a checkpoint of this training"):
+        train(Linear(), folder=tmp_path)
+    assert not (tmp_path / "harm").exists()
+
+
+def errors(*values: float) -> Iterator[dict[str, float]]:
+    return iter([{"error": value, "other": -value} for value in values])
+
+
+def test_the_method_of_the_best_validation_is_what_remains(tmp_path: Path) -> None:
+    after_two = Linear()
+    train(after_two, epochs=2)
+    method, values = Linear(), errors(3, 1, math.nan, 2)
+
+    history = train(method, folder=tmp_path, validate=lambda: next(values))
+    assert [row["val error"] for row in history][:2] == [3, 1]
+    assert best_epoch(history) == 1
+    assert torch.equal(parameters(method), parameters(after_two))
+    loaded = Linear()
+    load_checkpoint(cpu(), tmp_path / "best.ckpt", {"method": loaded})
+    assert torch.equal(parameters(loaded), parameters(after_two))
+    with (tmp_path / "log.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["val other"] for row in rows] == ["-3", "-1", "nan", "-2"]
+    assert [float(row["loss"]) for row in rows] == [row["loss"] for row in history]
+    assert [row["step"] for row in rows] == ["5", "10", "15", "20"]
+
+
+def test_training_stops_without_a_better_validation_also_when_it_resumes(tmp_path: Path) -> None:
+    values = errors(3, 1, 1, 2)
+    history = train(Linear(), epochs=9, folder=tmp_path, validate=lambda: next(values), patience=2)
+    assert len(history) == 4
+    assert train(Linear(), epochs=9, folder=tmp_path, validate=lambda: next(values), patience=2) == history
+
+
+def test_a_loss_that_is_nan_stops_the_training_and_keeps_the_checkpoint(tmp_path: Path) -> None:
+    class Exploding(Linear):
+        def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+            loss = super().forward(batch)
+            return loss * math.nan if self.steps >= 7 else loss
+
+    with pytest.raises(TrainingError, match=r"the training loss of epoch 1 is nan \(learning rate"):
+        train(Exploding(), folder=tmp_path)
+    good, kept = Linear(), Linear()
+    train(good, epochs=1)
+    load_checkpoint(cpu(), tmp_path / "last.ckpt", {"method": kept})
+    assert torch.equal(parameters(kept), parameters(good))
 
 
 def test_accumulated_batches_equal_one_large_batch() -> None:
@@ -186,6 +306,20 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
 def test_nothing_to_do_is_an_error(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="expected epochs >= 1 and accumulate >= 1"):
         train(Linear(), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"checkpoint_every": 0}, "checkpoint_every=0 must be positive"),
+        ({"checkpoint_every": 5, "folder": None}, "needs a folder"),
+        ({"validate": dict, "folder": None}, "validation needs a folder"),
+        ({"patience": 3}, "patience=3 must be positive and needs a validation"),
+    ],
+)
+def test_settings_that_make_no_sense_are_errors(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        train(Linear(), **{"folder": tmp_path, **options})
 
 
 def test_an_empty_loader_is_an_error() -> None:

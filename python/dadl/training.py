@@ -1,8 +1,8 @@
-"""The training loop that all methods share; devices, precision, processes and checkpoints are Lightning Fabric's."""
+"""The training loop that all methods share; devices, precision and processes are Lightning Fabric's."""
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +14,19 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset
+
+from .files import load_checkpoint, save_checkpoint, write_csv
+
+LAST, BEST, LOG = "last.ckpt", "best.ckpt", "log.csv"
+VALIDATION = "val "
+
+EpochLog = dict[str, float]
+"""What is known of one epoch: ``epoch`` (from 0), ``step`` (optimiser steps up to its end), mean training ``loss``,
+``lr`` of its last step, and the numbers of its validation, each with ``val`` before its name."""
+
+
+class TrainingError(RuntimeError):
+    """A training that cannot go on."""
 
 
 class Method(nn.Module, ABC):
@@ -39,6 +52,12 @@ class Method(nn.Module, ABC):
     def after_step(self) -> None:
         """Called after each optimiser step, e.g. to move a momentum encoder."""
 
+    def after_epoch(self, epoch: int, loader: DataLoader[Any]) -> None:
+        """Called after each epoch, from 0, in training mode, e.g. to gather statistics of the training data.
+
+        ``loader`` gives the training batches once more; they may come in another order.
+        """
+
 
 def fit(
     fabric: Fabric,
@@ -48,44 +67,85 @@ def fit(
     epochs: int,
     seed: int = 0,
     accumulate: int = 1,
-    checkpoint: Path | None = None,
+    folder: Path | None = None,
+    checkpoint_every: int | None = None,
+    validate: Callable[[], Mapping[str, float]] | None = None,
+    patience: int | None = None,
     on_step: Callable[[], None] | None = None,
-) -> list[float]:
-    """Train ``method`` in place and return the mean training loss of each epoch.
+    on_epoch: Callable[[EpochLog], None] | None = None,
+) -> list[EpochLog]:
+    """Train ``method`` in place and return what each epoch gave.
 
-    Each epoch draws its randomness from ``(seed, epoch)`` alone, so that a run repeats and one that resumes continues
-    as if it had never stopped. (With several processes the order of samples after a resume is another one.)
+    Each epoch, and each part of one between checkpoints, draws its randomness from the seed, the epoch, the step and
+    the process alone. So a run repeats, and one that resumes continues bit for bit as if it had never stopped.
 
     Args:
-        fabric: devices, precision and processes.
+        fabric: devices, precision, processes and loggers.
         method: what to train.
         loader: training batches.
-        epochs: passes over ``loader``.
+        epochs: passes over ``loader``, at most.
         seed: of shuffling, dropout and whatever else draws random numbers.
         accumulate: batches whose gradients are averaged before each step.
-        checkpoint: written after each epoch; if the file exists, training continues from it.
+        folder: gets ``last.ckpt``, ``log.csv`` and, with ``validate``, ``best.ckpt``, the method after its best epoch;
+            if it holds a checkpoint, training continues from it. Every file is replaced in one piece.
+        checkpoint_every: steps between checkpoints; there is one after each epoch in any case.
+        validate: called after each epoch. The first of its numbers is what counts, and lower is better: in the end the
+            method is as it was after its best epoch. Needs a folder.
+        patience: epochs without a better validation after which training stops; ``None`` is never.
         on_step: called after each optimiser step, e.g. to show progress.
+        on_epoch: called after each epoch.
+
+    Raises:
+        ValueError: settings that make no sense, or a loader without batches.
+        CheckpointError: a checkpoint in ``folder`` that is damaged, or of another training.
+        TrainingError: a training loss that is NaN or infinite; the checkpoint of the last good epoch is kept.
     """
-    if accumulate < 1 or epochs < 1:
-        raise ValueError(f"expected epochs >= 1 and accumulate >= 1, got epochs={epochs}, accumulate={accumulate}")
+    _check_settings(epochs, accumulate, folder, checkpoint_every, validate, patience)
     fabric.seed_everything(seed, verbose=False)
     batches = cast("DataLoader[Any]", fabric.setup_dataloaders(loader))
     if len(batches) == 0:
         raise ValueError("the loader has no batches: give it samples, or at least batch_size of them with drop_last")
-    optimizer, scheduler = method.configure_optimizer(epochs * math.ceil(len(batches) / accumulate))
+    steps = math.ceil(len(batches) / accumulate)
+    optimizer, scheduler = method.configure_optimizer(epochs * steps)
     module, wrapped_optimizer = fabric.setup(method, optimizer)
-    state = {"method": module, "optimizer": wrapped_optimizer, "scheduler": scheduler, "history": []}
-    if checkpoint is not None and checkpoint.exists():
-        fabric.load(checkpoint, state)
-    history: list[float] = state["history"]
+    # ``done``: steps of the present epoch, and the sum of their losses.
+    state: dict[str, Any] = {
+        "method": module,
+        "optimizer": wrapped_optimizer,
+        "scheduler": scheduler,
+        "precision": fabric.strategy.precision.state_dict(),
+        "history": [],
+        "done": 0,
+        "total": 0.0,
+    }
+    if folder is not None and (folder / LAST).exists():
+        load_checkpoint(fabric, folder / LAST, state)
+        fabric.strategy.precision.load_state_dict(state["precision"])
+    history: list[EpochLog] = state["history"]
+
+    def draw_from(epoch: int, done: int) -> None:
+        entropy = (seed, epoch, fabric.global_rank, *([done] if done else []))
+        fabric.seed_everything(int(np.random.SeedSequence(entropy).generate_state(1)[0]), verbose=False)
+
+    def save(done: int, total: float) -> None:
+        if folder is not None:
+            precision = fabric.strategy.precision.state_dict()
+            save_checkpoint(fabric, folder / LAST, state | {"precision": precision, "done": done, "total": total})
 
     for epoch in range(len(history), epochs):
-        fabric.seed_everything(
-            int(np.random.SeedSequence((seed, epoch, fabric.global_rank)).generate_state(1)[0]), verbose=False
-        )
+        if patience is not None and history and len(history) - 1 - best_epoch(history) >= patience:
+            break
+        # Fabric counts passes, to shuffle anew in each; those of this loop are counted by the epoch.
+        batches._num_iter_calls = epoch  # type: ignore[attr-defined]
         method.train()
-        total = torch.zeros((), device=fabric.device)
+        done = state["done"]
+        total = torch.tensor(state["total"], device=fabric.device)
+        draw_from(epoch, 0)
         stream = iter(batches)
+        if done:
+            for _ in range(done * accumulate):  # those that were trained on before
+                next(stream)
+            draw_from(epoch, done)
         while group := list(islice(stream, accumulate)):
             for i, batch in enumerate(group, start=1):
                 with fabric.no_backward_sync(module, enabled=i < len(group)):
@@ -94,14 +154,69 @@ def fit(
                 total += loss.detach()
             wrapped_optimizer.step()
             wrapped_optimizer.zero_grad()
+            lr = optimizer.param_groups[0]["lr"]
             scheduler.step()
             method.after_step()
+            done += 1
             if on_step is not None:
                 on_step()
-        history.append(cast(Tensor, fabric.all_reduce(total / len(batches), reduce_op="mean")).item())
-        if checkpoint is not None:
-            fabric.save(checkpoint, state)
+            if checkpoint_every is not None and done % checkpoint_every == 0 and done < steps:
+                total = _mean_over_processes(fabric, total)
+                save(done, total.item())
+                draw_from(epoch, done)
+        method.after_epoch(epoch, batches)
+        mean = (_mean_over_processes(fabric, total) / len(batches)).item()
+        if not math.isfinite(mean):
+            raise TrainingError(
+                f"the training loss of epoch {epoch} is {mean} (learning rate {lr:g}): lower the learning rate, or "
+                "look for targets and inputs of extreme size"
+            )
+        history.append({"epoch": epoch, "step": (epoch + 1) * steps, "loss": mean, "lr": float(lr)})
+        if validate is not None and folder is not None:
+            history[-1] |= {VALIDATION + name: value for name, value in validate().items()}
+            if best_epoch(history) == epoch:
+                save_checkpoint(fabric, folder / BEST, {"method": module})
+        state["done"], state["total"] = 0, 0.0
+        save(0, 0.0)
+        fabric.log_dict(history[-1], step=(epoch + 1) * steps)
+        if folder is not None and fabric.is_global_zero:
+            write_csv(folder / LOG, history)
+        if on_epoch is not None:
+            on_epoch(history[-1])
+    if validate is not None and folder is not None:
+        load_checkpoint(fabric, folder / BEST, {"method": module})
     return history
+
+
+def best_epoch(history: Sequence[EpochLog]) -> int:
+    """The epoch with the lowest validation, of equals the first, where NaN is the highest; without one the last."""
+    monitored = next((name for name in history[0] if name.startswith(VALIDATION)), None)
+    if monitored is None:
+        return len(history) - 1
+    values = [math.inf if math.isnan(row[monitored]) else row[monitored] for row in history]
+    return values.index(min(values))
+
+
+def _check_settings(
+    epochs: int,
+    accumulate: int,
+    folder: Path | None,
+    checkpoint_every: int | None,
+    validate: Callable[[], Mapping[str, float]] | None,
+    patience: int | None,
+) -> None:
+    if accumulate < 1 or epochs < 1:
+        raise ValueError(f"expected epochs >= 1 and accumulate >= 1, got epochs={epochs}, accumulate={accumulate}")
+    if checkpoint_every is not None and (checkpoint_every < 1 or folder is None):
+        raise ValueError(f"checkpoint_every={checkpoint_every} must be positive and needs a folder, got {folder}")
+    if validate is not None and folder is None:
+        raise ValueError("validation needs a folder, which keeps the best epoch")
+    if patience is not None and (patience < 1 or validate is None):
+        raise ValueError(f"patience={patience} must be positive and needs a validation")
+
+
+def _mean_over_processes(fabric: Fabric, value: Tensor) -> Tensor:
+    return cast(Tensor, fabric.all_reduce(value, reduce_op="mean"))
 
 
 @torch.no_grad()

@@ -1,0 +1,62 @@
+"""Files that are there whole or not at all, and checkpoints that say what is wrong with them."""
+
+import csv
+import os
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning_fabric import Fabric
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read, or that is of something else."""
+
+
+def replace_file(path: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a temporary file beside ``path`` and put it in its place in one step.
+
+    Whenever the process is killed, ``path`` is as it was before or as it shall be.
+    """
+    temporary = path.with_name(f".{path.name}.part")
+    write(temporary)
+    os.replace(temporary, path)
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A row of column names, those of the first of ``rows``, and one for each of them."""
+
+    def write(temporary: Path) -> None:
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]) if rows else [])
+            writer.writeheader()
+            writer.writerows(rows)
+
+    replace_file(path, write)
+
+
+def save_checkpoint(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:
+    """Write the state of modules, optimisers and plain values to ``path``; called by all processes."""
+
+    def write(temporary: Path) -> None:
+        fabric.save(temporary, state)
+
+    if fabric.is_global_zero:
+        replace_file(path, write)
+    else:
+        write(path)  # takes part, and writes nothing
+
+
+def load_checkpoint(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:
+    """Restore ``state`` in place from ``path``, which may hold more; only tensors and plain values are unpickled.
+
+    Raises a :class:`CheckpointError` if the file is damaged, is no checkpoint, or is one of another method.
+    """
+    try:
+        fabric.load(path, state, weights_only=True)
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise CheckpointError(
+            f"{path} is damaged or not a checkpoint of this training ({reason}); move it away to begin anew"
+        ) from None
