@@ -27,9 +27,9 @@ def test_embeddings_are_those_of_sentence_transformers() -> None:
     texts = [text for pair in PAIRS for text in pair] + ["word " * 300]
     expected = model.encode(texts, convert_to_tensor=True) * 384**0.5
     done: list[int] = []
-    actual = encode([(text,) for text in texts], batch_size=4, on_encoded=done.append)
+    actual = encode([(text,) for text in texts], batch_size=4, on_encoded=lambda: done.append(1))
     torch.testing.assert_close(actual, expected, atol=2e-4, rtol=1e-4)
-    assert done == [4, 3]
+    assert len(done) == 7
 
 
 def test_tokens_of_samples() -> None:

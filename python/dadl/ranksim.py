@@ -1,6 +1,7 @@
 """Imbalanced regression with RankSim, and what it is combined with."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader
 from dadl_ext import RankSimLoss
 
 from .feature_smoothing import FeatureDistributionSmoothing
+from .retraining import FrozenEncoder
 from .reweighting import weighted_l1_loss
 from .training import Method
 
@@ -30,8 +32,8 @@ class Regression(Method):
         head: the last linear layer, ``[B, d]`` to ``[B, 1]``.
         ranksim: the regulariser, or ``None``.
         lr: peak learning rate.
-        encoder_lr: that of the encoder, by default the same.
-        loss: of predictions and scaled targets; a module with parameters, as :class:`dadl.BalancedMSE`, learns them.
+        loss: of predictions and scaled targets; a module, as :class:`dadl.BalancedMSE`, learns its parameters, with
+            ten times the learning rate.
         smoothing: feature distribution smoothing, in the units of the targets; from the second epoch on, with the
             statistics of the features after the epoch before.
         centre: the head learns ``(target - centre) / scale``.
@@ -51,7 +53,6 @@ class Regression(Method):
         ranksim: RankSimLoss | None,
         lr: float = 1e-2,
         *,
-        encoder_lr: float | None = None,
         loss: RegressionLoss = weighted_l1_loss,
         smoothing: FeatureDistributionSmoothing | None = None,
         centre: float = 0.0,
@@ -59,7 +60,6 @@ class Regression(Method):
     ) -> None:
         super().__init__()
         self.encoder, self.head, self.ranksim, self.lr = encoder, head, ranksim, lr
-        self.encoder_lr = lr if encoder_lr is None else encoder_lr
         self.loss, self.smoothing = loss, smoothing
         self.register_buffer("centre", torch.tensor(centre))
         self.register_buffer("scale", torch.tensor(scale))
@@ -77,14 +77,11 @@ class Regression(Method):
         return prediction * self.scale + self.centre
 
     def configure_optimizer(self, total_steps: int) -> tuple[Optimizer, LRScheduler]:
-        groups: list[dict[str, Any]] = [
-            {"params": _learnt(self.encoder), "lr": self.encoder_lr},
-            {"params": _learnt(self.head), "lr": self.lr},
-            {"params": _learnt(self.loss), "lr": self.lr, "weight_decay": 0.0},  # decay would pull σ towards one
-        ]
-        groups = [group for group in groups if group["params"]]
-        optimizer = AdamW(groups)
-        return optimizer, OneCycleLR(optimizer, max_lr=[group["lr"] for group in groups], total_steps=total_steps)
+        optimizer = AdamW([p for part in (self.encoder, self.head) for p in _learnt(part)], lr=self.lr)
+        if own := _learnt(self.loss):
+            # Few as they are, they must come far; decay would pull them towards one.
+            optimizer.add_param_group({"params": own, "lr": 10 * self.lr, "weight_decay": 0.0})
+        return optimizer, OneCycleLR(optimizer, [group["lr"] for group in optimizer.param_groups], total_steps)
 
     @torch.no_grad()
     def after_epoch(self, epoch: int, loader: DataLoader[Any]) -> None:
@@ -94,6 +91,25 @@ class Regression(Method):
         for inputs, target, _ in loader:
             self.smoothing.observe(self.encoder(inputs), target)
         self.smoothing.end_epoch()
+
+
+class Retraining(Regression):
+    """Regressor retraining (RRT): the encoder is that of an earlier training and stays as it is, the head begins anew.
+
+    ``restore`` puts the earlier weights into the encoder it is given. It is called when training begins, and only then:
+    checkpoints hold the encoder, and need the earlier training no more. Other arguments as for :class:`Regression`.
+    """
+
+    def __init__(
+        self, restore: Callable[[nn.Module], None], encoder: nn.Module, head: nn.Linear, **options: Any
+    ) -> None:
+        frozen = FrozenEncoder(encoder)
+        super().__init__(frozen, head, None, **options)
+        self.restore = partial(restore, frozen.encoder)
+
+    def configure_optimizer(self, total_steps: int) -> tuple[Optimizer, LRScheduler]:
+        self.restore()
+        return super().configure_optimizer(total_steps)
 
 
 def _learnt(part: object) -> list[nn.Parameter]:

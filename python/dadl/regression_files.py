@@ -32,8 +32,8 @@ class ImageFile:
 class Samples:
     """The n samples of one split, in the order of the file; what the file has no column for is empty.
 
-    ``where``: file and line of each. ``target``: ``[n]``, float64; empty for unseen samples. ``images``: their files, as
-    :func:`dadl.image_lists.load_images` takes them. ``texts``: the texts of each sample. ``features``: ``[n, F]``,
+    ``where``: file and line of each. ``target``: ``[n]``, float64; empty for unseen samples. ``images``: their files,
+    as :func:`dadl.image_lists.load_images` takes them. ``texts``: the texts of each sample. ``features``: ``[n, F]``,
     float64, as they are in the file.
     """
 

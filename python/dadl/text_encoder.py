@@ -87,11 +87,11 @@ def num_features(texts: int) -> int:
 
 @torch.no_grad()
 def encode(
-    texts: Sequence[Sequence[str]], *, batch_size: int = 64, on_encoded: Callable[[int], None] = lambda _: None
+    texts: Sequence[Sequence[str]], *, batch_size: int = 64, on_encoded: Callable[[], None] = lambda: None
 ) -> Tensor:
     """Features ``[n, F]`` of texts from the encoder as it is, on a GPU where there is one; the result is on the CPU.
 
-    ``on_encoded`` is called after each batch with its number of samples.
+    ``on_encoded`` is called for each sample.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder = TextEncoder().to(device).eval()
@@ -101,5 +101,6 @@ def encode(
     features = torch.empty(len(tokens), num_features(tokens.shape[1]))
     for rows in order.split(batch_size):
         features[rows] = encoder(tokens[rows].to(device)).cpu()
-        on_encoded(len(rows))
+        for _ in rows:
+            on_encoded()
     return features
