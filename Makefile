@@ -50,16 +50,13 @@ types: $(VENV)/.dev
 	$(BIN)/mypy
 
 bench: $(VENV)/.dev
-	$(BIN)/python benchmarks/bench_ranksim.py
-	$(BIN)/python benchmarks/bench_contrast.py
-	$(BIN)/python benchmarks/bench_disagreement.py
-	$(BIN)/python benchmarks/bench_cmw_net.py
+	$(BIN)/dadl bench all --output benchmarks/results
 
 wheel: $(VENV)/.torch
 	$(BIN)/python -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
 
-# On a machine with a GPU, its own torch (>= 2.11) and nvcc; nothing is downloaded. Builds for this GPU in place, runs
-# the tests on it, then the kernels under compute-sanitizer, then the benchmarks.
+# On a machine with a GPU, its own torch (>= 2.11), nvcc and the packages of dadl[test]; nothing is downloaded. Builds
+# for this GPU in place, runs the tests on it, then the kernels under compute-sanitizer, then the benchmarks.
 gpu-check: export PYTHONPATH := .:python
 gpu-check:
 	DADL_CUDA=1 TORCH_CUDA_ARCH_LIST=$$($(PYTHON) -c "import torch; print('%d.%d' % torch.cuda.get_device_capability())") \
@@ -71,9 +68,7 @@ gpu-check:
 	    $(PYTHON) -m pytest -k "cuda and (equals_reference or published_formulas or matches_the_reference) and not compile" \
 	    tests/test_ranking.py tests/test_ranksim.py tests/test_contrast.py tests/test_disagreement.py || exit 1; \
 	done
-	$(PYTHON) benchmarks/bench_ranksim.py
-	$(PYTHON) benchmarks/bench_contrast.py
-	$(PYTHON) benchmarks/bench_disagreement.py
+	$(PYTHON) -m dadl bench all --output benchmarks/results
 
 clean:
 	rm -rf build dist $(VENV) dadl_ext/_C* *.egg-info python/*.egg-info

@@ -87,7 +87,14 @@ def test_one_wheel_for_every_python(source: Path, tmp_path: Path) -> None:
     assert wheel.name.startswith("dadl-")
     assert "-cp310-abi3-" in wheel.name
     names = zipfile.ZipFile(wheel).namelist()
-    for name in ("dadl_ext/_C.abi3.so", "dadl_ext/py.typed", "dadl/py.typed", "dadl_ext/reference/ranksim.py"):
+    for name in (
+        "dadl_ext/_C.abi3.so",
+        "dadl_ext/py.typed",
+        "dadl/py.typed",
+        "dadl_ext/reference/ranksim.py",
+        "dadl/benchmarks/run.py",
+        "dadl/html_report.html",
+    ):
         assert name in names
 
     # Installed elsewhere, it imports and computes.

@@ -308,7 +308,7 @@ def test_texts_and_numbers_with_minilm_as_it_is(tmp_path: Path) -> None:
 @needs_texts
 @pytest.mark.parametrize("fine_tune", [False, True])
 def test_sentence_pairs(fine_tune: bool) -> None:
-    recipe = RankSimRecipe(data=FIXTURES / "sts-b", fine_tune=fine_tune, epochs=10, batch_size=3, lr=3e-4, fds=True)
+    recipe = RankSimRecipe(data=FIXTURES / "sts-b", fine_tune=fine_tune, epochs=10, batch_size=3, lr=2e-4, fds=True)
     method, task, predicted = run(recipe)
     assert method.scale == 5
     assert method.ranksim is not None
@@ -317,11 +317,10 @@ def test_sentence_pairs(fine_tune: bool) -> None:
     assert facts["bins"] == facts["buckets"] == [0, 5, 50]
     inputs, target, _ = task.loader.dataset.tensors  # type: ignore[attr-defined]
     assert target.tolist() == pytest.approx([4.2, 0, 2.5])
-    torch.manual_seed(recipe.seed)
-    fresh = recipe.make_method(facts)
     with torch.no_grad():
-        before, after = ((m.eval().predict(inputs) - target).abs().mean() for m in (fresh, method))
-    assert after < 0.5 * before
+        before, after = (m.eval().predict(inputs) for m in (recipe.make_method(facts), method))
+    torch.testing.assert_close(before, target.mean().expand(3))
+    assert (after - target).abs().mean() < 0.6 * (before - target).abs().mean()
     unseen = recipe.read_unseen(FIXTURES / "sts-b" / "test_new.tsv", facts, progress())
     assert unseen.names == task.test.names == ["test_new.tsv:2", "test_new.tsv:3"]
     again = predict(Fabric(accelerator="cpu", devices=1), method, unseen.loader)

@@ -1,9 +1,9 @@
 """``dadl train chi-model``: values in [0, 1] from images of which few have labels, on EfficientNet-Lite0."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -23,8 +23,9 @@ from .chi_model import (
     uneven_loader,
 )
 from .efficientnet import FEATURES, efficientnet_lite0
-from .image_lists import ImageLists, Values, read_value_lists
-from .list_training import ListSettings, Score
+from .image_lists import ImageLists, Row, Values, read_value_lists
+from .list_recipe import ListRecipe
+from .recipe import NonNegative, Table
 
 HIDDEN = 256
 METHODS: dict[str, type[FewLabels]] = {
@@ -37,28 +38,36 @@ METHODS: dict[str, type[FewLabels]] = {
 }
 
 
-@dataclass(frozen=True)
-class Settings(ListSettings[ImageLists[Values]]):
-    """Those of every training, η, and which of the values to learn, by default all.
+@dataclass(frozen=True, kw_only=True)
+class ChiModelRecipe(ListRecipe[Values]):
+    """Values in [0, 1] from images of which few have labels, with the χ-Model or a baseline.
 
     Views keep everything in its place, because values are often positions.
     """
 
-    eta: float = 0.1
+    name: ClassVar[str] = "chi-model"
+
+    method: Literal["chi-model", "mcd", "pi-model", "r-drop", "mean-teacher", "labels-only"] = "chi-model"
+    """The χ-Model, or which baseline."""
+
+    eta: NonNegative = 0.1
+    """Weight of the disagreement."""
+
     columns: tuple[int, ...] | None = None
+    """Which values of a row to learn, from 0. [default: all]"""
 
     @property
     def needs_unlabelled(self) -> bool:
         return self.method != "labels-only"
 
-    def read(self, folder: Path) -> ImageLists[Values]:
-        return read_value_lists(folder, self.labels, self.columns)
+    def read_lists(self) -> ImageLists[Values]:
+        return read_value_lists(self.data, self.labels, self.columns)
 
-    def describe(self, lists: ImageLists[Values]) -> str:
-        return f"{len(lists.labelled[0].label)} values each"
+    def describe(self, lists: ImageLists[Values]) -> Mapping[str, Any]:
+        return {"values": len(lists.labelled[0].label)}
 
-    def make_method(self, lists: ImageLists[Values]) -> FewLabels:
-        head = partial(mlp_head, FEATURES, HIDDEN, len(lists.labelled[0].label), bounded=True)
+    def make_method(self, facts: Mapping[str, Any]) -> FewLabels:
+        head = partial(mlp_head, FEATURES, HIDDEN, facts["values"], bounded=True)
         view = View(self.image_size, crop_area=None, operations=2, cutout=0.5)
         return METHODS[self.method](efficientnet_lite0(), head, view, REGRESSION, lr=self.lr, eta=self.eta)
 
@@ -67,10 +76,13 @@ class Settings(ListSettings[ImageLists[Values]]):
         target = torch.tensor([row.label for row in lists.labelled])
         return uneven_loader(labelled, target, unlabelled, batch_size=self.batch_size)
 
-    def score(self, lists: ImageLists[Values], predicted: Tensor) -> Score:
-        errors = (predicted - torch.tensor([row.label for row in lists.test])).abs().mean(dim=0)
-        by_path = {row.path: values for row, values in zip(lists.test, predicted.tolist(), strict=True)}
-        names = range(len(errors)) if self.columns is None else self.columns
-        columns = {"MAE %": 100 * float(errors.mean())}
-        columns |= {f"column {name}": 100 * float(error) for name, error in zip(names, errors, strict=True)}
-        return Score(columns, {"mae": float(errors.mean()), "mae_by_column": errors.tolist(), "predicted": by_path})
+    def score(self, rows: Sequence[Row[Values]], predicted: Tensor) -> Table:
+        errors = 100 * (predicted - torch.tensor([row.label for row in rows])).abs().mean(dim=0)
+        named = zip(self._names(len(errors)), errors.tolist(), strict=True)
+        return {"all": {"MAE %": float(errors.mean())}} | {name: {"MAE %": error} for name, error in named}
+
+    def prediction_columns(self, predicted: Tensor, facts: Mapping[str, Any]) -> Mapping[str, Sequence[Any]]:
+        return dict(zip(self._names(facts["values"]), predicted.T.tolist(), strict=True))
+
+    def _names(self, count: int) -> list[str]:
+        return [f"column {i}" for i in (range(count) if self.columns is None else self.columns)]

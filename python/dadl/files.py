@@ -9,8 +9,10 @@ from typing import Any
 
 from lightning_fabric import Fabric
 
+from .errors import UserError
 
-class CheckpointError(ValueError):
+
+class CheckpointError(UserError, ValueError):
     """A checkpoint that cannot be read, or that is of something else."""
 
 

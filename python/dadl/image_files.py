@@ -15,8 +15,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from .errors import UserError
 
-class ImageFileError(ValueError):
+
+class ImageFileError(UserError, ValueError):
     """What is wrong with the files of a data set."""
 
 

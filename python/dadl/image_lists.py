@@ -1,7 +1,8 @@
 """Images named in lists, with fewer and more labels: a row is ``relative/path label`` or ``relative/path value value``.
 
 A data folder holds ``train_15.txt`` (any percentage; these samples are labelled), ``train_100.txt`` (all training
-samples; those of them that are not in the labelled list are used without their label) and ``test.txt``.
+samples; those of them that are not in the labelled list are used without their label), ``test.txt``, and perhaps
+``val.txt``.
 """
 
 import os
@@ -16,15 +17,18 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from .errors import UserError
+
 DECODING_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 FULL = 100
-TEST = "test.txt"
+TEST, VALIDATION = "test.txt", "val.txt"
+IMAGE_SUFFIXES = tuple(Image.registered_extensions())
 
 Values = tuple[float, ...]
 LabelT = TypeVar("LabelT")
 
 
-class ImageListError(ValueError):
+class ImageListError(UserError, ValueError):
     """Everything that is wrong with a data folder, a line each."""
 
     def __init__(self, problems: list[str]) -> None:
@@ -52,10 +56,11 @@ class Row(Generic[LabelT]):
 
 @dataclass(frozen=True)
 class ImageLists(Generic[LabelT]):
-    """The rows of a data folder: labelled, unlabelled and test samples."""
+    """The rows of a data folder: labelled, unlabelled, validation (perhaps none) and test samples."""
 
     labelled: list[Row[LabelT]]
     unlabelled: list[Row[LabelT]]
+    validation: list[Row[LabelT]]
     test: list[Row[LabelT]]
 
 
@@ -82,11 +87,11 @@ def read_lists(folder: Path, percent: int) -> ClassLists:
     trained = {row.label for row in lists.labelled}
     problems += [
         f"{row.where}: label {row.label} of {row.path}, a class without a row in {list_name(percent)}"
-        for row in lists.test
+        for row in [*lists.validation, *lists.test]
         if trained and row.label not in trained
     ]
     _refuse(problems)
-    return ClassLists(lists.labelled, lists.unlabelled, lists.test, max(trained) + 1)
+    return ClassLists(lists.labelled, lists.unlabelled, lists.validation, lists.test, max(trained) + 1)
 
 
 def read_value_lists(folder: Path, percent: int, columns: Sequence[int] | None = None) -> ImageLists[Values]:
@@ -96,7 +101,7 @@ def read_value_lists(folder: Path, percent: int, columns: Sequence[int] | None =
     default all. Empty lines are skipped. Raises :class:`ImageListError` with all bad rows, as :func:`read_lists` does.
     """
     lists, problems = _read_parts(folder, percent, _parse_values)
-    rows = [*lists.labelled, *lists.unlabelled, *lists.test]
+    rows = [*lists.labelled, *lists.unlabelled, *lists.validation, *lists.test]
     problems += [
         f"{row.where}: {len(row.label)} values of {row.path}, {len(rows[0].label)} in {rows[0].where}"
         for row in rows
@@ -112,17 +117,18 @@ def read_value_lists(folder: Path, percent: int, columns: Sequence[int] | None =
     if columns is None:
         return lists
     keep = lambda part: [replace(row, label=tuple(row.label[column] for column in columns)) for row in part]
-    return ImageLists(keep(lists.labelled), keep(lists.unlabelled), keep(lists.test))
+    return ImageLists(*(keep(part) for part in (lists.labelled, lists.unlabelled, lists.validation, lists.test)))
 
 
 def _read_parts(
     folder: Path, percent: int, parse: Callable[[str], tuple[str, LabelT]]
 ) -> tuple[ImageLists[LabelT], list[str]]:
-    """The three parts, and what is wrong with them."""
+    """The parts, and what is wrong with them."""
     problems: list[str] = []
     labelled, full, test = (
         _read_list(folder, name, parse, problems) for name in (list_name(percent), list_name(FULL), TEST)
     )
+    validation = _read_list(folder, VALIDATION, parse, problems) if (folder / VALIDATION).exists() else []
     labels = {row.path: row.label for row in full}
     problems += [
         f"{row.where}: label {row.label} of {row.path}, which {list_name(FULL)} labels {labels[row.path]}"
@@ -130,7 +136,23 @@ def _read_parts(
         if labels.get(row.path, row.label) != row.label
     ]
     named = {row.path for row in labelled}
-    return ImageLists(labelled, [row for row in full if row.path not in named], test), problems
+    return ImageLists(labelled, [row for row in full if row.path not in named], validation, test), problems
+
+
+def read_image_names(path: Path) -> list[Row[None]]:
+    """The images of a folder and its subfolders, or those that a text file names, one a line, relative to its folder.
+
+    Raises :class:`ImageListError` with all lines that name no file, or if there are no images.
+    """
+    if path.is_dir():
+        files = (file for file in sorted(path.rglob("*")) if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+        rows = [Row(str(file), file.relative_to(path).as_posix(), None) for file in files]
+        _refuse([] if rows else [f"{path}: no images"])
+        return rows
+    problems: list[str] = []
+    rows = _read_list(path.parent, path.name, lambda line: (line.strip(), None), problems)
+    _refuse(problems)
+    return rows
 
 
 def _refuse(problems: list[str]) -> None:

@@ -167,3 +167,8 @@ def risk_coverage(scores: Array, correct: Array) -> RiskCoverage:
     _, run, lengths = torch.unique_consecutive(score[order], return_inverse=True, return_counts=True)
     last = (lengths.cumsum(dim=0) - 1)[run]
     return RiskCoverage(accepted[last].double() / max(len(score), 1), (errors / accepted)[last])
+
+
+def higher_is_better(metric: str) -> bool:
+    """Whether more of a metric, which its name tells, is better: accuracies and correlations; all others are errors."""
+    return any(word in metric.lower() for word in ("accuracy", "pearson", "spearman"))

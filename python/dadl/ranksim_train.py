@@ -242,6 +242,8 @@ class RankSimRecipe(Recipe):
         kind: Kind = facts["kind"]
         encoder, width = self._encoder(facts)
         head = nn.Linear(width, 1)
+        nn.init.zeros_(head.weight)  # begins with the targets' mean
+        nn.init.zeros_(head.bias)
         smoothing = None
         if self.fds:
             low, high, count = facts["buckets"]

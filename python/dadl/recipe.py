@@ -10,6 +10,7 @@ from cyclopts import Parameter, validators
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from .errors import UserError
 from .report import JobProgress
 from .training import Method
 
@@ -17,13 +18,14 @@ Table = Mapping[str, Mapping[str, float]]
 """``table[row][column]``, e.g. ``table["few"]["MAE"]``."""
 
 PositiveInt = Annotated[int, Parameter(validator=validators.Number(gte=1))]
+Flag = Annotated[bool, Parameter(negative=())]
 Seed = Annotated[int, Parameter(validator=validators.Number(gte=0))]
 NonNegative = Annotated[float, Parameter(validator=validators.Number(gte=0))]
 Positive = Annotated[float, Parameter(validator=validators.Number(gt=0))]
 Fraction = Annotated[float, Parameter(validator=validators.Number(gte=0, lte=1))]
 
 
-class SettingsError(ValueError):
+class SettingsError(UserError, ValueError):
     """Settings that cannot be together, or that another run has."""
 
 
@@ -87,6 +89,9 @@ class Recipe(ABC):
     patience: PositiveInt | None = None
     """Epochs without a better validation after which training stops. [default: never]"""
 
+    checkpoint_every: PositiveInt = 1000
+    """Steps between checkpoints; there is one after each epoch in any case."""
+
     seed: Seed = 0
     """Of everything that is random."""
 
@@ -103,7 +108,7 @@ class Recipe(ABC):
         """Samples without a target, which are not scored."""
 
     @abstractmethod
-    def columns(self, predicted: Tensor, facts: Mapping[str, Any]) -> Mapping[str, Sequence[Any]]:
+    def prediction_columns(self, predicted: Tensor, facts: Mapping[str, Any]) -> Mapping[str, Sequence[Any]]:
         """Columns of ``predictions.csv`` from what the method predicted for all samples."""
 
 

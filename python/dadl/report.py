@@ -51,6 +51,13 @@ class JobProgress:
         """Begin a part of the job that has ``total`` steps."""
         self._task = self._bar.add_task(description, total=total)
 
+    def describe(self, text: str) -> None:
+        """Say how far the present part is; where there is no bar, in a line."""
+        if self._console.is_terminal:
+            self._bar.update(self._task, description=text)
+        else:
+            self._console.print(text, soft_wrap=True)
+
     def advance(self, done: str = "") -> None:
         """Count one step; where there is no bar, ``done`` says in a line what it was."""
         self._bar.advance(self._task)

@@ -1,8 +1,8 @@
 """``dadl train self-tuning``: fine-tune EfficientNet-Lite0 on lists of classes, also on the images without a label."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -10,35 +10,50 @@ from torch.utils.data import DataLoader
 
 from .augmentation import View
 from .efficientnet import FEATURES, efficientnet_lite0
-from .image_lists import ClassLists, read_lists
-from .list_training import ListSettings, Score
+from .image_lists import ClassLists, ImageLists, Row, read_lists
+from .list_recipe import ListRecipe, class_columns, class_table
+from .recipe import Fraction, Positive, PositiveInt, Table
 from .self_tuning import UNLABELLED, FineTuning, FixMatch, SelfTuning, paired_loader
 
 METHOD_THRESHOLDS: dict[str, float] = {"self-tuning": 0.0, "fixmatch": 0.95, "fine-tuning": 0.0}
 
 
-@dataclass(frozen=True)
-class Settings(ListSettings[ClassLists]):
-    """Those of every training and of Self-Tuning; ``threshold=None`` is the method's own."""
+@dataclass(frozen=True, kw_only=True)
+class SelfTuningRecipe(ListRecipe[int]):
+    """Classes of images of which few have labels, on a pre-trained backbone, with Self-Tuning or a baseline."""
 
-    projection_size: int = 1024
-    slots: int = 32
-    temperature: float = 0.07
-    threshold: float | None = None
+    name: ClassVar[str] = "self-tuning"
+
+    method: Literal["self-tuning", "fixmatch", "fine-tuning"] = "self-tuning"
+    """Self-Tuning, or which baseline."""
+
+    projection_size: PositiveInt = 1024
+    """Size of queries and keys (self-tuning)."""
+
+    slots: PositiveInt = 32
+    """Keys per class in the queue (self-tuning)."""
+
+    temperature: Positive = 0.07
+    """Of the contrast (self-tuning)."""
+
+    threshold: Fraction | None = None
+    """Least confidence of a pseudo-label. [default: self-tuning 0, fixmatch 0.95]"""
+
     flip: bool = True
+    """Mirror images at random; not for characters or digits."""
 
     @property
     def needs_unlabelled(self) -> bool:
         return self.method != "fine-tuning"
 
-    def read(self, folder: Path) -> ClassLists:
-        return read_lists(folder, self.labels)
+    def read_lists(self) -> ClassLists:
+        return read_lists(self.data, self.labels)
 
-    def describe(self, lists: ClassLists) -> str:
-        return f"{lists.num_classes} classes"
+    def describe(self, lists: ImageLists[int]) -> Mapping[str, Any]:
+        return {"classes": 1 + max(row.label for row in lists.labelled)}
 
-    def make_method(self, lists: ClassLists) -> FineTuning:
-        backbone, num_classes = efficientnet_lite0(), lists.num_classes
+    def make_method(self, facts: Mapping[str, Any]) -> FineTuning:
+        backbone, num_classes = efficientnet_lite0(), facts["classes"]
         view = View(self.image_size, crop_area=0.2, operations=2, cutout=0.5, flip=self.flip)
         threshold = METHOD_THRESHOLDS[self.method] if self.threshold is None else self.threshold
         if self.method == "fine-tuning":
@@ -58,16 +73,15 @@ class Settings(ListSettings[ClassLists]):
             threshold=threshold,
         )
 
-    def make_loader(self, lists: ClassLists, images: Tensor) -> DataLoader[Any]:
+    def make_loader(self, lists: ImageLists[int], images: Tensor) -> DataLoader[Any]:
         target = torch.tensor([row.label for row in lists.labelled] + [UNLABELLED] * len(lists.unlabelled))
         pairs = max(len(lists.labelled), len(lists.unlabelled))
         if not self.needs_unlabelled:  # as many steps, on the labelled images alone
             images, target = images[: len(lists.labelled)], target[: len(lists.labelled)]
         return paired_loader(images, target, batch_size=self.batch_size, pairs=pairs)
 
-    def score(self, lists: ClassLists, predicted: Tensor) -> Score:
-        classes = predicted.argmax(dim=1)
-        accuracy = 100 * float((classes == torch.tensor([row.label for row in lists.test])).float().mean())
-        by_path = {row.path: int(label) for row, label in zip(lists.test, classes, strict=True)}
-        results = {"classes": lists.num_classes, "accuracy": accuracy, "predicted": by_path}
-        return Score({"Accuracy %": accuracy}, results)
+    def score(self, rows: Sequence[Row[int]], predicted: Tensor) -> Table:
+        return class_table(predicted, torch.tensor([row.label for row in rows]))
+
+    def prediction_columns(self, predicted: Tensor, facts: Mapping[str, Any]) -> Mapping[str, Sequence[Any]]:
+        return class_columns(predicted)

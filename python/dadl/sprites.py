@@ -19,6 +19,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .errors import UserError
+
 ATTRIBUTION = "Photographs: china.jpg © danielbuechele, flower.jpg © vultilion, CC BY 2.0, from scikit-learn"
 
 SHAPES, SCALES, ROTATIONS, POSITIONS = 3, 6, 40, 32
@@ -40,7 +42,7 @@ _HEART_CENTROID = 0.29348  # the height of the centre of area of the curve below
 Array = npt.NDArray[Any]
 
 
-class SpriteFileError(ValueError):
+class SpriteFileError(UserError, ValueError):
     """What is wrong with a file of sprites."""
 
 

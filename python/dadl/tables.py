@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+from .errors import UserError
+
 DELIMITERS = ",;\t"
 
 
-class TableError(ValueError):
+class TableError(UserError, ValueError):
     """Everything that is wrong with a data set, a line each; ``problems`` is the list of them."""
 
     def __init__(self, problems: list[str]) -> None:

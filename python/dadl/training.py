@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset
 
+from .errors import UserError
 from .files import load_checkpoint, save_checkpoint, write_csv
 
 LAST, BEST, LOG = "last.ckpt", "best.ckpt", "log.csv"
@@ -25,7 +26,7 @@ EpochLog = dict[str, float]
 ``lr`` of its last step, and the numbers of its validation, each with ``val`` before its name."""
 
 
-class TrainingError(RuntimeError):
+class TrainingError(UserError, RuntimeError):
     """A training that cannot go on."""
 
 

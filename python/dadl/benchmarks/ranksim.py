@@ -1,21 +1,25 @@
 """Ranks and RankSim against the best eager PyTorch that we can write, and against torch.compile of it.
 
-    python benchmarks/bench_ranksim.py [--threads 2] [--seconds 3]
-
-Ratios of interleaved medians; forward and backward together for the loss, all labels distinct.
+Forward and backward together for the loss, all labels distinct.
 """
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from harness import interleaved_medians, write_results
 from torch import Tensor
 
 from dadl_ext import functional
+
+from .harness import Harness, Numbers, Table, milliseconds, ratio, speedup
+
+RANKS, QUICK_RANKS = (64, 256, 1024), (8,)
+SIZES, QUICK_SIZES = ((64, 512), (256, 512), (1024, 512), (256, 2048)), ((8, 4), (300, 4))
+LARGEST_LOOP = 256
 
 
 def sort_scatter_rank(values: Tensor) -> Tensor:
@@ -50,7 +54,7 @@ def eager_forward(x: Tensor, labels: Tensor, strength: float, weight: float) -> 
 compiled_forward = torch.compile(eager_forward)
 
 
-def make_eager(forward: Any) -> Any:
+def make_eager(forward: Callable[[Tensor, Tensor, float, float], tuple[Tensor, Tensor]]) -> Any:
     class EagerRankSim(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, x: Tensor, labels: Tensor, strength: float, weight: float) -> Tensor:
@@ -79,28 +83,20 @@ def published_loop(x: Tensor, labels: Tensor, strength: float, weight: float) ->
     return loss
 
 
-def rank_row(m: int, device: str, seconds: float) -> dict[str, Any]:
-    values = torch.randn(m, m, device=device)
-    median = interleaved_medians(
-        {
-            "dadl": lambda: functional.rank(values),
-            "argsort": lambda: double_argsort_rank(values),
-            "sort": lambda: sort_scatter_rank(values),
-        },
-        seconds,
-    )
-    return {
-        "rank of": f"{m}×{m}",
-        "ms": f"{1e3 * median['dadl']:.3f}",
-        "double argsort / dadl": f"{median['argsort'] / median['dadl']:.1f}",
-        "sort + scatter / dadl": f"{median['sort'] / median['dadl']:.1f}",
+def rank_case(m: int, harness: Harness) -> dict[str, Numbers]:
+    values = torch.randn(m, m, device=harness.device)
+    candidates = {
+        "dadl": lambda: functional.rank(values),
+        "double argsort": lambda: double_argsort_rank(values),
+        "sort + scatter": lambda: sort_scatter_rank(values),
     }
+    return {f"{m}×{m}": harness.medians(candidates)}
 
 
-def loss_row(m: int, d: int, device: str, seconds: float) -> dict[str, Any]:
-    x = torch.randn(m, d, device=device, requires_grad=True)
-    labels = torch.randperm(m, device=device).float()
-    detached, square = x.detach(), torch.randn(m, m, device=device)
+def loss_case(m: int, d: int, harness: Harness) -> dict[str, Numbers]:
+    x = torch.randn(m, d, device=harness.device, requires_grad=True)
+    labels = torch.randperm(m, device=harness.device).float()
+    detached, square = x.detach(), torch.randn(m, m, device=harness.device)
     eager, compiled = make_eager(eager_forward), make_eager(compiled_forward)
 
     def step(loss: Tensor) -> None:
@@ -110,44 +106,42 @@ def loss_row(m: int, d: int, device: str, seconds: float) -> dict[str, Any]:
     candidates = {
         "dadl": lambda: step(functional.ranksim_loss(x, labels)),
         "eager": lambda: step(eager(x, labels, 2.0, 1.0)),
-        "compile": lambda: step(compiled(x, labels, 2.0, 1.0)),
-        "products": lambda: (detached @ detached.T, square @ detached),
+        "torch.compile": lambda: step(compiled(x, labels, 2.0, 1.0)),
+        "two products": lambda: (detached @ detached.T, square @ detached),
     }
-    median = interleaved_medians(candidates, seconds)
-    ratio = {name: median[name] / median["dadl"] for name in candidates}
-    if m <= 256:
+    numbers = harness.medians(candidates)
+    if m <= LARGEST_LOOP:
         # A run of its own: the loop's thousands of small operations would leave nobody's caches warm.
-        pair = {"dadl": candidates["dadl"], "loop": lambda: step(published_loop(x, labels, 2.0, 1.0))}
-        median_pair = interleaved_medians(pair, seconds)
-        ratio["loop"] = median_pair["loop"] / median_pair["dadl"]
-    return {
-        "m, d": f"{m}, {d}",
-        "ms": f"{1e3 * median['dadl']:.3f}",
-        "eager / dadl": f"{ratio['eager']:.1f}",
-        "torch.compile / dadl": f"{ratio['compile']:.1f}",
-        "row loop / dadl": f"{ratio['loop']:.0f}" if "loop" in ratio else "–",
-        "dadl / two products": f"{1 / ratio['products']:.2f}",
-    }
+        pair = {
+            "dadl beside the loop": candidates["dadl"],
+            "row loop": lambda: step(published_loop(x, labels, 2.0, 1.0)),
+        }
+        numbers |= harness.medians(pair)
+    return {f"{m}, {d}": numbers}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=3.0, help="per case")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    torch.manual_seed(0)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    rank_rows = [rank_row(m, device, arguments.seconds) for m in (64, 256, 1024)]
-    write_results("rank", rank_rows, "float32, random normal values.")
-    write_results(
-        "ranksim",
-        [loss_row(m, d, device, arguments.seconds) for m, d in ((64, 512), (256, 512), (1024, 512), (256, 2048))],
-        "float32, forward + backward, distinct labels, γ = 1. `eager` is vectorised: sort + scatter ranks, "
-        "hand-written gradient, no subset selection. `two products` are the bare float32 X Xᵀ and G X. "
-        "The row loop, measured in a run of its own, uses dadl's rank operator on each row.",
-    )
-
-
-if __name__ == "__main__":
-    main()
+def tables(quick: bool) -> list[Table]:
+    return [
+        Table(
+            name="rank",
+            header="rank of",
+            columns=(milliseconds(digits=3), speedup("double argsort"), speedup("sort + scatter")),
+            notes="float32, random normal values.",
+            cases=[partial(rank_case, m) for m in (QUICK_RANKS if quick else RANKS)],
+        ),
+        Table(
+            name="ranksim",
+            header="m, d",
+            columns=(
+                milliseconds(digits=3),
+                speedup("eager"),
+                speedup("torch.compile"),
+                speedup("row loop", "dadl beside the loop", title="row loop / dadl", digits=0),
+                ratio("dadl", "two products"),
+            ),
+            notes="float32, forward + backward, distinct labels, γ = 1. `eager` is vectorised: sort + scatter ranks, "
+            "hand-written gradient, no subset selection. `two products` are the bare float32 X Xᵀ and G X. "
+            "The row loop, measured in a run of its own, uses dadl's rank operator on each row.",
+            cases=[partial(loss_case, m, d) for m, d in (QUICK_SIZES if quick else SIZES)],
+        ),
+    ]

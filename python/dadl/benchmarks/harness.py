@@ -1,0 +1,137 @@
+"""What a benchmark is made of, and the one way to measure: interleaved, so that noise hits all candidates alike."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch._dynamo.exc import TorchDynamoException
+
+WARM_UP = 3  # calls of each candidate; torch.compile needs more than one where shapes vary
+
+Numbers = Mapping[str, float]
+"""What was measured for a row of a table: median seconds of every candidate, or MiB where the name says so."""
+
+
+@dataclass(frozen=True)
+class Harness:
+    """Where and for how long to measure.
+
+    Args:
+        device: ``"cpu"`` or ``"cuda"``.
+        seconds: for each set of candidates that are measured together.
+        rounds: calls of each candidate at least, however long they take.
+        say: shows a line to the user.
+    """
+
+    device: str
+    seconds: float
+    rounds: int
+    say: Callable[[str], None]
+    _said: set[str] = field(default_factory=set, init=False)
+
+    def say_once(self, line: str) -> None:
+        if line not in self._said:
+            self._said.add(line)
+            self.say(line)
+
+    def _warm_up(self, call: Callable[[], object]) -> bool:
+        """Whether the candidate works here."""
+        try:
+            for _ in range(WARM_UP):
+                call()
+        except TorchDynamoException as error:
+            reason = str(error).strip().splitlines()[0]
+            self.say_once(f"torch.compile does not work here and is left out: {reason}")
+            return False
+        return True
+
+    def medians(self, candidates: Mapping[str, Callable[[], object]]) -> dict[str, float]:
+        """Median seconds per call, one call of each candidate in turn until the time is over.
+
+        A candidate that torch.compile cannot compile here is left out, and the user is told why.
+        """
+        synchronize = torch.cuda.synchronize if self.device == "cuda" else lambda: None
+        times: dict[str, list[float]] = {name: [] for name, call in candidates.items() if self._warm_up(call)}
+        start = time.perf_counter()
+        while time.perf_counter() - start < self.seconds or any(len(done) < self.rounds for done in times.values()):
+            for name, done in times.items():
+                synchronize()
+                begin = time.perf_counter()
+                candidates[name]()
+                synchronize()
+                done.append(time.perf_counter() - begin)
+        return {name: statistics.median(done) for name, done in times.items()}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A row's number ``over``, divided by its number ``under`` if there is one."""
+
+    title: str
+    over: str
+    under: str | None = None
+    scale: float = 1.0
+    digits: int = 1
+    speedup: bool = False
+    """Whether the figure shows it: how many times as fast ``under`` is."""
+
+    def value(self, numbers: Numbers) -> float | None:
+        """None where a part of it could not be measured."""
+        if self.over not in numbers or (self.under is not None and self.under not in numbers):
+            return None
+        return self.scale * numbers[self.over] / (1.0 if self.under is None else numbers[self.under])
+
+    def cell(self, numbers: Numbers) -> str:
+        value = self.value(numbers)
+        return "–" if value is None else f"{value:.{self.digits}f}"
+
+
+def milliseconds(of: str = "dadl", title: str = "ms", digits: int = 2) -> Column:
+    return Column(title, of, scale=1e3, digits=digits)
+
+
+def ratio(over: str, under: str, title: str | None = None, digits: int = 2) -> Column:
+    return Column(title or f"{over} / {under}", over, under, digits=digits)
+
+
+def speedup(over: str, under: str = "dadl", title: str | None = None, digits: int = 1) -> Column:
+    return Column(title or f"{over} / {under}", over, under, digits=digits, speedup=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table to measure.
+
+    Args:
+        name: also that of its files.
+        header: of the first column, which names the row.
+        columns: the others.
+        notes: what is compared with what, and how.
+        cases: each measures one row or more, by the name of the row.
+    """
+
+    name: str
+    header: str
+    columns: Sequence[Column]
+    notes: str
+    cases: Sequence[Callable[[Harness], Mapping[str, Numbers]]]
+
+
+def cells(table: Table, rows: Mapping[str, Numbers]) -> list[dict[str, str]]:
+    """A measured table as it is shown: for each row the text under each title."""
+    return [
+        {table.header: name, **{column.title: column.cell(numbers) for column in table.columns}}
+        for name, numbers in rows.items()
+    ]
+
+
+def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
+    """Rows with the same keys as a Markdown table."""
+    header = list(rows[0])
+    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    lines += ["| " + " | ".join(row[title] for title in header) + " |" for row in rows]
+    return "\n".join(lines)

@@ -1,0 +1,180 @@
+"""``dadl bench``: measures, shows tables, and writes them with a figure where that is wanted."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from rich.console import Console
+from rich.table import Table as TerminalTable
+
+from dadl_ext import build_info
+
+from ..errors import UserError
+from ..report import JobProgress, save_figure, write_json
+from . import cmw_net, contrast, disagreement, ranksim
+from .figure import draw_speedups
+from .harness import Harness, Numbers, Table, cells, markdown_table
+
+BenchmarkName = Literal["ranksim", "contrast", "disagreement", "cmw-net", "all"]
+Device = Literal["auto", "cpu", "cuda"]
+
+ROUNDS, QUICK_ROUNDS = 15, 2
+
+
+class BenchmarkError(UserError, ValueError):
+    """What was asked for cannot be measured here."""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    tables: Callable[[bool], list[Table]]
+    seconds: float
+    """For each set of candidates, where the user does not say."""
+
+
+BENCHMARKS = {
+    "ranksim": Benchmark(ranksim.tables, 3.0),
+    "contrast": Benchmark(contrast.tables, 3.0),
+    "disagreement": Benchmark(disagreement.tables, 3.0),
+    "cmw-net": Benchmark(cmw_net.tables, 120.0),
+}
+
+
+def run_benchmarks(
+    name: BenchmarkName = "all",
+    *,
+    seconds: float | None = None,
+    threads: int | None = None,
+    device: Device = "auto",
+    output: Path | None = None,
+    quick: bool = False,
+    console: Console,
+) -> dict[str, dict[str, Numbers]]:
+    """Measure the operators, or a step of CMW-Net, beside eager PyTorch, torch.compile and other libraries.
+
+    Forward and backward together, float32. Candidates take turns, so that noise and clock changes hit all alike; a
+    table shows medians and their ratios. What cannot run here (torch.compile without a compiler,
+    pytorch-metric-learning where it is not installed) is left out with a line that says why.
+
+    Args:
+        name: one of :data:`BENCHMARKS`, or ``"all"``.
+        seconds: for each set of candidates; by default 3, for ``"cmw-net"`` 120. Each candidate is called 15 times
+            at least.
+        threads: of the CPU; by default as many as PyTorch takes.
+        device: ``"auto"`` is CUDA where dadl's CUDA operators can run, else the CPU.
+        output: a folder for ``TABLE-DEVICE.md`` and ``.json``, and ``NAME-DEVICE.png`` and ``.svg``; by default nothing
+            is written.
+        quick: tiny sizes and two rounds, to see that everything works; the numbers mean nothing.
+        console: where progress and tables are shown.
+
+    Returns:
+        For each table and row what was measured: median seconds of every candidate, or MiB where the name says so.
+
+    Raises:
+        BenchmarkError: ``name`` or ``device`` is unknown, ``seconds`` or ``threads`` too small, or ``"cuda"`` cannot
+            be used.
+    """
+    if name not in get_args(BenchmarkName):
+        raise BenchmarkError(f"name must be one of {', '.join(get_args(BenchmarkName))}, got {name!r}")
+    if seconds is not None and not seconds > 0:
+        raise BenchmarkError(f"seconds must be positive, got {seconds}")
+    if threads is not None and threads < 1:
+        raise BenchmarkError(f"threads must be 1 or more, got {threads}")
+    place = _usable(device, console)
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+    threads_before = torch.get_num_threads()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        machine = f"{_machine(place)}, torch {torch.__version__}"
+        _say(console, machine)
+        measured: dict[str, dict[str, Numbers]] = {}
+        for chosen in BENCHMARKS if name == "all" else [name]:
+            benchmark = BENCHMARKS[chosen]
+            wanted = benchmark.seconds if seconds is None else seconds
+            harness = Harness(
+                place, 0.0 if quick else wanted, QUICK_ROUNDS if quick else ROUNDS, lambda line: _say(console, line)
+            )
+            torch.manual_seed(0)
+            results: list[tuple[Table, dict[str, Numbers]]] = []
+            for table in benchmark.tables(quick):
+                rows = _measure(table, harness, console)
+                _show(table, rows, console)
+                if output is not None:
+                    _write(table, rows, machine, output / f"{table.name}-{place}")
+                results.append((table, rows))
+            if output is not None:
+                save_figure(draw_speedups(results, machine), output / f"{chosen}-{place}")
+            measured |= {table.name: rows for table, rows in results}
+    finally:
+        torch.set_num_threads(threads_before)
+    if output is not None:
+        _say(console, f"Written to {output}")
+    return measured
+
+
+def _usable(device: Device, console: Console) -> str:
+    if device not in get_args(Device):
+        raise BenchmarkError(f"device must be one of {', '.join(get_args(Device))}, got {device!r}")
+    info = build_info()
+    if device == "cpu" or info["cuda_available"]:
+        return "cpu" if device == "cpu" else "cuda"
+    if device == "cuda":
+        raise BenchmarkError(
+            f"device is cuda, which dadl cannot use here: {info['cuda_absent_because']}; the device cpu can be measured"
+        )
+    if torch.cuda.is_available():
+        _say(console, f"The GPU is not measured: {info['cuda_absent_because']}")
+    return "cpu"
+
+
+def _machine(device: str) -> str:
+    """What measures, as people name it."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    threads = torch.get_num_threads()
+    return f"{model}, {threads} {'thread' if threads == 1 else 'threads'}, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _measure(table: Table, harness: Harness, console: Console) -> dict[str, Numbers]:
+    rows: dict[str, Numbers] = {}
+    with JobProgress(console) as progress:
+        progress.start(table.name, total=len(table.cases))
+        for case in table.cases:
+            done = case(harness)
+            rows |= done
+            progress.advance("; ".join(done))
+    return rows
+
+
+def _show(table: Table, rows: Mapping[str, Numbers], console: Console) -> None:
+    shown = TerminalTable(title=table.name, title_justify="left")
+    shown.add_column(table.header, no_wrap=True)
+    for column in table.columns:
+        shown.add_column(column.title, justify="right", overflow="fold")
+    for line in cells(table, rows):
+        shown.add_row(*line.values())
+    console.print(shown)
+    console.print(table.notes, markup=False, highlight=False)
+
+
+def _write(table: Table, rows: Mapping[str, Numbers], machine: str, stem: Path) -> None:
+    shown = cells(table, rows)
+    text = f"# {table.name}\n\n{machine}\n\n{markdown_table(shown)}\n\n{table.notes}\n"
+    stem.with_suffix(".md").write_text(text, encoding="utf-8")
+    write_json(stem.with_suffix(".json"), {"machine": machine, "notes": table.notes, "rows": shown, "measured": rows})

@@ -1,0 +1,5 @@
+"""What a user can mend."""
+
+
+class UserError(Exception):
+    """A problem of data, settings or files, in sentences that say what to do; commands show it without a traceback."""

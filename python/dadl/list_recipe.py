@@ -1,0 +1,112 @@
+"""What recipes on image lists share: few labels, EfficientNet-Lite0, and images that are kept in memory."""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Generic, TypeVar
+
+import torch
+from cyclopts import Parameter, validators
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from .image_lists import ImageLists, ImageRow, Row, load_images, read_image_names
+from .recipe import Evaluation, Positive, PositiveInt, Recipe, SettingsError, Table, Task, unscored
+from .report import JobProgress
+from .training import tensor_loader
+
+LabelT = TypeVar("LabelT")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListRecipe(Recipe, Generic[LabelT]):
+    """A recipe on a folder with train_LABELS.txt, train_100.txt, test.txt and perhaps val.txt."""
+
+    labels: Annotated[int, Parameter(validator=validators.Number(gte=1, lte=100))]
+    """Percentage of labels: which list is the labelled one; the others of train_100.txt are used without."""
+
+    epochs: PositiveInt = 120
+    """Passes over the unlabelled (or more) images."""
+
+    batch_size: PositiveInt = 24
+    """Labelled images of a step in each process; as many unlabelled ones join."""
+
+    lr: Positive = 1e-3
+    """Learning rate of the backbone; what starts from scratch has ten times it."""
+
+    image_size: Annotated[int, Parameter(validator=validators.Number(gte=32))] = 224
+    """Height and width of a view, in pixels."""
+
+    @property
+    @abstractmethod
+    def needs_unlabelled(self) -> bool:
+        """Whether the method has terms for images without labels."""
+
+    @abstractmethod
+    def read_lists(self) -> ImageLists[LabelT]:
+        """The lists of the folder."""
+
+    @abstractmethod
+    def describe(self, lists: ImageLists[LabelT]) -> Mapping[str, Any]:
+        """The facts of a :class:`.Task`."""
+
+    @abstractmethod
+    def make_loader(self, lists: ImageLists[LabelT], images: Tensor) -> DataLoader[Any]:
+        """Training batches from the images of the labelled and then of the unlabelled rows."""
+
+    @abstractmethod
+    def score(self, rows: Sequence[Row[LabelT]], predicted: Tensor) -> Table:
+        """Judge what was predicted for the rows."""
+
+    def read(self, progress: JobProgress) -> Task:
+        lists = self.read_lists()
+        if self.patience is not None and not lists.validation:
+            raise SettingsError(f"patience needs validation images: {self.data} has no val.txt")
+        rows = [*lists.labelled, *lists.unlabelled]
+        progress.start("Reading images", total=len(rows) + len(lists.validation) + len(lists.test))
+        images = self._images(self.data, rows, progress)
+        return Task(
+            facts=self.describe(lists),
+            sizes={
+                "labelled": len(lists.labelled),
+                "unlabelled": len(lists.unlabelled),
+                "validation": len(lists.validation),
+                "test": len(lists.test),
+            },
+            loader=self.make_loader(lists, images),
+            validation=self._evaluation(lists.validation, progress) if lists.validation else None,
+            test=self._evaluation(lists.test, progress),
+        )
+
+    def read_unseen(self, data: Path, facts: Mapping[str, Any], progress: JobProgress) -> Evaluation:
+        rows = read_image_names(data)
+        progress.start("Reading images", total=len(rows))
+        images = self._images(data if data.is_dir() else data.parent, rows, progress)
+        return Evaluation([row.path for row in rows], tensor_loader(images, batch_size=self.batch_size), unscored)
+
+    def _evaluation(self, rows: Sequence[Row[LabelT]], progress: JobProgress) -> Evaluation:
+        images = self._images(self.data, rows, progress)
+        score = lambda predicted: self.score(rows, predicted)
+        return Evaluation([row.path for row in rows], tensor_loader(images, batch_size=self.batch_size), score)
+
+    def _images(self, folder: Path, rows: Sequence[ImageRow], progress: JobProgress) -> Tensor:
+        size = round(self.image_size * 8 / 7)  # the middle 7/8 are tested, 224 of 256 pixels
+        return load_images(folder, rows, size, progress.advance)
+
+
+def class_table(predicted: Tensor, target: Tensor) -> Table:
+    """Error and accuracy in %, of the samples and averaged over the classes that there are, from logits ``[N, C]``."""
+    right = (predicted.argmax(dim=1) == target).double()
+    counts = torch.bincount(target)
+    by_class = (torch.bincount(target, right) / counts)[counts > 0]
+    accuracy = 100 * float(right.mean())
+    return {
+        "all": {"error %": 100 - accuracy, "accuracy %": accuracy, "class accuracy %": 100 * float(by_class.mean())}
+    }
+
+
+def class_columns(predicted: Tensor) -> Mapping[str, Sequence[Any]]:
+    """The class of each sample and its probability, from logits ``[N, C]``."""
+    confidence, label = predicted.softmax(dim=1).max(dim=1)
+    return {"label": label.tolist(), "confidence": confidence.tolist()}

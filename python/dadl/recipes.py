@@ -1,0 +1,33 @@
+"""The recipes of ``dadl train``, and its commands."""
+
+from collections.abc import Callable
+from typing import Annotated
+
+from cyclopts import App, Parameter
+from rich.console import Console
+
+from .chi_model_train import ChiModelRecipe
+from .ranksim_train import RankSimRecipe
+from .recipe import Recipe
+from .runs import RunOptions, train_run
+from .self_tuning_train import SelfTuningRecipe
+
+RECIPES: tuple[type[Recipe], ...] = (RankSimRecipe, SelfTuningRecipe, ChiModelRecipe)
+
+app = App(name="train", help="Train on your own data; test, and write everything to the folder of the run.")
+
+
+def _command(kind: type[Recipe]) -> Callable[..., None]:
+    """What trains a recipe, with its settings for options."""
+
+    def command(recipe: Recipe, options: RunOptions = RunOptions()) -> None:  # noqa: B008 (frozen)
+        train_run(recipe, options, Console())
+
+    command.__annotations__["recipe"] = Annotated[kind, Parameter(name="*")]
+    command.__annotations__["options"] = Annotated[RunOptions, Parameter(name="*")]
+    command.__doc__ = kind.__doc__
+    return command
+
+
+for kind in RECIPES:
+    app.command(_command(kind), name=kind.name)
