@@ -180,6 +180,9 @@ class RankSimRecipe(Recipe):
             if not any(column is not None for column in columns):
                 raise SettingsError("no inputs: name image, text, features or one-hot columns")
             self._check_inputs(bool(self.text), self.image is not None)
+        roles = [self.target, self.split, self.image, *self.text, *dict.fromkeys([*self.features, *self.one_hot])]
+        if repeated := [column for column in roles if column is not None and roles.count(column) > 1]:
+            raise SettingsError(f"column {repeated[0]} has two roles: as target, input or split, name it once")
         if self.image is not None and len(columns) > 1:
             raise SettingsError("images are learnt from alone: leave out either image or text, features and one-hot")
         if self.fine_tune and (self.features or self.one_hot):
