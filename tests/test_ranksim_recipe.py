@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
@@ -20,6 +21,7 @@ from dadl.ranksim import Regression
 from dadl.ranksim_train import RankSimRecipe
 from dadl.recipe import SettingsError, Task
 from dadl.report import JobProgress
+from dadl.runs import RunOptions, evaluate_run, train_run
 from dadl.training import fit, predict, tensor_loader
 from lightning_fabric import Fabric
 from PIL import Image
@@ -306,9 +308,9 @@ def test_texts_and_numbers_with_minilm_as_it_is(tmp_path: Path) -> None:
 
 
 @needs_texts
-@pytest.mark.parametrize(("fine_tune", "lr"), [(False, 1e-2), (True, 2e-4)])
-def test_sentence_pairs(fine_tune: bool, lr: float) -> None:
-    recipe = RankSimRecipe(data=FIXTURES / "sts-b", fine_tune=fine_tune, epochs=10, batch_size=3, lr=lr, fds=True)
+@pytest.mark.parametrize(("fine_tune", "epochs", "lr"), [(False, 40, 1e-2), (True, 10, 2e-4)])
+def test_sentence_pairs(fine_tune: bool, epochs: int, lr: float) -> None:
+    recipe = RankSimRecipe(data=FIXTURES / "sts-b", fine_tune=fine_tune, epochs=epochs, batch_size=3, lr=lr, fds=True)
     method, task, predicted = run(recipe)
     assert method.scale == 5
     assert method.ranksim is not None
@@ -338,6 +340,45 @@ def test_published_sentence_pairs(tmp_path: Path) -> None:
     table = task.test.score(predicted)
     assert table["all"]["Pearson"] > 0.6
     assert math.isnan(table["many"]["MAE"])  # no bin has more than 100 of so few
+
+
+def train(recipe: RankSimRecipe, output: Path) -> dict[str, Tensor]:
+    """Train into a folder, and return the method's state after its best epoch."""
+    train_run(recipe, RunOptions(output=output, device="cpu"), Console(quiet=True))
+    state: dict[str, Tensor] = torch.load(output / "best.ckpt")["method"]
+    return state
+
+
+def test_retraining_keeps_the_encoder(prices: Path, tmp_path: Path) -> None:
+    first = train(price_recipe(prices, epochs=3), tmp_path / "first")
+    recipe = price_recipe(
+        prices, epochs=4, retrain_from=tmp_path / "first", reweighting="sqrt-inverse", lds=True, fds=True
+    )
+    second = train(recipe, tmp_path / "second")
+    encoder = {name: value for name, value in first.items() if name.startswith("encoder.")}
+    assert len(encoder) == 6
+    assert all(torch.equal(second[f"encoder.{name}"], value) for name, value in encoder.items())
+    assert not torch.equal(second["head.weight"], first["head.weight"])
+    # What was retrained needs the first run no more.
+    shutil.rmtree(tmp_path / "first")
+    table = evaluate_run(tmp_path / "second", None, "test", "cpu", Console(quiet=True))
+    assert table["all"]["MAE"] < 0.5 * constant_error(prices, "price", recipe.read(progress()).test.names)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"seed": 1}, "not trained on these data"),
+        ({"features": ("area",), "one_hot": ()}, "another encoder"),
+        ({"hidden": 5}, "another encoder"),
+    ],
+)
+def test_what_cannot_be_retrained(prices: Path, tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    train(price_recipe(prices, epochs=1), tmp_path / "first")
+    with pytest.raises(SettingsError, match=message):
+        train(price_recipe(prices, epochs=1, retrain_from=tmp_path / "first", **settings), tmp_path / "second")
+    with pytest.raises(SettingsError, match="is not the folder of a run"):
+        train(price_recipe(prices, epochs=1, retrain_from=tmp_path), tmp_path / "third")
 
 
 @pytest.mark.parametrize(

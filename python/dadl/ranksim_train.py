@@ -47,6 +47,7 @@ from .tables import TableError, read_table
 from .training import BEST, LAST, TensorRows, as_fetched, tensor_loader
 
 Kind = Literal["ages", "sts-b", "table"]
+Columns = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=(), show_default=False)]
 Loss = Literal["l1", "mse", "huber", "focal-l1", "focal-mse", "bmc", "gai"]
 
 LOSSES: dict[str, RegressionLoss] = {
@@ -102,13 +103,13 @@ class RankSimRecipe(Recipe):
     image: str | None = None
     """Column of image paths, relative to the file."""
 
-    text: tuple[str, ...] = ()
+    text: Columns = ()
     """Columns of texts."""
 
-    features: tuple[str, ...] = ()
+    features: Columns = ()
     """Columns of numbers."""
 
-    one_hot: tuple[str, ...] = ()
+    one_hot: Columns = ()
     """Columns of categories."""
 
     split: str | None = None
