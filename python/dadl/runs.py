@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_type_hints
 import torch
 import yaml
 from lightning_fabric import Fabric
-from lightning_fabric.loggers import TensorBoardLogger
+from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 from rich.console import Console
 
 from dadl_ext import build_info
