@@ -224,6 +224,9 @@ def test_predictions_have_the_targets_unit() -> None:
     inputs = torch.tensor([[-1.0], [0.5]])
     assert method.predict(inputs).tolist() == [90, 105]
     assert method((inputs, torch.tensor([90, 105]), torch.ones(2))).item() == 0
+    method.centre.fill_(100_003)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert method.predict(inputs).tolist() == [99_993, 100_008]
 
 
 def tiny_network() -> nn.Module:
@@ -268,6 +271,13 @@ def test_images_of_ages(faces: Path, tmp_path: Path) -> None:
     (tmp_path / "new.csv").write_text("path\n" + "\n".join(task.test.names))
     unseen = recipe.read_unseen(tmp_path / "new.csv", facts_of(task), progress())
     assert torch.equal(predict(Fabric(accelerator="cpu", devices=1), method, unseen.loader), predicted)
+
+
+def test_images_with_the_weights_of_imagenet(faces: Path) -> None:
+    recipe = RankSimRecipe(data=faces, target="age", image="path", split="split", image_size=32, epochs=4, lr=1e-3)
+    method, task, predicted = run(recipe)
+    assert method.head.in_features == 1280
+    assert task.test.score(predicted)["all"]["Pearson"] > 0.8
 
 
 def test_missing_images_are_all_named(faces: Path) -> None:

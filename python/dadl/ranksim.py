@@ -74,7 +74,7 @@ class Regression(Method):
 
     def predict(self, inputs: Tensor) -> Tensor:
         prediction: Tensor = self.head(self.encoder(inputs)).squeeze(-1)
-        return prediction * self.scale + self.centre
+        return prediction.float() * self.scale + self.centre  # half precision cannot hold large targets
 
     def configure_optimizer(self, total_steps: int) -> tuple[Optimizer, LRScheduler]:
         optimizer = AdamW([p for part in (self.encoder, self.head) for p in _learnt(part)], lr=self.lr)
