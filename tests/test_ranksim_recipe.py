@@ -17,6 +17,7 @@ import torch
 pytest.importorskip("cyclopts", reason="needs pip install 'dadl[train]'")
 
 from dadl import BalancedMSE, FeatureDistributionSmoothing, LabelDistributionSmoothing, bin_weights
+from dadl.efficientnet import efficientnet_lite0
 from dadl.ranksim import Regression
 from dadl.ranksim_train import RankSimRecipe
 from dadl.recipe import SettingsError, Task
@@ -273,11 +274,14 @@ def test_images_of_ages(faces: Path, tmp_path: Path) -> None:
     assert torch.equal(predict(Fabric(accelerator="cpu", devices=1), method, unseen.loader), predicted)
 
 
-def test_images_with_the_weights_of_imagenet(faces: Path) -> None:
-    recipe = RankSimRecipe(data=faces, target="age", image="path", split="split", image_size=32, epochs=4, lr=1e-3)
-    method, task, predicted = run(recipe)
-    assert method.head.in_features == 1280
-    assert task.test.score(predicted)["all"]["Pearson"] > 0.8
+def test_images_are_learnt_from_with_the_weights_of_imagenet(faces: Path) -> None:
+    recipe = RankSimRecipe(data=faces, target="age", image="path", split="split", image_size=35)
+    task = recipe.read(progress())
+    method = recipe.make_method(facts_of(task)).eval()
+    (images,) = next(iter(task.test.loader))
+    with torch.no_grad():
+        middle = images[:, :, 2:-3, 2:-3].float() / 255
+        torch.testing.assert_close(method.encoder(images), efficientnet_lite0().eval()(middle))
 
 
 def test_missing_images_are_all_named(faces: Path) -> None:
