@@ -47,7 +47,7 @@ class Search:
         self.study.pruner = optuna.pruners.MedianPruner(RANDOM_TRIALS, n_warmup_steps=recipe.epochs // 5)
         if before == 0:
             own = {name: getattr(recipe, name) for name in recipe.search_space}
-            if all(low <= own[name] <= high for name, (low, high) in recipe.search_space.items()):
+            if all(own[name] and low <= own[name] <= high for name, (low, high) in recipe.search_space.items()):
                 self.study.enqueue_trial(own)
         for trial in self.study.trials:
             if trial.state is TrialState.RUNNING:  # when the search was interrupted
