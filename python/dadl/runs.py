@@ -82,13 +82,19 @@ def train_run(recipe: Recipe, options: RunOptions, console: Console) -> Table:
         raise SettingsError(f"{what} trains in one process, not in {fabric.world_size}")
     if not fabric.is_global_zero:
         console = Console(quiet=True)
-    with JobProgress(console) as progress:
-        task = recipe.read(progress)
-        console.print(f"{recipe.data}: " + ", ".join(f"{n} {part}" for part, n in task.sizes.items()), soft_wrap=True)
-        if options.search is not None:
-            recipe, output = _search(recipe, task, output, options.search, fabric, progress, console)
-        run = _Run(recipe, task, output, fabric)
-        run.train(progress)
+    try:
+        with JobProgress(console) as progress:
+            task = recipe.read(progress)
+            console.print(
+                f"{recipe.data}: " + ", ".join(f"{n} {part}" for part, n in task.sizes.items()), soft_wrap=True
+            )
+            if options.search is not None:
+                recipe, output = _search(recipe, task, output, options.search, fabric, progress, console)
+            run = _Run(recipe, task, output, fabric)
+            run.train(progress)
+    finally:
+        for logger in loggers:
+            logger.finalize("")  # which writes what is still on its way
     return run.test(console)
 
 
@@ -123,24 +129,20 @@ class _Run:
             told.append(row)
             self.on_epoch(told)
 
-        try:
-            self.history = fit(
-                fabric,
-                self.method,
-                task.loader,
-                epochs=recipe.epochs,
-                seed=recipe.seed,
-                accumulate=recipe.accumulate,
-                folder=self.folder,
-                checkpoint_every=recipe.checkpoint_every,
-                validate=None if task.validation is None else self._validate,
-                patience=recipe.patience,
-                on_step=progress.advance,
-                on_epoch=on_epoch,
-            )
-        finally:
-            for logger in fabric.loggers:
-                logger.finalize("")  # which writes what is still on its way
+        self.history = fit(
+            fabric,
+            self.method,
+            task.loader,
+            epochs=recipe.epochs,
+            seed=recipe.seed,
+            accumulate=recipe.accumulate,
+            folder=self.folder,
+            checkpoint_every=recipe.checkpoint_every,
+            validate=None if task.validation is None else self._validate,
+            patience=recipe.patience,
+            on_step=progress.advance,
+            on_epoch=on_epoch,
+        )
         self.seconds = time.perf_counter() - started
 
     def test(self, console: Console) -> Table:
@@ -203,6 +205,8 @@ def _search(
     search = Search(recipe, task, folder)
     while len(search.finished) < trials:
         trial, candidate, trial_folder = search.ask()
+        chosen = ", ".join(f"{name} {getattr(candidate, name):.4g}" for name in recipe.search_space)
+        console.print(f"Trial {len(search.finished) + 1}/{trials}: {chosen}", soft_wrap=True)
         run = _Run(candidate, task, trial_folder, fabric)
         run.on_epoch = partial(search.report, trial)
         try:

@@ -7,6 +7,7 @@ from typing import Any
 
 import optuna
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -118,7 +119,9 @@ class Search:
                     axes.scatter(*points, s=24, color=colour, label=label)
             trial = self.study.trials[best]
             axes.scatter(trial.params[name], _value(trial), s=90, facecolors="none", edgecolors="tab:red", label="best")
-            axes.set(xscale="log", xlabel=name.replace("_", " "))
+            axes.set(xscale="log", xlabel=name.replace("_", " "), xlim=self.recipe.search_space[name])
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter(NullFormatter())
             axes.grid(alpha=0.3)
         figure.axes[0].set_ylabel("validation, lower is better")
         figure.axes[0].legend(fontsize="small")
