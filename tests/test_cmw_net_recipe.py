@@ -16,13 +16,13 @@ import torch
 pytest.importorskip("cyclopts", reason="needs pip install 'dadl[train]'")
 
 from dadl import cmw_net_train
-from dadl.cmw_net_train import CMWNetRecipe
+from dadl.cmw_net_train import CMWNetRecipe, load_weight_net
 from dadl.errors import UserError
 from dadl.noisy_labels import CrossEntropy, LearntWeights, LowestLossMeta
 from dadl.recipe import SettingsError, Task
 from dadl.report import JobProgress
 from dadl.runs import RunOptions, evaluate_run, predict_run, read_run, train_run
-from dadl.training import LAST, fit, predict, tensor_loader
+from dadl.training import BEST, LAST, fit, predict, tensor_loader
 from lightning_fabric import Fabric
 from PIL import Image
 from rich.console import Console
@@ -186,6 +186,13 @@ def test_cross_entropy_sees_the_meta_samples_only_if_told_to(idx_folder: Path) -
 
 
 @pytest.mark.usefixtures("small_network")
+def test_cross_entropy_has_no_weights_to_load(idx_folder: Path, tmp_path: Path) -> None:
+    train_run(recipe_of(idx_folder, method="ce", epochs=1), RunOptions(output=tmp_path / "ce", device="cpu"), QUIET)
+    with pytest.raises(SettingsError, match="no learnt weights: it is of cmw-net, method ce"):
+        load_weight_net(tmp_path / "ce")
+
+
+@pytest.mark.usefixtures("small_network")
 def test_learnt_weights_beat_cross_entropy_on_wrong_labels(idx_folder: Path) -> None:
     accuracy: dict[str, list[float]] = {"ce": [], "mw-net": []}
     for method, seed in product(accuracy, (0, 1)):
@@ -289,7 +296,9 @@ def test_lists_with_a_meta_set(list_folder: Path, tmp_path: Path) -> None:
         "image_shape": [3, 14, 14],
         "view_size": 12,
     }
-    assert (output / "best.ckpt").exists()
+    weight_net = load_weight_net(output)
+    best = torch.load(output / BEST, weights_only=True)["method"]
+    assert all(torch.equal(value, best[f"weight_net.{name}"]) for name, value in weight_net.state_dict().items())
     predictions = rows_of(output / "predictions.csv")
     assert [row["name"] for row in predictions] == [f"image {i}.png" for i in range(30, 36)]
     (list_folder / "some.txt").write_text("image 31.png\nimage 30.png\n")
@@ -325,7 +334,7 @@ def test_every_bad_row_is_named(list_folder: Path) -> None:
         ({"method": "ce", "imbalance": 1000.0}, "no training samples of class 2"),
         ({"method": "ce", "patience": 1}, "has no val.txt; set val-fraction"),
         ({"method": "ce", "image_size": 32}, "image-size is for listed images"),
-        ({"method": "ce", "network": "efficientnet-lite0"}, "the images are grey"),
+        ({"method": "ce", "network": "efficientnet-lite0"}, "but these are .1, 12, 12.: choose network resnet32"),
         ({"method": "ce", "noise": "cifar10-flip", "noise_rate": 0.4}, "there are 3 classes"),
     ],
 )

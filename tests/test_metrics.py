@@ -50,6 +50,33 @@ def test_an_exact_prediction_does_not_make_the_geometric_mean_zero() -> None:
     assert metrics.gm == pytest.approx(math.sqrt(1e-10), rel=1e-6)
 
 
+@pytest.mark.parametrize("values", [4, 10_000])
+def test_correlations_equal_scipy(values: int) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    rng = np.random.default_rng(0)
+    target = rng.integers(0, values, 200).astype(float)
+    prediction = np.round(target + rng.normal(0, values / 3, 200), -2 if values > 4 else 0)
+    bins = rng.integers(0, len(COUNTS), 200)
+    metrics = shot_metrics(prediction, target, bins, COUNTS)
+    for region, mask in shot_regions(COUNTS).items():
+        rows = mask.numpy()[bins]
+        expected = (
+            stats.pearsonr(prediction[rows], target[rows])[0],
+            stats.spearmanr(prediction[rows], target[rows])[0],
+        )
+        assert (metrics[region].pearson, metrics[region].spearman) == pytest.approx(expected, rel=1e-12)
+
+
+def test_correlations_of_constants_are_undefined() -> None:
+    constant = shot_metrics([0.1] * 3, [1.0, 2.0, 3.0], [0, 0, 0], COUNTS)["all"]
+    single = shot_metrics([1.0], [2.0], [0], COUNTS)["all"]
+    unknown = shot_metrics([1.0, math.nan, 2.0], [1.0, 2.0, 3.0], [0, 0, 0], COUNTS)["all"]
+    for metrics in (constant, single, unknown):
+        assert math.isnan(metrics.pearson)
+        assert math.isnan(metrics.spearman)
+    assert single.mae == 1
+
+
 def test_tensors_that_require_grad_and_half_precision_are_accepted() -> None:
     prediction = torch.tensor([1.0, 2.5], dtype=torch.bfloat16, requires_grad=True)
     assert shot_metrics(prediction, torch.tensor([1, 2]), torch.tensor([0, 0]), torch.tensor(COUNTS))["all"].mae == 0.25

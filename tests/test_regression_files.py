@@ -13,7 +13,15 @@ pytest.importorskip("PIL", reason="needs pip install 'dadl[train]'")
 
 from dadl import bin_labels, shot_regions
 from dadl.image_lists import load_images
-from dadl.regression_files import SPLITS, RegressionData, read_agedb, read_csv, read_sts_b
+from dadl.regression_files import (
+    SPLITS,
+    RegressionData,
+    read_agedb,
+    read_csv,
+    read_sts_b,
+    read_unseen_csv,
+    read_unseen_sts_b,
+)
 from dadl.tables import TableError
 from hypothesis import given
 from hypothesis import strategies as st
@@ -174,6 +182,44 @@ def test_a_constant_target_is_named(tmp_path: Path) -> None:
     assert problems_of(lambda: read_csv(path, "y", features=["x"])) == [
         f"{path}: every target in train is 3, so that there is nothing to learn"
     ]
+
+
+def test_unseen_rows_have_the_features_of_the_training(tmp_path: Path) -> None:
+    columns = {"text": ["advert"], "features": ["rooms", "colour", "area"]}
+    seen = read_csv(FIXTURES / "houses.csv", "price", one_hot=["colour"], **columns)
+    assert seen.categories == {"colour": ("blue", "red")}
+    path = tmp_path / "new.csv"
+    path.write_text("advert,colour,area,rooms\nA pond,red,90,4\n")
+    unseen = read_unseen_csv(path, categories=seen.categories, **columns)
+    assert unseen.features.tolist() == [[4, 0, 1, 90]]
+    assert (unseen.where, unseen.texts, len(unseen.target)) == (["new.csv:2"], [("A pond",)], 0)
+    again = read_unseen_csv(FIXTURES / "houses.csv", categories=seen.categories, **columns)
+    rows = [again.where.index(where) for where in seen.train.where]
+    assert torch.equal(again.features[rows], seen.train.features)
+
+
+def test_bad_unseen_rows_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "new.csv"
+    path.write_text("a,colour\n1,red\n,blue\n2,green\n")
+    assert problems_of(lambda: read_unseen_csv(path, features=["a"], categories={"colour": ["blue", "red"]})) == [
+        "new.csv:4: colour is 'green'; the training had 'blue', 'red'",
+        "new.csv:3: a is empty; expected a finite number such as 3.5",
+    ]
+    (problem,) = problems_of(lambda: read_unseen_csv(path, features=["colour"]))
+    assert "holds no numbers" in problem
+    assert problem.endswith("the training had numbers there")
+    (problem,) = problems_of(lambda: read_unseen_csv(path, features=["b"]))
+    assert "no column 'b'" in problem
+    with pytest.raises(ValueError, match="no inputs"):
+        read_unseen_csv(path)
+
+
+def test_unseen_pairs(tmp_path: Path) -> None:
+    unseen = read_unseen_sts_b(FIXTURES / "sts-b" / "test_new.tsv")
+    assert unseen.texts[1] == ("Snow covers the field.", "The field is white with snow.")
+    path = tmp_path / "pairs.tsv"
+    path.write_text('sentence2\tsentence1\nb "\ta\n \tc\n')
+    assert problems_of(lambda: read_unseen_sts_b(path)) == ["pairs.tsv:3: sentence2 is empty"]
 
 
 NO_NUMBERS = ["", " ", "nan", "NaN", "inf", "-inf", "1e999", "1_000", "3,5", "0x10", "two", "1 2", "--1"]

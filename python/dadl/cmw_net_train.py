@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from .augmentation import View
+from .cmw_net import CMWNet
 from .data import CIFAR10_FLIPS, balanced_subset, flip_noise, long_tail, symmetric_noise
 from .efficientnet import FEATURES, efficientnet_lite0
 from .image_files import ImageFileError, read_image_files
@@ -23,9 +24,10 @@ from .recipe import Evaluation, Fraction, NonNegative, Positive, PositiveInt, Re
 from .report import JobProgress
 from .resnet import FEATURES as RESNET_FEATURES
 from .resnet import resnet
-from .training import tensor_loader
+from .training import BEST, LAST, tensor_loader
 
 LOWEST_LOSS_PER_CLASS = 10
+SMALLEST_PHOTOGRAPH = 64
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class CMWNetRecipe(Recipe):
 
     name: ClassVar[str] = "cmw-net"
     distributed: ClassVar[bool] = False
+    search_space: ClassVar[Mapping[str, tuple[float, float]]] = {"lr": (1e-3, 0.5), "meta_lr": (1e-4, 1e-1)}
 
     method: Literal["cmw-net", "mw-net", "cmw-net-sl", "ce", "ce-meta"] = "cmw-net"
     """CMW-Net, Meta-Weight-Net, CMW-Net with soft labels, or cross-entropy, perhaps on the meta samples too."""
@@ -158,6 +161,12 @@ class CMWNetRecipe(Recipe):
         except ValueError as error:
             raise SettingsError(f"{self.data}: {error}") from None
         train, meta = parts.train, parts.meta
+        shape = list(train.images.shape[1:])
+        if self.network == "efficientnet-lite0" and (shape[0] != 3 or parts.view_size < SMALLEST_PHOTOGRAPH):
+            raise SettingsError(
+                f"efficientnet-lite0 is for images of 3 colours and at least {SMALLEST_PHOTOGRAPH} pixels, but these "
+                f"are {shape}: choose network resnet32"
+            )
         if self.patience is not None and parts.validation is None:
             raise SettingsError(f"patience needs validation samples: {self.data} has no {VALIDATION}; set val-fraction")
         evaluation = lambda part: Evaluation(
@@ -169,7 +178,7 @@ class CMWNetRecipe(Recipe):
             facts={
                 "classes": num_classes,
                 "class_counts": torch.bincount(train.target, minlength=num_classes).tolist(),
-                "image_shape": list(train.images.shape[1:]),
+                "image_shape": shape,
                 "view_size": parts.view_size,
             },
             sizes={
@@ -243,8 +252,6 @@ class CMWNetRecipe(Recipe):
             files = read_image_files(self.data)
         except ImageFileError as error:
             raise ImageFileError(f"{error}; nor is there a list {self.data / TRAIN}") from None
-        if self.network == "efficientnet-lite0" and files.train_images.shape[1] != 3:
-            raise SettingsError("efficientnet-lite0 is for colours, but the images are grey: choose network resnet32")
         train, test = (
             Samples([f"{part}:{i}" for i in range(len(target))], images, target)
             for part, images, target in (
@@ -272,9 +279,9 @@ class CMWNetRecipe(Recipe):
             train, meta = train.without(drawn), train.take(drawn)
         elif meta is None and self.method != "ce":
             raise SettingsError(
-                f"{self.method} needs clean meta samples, but {self.data} has no {META}. Write one beside "
-                f"{TRAIN}, with 'relative/path class' a line; or set meta-per-class, to draw some from training labels that are "
-                "right; or learn weights on training samples: meta lowest-loss for noise, balanced for imbalance"
+                f"{self.method} needs clean meta samples, but {self.data} has no {META}. Write one beside {TRAIN}, a "
+                "line 'relative/path class' for each; or set meta-per-class, to draw some from training labels that "
+                "are right; or learn weights on training samples: meta lowest-loss for noise, balanced for imbalance"
             )
         return replace(parts, train=train, meta=meta, validation=validation)
 
@@ -310,3 +317,24 @@ class CMWNetRecipe(Recipe):
             return meta_loader(images, target, meta.images, meta.target, batch_size=self.batch_size)
         weights = 1 / torch.bincount(target)[target]
         return meta_loader(images, target, images, target, weights, batch_size=self.batch_size)
+
+
+def load_weight_net(run: Path) -> CMWNet:
+    """The weighting network of a run, e.g. to save it or to weigh the samples of another training.
+
+    It is that of the best epoch, or without a validation of the last one. Raises a :class:`.SettingsError` for a folder
+    that holds no such run.
+    """
+    from .runs import read_run  # which knows every recipe
+
+    name, settings, facts = read_run(run)
+    if name != CMWNetRecipe.name or settings["method"] in ("ce", "ce-meta"):
+        raise SettingsError(f"{run} has no learnt weights: it is of {name}, method {settings.get('method')}")
+    file = next((run / name for name in (BEST, LAST) if (run / name).exists()), None)
+    if file is None:
+        raise SettingsError(f"{run} has no checkpoint yet")
+    state = torch.load(file, map_location="cpu", weights_only=True)["method"]
+    own = {key.removeprefix("weight_net."): value for key, value in state.items() if key.startswith("weight_net.")}
+    weight_net = CMWNet(facts["class_counts"], len(own["centers"]))
+    weight_net.load_state_dict(own)
+    return weight_net

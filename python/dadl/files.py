@@ -21,6 +21,7 @@ def replace_file(path: Path, write: Callable[[Path], None]) -> None:
 
     Whenever the process is killed, ``path`` is as it was before or as it shall be.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")
     write(temporary)
     os.replace(temporary, path)
@@ -53,12 +54,15 @@ def save_checkpoint(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:
 def load_checkpoint(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:
     """Restore ``state`` in place from ``path``, which may hold more; only tensors and plain values are unpickled.
 
-    Raises a :class:`CheckpointError` if the file is damaged, is no checkpoint, or is one of another method.
+    Raises a :class:`CheckpointError` if the file is missing or damaged, is no checkpoint, or is one of another method.
     """
+    if not path.exists():
+        raise CheckpointError(f"{path} is missing: put it back, or begin anew in another folder")
     try:
         fabric.load(path, state, weights_only=True)
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise CheckpointError(
-            f"{path} is damaged or not a checkpoint of this training ({reason}); move it away to begin anew"
+            f"{path} is damaged or not a checkpoint of this training ({reason}): put it back, or begin anew in another "
+            "folder"
         ) from None

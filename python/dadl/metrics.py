@@ -22,7 +22,9 @@ class ErrorMetrics:
     """Errors of one region; NaN where it has no samples.
 
     ``mae`` mean absolute error, ``mse`` mean squared error, ``gm`` geometric mean of the absolute errors (1e-10 added
-    to each, so that one exact prediction does not make it zero), ``bmae`` mean over label bins of each bin's MAE.
+    to each, so that one exact prediction does not make it zero), ``bmae`` mean over label bins of each bin's MAE,
+    ``pearson`` and ``spearman`` correlation of predictions and targets, and of their ranks (equal values share their
+    mean rank). A correlation is NaN, too, where predictions or targets are all the same.
     """
 
     samples: int = 0
@@ -30,6 +32,8 @@ class ErrorMetrics:
     mse: float = math.nan
     gm: float = math.nan
     bmae: float = math.nan
+    pearson: float = math.nan
+    spearman: float = math.nan
 
 
 def shot_regions(counts: Array, *, many: int = 100, few: int = 20) -> dict[Region, Tensor]:
@@ -54,7 +58,7 @@ def shot_regions(counts: Array, *, many: int = 100, few: int = 20) -> dict[Regio
 def shot_metrics(
     prediction: Array, target: Array, bins: Array, counts: Array, *, many: int = 100, few: int = 20
 ) -> dict[Region, ErrorMetrics]:
-    """Errors of a regression over all labels and by the number of training samples of the label's bin.
+    """Errors and correlations of a regression over all labels and by the training samples of the label's bin.
 
     Args:
         prediction: ``[N]``.
@@ -83,15 +87,15 @@ def shot_metrics(
             f"bins must be in [0, {num_bins}), the length of counts, "
             f"got values from {int(index.min())} to {int(index.max())}"
         )
-    error = (x - y).abs()
-    return {
-        region: _error_metrics(error[mask[index.long()]], index[mask[index.long()]]) for region, mask in regions.items()
-    }
+    index = index.long()
+    rows = {region: mask[index] for region, mask in regions.items()}
+    return {region: _error_metrics(x[chosen], y[chosen], index[chosen]) for region, chosen in rows.items()}
 
 
-def _error_metrics(error: Tensor, bins: Tensor) -> ErrorMetrics:
-    if len(error) == 0:
+def _error_metrics(x: Tensor, y: Tensor, bins: Tensor) -> ErrorMetrics:
+    if len(x) == 0:
         return ErrorMetrics()
+    error = (x - y).abs()
     _, group = torch.unique(bins, return_inverse=True)
     per_bin = torch.bincount(group, weights=error) / torch.bincount(group)
     return ErrorMetrics(
@@ -100,7 +104,23 @@ def _error_metrics(error: Tensor, bins: Tensor) -> ErrorMetrics:
         mse=error.square().mean().item(),
         gm=(error + 1e-10).log().mean().exp().item(),
         bmae=per_bin.mean().item(),
+        pearson=_correlation(x, y),
+        spearman=_correlation(_ranks(x), _ranks(y)),
     )
+
+
+def _correlation(x: Tensor, y: Tensor) -> float:
+    if bool((x == x[0]).all() or (y == y[0]).all()):
+        return math.nan
+    x, y = x - x.mean(), y - y.mean()
+    return float(x @ y / (x.norm() * y.norm()))
+
+
+def _ranks(values: Tensor) -> Tensor:
+    """Ascending ranks, of equal values their mean; NaN, whose order would be invented, makes all of them NaN."""
+    _, group, counts = torch.unique(values, return_inverse=True, return_counts=True)
+    ranks: Tensor = counts.cumsum(dim=0) - (counts - 1).double() / 2
+    return ranks[group].masked_fill(values.isnan().any(), math.nan)
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,9 @@ class Recipe(ABC):
     distributed: ClassVar[bool] = True
     """Whether several processes can train together."""
 
+    search_space: ClassVar[Mapping[str, tuple[float, float]]] = {}
+    """Settings that ``--search`` chooses on validation, each from a range of positive numbers."""
+
     data: Path
     """File or folder of the data."""
 

@@ -8,11 +8,12 @@ from rich.console import Console
 
 from .chi_model_train import ChiModelRecipe
 from .cmw_net_train import CMWNetRecipe
+from .ranksim_train import RankSimRecipe
 from .recipe import Recipe
 from .runs import RunOptions, train_run
 from .self_tuning_train import SelfTuningRecipe
 
-RECIPES: tuple[type[Recipe], ...] = (SelfTuningRecipe, ChiModelRecipe, CMWNetRecipe)
+RECIPES: tuple[type[Recipe], ...] = (RankSimRecipe, SelfTuningRecipe, ChiModelRecipe, CMWNetRecipe)
 
 app = App(name="train", help="Train on your own data; test, and write everything to the folder of the run.")
 

@@ -32,8 +32,8 @@ class ImageFile:
 class Samples:
     """The n samples of one split, in the order of the file; what the file has no column for is empty.
 
-    ``where``: file and line of each. ``target``: ``[n]``, float64. ``images``: their files, as
-    :func:`dadl.image_lists.load_images` takes them. ``texts``: the texts of each sample. ``features``: ``[n, F]``,
+    ``where``: file and line of each. ``target``: ``[n]``, float64; empty for unseen samples. ``images``: their files,
+    as :func:`dadl.image_lists.load_images` takes them. ``texts``: the texts of each sample. ``features``: ``[n, F]``,
     float64, as they are in the file.
     """
 
@@ -46,13 +46,17 @@ class Samples:
 
 @dataclass(frozen=True)
 class RegressionData:
-    """Three splits; image paths are relative to ``folder``, ``feature_names`` are the columns of ``features``."""
+    """Three splits; image paths are relative to ``folder``, ``feature_names`` are the columns of ``features``.
+
+    ``categories`` are those of each one-hot column, as :func:`read_unseen_csv` takes them.
+    """
 
     train: Samples
     val: Samples
     test: Samples
     folder: Path
     feature_names: tuple[str, ...]
+    categories: Mapping[str, tuple[str, ...]]
 
 
 def read_csv(
@@ -93,26 +97,10 @@ def read_csv(
             than two samples in ``train``; a target that is the same in all of ``train``; missing and damaged images.
         ValueError: no input columns, or one that is named twice.
     """
-    inputs = [*([] if image is None else [image]), *text, *dict.fromkeys([*features, *one_hot])]
-    if not inputs:
-        raise ValueError("no inputs: name an image column, text columns, or columns of features")
-    names = [target, *inputs, *([] if split is None else [split])]
-    if repeated := [name for name in names if names.count(name) > 1]:
-        raise ValueError(f"column {repeated[0]!r} has two roles: as target, input or split, name it once")
+    columns = _Columns(image, tuple(text), tuple(dict.fromkeys([*features, *one_hot])))
     problems: list[str] = []
-    table = read_table(path, problems)
-    if not table.header:
-        raise TableError(problems)
-    at = table.positions(names, problems)
-    if len(at) < len(names):
-        raise TableError(problems)
-    layout = _Layout(
-        target=at[target],
-        image=None if image is None else at[image],
-        texts=tuple(at[name] for name in text),
-        features=tuple(at[name] for name in dict.fromkeys([*features, *one_hot])),
-        categories=frozenset(at[name] for name in one_hot),
-    )
+    table, at = _opened(path, [target, *columns.names, *([] if split is None else [split])], problems)
+    layout = columns.layout(at, frozenset(one_hot), target=at[target])
     parts = _random_parts(len(table.rows), seed) if split is None else _named_parts(table, at[split], problems)
     if image is not None and check_images:
         problems += image_problems(path.parent, _image_files(table, at[image]), on_image)
@@ -150,15 +138,94 @@ def read_sts_b(folder: Path) -> RegressionData:
     return _assembled(whole, folder, _Layout(target=9, texts=(7, 8)), parts, problems)
 
 
+def read_unseen_csv(
+    path: Path,
+    *,
+    image: str | None = None,
+    text: Sequence[str] = (),
+    features: Sequence[str] = (),
+    categories: Mapping[str, Sequence[str]] | None = None,
+) -> Samples:
+    """Read samples without a target; other columns than the named ones do not matter. Images are not opened.
+
+    Args:
+        path: as for :func:`read_csv`, and ``image``, ``text`` and ``features``, too.
+        image: column of image paths.
+        text: columns of texts.
+        features: columns of numbers and, where ``categories`` has them, of categories.
+        categories: those of each one-hot column, from the training; further columns follow ``features``.
+
+    Raises:
+        TableError: as :func:`read_csv`; and categories that the training did not have.
+        ValueError: no input columns, or one that is named twice.
+    """
+    known = {name: tuple(values) for name, values in (categories or {}).items()}
+    columns = _Columns(image, tuple(text), tuple(dict.fromkeys([*features, *known])))
+    problems: list[str] = []
+    table, at = _opened(path, columns.names, problems)
+    return _unseen(table, columns.layout(at, frozenset(known)), known, problems)
+
+
+def read_unseen_sts_b(path: Path) -> Samples:
+    """Read pairs of sentences without a score: the columns ``sentence1`` and ``sentence2`` of a file as STS-B-DIR's.
+
+    Raises a :class:`.TableError` as :func:`read_sts_b` does.
+    """
+    problems: list[str] = []
+    columns = _Columns(None, ("sentence1", "sentence2"), ())
+    table, at = _opened(path, columns.names, problems, delimiter="\t", quoted=False)
+    return _unseen(table, columns.layout(at, frozenset()), {}, problems)
+
+
 @dataclass(frozen=True)
 class _Layout:
     """Which columns, by position, hold what; ``categories`` are those of the features that are one-hot."""
 
-    target: int
+    target: int | None = None
     image: int | None = None
     texts: tuple[int, ...] = ()
     features: tuple[int, ...] = ()
     categories: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """The names of the inputs' columns."""
+
+    image: str | None
+    texts: tuple[str, ...]
+    features: tuple[str, ...]
+
+    @property
+    def names(self) -> list[str]:
+        names = [*([] if self.image is None else [self.image]), *self.texts, *self.features]
+        if not names:
+            raise ValueError("no inputs: name an image column, text columns, or columns of features")
+        return names
+
+    def layout(self, at: Mapping[str, int], one_hot: frozenset[str], target: int | None = None) -> _Layout:
+        return _Layout(
+            target=target,
+            image=None if self.image is None else at[self.image],
+            texts=tuple(at[name] for name in self.texts),
+            features=tuple(at[name] for name in self.features),
+            categories=frozenset(at[name] for name in one_hot),
+        )
+
+
+def _opened(
+    path: Path, names: Sequence[str], problems: list[str], *, delimiter: str | None = None, quoted: bool = True
+) -> tuple[Table, dict[str, int]]:
+    """The table, and where its columns are."""
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"column {repeated[0]!r} has two roles: as target, input or split, name it once")
+    table = read_table(path, problems, delimiter=delimiter, quoted=quoted)
+    if not table.header:
+        raise TableError(problems)
+    at = table.positions(names, problems)
+    if len(at) < len(names):
+        raise TableError(problems)
+    return table, at
 
 
 def _random_parts(count: int, seed: int) -> dict[Split, list[int]]:
@@ -188,40 +255,73 @@ def _assembled(
     table: Table, folder: Path, layout: _Layout, parts: Mapping[Split, list[int]], problems: list[str]
 ) -> RegressionData:
     """The data set, or an error with the ``problems`` there were and those of the columns."""
+    assert layout.target is not None
     target = _numbers(table, layout.target, "regression needs a target of numbers", problems)
+    categories = {
+        table.header[column]: _categories(table, column, parts["train"], problems)
+        for column in layout.features
+        if column in layout.categories
+    }
+    names, features = _features(table, layout, categories, "leave it out or ask for it one-hot", problems)
+    _check_texts(table, layout, problems)
+    _check_parts(table.path, parts, target, problems)
+    if problems:
+        raise TableError(problems)
+    train, val, test = (_samples(table, layout, parts[split], target, features) for split in SPLITS)
+    return RegressionData(train, val, test, folder, names, categories)
+
+
+def _unseen(table: Table, layout: _Layout, categories: Mapping[str, tuple[str, ...]], problems: list[str]) -> Samples:
+    """All samples of the table, or an error as above."""
+    for name, known in categories.items():
+        column = table.header.index(name)
+        problems += [
+            f"{row.where}: {name} is {row.fields[column].strip()!r}; the training had {', '.join(map(repr, known))}"
+            for row in table.rows
+            if row.fields[column].strip() not in known
+        ]
+    _, features = _features(table, layout, categories, "the training had numbers there", problems)
+    _check_texts(table, layout, problems)
+    if problems:
+        raise TableError(problems)
+    return _samples(table, layout, range(len(table.rows)), None, features)
+
+
+def _features(
+    table: Table, layout: _Layout, categories: Mapping[str, tuple[str, ...]], advice: str, problems: list[str]
+) -> tuple[tuple[str, ...], Tensor]:
+    """The features' names and values ``[n, F]``."""
     columns: list[tuple[str, Tensor]] = []
     for column in layout.features:
         if column in layout.categories:
-            columns += _one_hot(table, column, parts["train"], problems)
+            columns += _one_hot(table, column, categories[table.header[column]])
         else:
-            numbers = _numbers(table, column, "leave it out or ask for it one-hot", problems)
-            columns.append((table.header[column], numbers))
-    texts = [tuple(row.fields[column] for column in layout.texts) for row in table.rows]
+            columns.append((table.header[column], _numbers(table, column, advice, problems)))
+    features = torch.empty(len(table.rows), len(columns), dtype=torch.float64)
+    for i, (_, values) in enumerate(columns):
+        features[:, i] = values
+    return tuple(name for name, _ in columns), features
+
+
+def _samples(table: Table, layout: _Layout, rows: Sequence[int], target: Tensor | None, features: Tensor) -> Samples:
+    images = [] if layout.image is None else _image_files(table, layout.image)
+    chosen = [table.rows[i] for i in rows]
+    return Samples(
+        where=[row.where for row in chosen],
+        target=torch.empty(0, dtype=torch.float64) if target is None else target[rows],
+        images=[images[i] for i in rows] if images else [],
+        texts=[tuple(row.fields[column] for column in layout.texts) for row in chosen] if layout.texts else [],
+        features=features[rows],
+    )
+
+
+def _check_texts(table: Table, layout: _Layout, problems: list[str]) -> None:
     problems += [
         f"{row.where}: {table.header[column]} is empty"
         for row in table.rows
         for column in layout.texts
         if not row.fields[column].strip()
     ]
-    images = [] if layout.image is None else _image_files(table, layout.image)
-    _check_parts(table.path, parts, target, problems)
-    if problems:
-        raise TableError(problems)
-    features = target.new_empty(len(target), len(columns))
-    for i, (_, values) in enumerate(columns):
-        features[:, i] = values
-
-    def samples(split: Split) -> Samples:
-        rows = parts[split]
-        return Samples(
-            where=[table.rows[i].where for i in rows],
-            target=target[rows],
-            images=[images[i] for i in rows] if images else [],
-            texts=[texts[i] for i in rows] if layout.texts else [],
-            features=features[rows],
-        )
-
-    return RegressionData(samples("train"), samples("val"), samples("test"), folder, tuple(name for name, _ in columns))
 
 
 def _numbers(table: Table, column: int, advice: str, problems: list[str]) -> Tensor:
@@ -252,8 +352,8 @@ def _number(field: str) -> float:
         return math.nan
 
 
-def _one_hot(table: Table, column: int, train: Sequence[int], problems: list[str]) -> list[tuple[str, Tensor]]:
-    """A feature for each category of the training rows."""
+def _categories(table: Table, column: int, train: Sequence[int], problems: list[str]) -> tuple[str, ...]:
+    """The categories of the training rows."""
     name = table.header[column]
     fields = [row.fields[column].strip() for row in table.rows]
     counts = Counter(fields[i] for i in train)
@@ -266,10 +366,14 @@ def _one_hot(table: Table, column: int, train: Sequence[int], problems: list[str
             problems.append(
                 f"{row.where}: {name} {field!r} has {how_many} in train; merge it with another category or drop the row"
             )
-    categories = sorted(counts)
+    return tuple(sorted(counts))
+
+
+def _one_hot(table: Table, column: int, categories: Sequence[str]) -> list[tuple[str, Tensor]]:
+    """A feature for each category."""
     index = {category: i for i, category in enumerate(categories)}
-    codes = torch.tensor([index.get(field, -1) for field in fields])
-    return [(f"{name}={category}", (codes == i).double()) for i, category in enumerate(categories)]
+    codes = torch.tensor([index.get(row.fields[column].strip(), -1) for row in table.rows])
+    return [(f"{table.header[column]}={category}", (codes == i).double()) for category, i in index.items()]
 
 
 def _check_parts(path: Path, parts: Mapping[Split, list[int]], target: Tensor, problems: list[str]) -> None:

@@ -3,25 +3,27 @@
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 import torch
 import yaml
 from lightning_fabric import Fabric
-from lightning_fabric.loggers import TensorBoardLogger
+from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 from rich.console import Console
 
 from dadl_ext import build_info
 
 from .files import CheckpointError, load_checkpoint, replace_file, write_csv
-from .recipe import Evaluation, Flag, Recipe, SettingsError, Table
+from .recipe import Evaluation, Flag, PositiveInt, Recipe, SettingsError, Table, Task
 from .report import Cells, JobProgress, environment, markdown_table, rich_table, write_json
 from .training import BEST, LAST, EpochLog, Method, best_epoch, fit, predict
 
 CONFIG, RUN, RESULTS, TABLE, PREDICTIONS = "config.yaml", "run.json", "results.json", "table.md", "predictions.csv"
+JOURNAL = "search.journal"
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -38,6 +40,9 @@ class RunOptions:
 
     device: Device = "auto"
     """Where to compute."""
+
+    search: PositiveInt | None = None
+    """Trials to choose settings on validation; the best one is tested. [default: none]"""
 
     tensorboard: Flag = False
     """Log for TensorBoard too, into the folder of the run."""
@@ -63,67 +68,155 @@ def train_run(recipe: Recipe, options: RunOptions, console: Console) -> Table:
     """Train, test once at the end, and write everything to the folder of the run. Returns the test's table.
 
     The folder holds ``config.yaml`` with the settings, ``run.json`` with what is known of the data, checkpoints,
-    ``log.csv``, ``table.md``, ``results.json`` and ``predictions.csv`` of the test. Raises a ``ValueError`` with all
-    problems before training: of the data, the settings, or the folder.
+    ``log.csv``, ``table.md``, ``results.json`` and ``predictions.csv`` of the test. With a search it holds such a
+    folder for each trial, and the best one is tested. Raises a :class:`.UserError` with all problems before training:
+    of the data, the settings, or the folder.
     """
-    started = time.perf_counter()
     output = Path(f"dadl-train-{recipe.name}") if options.output is None else options.output
-    _check_folder(output, recipe, options.resume)
-    loggers = [TensorBoardLogger(output, name=None, version="tensorboard")] if options.tensorboard else []
+    _check_folder(output, recipe, options)
+    # Seconds within which numbers are in the file, should the process be killed.
+    loggers = [TensorBoardLogger(output, name=None, version="tensorboard", flush_secs=5)] if options.tensorboard else []
     fabric = make_fabric(options.device, recipe.precision, loggers)
-    if fabric.world_size > 1 and not recipe.distributed:
-        raise SettingsError(f"{recipe.name} trains in one process, not in {fabric.world_size}")
+    if fabric.world_size > 1 and not (recipe.distributed and options.search is None):
+        what = recipe.name if options.search is None else "a search"
+        raise SettingsError(f"{what} trains in one process, not in {fabric.world_size}")
     if not fabric.is_global_zero:
         console = Console(quiet=True)
-    with JobProgress(console) as progress:
-        task = recipe.read(progress)
-        console.print(f"{recipe.data}: " + ", ".join(f"{n} {part}" for part, n in task.sizes.items()), soft_wrap=True)
-        facts = json.loads(json.dumps(task.facts))
-        _check_data(output, recipe, facts)
-        fabric.barrier()
+    try:
+        with JobProgress(console) as progress:
+            task = recipe.read(progress)
+            console.print(
+                f"{recipe.data}: " + ", ".join(f"{n} {part}" for part, n in task.sizes.items()), soft_wrap=True
+            )
+            if options.search is not None:
+                recipe, output = _search(recipe, task, output, options.search, fabric, progress, console)
+            run = _Run(recipe, task, output, fabric)
+            run.train(progress)
+    finally:
+        for logger in loggers:
+            logger.finalize("")  # which writes what is still on its way
+    return run.test(console)
+
+
+class _Run:
+    """A recipe, its data, and the folder that it is trained into."""
+
+    def __init__(self, recipe: Recipe, task: Task, folder: Path, fabric: Fabric) -> None:
+        self.recipe, self.task, self.folder, self.fabric = recipe, task, folder, fabric
+        self.facts = json.loads(json.dumps(task.facts))
+        self.beginning = {"recipe": recipe.name, "facts": self.facts, "samples": dict(task.sizes)}
+        # The settings are written last: without them the run has not begun.
+        if (folder / CONFIG).exists() and json.loads((folder / RUN).read_text(encoding="utf-8")) != self.beginning:
+            raise SettingsError(f"{recipe.data} has changed since the run in {folder} began; choose another folder")
+        self.seconds = 0.0
+        self.history: list[EpochLog] = []
+        self.on_epoch: Callable[[list[EpochLog]], None] = lambda history: None
+
+    def train(self, progress: JobProgress) -> None:
+        """Train from the beginning or from the folder's checkpoint, and leave the method after its best epoch."""
+        recipe, task, fabric, started = self.recipe, self.task, self.fabric, time.perf_counter()
+        fabric.barrier()  # every process has looked into the folder
         if fabric.is_global_zero:
-            _write_beginning(output, recipe, facts)
+            self._write_beginning()
         torch.manual_seed(recipe.seed)
-        method = recipe.make_method(facts)
-        validate = None if task.validation is None else _Validation(fabric, method, task.validation)
-        progress.start("Training", total=recipe.epochs * -(-_steps(fabric, task.loader) // recipe.accumulate))
-        history = fit(
+        self.method = recipe.make_method(self.facts)
+        batches = -(-len(task.loader) // fabric.world_size)
+        progress.start("Training", total=recipe.epochs * -(-batches // recipe.accumulate))
+        told: list[EpochLog] = []
+
+        def on_epoch(row: EpochLog) -> None:
+            progress.describe(_progress_line(row, recipe.epochs))
+            told.append(row)
+            self.on_epoch(told)
+
+        self.history = fit(
             fabric,
-            method,
+            self.method,
             task.loader,
             epochs=recipe.epochs,
             seed=recipe.seed,
             accumulate=recipe.accumulate,
-            folder=output,
+            folder=self.folder,
             checkpoint_every=recipe.checkpoint_every,
-            validate=validate,
+            validate=None if task.validation is None else self._validate,
             patience=recipe.patience,
             on_step=progress.advance,
-            on_epoch=lambda row: progress.describe(_progress_line(row, recipe.epochs)),
+            on_epoch=on_epoch,
         )
-    predicted = predict(fabric, method, task.test.loader)
-    table = task.test.score(predicted)
-    title = f"Test of {recipe.name}"
-    console.print(rich_table(title, _cells(table)))
-    if fabric.is_global_zero:
-        (output / TABLE).write_text(f"**{title}**\n\n{markdown_table(_cells(table))}\n", encoding="utf-8")
-        write_csv(output / PREDICTIONS, _rows(task.test, recipe.prediction_columns(predicted, facts)))
-        results = {
-            "recipe": recipe.name,
-            "settings": settings_of(recipe),
-            "facts": facts,
-            "environment": environment(fabric.device) | {"processes": fabric.world_size},
-            "dadl_ext": build_info(),
-            "samples": dict(task.sizes),
-            "seconds": time.perf_counter() - started,
-            "best_epoch": best_epoch(history),
-            "history": history,
-            "test": {row: dict(columns) for row, columns in table.items()},
-        }
-        replace_file(output / RESULTS, lambda path: write_json(path, results))
-        console.print(f"Wrote checkpoints, log, table, results and predictions to {output}", soft_wrap=True)
-    fabric.barrier()
-    return table
+        self.seconds = time.perf_counter() - started
+
+    def test(self, console: Console) -> Table:
+        """Judge the test samples, and write and show what there is to know of the run."""
+        recipe, part = self.recipe, self.task.test
+        predicted = predict(self.fabric, self.method, part.loader)
+        table = part.score(predicted)
+        title = f"Test of {recipe.name}"
+        console.print(rich_table(title, _cells(table)))
+        if self.fabric.is_global_zero:
+            text = f"**{title}**\n\n{markdown_table(_cells(table))}\n"
+            (self.folder / TABLE).write_text(text, encoding="utf-8")
+            write_csv(self.folder / PREDICTIONS, _rows(part, recipe.prediction_columns(predicted, self.facts)))
+            results = {
+                "recipe": recipe.name,
+                "settings": settings_of(recipe),
+                "facts": self.facts,
+                "environment": environment(self.fabric.device) | {"processes": self.fabric.world_size},
+                "dadl_ext": build_info(),
+                "samples": dict(self.task.sizes),
+                "seconds": self.seconds,
+                "best_epoch": best_epoch(self.history),
+                "history": self.history,
+                "test": {row: dict(columns) for row, columns in table.items()},
+            }
+            replace_file(self.folder / RESULTS, lambda path: write_json(path, results))
+            console.print(f"Wrote checkpoints, log, table, results and predictions to {self.folder}", soft_wrap=True)
+        self.fabric.barrier()
+        return table
+
+    def _validate(self) -> dict[str, float]:
+        """All numbers of the validation's table in a row."""
+        part = self.task.validation
+        assert part is not None
+        table = part.score(predict(self.fabric, self.method, part.loader))
+        return {f"{row} {column}": value for row, columns in table.items() for column, value in columns.items()}
+
+    def _write_beginning(self) -> None:
+        """What a run is, before its first checkpoint."""
+        settings = yaml.safe_dump(settings_of(self.recipe), sort_keys=False)
+        config = f"# dadl train {self.recipe.name} --config {CONFIG}\n{settings}"
+        replace_file(self.folder / RUN, lambda path: write_json(path, self.beginning))
+        replace_file(self.folder / CONFIG, lambda path: _write_text(path, config))
+
+
+def _search(
+    recipe: Recipe,
+    task: Task,
+    folder: Path,
+    trials: int,
+    fabric: Fabric,
+    progress: JobProgress,
+    console: Console,
+) -> tuple[Recipe, Path]:
+    """Train until there are as many trials; the recipe and the folder of the best one."""
+    from optuna import TrialPruned
+
+    from .search import Search
+
+    search = Search(recipe, task, folder)
+    while len(search.finished) < trials:
+        trial, candidate, trial_folder = search.ask()
+        chosen = ", ".join(f"{name} {getattr(candidate, name):.4g}" for name in recipe.search_space)
+        console.print(f"Trial {len(search.finished) + 1}/{trials}: {chosen}", soft_wrap=True)
+        run = _Run(candidate, task, trial_folder, fabric)
+        run.on_epoch = partial(search.report, trial)
+        try:
+            run.train(progress)
+        except TrialPruned:
+            search.tell(trial, None)
+        else:
+            search.tell(trial, run.history)
+    search.write(console)
+    return search.best()
 
 
 def evaluate_run(
@@ -199,41 +292,21 @@ def settings_of(recipe: Recipe) -> dict[str, Any]:
     return {key: plain(value) for key, value in asdict(recipe).items() if value is not None}
 
 
-class _Validation:
-    """Predicts and judges the validation samples, with all numbers of the table in a row."""
-
-    def __init__(self, fabric: Fabric, method: Method, part: Evaluation) -> None:
-        self.fabric, self.method, self.part = fabric, method, part
-
-    def __call__(self) -> dict[str, float]:
-        table = self.part.score(predict(self.fabric, self.method, self.part.loader))
-        return {f"{row} {column}": value for row, columns in table.items() for column, value in columns.items()}
-
-
-def _check_folder(output: Path, recipe: Recipe, resume: Flag) -> None:
-    if not (output / CONFIG).exists():
+def _check_folder(output: Path, recipe: Recipe, options: RunOptions) -> None:
+    searched = (output / JOURNAL).exists()
+    if not searched and not (output / CONFIG).exists():
         return
-    if not resume:
+    if not options.resume:
         raise SettingsError(f"{output} holds a run: --resume continues it, or choose another folder with --output")
-    _, settings, _ = read_run(output)
+    if searched != (options.search is not None):
+        raise SettingsError(f"{output} holds a {'search' if searched else 'run'}; choose another folder with --output")
+    _, settings, _ = read_run(output / "trial-0" if searched else output)
     own = settings_of(recipe)
-    changed = sorted(key for key in {*own, *settings} if own.get(key) != settings.get(key))
+    compared = {*own, *settings} - set(recipe.search_space if searched else ())
+    changed = sorted(key for key in compared if own.get(key) != settings.get(key))
     if changed:
         shown = ", ".join(f"{key} {settings.get(key)} and not {own.get(key)}" for key in changed)
         raise SettingsError(f"{output} holds a run with other settings: {shown}; choose another folder with --output")
-
-
-def _check_data(output: Path, recipe: Recipe, facts: dict[str, Any]) -> None:
-    if (output / RUN).exists() and read_run(output)[2] != facts:
-        raise SettingsError(f"{recipe.data} has changed since the run in {output} began; choose another folder")
-
-
-def _write_beginning(output: Path, recipe: Recipe, facts: dict[str, Any]) -> None:
-    """What a run is, before its first checkpoint."""
-    output.mkdir(parents=True, exist_ok=True)
-    config = f"# dadl train {recipe.name} --config {CONFIG}\n" + yaml.safe_dump(settings_of(recipe), sort_keys=False)
-    replace_file(output / RUN, lambda path: write_json(path, {"recipe": recipe.name, "facts": facts}))
-    replace_file(output / CONFIG, lambda path: _write_text(path, config))
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -248,11 +321,6 @@ def _trained(fabric: Fabric, recipe: Recipe, facts: dict[str, Any], folder: Path
         raise CheckpointError(f"{folder} has no checkpoint yet")
     load_checkpoint(fabric, file, {"method": method})
     return method
-
-
-def _steps(fabric: Fabric, loader: Any) -> int:
-    """Batches of an epoch in each process."""
-    return -(-len(loader) // fabric.world_size)
 
 
 def _progress_line(row: EpochLog, epochs: int) -> str:

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset
 
 from .errors import UserError
-from .files import load_checkpoint, save_checkpoint, write_csv
+from .files import CheckpointError, load_checkpoint, save_checkpoint, write_csv
 
 LAST, BEST, LOG = "last.ckpt", "best.ckpt", "log.csv"
 VALIDATION = "val "
@@ -118,10 +118,13 @@ def fit(
         "history": [],
         "done": 0,
         "total": 0.0,
+        "steps": steps,
+        "processes": fabric.world_size,
     }
     if folder is not None and (folder / LAST).exists():
         load_checkpoint(fabric, folder / LAST, state)
         fabric.strategy.precision.load_state_dict(state["precision"])
+        _check_resumed(fabric, folder, state, steps, validate is not None)
     history: list[EpochLog] = state["history"]
 
     def draw_from(epoch: int, done: int) -> None:
@@ -177,11 +180,12 @@ def fit(
             history[-1] |= {VALIDATION + name: value for name, value in validate().items()}
             if best_epoch(history) == epoch:
                 save_checkpoint(fabric, folder / BEST, {"method": module})
-        state["done"], state["total"] = 0, 0.0
-        save(0, 0.0)
+        # Before the checkpoint, after which the epoch does not come again.
         fabric.log_dict(history[-1], step=(epoch + 1) * steps)
         if folder is not None and fabric.is_global_zero:
             write_csv(folder / LOG, history)
+        state["done"], state["total"] = 0, 0.0
+        save(0, 0.0)
         if on_epoch is not None:
             on_epoch(history[-1])
     if validate is not None and folder is not None:
@@ -214,6 +218,19 @@ def _check_settings(
         raise ValueError("validation needs a folder, which keeps the best epoch")
     if patience is not None and (patience < 1 or validate is None):
         raise ValueError(f"patience={patience} must be positive and needs a validation")
+
+
+def _check_resumed(fabric: Fabric, folder: Path, state: Mapping[str, Any], steps: int, validated: bool) -> None:
+    if (state["steps"], state["processes"]) != (steps, fabric.world_size):
+        raise CheckpointError(
+            f"{folder / LAST} is of a training with {state['steps']} steps per epoch in {state['processes']} "
+            f"process(es), not {steps} in {fabric.world_size}: resume with the same data and as many processes, or "
+            "begin anew in another folder"
+        )
+    if validated and state["history"] and not (folder / BEST).exists():
+        raise CheckpointError(
+            f"{folder / BEST} is missing, the method after its best epoch: put it back, or begin anew in another folder"
+        )
 
 
 def _mean_over_processes(fabric: Fabric, value: Tensor) -> Tensor:

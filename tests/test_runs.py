@@ -1,0 +1,374 @@
+"""Runs survive: killed at any moment they resume bit for bit, and whatever is not the same run is refused."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+pytest.importorskip("lightning_fabric", reason="needs pip install 'dadl[train]'")
+
+from dadl import recipes
+from dadl.errors import UserError
+from dadl.files import CheckpointError
+from dadl.recipe import Evaluation, Recipe, SettingsError, Table, Task, unscored
+from dadl.report import JobProgress
+from dadl.runs import RunOptions, evaluate_run, predict_run, train_run
+from dadl.training import Method, tensor_loader
+from rich.console import Console
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import LRScheduler, StepLR
+
+FEATURES, VALIDATION, TEST = 3, 16, 13  # the test is no multiple of anything
+FILES = ("config.yaml", "run.json", "log.csv", "table.md", "predictions.csv")
+QUIET = Console(quiet=True)
+
+
+class Perceptron(Method):
+    """With dropout, which draws random numbers, and batch normalisation, which has statistics."""
+
+    report: ClassVar[int | None] = None
+    """Where to write a letter as training begins, and one after each step."""
+
+    stop_after: ClassVar[int | None] = None
+    """Steps after which an exception ends this process's training."""
+
+    pause: ClassVar[float] = 0.0
+    """Seconds of each step."""
+
+    steps: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = nn.Sequential(
+            nn.Linear(FEATURES, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.2), nn.Linear(8, 1)
+        )
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        inputs, target = batch
+        return nn.functional.mse_loss(self.network(inputs).squeeze(-1).float(), target)
+
+    def predict(self, inputs: Tensor) -> Tensor:
+        return self.network(inputs).squeeze(-1)  # type: ignore[no-any-return]
+
+    def configure_optimizer(self, total_steps: int) -> tuple[Optimizer, LRScheduler]:
+        self._tell()
+        optimizer = SGD(self.parameters(), lr=0.02, momentum=0.9)
+        return optimizer, StepLR(optimizer, step_size=30, gamma=0.8)
+
+    def after_step(self) -> None:
+        self.steps += 1
+        time.sleep(self.pause)
+        self._tell()
+        if self.steps == self.stop_after:
+            raise InterruptedError
+
+    def _tell(self) -> None:
+        if self.report is not None:
+            os.write(self.report, b".")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyRecipe(Recipe):
+    """Rows of numbers, the last of which is the target."""
+
+    name: ClassVar[str] = "tiny"
+
+    epochs: int = 4
+    batch_size: int = 4
+    checkpoint_every: int = 3
+
+    def read(self, progress: JobProgress) -> Task:
+        rows = self._rows(self.data)
+        if not rows.isfinite().all():
+            raise SettingsError(f"{self.data}: a number is missing")
+        parts = rows.split([len(rows) - VALIDATION - TEST, VALIDATION, TEST])
+        train, *others = ((part[:, :-1], part[:, -1]) for part in parts)
+        validation, test = (
+            Evaluation(
+                [str(i) for i in range(len(target))],
+                tensor_loader(inputs, target, batch_size=4),
+                lambda predicted, target=target: score(predicted, target),
+            )
+            for inputs, target in others
+        )
+        return Task(
+            facts={"features": rows.shape[1] - 1, "largest": float(train[1].max())},
+            sizes={"train": len(train[1]), "validation": VALIDATION, "test": TEST},
+            loader=tensor_loader(*train, batch_size=self.batch_size, shuffle=True),
+            validation=validation,
+            test=test,
+        )
+
+    def make_method(self, facts: Mapping[str, Any]) -> Method:
+        return Perceptron()
+
+    def read_unseen(self, data: Path, facts: Mapping[str, Any], progress: JobProgress) -> Evaluation:
+        rows = self._rows(data)[-TEST:, :-1]
+        return Evaluation([str(i) for i in range(len(rows))], tensor_loader(rows, batch_size=4), unscored)
+
+    def prediction_columns(self, predicted: Tensor, facts: Mapping[str, Any]) -> Mapping[str, Sequence[Any]]:
+        return {"prediction": predicted.tolist()}
+
+    @staticmethod
+    def _rows(file: Path) -> Tensor:
+        return torch.tensor([[float(x) for x in line.split()] for line in file.read_text().splitlines()])
+
+
+def score(predicted: Tensor, target: Tensor) -> Table:
+    error = (predicted - target).abs()
+    return {"all": {"MAE": float(error.mean())}, "low": {"MAE": float(error[target <= 0].mean())}}
+
+
+def numbers(file: Path, train: int = 48, seed: int = 0) -> Path:
+    inputs = torch.randn(train + VALIDATION + TEST, FEATURES, generator=torch.Generator().manual_seed(seed))
+    rows = torch.cat([inputs, inputs.sin().sum(dim=1, keepdim=True)], dim=1)
+    file.write_text("".join(" ".join(map(str, row)) + "\n" for row in rows.tolist()))
+    return file
+
+
+def run(recipe: Recipe, output: Path, resume: bool = False, tensorboard: bool = False) -> Table:
+    return train_run(recipe, RunOptions(output=output, resume=resume, tensorboard=tensorboard, device="cpu"), QUIET)
+
+
+def interrupted(recipe: Recipe, output: Path, after: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train to a step of all, from the checkpoint if there is one."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Perceptron, "stop_after", after)
+        with pytest.raises(InterruptedError):
+            run(recipe, output, resume=True)
+
+
+def history_of(folder: Path) -> Any:
+    return json.loads((folder / "results.json").read_text(encoding="utf-8"))["history"]
+
+
+def assert_same(one: Any, other: Any) -> None:
+    """Bit for bit, through dicts and lists."""
+    if isinstance(one, Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, Mapping):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_same(one[key], other[key])
+    elif isinstance(one, list):
+        assert len(one) == len(other)
+        for pair in zip(one, other, strict=True):
+            assert_same(*pair)
+    else:
+        assert one == other
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    for name in FILES:
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+    for name in ("last.ckpt", "best.ckpt"):
+        assert_same(*(torch.load(folder / name, weights_only=True) for folder in (one, other)))
+    assert history_of(one) == history_of(other)
+    assert not list(other.glob(".*"))  # no temporary files
+
+
+KILLS = 20
+KILLED = TinyRecipe(data=Path("numbers.txt"), epochs=8, checkpoint_every=2)  # of 16 steps per epoch
+
+
+def position(folder: Path) -> int:
+    """Steps of the last checkpoint, which is whole at any moment."""
+    if not (folder / "last.ckpt").exists():
+        return 0
+    state = torch.load(folder / "last.ckpt", weights_only=True)
+    return len(state["history"]) * 16 + state["done"]
+
+
+def start_training(output: Path) -> tuple[int, int]:
+    """A process that trains and the pipe on which it reports."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        Perceptron.report = writing
+        try:
+            run(KILLED, output, resume=True)
+        finally:
+            os._exit(0 if (output / "results.json").exists() else 1)
+    os.close(writing)
+    return child, reading
+
+
+def kill_again_and_again() -> None:
+    """What the test below runs in a process of its own, which forks ones that need not import torch once more."""
+    torch.set_num_threads(1)
+    draw = random.Random(0)
+    Perceptron.pause = 0.003
+    started = time.perf_counter()
+    child, pipe = start_training(Path("whole"))
+    os.read(pipe, 1)
+    setup = time.perf_counter() - started
+    assert os.waitpid(child, 0)[1] == 0
+    os.close(pipe)
+    duration = time.perf_counter() - started - setup
+
+    killed, before = Path("killed"), 0
+    for kill in range(KILLS):
+        child, pipe = start_training(killed)
+        letters = 0
+        if kill % 4 == 0:  # perhaps before it trains
+            time.sleep(draw.uniform(0, setup))
+        else:
+            letters += len(os.read(pipe, 1))
+            time.sleep(draw.uniform(0, duration / 12))
+        os.kill(child, signal.SIGKILL)
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL, "it finished, or failed, by itself"
+        while more := os.read(pipe, 1 << 16):
+            letters += len(more)
+        os.close(pipe)
+        steps, after = max(letters - 1, 0), position(killed)
+        assert before + max(steps - KILLED.checkpoint_every, 0) <= after <= before + steps
+        before = after
+    assert 16 < before < KILLED.epochs * 16  # it came on, and was not ready
+    child, pipe = start_training(killed)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_run_that_is_killed_twenty_times_ends_as_if_it_had_never_been(tmp_path: Path) -> None:
+    numbers(tmp_path / "numbers.txt", train=64)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])}
+    command = [sys.executable, "-c", "import test_runs; test_runs.kill_again_and_again()"]
+    driver = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert driver.returncode == 0, driver.stderr
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+@pytest.mark.parametrize("options", [{}, {"precision": "bf16-mixed"}, {"accumulate": 3}, {"patience": 1, "epochs": 9}])
+def test_an_interrupted_run_continues_bit_for_bit(
+    tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = TinyRecipe(data=numbers(tmp_path / "numbers.txt"), **options)
+    whole = run(recipe, tmp_path / "whole")
+    for step in (2, 4, 8, 9):
+        interrupted(recipe, tmp_path / "parts", step, monkeypatch)
+    assert run(recipe, tmp_path / "parts", resume=True) == whole
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    assert run(recipe, tmp_path / "parts", resume=True) == whole  # there is nothing left to do
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_run_that_dies_before_any_of_its_files_is_in_place_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = TinyRecipe(data=numbers(tmp_path / "numbers.txt"), epochs=2)
+    replace_file, names = os.replace, []
+
+    def count(source: Path, target: Path, dies_at: int | None = None) -> None:
+        names.append(target.name)
+        if len(names) == dies_at:
+            raise InterruptedError
+        replace_file(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", count)
+        run(recipe, tmp_path / "whole")
+    files = names.copy()
+    assert {"run.json", "config.yaml", "last.ckpt", "best.ckpt", "log.csv", "predictions.csv"} < {*files}
+    for moment in range(1, len(files) + 1):
+        parts = tmp_path / f"{moment}"
+        names.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", partial(count, dies_at=moment))
+            with pytest.raises(InterruptedError):
+                run(recipe, parts)
+        assert names == files[:moment]
+        run(recipe, parts, resume=True)
+        assert_same_run(tmp_path / "whole", parts)
+
+
+@pytest.mark.parametrize("change", ["values", "rows"])
+def test_changed_data_are_refused(tmp_path: Path, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = TinyRecipe(data=numbers(tmp_path / "numbers.txt"))
+    interrupted(recipe, tmp_path / "run", 5, monkeypatch)
+    checkpoint = (tmp_path / "run" / "last.ckpt").read_bytes()
+    if change == "values":
+        numbers(recipe.data, seed=1)
+    else:
+        lines = recipe.data.read_text().splitlines(keepends=True)
+        recipe.data.write_text("".join([*lines[:4], *lines]))  # the same facts of more samples
+    with pytest.raises(SettingsError, match=r"numbers\.txt has changed since the run in .*run began"):
+        run(recipe, tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "last.ckpt").read_bytes() == checkpoint
+
+
+def test_changed_settings_and_a_second_run_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = TinyRecipe(data=numbers(tmp_path / "numbers.txt"))
+    interrupted(recipe, tmp_path / "run", 5, monkeypatch)
+    with pytest.raises(SettingsError, match="with other settings: epochs 4 and not 5, seed 0 and not 1"):
+        run(replace(recipe, epochs=5, seed=1), tmp_path / "run", resume=True)
+    with pytest.raises(SettingsError, match="run holds a run: --resume continues it"):
+        run(recipe, tmp_path / "run")
+
+
+def test_checkpoints_that_are_damaged_or_missing_are_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = TinyRecipe(data=numbers(tmp_path / "numbers.txt"))
+    output = tmp_path / "run"
+    interrupted(recipe, output, 14, monkeypatch)
+    (output / "best.ckpt").rename(output / "away")
+    with pytest.raises(CheckpointError, match=r"best\.ckpt is missing.*: put it back, or begin anew in another folder"):
+        interrupted(recipe, output, 20, monkeypatch)
+    (output / "away").rename(output / "best.ckpt")
+    last = output / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:-200])
+    with pytest.raises(CheckpointError, match=r"last\.ckpt is damaged.*: put it back, or begin anew in another folder"):
+        run(recipe, output, resume=True)
+
+
+def test_a_folder_that_cannot_be_written_to_is_an_error_before_the_data_are_read(tmp_path: Path) -> None:
+    recipe = TinyRecipe(data=tmp_path / "absent.txt")
+    file = tmp_path / "file"
+    file.write_text("")
+    for output in (file, file / "run"):
+        with pytest.raises(UserError, match=r"cannot write to .*: .*file is no folder that can be written to"):
+            run(recipe, output)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_permission_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir(mode=0o500)
+    with pytest.raises(UserError, match=r"cannot write to .*: .*closed is no folder that can be written to"):
+        run(TinyRecipe(data=numbers(tmp_path / "numbers.txt")), tmp_path / "closed" / "run")
+
+
+def test_tensorboard_gets_every_number_of_every_epoch(tmp_path: Path) -> None:
+    recipe = TinyRecipe(data=numbers(tmp_path / "numbers.txt"))
+    run(recipe, tmp_path / "run", tensorboard=True)
+    events = list((tmp_path / "run" / "tensorboard").glob("events.out.tfevents.*"))
+    assert len(events) == 1
+    content = events[0].read_bytes()
+    for name in (b"loss", b"lr", b"val_all_MAE", b"val_low_MAE"):
+        assert content.count(name) == recipe.epochs
+
+
+def test_evaluation_and_prediction_repeat_what_the_run_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipes, "RECIPES", (*recipes.RECIPES, TinyRecipe))
+    recipe = TinyRecipe(data=numbers(tmp_path / "numbers.txt"))
+    table = run(recipe, tmp_path / "run")
+    assert evaluate_run(tmp_path / "run", None, "test", "cpu", QUIET) == table
+    best = min(row["val all MAE"] for row in history_of(tmp_path / "run"))
+    assert evaluate_run(tmp_path / "run", None, "val", "cpu", QUIET)["all"]["MAE"] == best
+    predict_run(tmp_path / "run", recipe.data, tmp_path / "predicted.csv", "cpu", QUIET)
+    assert (tmp_path / "predicted.csv").read_bytes() == (tmp_path / "run" / "predictions.csv").read_bytes()
+    other = numbers(tmp_path / "other.txt", seed=1)
+    assert evaluate_run(tmp_path / "run", other, "test", "cpu", QUIET) != table
