@@ -105,8 +105,7 @@ class _Run:
         self.recipe, self.task, self.folder, self.fabric = recipe, task, folder, fabric
         self.facts = json.loads(json.dumps(task.facts))
         self.beginning = {"recipe": recipe.name, "facts": self.facts, "samples": dict(task.sizes)}
-        # The settings are written last: without them the run has not begun.
-        if (folder / CONFIG).exists() and json.loads((folder / RUN).read_text(encoding="utf-8")) != self.beginning:
+        if (folder / LAST).exists() and json.loads((folder / RUN).read_text(encoding="utf-8")) != self.beginning:
             raise SettingsError(f"{recipe.data} has changed since the run in {folder} began; choose another folder")
         self.seconds = 0.0
         self.history: list[EpochLog] = []
@@ -228,6 +227,9 @@ def evaluate_run(
     fabric = make_fabric(device, recipe.precision)
     with JobProgress(console) as progress:
         task = recipe.read(progress)
+    for name in recipe.shape_facts:
+        if task.facts[name] != facts[name]:
+            raise SettingsError(f"{data} has other {name} than the run: {task.facts[name]} and not {facts[name]}")
     evaluation = task.test if part == "test" else task.validation
     if evaluation is None:
         raise SettingsError(f"{recipe.data} has no validation samples")
@@ -294,8 +296,8 @@ def settings_of(recipe: Recipe) -> dict[str, Any]:
 
 def _check_folder(output: Path, recipe: Recipe, options: RunOptions) -> None:
     searched = (output / JOURNAL).exists()
-    if not searched and not (output / CONFIG).exists():
-        return
+    if not searched and not (output / LAST).exists():
+        return  # nothing is lost
     if not options.resume:
         raise SettingsError(f"{output} holds a run: --resume continues it, or choose another folder with --output")
     if searched != (options.search is not None):
