@@ -103,7 +103,7 @@ class _Run:
 
     def __init__(self, recipe: Recipe, task: Task, folder: Path, fabric: Fabric) -> None:
         self.recipe, self.task, self.folder, self.fabric = recipe, task, folder, fabric
-        self.facts = json.loads(json.dumps(task.facts))
+        self.facts = _as_json(task.facts)
         self.beginning = {"recipe": recipe.name, "facts": self.facts, "samples": dict(task.sizes)}
         if (folder / LAST).exists() and json.loads((folder / RUN).read_text(encoding="utf-8")) != self.beginning:
             raise SettingsError(f"{recipe.data} has changed since the run in {folder} began; choose another folder")
@@ -227,9 +227,10 @@ def evaluate_run(
     fabric = make_fabric(device, recipe.precision)
     with JobProgress(console) as progress:
         task = recipe.read(progress)
+    own = _as_json(task.facts)
     for name in recipe.shape_facts:
-        if task.facts[name] != facts[name]:
-            raise SettingsError(f"{data} has other {name} than the run: {task.facts[name]} and not {facts[name]}")
+        if own[name] != facts[name]:
+            raise SettingsError(f"{data} has other {name} than the run: {own[name]} and not {facts[name]}")
     evaluation = task.test if part == "test" else task.validation
     if evaluation is None:
         raise SettingsError(f"{recipe.data} has no validation samples")
@@ -292,6 +293,12 @@ def settings_of(recipe: Recipe) -> dict[str, Any]:
         return list(value) if isinstance(value, tuple) else value
 
     return {key: plain(value) for key, value in asdict(recipe).items() if value is not None}
+
+
+def _as_json(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """As they will be read."""
+    plain: dict[str, Any] = json.loads(json.dumps(facts))
+    return plain
 
 
 def _check_folder(output: Path, recipe: Recipe, options: RunOptions) -> None:
