@@ -289,6 +289,9 @@ def settings_of(recipe: Recipe) -> dict[str, Any]:
 
 
 def _check_folder(output: Path, recipe: Recipe, options: RunOptions) -> None:
+    place = next(folder for folder in (output, *output.absolute().parents) if os.path.exists(folder))
+    if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
+        raise SettingsError(f"cannot write to {output}: {place} is no folder that can be written to; choose --output")
     searched = (output / JOURNAL).exists()
     if not searched and not (output / CONFIG).exists():
         return
