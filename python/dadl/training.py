@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -169,6 +170,7 @@ def fit(
                 save(done, total.item())
                 draw_from(epoch, done)
         method.after_epoch(epoch, batches)
+        _share_buffers(fabric, method)
         mean = (_mean_over_processes(fabric, total) / len(batches)).item()
         if not math.isfinite(mean):
             raise TrainingError(
@@ -237,6 +239,16 @@ def _mean_over_processes(fabric: Fabric, value: Tensor) -> Tensor:
     return cast(Tensor, fabric.all_reduce(value, reduce_op="mean"))
 
 
+def _share_buffers(fabric: Fabric, method: Method) -> None:
+    """Give every process the first one's statistics of batch normalisation, as the checkpoint has them.
+
+    Else each would validate and test with its own: DDP hands buffers round when the next step begins.
+    """
+    if fabric.world_size > 1:
+        for buffer in method.buffers():
+            dist.broadcast(buffer, 0)
+
+
 @torch.no_grad()
 def predict(
     fabric: Fabric, method: Method, loader: DataLoader[Any], output: Callable[[Tensor], Tensor] | None = None
@@ -253,8 +265,9 @@ def predict(
         predictions = torch.cat([output(inputs) for inputs, *_ in batches])
     if fabric.world_size > 1:
         # Process r of w predicted samples r, r + w, ...; the last ones may be repeated to give each as many.
-        gathered = cast(Tensor, fabric.all_gather(predictions))
-        predictions = gathered.transpose(0, 1).flatten(0, 1)[: len(loader.dataset)]  # type: ignore[arg-type]
+        gathered = [torch.empty_like(predictions) for _ in range(fabric.world_size)]
+        dist.all_gather(gathered, predictions)
+        predictions = torch.stack(gathered, dim=1).flatten(0, 1)[: len(loader.dataset)]  # type: ignore[arg-type]
     return predictions.float().cpu()
 
 
