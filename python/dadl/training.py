@@ -249,6 +249,16 @@ def _share_buffers(fabric: Fabric, method: Method) -> None:
             dist.broadcast(buffer, 0)
 
 
+def of_all_processes(loss: Tensor) -> Tensor:
+    """A loss of the rows of all processes together, as ``RankSimLoss(gather_distributed=True)`` gives it.
+
+    Each process has the same value, and the gradient of its own rows. The gradient of the whole batch is their sum;
+    several processes average, so here it is multiplied by their number. The value stays as it is.
+    """
+    processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return loss + (processes - 1) * (loss - loss.detach())
+
+
 @torch.no_grad()
 def predict(
     fabric: Fabric, method: Method, loader: DataLoader[Any], output: Callable[[Tensor], Tensor] | None = None
