@@ -93,6 +93,11 @@ class RankSimRecipe(Recipe):
     """
 
     name: ClassVar[str] = "ranksim"
+    shape_facts: ClassVar[tuple[str, ...]] = ("kind", "inputs", "categories")
+    search_space: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "ranksim": (1e-4, 1e3),
+        "interp_strength": (0.1, 10.0),
+    }
 
     lr: Positive | None = None  # type: ignore[assignment]
     """Peak learning rate. [default: 0.001; of a network for images or texts 0.0001]"""

@@ -91,13 +91,19 @@ def train_run(recipe: Recipe, options: RunOptions, console: Console) -> Table:
         raise SettingsError(f"{what} trains in one process, not in {fabric.world_size}")
     if not fabric.is_global_zero:
         console = Console(quiet=True)
-    with JobProgress(console) as progress:
-        task = recipe.read(progress)
-        console.print(f"{recipe.data}: " + ", ".join(f"{n} {part}" for part, n in task.sizes.items()), soft_wrap=True)
-        if options.search is not None:
-            recipe, output = _search(recipe, task, output, options.search, fabric, progress, console)
-        run = _Run(recipe, task, output, fabric)
-        run.train(progress)
+    try:
+        with JobProgress(console) as progress:
+            task = recipe.read(progress)
+            console.print(
+                f"{recipe.data}: " + ", ".join(f"{n} {part}" for part, n in task.sizes.items()), soft_wrap=True
+            )
+            if options.search is not None:
+                recipe, output = _search(recipe, task, output, options.search, fabric, progress, console)
+            run = _Run(recipe, task, output, fabric)
+            run.train(progress)
+    finally:
+        for logger in loggers:
+            logger.finalize("")  # which writes what is still on its way
     return run.test(console)
 
 
@@ -108,8 +114,7 @@ class _Run:
         self.recipe, self.task, self.folder, self.fabric = recipe, task, folder, fabric
         self.facts = json.loads(json.dumps(task.facts))
         self.beginning = {"recipe": recipe.name, "facts": self.facts, "samples": dict(task.sizes)}
-        # The settings are written last: without them the run has not begun.
-        if (folder / CONFIG).exists() and json.loads((folder / RUN).read_text(encoding="utf-8")) != self.beginning:
+        if (folder / LAST).exists() and json.loads((folder / RUN).read_text(encoding="utf-8")) != self.beginning:
             raise SettingsError(f"{recipe.data} has changed since the run in {folder} began; choose another folder")
         self.seconds = 0.0
         self.history: list[EpochLog] = []
@@ -132,24 +137,20 @@ class _Run:
             told.append(row)
             self.on_epoch(told)
 
-        try:
-            self.history = fit(
-                fabric,
-                self.method,
-                task.loader,
-                epochs=recipe.epochs,
-                seed=recipe.seed,
-                accumulate=recipe.accumulate,
-                folder=self.folder,
-                checkpoint_every=recipe.checkpoint_every,
-                validate=None if task.validation is None else self._validate,
-                patience=recipe.patience,
-                on_step=progress.advance,
-                on_epoch=on_epoch,
-            )
-        finally:
-            for logger in fabric.loggers:
-                logger.finalize("")  # which writes what is still on its way
+        self.history = fit(
+            fabric,
+            self.method,
+            task.loader,
+            epochs=recipe.epochs,
+            seed=recipe.seed,
+            accumulate=recipe.accumulate,
+            folder=self.folder,
+            checkpoint_every=recipe.checkpoint_every,
+            validate=None if task.validation is None else self._validate,
+            patience=recipe.patience,
+            on_step=progress.advance,
+            on_epoch=on_epoch,
+        )
         self.seconds = time.perf_counter() - started
 
     def test(self, console: Console) -> Table:
@@ -212,6 +213,8 @@ def _search(
     search = Search(recipe, task, folder)
     while len(search.finished) < trials:
         trial, candidate, trial_folder = search.ask()
+        chosen = ", ".join(f"{name} {getattr(candidate, name):.4g}" for name in recipe.search_space)
+        console.print(f"Trial {len(search.finished) + 1}/{trials}: {chosen}", soft_wrap=True)
         run = _Run(candidate, task, trial_folder, fabric)
         run.on_epoch = partial(search.report, trial)
         try:
@@ -235,6 +238,9 @@ def evaluate_run(
         console = Console(quiet=True)
     with JobProgress(console) as progress:
         task = recipe.read(progress)
+    for name in recipe.shape_facts:
+        if task.facts[name] != facts[name]:
+            raise SettingsError(f"{data} has other {name} than the run: {task.facts[name]} and not {facts[name]}")
     evaluation = task.test if part == "test" else task.validation
     if evaluation is None:
         raise SettingsError(f"{recipe.data} has no validation samples")
@@ -307,8 +313,8 @@ def _check_folder(output: Path, recipe: Recipe, options: RunOptions) -> None:
     if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
         raise SettingsError(f"cannot write to {output}: {place} is no folder that can be written to; choose --output")
     searched = (output / JOURNAL).exists()
-    if not searched and not (output / CONFIG).exists():
-        return
+    if not searched and not (output / LAST).exists():
+        return  # nothing is lost
     if not options.resume:
         raise SettingsError(f"{output} holds a run: --resume continues it, or choose another folder with --output")
     if searched != (options.search is not None):

@@ -7,6 +7,7 @@ from typing import Any
 
 import optuna
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -47,7 +48,7 @@ class Search:
         self.study.pruner = optuna.pruners.MedianPruner(RANDOM_TRIALS, n_warmup_steps=recipe.epochs // 5)
         if before == 0:
             own = {name: getattr(recipe, name) for name in recipe.search_space}
-            if all(low <= own[name] <= high for name, (low, high) in recipe.search_space.items()):
+            if all(own[name] and low <= own[name] <= high for name, (low, high) in recipe.search_space.items()):
                 self.study.enqueue_trial(own)
         for trial in self.study.trials:
             if trial.state is TrialState.RUNNING:  # when the search was interrupted
@@ -118,7 +119,9 @@ class Search:
                     axes.scatter(*points, s=24, color=colour, label=label)
             trial = self.study.trials[best]
             axes.scatter(trial.params[name], _value(trial), s=90, facecolors="none", edgecolors="tab:red", label="best")
-            axes.set(xscale="log", xlabel=name.replace("_", " "))
+            axes.set(xscale="log", xlabel=name.replace("_", " "), xlim=self.recipe.search_space[name])
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter(NullFormatter())
             axes.grid(alpha=0.3)
         figure.axes[0].set_ylabel("validation, lower is better")
         figure.axes[0].legend(fontsize="small")

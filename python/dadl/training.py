@@ -169,14 +169,14 @@ def fit(
                 total = _mean_over_processes(fabric, total)
                 save(done, total.item())
                 draw_from(epoch, done)
-        method.after_epoch(epoch, batches)
-        _share_buffers(fabric, method)
         mean = (_mean_over_processes(fabric, total) / len(batches)).item()
         if not math.isfinite(mean):
             raise TrainingError(
                 f"the training loss of epoch {epoch} is {mean} (learning rate {lr:g}): lower the learning rate, or "
                 "look for targets and inputs of extreme size"
             )
+        method.after_epoch(epoch, batches)
+        _share_buffers(fabric, method)
         history.append({"epoch": epoch, "step": (epoch + 1) * steps, "loss": mean, "lr": float(lr)})
         if validate is not None and folder is not None:
             history[-1] |= {VALIDATION + name: value for name, value in validate().items()}
