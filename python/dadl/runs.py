@@ -1,5 +1,6 @@
 """Runs: a recipe trained into a folder, taken up again, judged once more, or set to predict."""
 
+import atexit
 import json
 import os
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 import torch
+import torch.distributed as dist
 import yaml
 from lightning_fabric import Fabric
 from lightning_fabric.loggers.tensorboard import TensorBoardLogger
@@ -61,7 +63,14 @@ def make_fabric(device: Device, precision: Any = "32", loggers: Any = ()) -> Fab
         loggers=list(loggers),
     )
     fabric.launch()
+    if world > 1:
+        atexit.register(_leave_process_group)  # else gloo's threads may abort the process as it exits
     return fabric
+
+
+def _leave_process_group() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def train_run(recipe: Recipe, options: RunOptions, console: Console) -> Table:
@@ -225,6 +234,8 @@ def evaluate_run(
     kind, settings, facts = read_run(folder)
     recipe = make_recipe(kind, settings | ({} if data is None else {"data": data}))
     fabric = make_fabric(device, recipe.precision)
+    if not fabric.is_global_zero:
+        console = Console(quiet=True)
     with JobProgress(console) as progress:
         task = recipe.read(progress)
     own = _as_json(task.facts)
@@ -244,10 +255,13 @@ def predict_run(folder: Path, data: Path, output: Path, device: Device, console:
     kind, settings, facts = read_run(folder)
     recipe = make_recipe(kind, settings)
     fabric = make_fabric(device, recipe.precision)
+    if not fabric.is_global_zero:
+        console = Console(quiet=True)
     with JobProgress(console) as progress:
         unseen = recipe.read_unseen(data, facts, progress)
     predicted = predict(fabric, _trained(fabric, recipe, facts, folder), unseen.loader)
-    write_csv(output, _rows(unseen, recipe.prediction_columns(predicted, facts)))
+    if fabric.is_global_zero:
+        write_csv(output, _rows(unseen, recipe.prediction_columns(predicted, facts)))
     console.print(f"Wrote {len(unseen.names)} predictions to {output}", soft_wrap=True)
 
 
@@ -302,6 +316,9 @@ def _as_json(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_folder(output: Path, recipe: Recipe, options: RunOptions) -> None:
+    place = next(folder for folder in (output, *output.absolute().parents) if os.path.exists(folder))
+    if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
+        raise SettingsError(f"cannot write to {output}: {place} is no folder that can be written to; choose --output")
     searched = (output / JOURNAL).exists()
     if not searched and not (output / LAST).exists():
         return  # nothing is lost
