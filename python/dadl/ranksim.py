@@ -15,7 +15,7 @@ from dadl_ext import RankSimLoss
 from .feature_smoothing import FeatureDistributionSmoothing
 from .retraining import FrozenEncoder
 from .reweighting import weighted_l1_loss
-from .training import Method
+from .training import Method, of_all_processes
 
 RegressionLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """The mean loss of predictions ``[B]``, targets ``[B]`` and weights ``[B]``."""
@@ -70,7 +70,12 @@ class Regression(Method):
         smoothed = features if self.smoothing is None else self.smoothing(features, target)
         scaled = (target.float() - self.centre) / self.scale
         loss = self.loss(self.head(smoothed).squeeze(-1), scaled, weight)
-        return loss if self.ranksim is None else loss + self.ranksim(features, target)
+        return loss if self.ranksim is None else loss + self._regularise(self.ranksim, features, target)
+
+    @staticmethod
+    def _regularise(ranksim: RankSimLoss, features: Tensor, target: Tensor) -> Tensor:
+        loss: Tensor = ranksim(features, target)
+        return of_all_processes(loss) if ranksim.gather_distributed else loss
 
     def predict(self, inputs: Tensor) -> Tensor:
         prediction: Tensor = self.head(self.encoder(inputs)).squeeze(-1)

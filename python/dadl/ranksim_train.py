@@ -93,6 +93,7 @@ class RankSimRecipe(Recipe):
     """
 
     name: ClassVar[str] = "ranksim"
+    shape_facts: ClassVar[tuple[str, ...]] = ("kind", "inputs", "categories")
     search_space: ClassVar[Mapping[str, tuple[float, float]]] = {
         "ranksim": (1e-4, 1e3),
         "interp_strength": (0.1, 10.0),

@@ -68,6 +68,9 @@ class Recipe(ABC):
     distributed: ClassVar[bool] = True
     """Whether several processes can train together."""
 
+    shape_facts: ClassVar[tuple[str, ...]] = ()
+    """Facts that say what a method takes and gives, and that other data to judge it by must share."""
+
     search_space: ClassVar[Mapping[str, tuple[float, float]]] = {}
     """Settings that ``--search`` chooses on validation, each from a range of positive numbers."""
 

@@ -1,5 +1,6 @@
 """Runs: a recipe trained into a folder, taken up again, judged once more, or set to predict."""
 
+import atexit
 import json
 import os
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 import torch
+import torch.distributed as dist
 import yaml
 from lightning_fabric import Fabric
 from lightning_fabric.loggers.tensorboard import TensorBoardLogger
@@ -61,7 +63,14 @@ def make_fabric(device: Device, precision: Any = "32", loggers: Any = ()) -> Fab
         loggers=list(loggers),
     )
     fabric.launch()
+    if world > 1:
+        atexit.register(_leave_process_group)  # else gloo's threads may abort the process as it exits
     return fabric
+
+
+def _leave_process_group() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def train_run(recipe: Recipe, options: RunOptions, console: Console) -> Table:
@@ -103,10 +112,9 @@ class _Run:
 
     def __init__(self, recipe: Recipe, task: Task, folder: Path, fabric: Fabric) -> None:
         self.recipe, self.task, self.folder, self.fabric = recipe, task, folder, fabric
-        self.facts = json.loads(json.dumps(task.facts))
+        self.facts = _as_json(task.facts)
         self.beginning = {"recipe": recipe.name, "facts": self.facts, "samples": dict(task.sizes)}
-        # The settings are written last: without them the run has not begun.
-        if (folder / CONFIG).exists() and json.loads((folder / RUN).read_text(encoding="utf-8")) != self.beginning:
+        if (folder / LAST).exists() and json.loads((folder / RUN).read_text(encoding="utf-8")) != self.beginning:
             raise SettingsError(f"{recipe.data} has changed since the run in {folder} began; choose another folder")
         self.seconds = 0.0
         self.history: list[EpochLog] = []
@@ -226,8 +234,14 @@ def evaluate_run(
     kind, settings, facts = read_run(folder)
     recipe = make_recipe(kind, settings | ({} if data is None else {"data": data}))
     fabric = make_fabric(device, recipe.precision)
+    if not fabric.is_global_zero:
+        console = Console(quiet=True)
     with JobProgress(console) as progress:
         task = recipe.read(progress)
+    own = _as_json(task.facts)
+    for name in recipe.shape_facts:
+        if own[name] != facts[name]:
+            raise SettingsError(f"{data} has other {name} than the run: {own[name]} and not {facts[name]}")
     evaluation = task.test if part == "test" else task.validation
     if evaluation is None:
         raise SettingsError(f"{recipe.data} has no validation samples")
@@ -241,10 +255,13 @@ def predict_run(folder: Path, data: Path, output: Path, device: Device, console:
     kind, settings, facts = read_run(folder)
     recipe = make_recipe(kind, settings)
     fabric = make_fabric(device, recipe.precision)
+    if not fabric.is_global_zero:
+        console = Console(quiet=True)
     with JobProgress(console) as progress:
         unseen = recipe.read_unseen(data, facts, progress)
     predicted = predict(fabric, _trained(fabric, recipe, facts, folder), unseen.loader)
-    write_csv(output, _rows(unseen, recipe.prediction_columns(predicted, facts)))
+    if fabric.is_global_zero:
+        write_csv(output, _rows(unseen, recipe.prediction_columns(predicted, facts)))
     console.print(f"Wrote {len(unseen.names)} predictions to {output}", soft_wrap=True)
 
 
@@ -292,10 +309,19 @@ def settings_of(recipe: Recipe) -> dict[str, Any]:
     return {key: plain(value) for key, value in asdict(recipe).items() if value is not None}
 
 
+def _as_json(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """As they will be read."""
+    plain: dict[str, Any] = json.loads(json.dumps(facts))
+    return plain
+
+
 def _check_folder(output: Path, recipe: Recipe, options: RunOptions) -> None:
+    place = next(folder for folder in (output, *output.absolute().parents) if os.path.exists(folder))
+    if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
+        raise SettingsError(f"cannot write to {output}: {place} is no folder that can be written to; choose --output")
     searched = (output / JOURNAL).exists()
-    if not searched and not (output / CONFIG).exists():
-        return
+    if not searched and not (output / LAST).exists():
+        return  # nothing is lost
     if not options.resume:
         raise SettingsError(f"{output} holds a run: --resume continues it, or choose another folder with --output")
     if searched != (options.search is not None):

@@ -23,6 +23,7 @@ class SelfTuningRecipe(ListRecipe[int]):
     """Classes of images of which few have labels, on a pre-trained backbone, with Self-Tuning or a baseline."""
 
     name: ClassVar[str] = "self-tuning"
+    shape_facts: ClassVar[tuple[str, ...]] = ("classes",)
     search_space: ClassVar[Mapping[str, tuple[float, float]]] = {"lr": (1e-4, 1e-1), "temperature": (0.02, 1.0)}
 
     method: Literal["self-tuning", "fixmatch", "fine-tuning"] = "self-tuning"

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -168,13 +169,14 @@ def fit(
                 total = _mean_over_processes(fabric, total)
                 save(done, total.item())
                 draw_from(epoch, done)
-        method.after_epoch(epoch, batches)
         mean = (_mean_over_processes(fabric, total) / len(batches)).item()
         if not math.isfinite(mean):
             raise TrainingError(
                 f"the training loss of epoch {epoch} is {mean} (learning rate {lr:g}): lower the learning rate, or "
                 "look for targets and inputs of extreme size"
             )
+        method.after_epoch(epoch, batches)
+        _share_buffers(fabric, method)
         history.append({"epoch": epoch, "step": (epoch + 1) * steps, "loss": mean, "lr": float(lr)})
         if validate is not None and folder is not None:
             history[-1] |= {VALIDATION + name: value for name, value in validate().items()}
@@ -237,6 +239,26 @@ def _mean_over_processes(fabric: Fabric, value: Tensor) -> Tensor:
     return cast(Tensor, fabric.all_reduce(value, reduce_op="mean"))
 
 
+def _share_buffers(fabric: Fabric, method: Method) -> None:
+    """Give every process the first one's statistics of batch normalisation, as the checkpoint has them.
+
+    Else each would validate and test with its own: DDP hands buffers round when the next step begins.
+    """
+    if fabric.world_size > 1:
+        for buffer in method.buffers():
+            dist.broadcast(buffer, 0)
+
+
+def of_all_processes(loss: Tensor) -> Tensor:
+    """A loss of the rows of all processes together, as ``RankSimLoss(gather_distributed=True)`` gives it.
+
+    Each process has the same value, and the gradient of its own rows. The gradient of the whole batch is their sum;
+    several processes average, so here it is multiplied by their number. The value stays as it is.
+    """
+    processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return loss + (processes - 1) * (loss - loss.detach())
+
+
 @torch.no_grad()
 def predict(
     fabric: Fabric, method: Method, loader: DataLoader[Any], output: Callable[[Tensor], Tensor] | None = None
@@ -253,8 +275,9 @@ def predict(
         predictions = torch.cat([output(inputs) for inputs, *_ in batches])
     if fabric.world_size > 1:
         # Process r of w predicted samples r, r + w, ...; the last ones may be repeated to give each as many.
-        gathered = cast(Tensor, fabric.all_gather(predictions))
-        predictions = gathered.transpose(0, 1).flatten(0, 1)[: len(loader.dataset)]  # type: ignore[arg-type]
+        gathered = [torch.empty_like(predictions) for _ in range(fabric.world_size)]
+        dist.all_gather(gathered, predictions)
+        predictions = torch.stack(gathered, dim=1).flatten(0, 1)[: len(loader.dataset)]  # type: ignore[arg-type]
     return predictions.float().cpu()
 
 

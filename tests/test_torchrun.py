@@ -1,0 +1,222 @@
+"""Two processes under ``torchrun``: they equal one, only one of them writes, and none waits for a dead one."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("lightning_fabric", reason="needs pip install 'dadl[train]'")
+
+from dadl import recipes
+from dadl.ranksim import Regression
+from dadl.recipe import SettingsError
+from dadl.runs import evaluate_run, make_fabric, predict_run
+from dadl.self_tuning import UNLABELLED, SelfTuning, paired_loader
+from dadl.training import EpochLog, fit, tensor_loader
+from lightning_fabric import Fabric
+from test_cli import image_folder, predictions_of, results_of
+from test_runs import QUIET, Perceptron, TinyRecipe, assert_same_run, numbers, run
+
+from dadl_ext import RankSimLoss
+
+INPUTS = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
+LABELS = torch.tensor([0, 1, 2, 0, 2, 1, 1, 0] + [UNLABELLED] * 8)  # as many labels in each process
+TIMEOUT = 120  # seconds; a process that waits for a dead one would wait for half an hour
+
+
+def torchrun(*arguments: str, folder: Path, restarts: int = 0) -> subprocess.CompletedProcess[str]:
+    paths = [str(Path(__file__).parent), *filter(None, sys.path)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += ["--max_restarts", str(restarts), "-m", *arguments]
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=TIMEOUT, check=False
+    )
+
+
+def encoder() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 6), nn.Tanh())
+
+
+def ranksim_of_all_rows(fabric: Fabric) -> tuple[Regression, list[EpochLog]]:
+    """Each step has all rows; each process 1 / w of them."""
+    ranksim = RankSimLoss(weight=2.0, gather_distributed=True)
+    method = Regression(encoder(), nn.Linear(6, 1), ranksim, lr=3e-3)
+    target = INPUTS.square().sum(dim=1)
+    loader = tensor_loader(INPUTS, target, torch.ones(16), batch_size=16 // fabric.world_size)
+    return method, fit(fabric, method, loader, epochs=6)
+
+
+def contrast_of_all_rows(fabric: Fabric) -> tuple[SelfTuning, list[EpochLog]]:
+    """The same for Self-Tuning; its queue keeps every key, so that their order in a step does not matter."""
+    method = SelfTuning(encoder(), 6, 3, nn.Identity(), lr=0.05, projection_size=5, slots=96, momentum=0.9)  # type: ignore[arg-type]
+    loader = tensor_loader(INPUTS, LABELS, batch_size=16 // fabric.world_size)
+    return method, fit(fabric, method, loader, epochs=6)
+
+
+def small_queues(fabric: Fabric) -> SelfTuning:
+    """Other rows and other dropout in each process, and queues that go round."""
+    backbone = nn.Sequential(encoder(), nn.BatchNorm1d(6), nn.Dropout(0.3))
+    method = SelfTuning(backbone, 6, 3, nn.Identity(), lr=0.05, projection_size=5, slots=4, threshold=0.4)  # type: ignore[arg-type]
+    fit(fabric, method, paired_loader(INPUTS, LABELS, batch_size=2), epochs=3)
+    return method
+
+
+def train_small_methods() -> None:
+    fabric = make_fabric("cpu")
+    ranksim, ranksim_history = ranksim_of_all_rows(fabric)
+    contrast, contrast_history = contrast_of_all_rows(fabric)
+    result = {
+        "ranksim": ranksim.state_dict(),
+        "ranksim history": ranksim_history,
+        "contrast": contrast.state_dict(),
+        "contrast history": contrast_history,
+        "queues": small_queues(fabric).state_dict(),
+    }
+    torch.save(result, f"{fabric.global_rank}.pt")
+
+
+def test_two_processes_equal_one_on_the_whole_batch_and_each_other(tmp_path: Path) -> None:
+    job = torchrun("test_torchrun", "train_small_methods", folder=tmp_path)
+    assert job.returncode == 0, job.stderr
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    for name in ("ranksim", "contrast", "queues"):
+        for key, value in first[name].items():
+            assert torch.equal(value, second[name][key]), key
+    assert first["queues"]["contrast.queue.slot_count"].tolist() == [4, 4, 4]
+
+    one = Fabric(accelerator="cpu", devices=1)
+    for name, train in (("ranksim", ranksim_of_all_rows), ("contrast", contrast_of_all_rows)):
+        method, history = train(one)
+        for row, expected in zip(first[f"{name} history"], history, strict=True):
+            assert row == pytest.approx(expected, rel=1e-6)
+        for key, parameter in method.named_parameters():
+            torch.testing.assert_close(first[name][key], parameter.detach(), rtol=1e-5, atol=1e-6)
+
+
+RECIPE = TinyRecipe(data=Path("numbers.txt"))  # 6 steps per epoch in each of two processes
+
+
+class AloneRecipe(TinyRecipe):
+    distributed: ClassVar[bool] = False
+
+
+def train_tiny_runs() -> None:
+    run(RECIPE, Path("whole"))
+    for step in (2, 5, 10, 11):
+        Perceptron.stop_after = step
+        with pytest.raises(InterruptedError):
+            run(RECIPE, Path("parts"), resume=True)
+    Perceptron.stop_after = None
+    run(RECIPE, Path("parts"), resume=True)
+    run(replace(RECIPE, patience=1), Path("patient"))
+    with pytest.raises(SettingsError, match="tiny trains in one process, not in 2"):
+        run(AloneRecipe(data=RECIPE.data), Path("alone"))
+
+
+def test_two_processes_resume_bit_for_bit_and_predict_every_sample_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers(tmp_path / "numbers.txt")
+    job = torchrun("test_torchrun", "train_tiny_runs", folder=tmp_path)
+    assert job.returncode == 0, job.stderr
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    assert not (tmp_path / "alone").exists()
+    results = results_of(tmp_path / "whole")
+    assert results["environment"]["processes"] == 2
+    assert [row["step"] for row in results["history"]] == [6, 12, 18, 24]
+
+    # One process finds the same for the checkpoints: of the test, whose 13 samples are odd, and of the validation.
+    monkeypatch.setattr(recipes, "RECIPES", (*recipes.RECIPES, TinyRecipe))
+    monkeypatch.chdir(tmp_path)
+    for folder in (tmp_path / "whole", tmp_path / "patient"):
+        results = results_of(folder)
+        table = evaluate_run(folder, None, "test", "cpu", QUIET)
+        assert table == {row: pytest.approx(columns, rel=1e-6) for row, columns in results["test"].items()}
+        best = evaluate_run(folder, None, "val", "cpu", QUIET)["all"]["MAE"]
+        assert best == pytest.approx(results["history"][results["best_epoch"]]["val all MAE"], rel=1e-6)
+    predict_run(tmp_path / "whole", RECIPE.data, tmp_path / "predicted.csv", "cpu", QUIET)
+    two, one = (predictions_of(tmp_path / name) for name in ("whole/predictions.csv", "predicted.csv"))
+    assert [row["name"] for row in two] == [str(i) for i in range(13)]
+    assert [float(row["prediction"]) for row in two] == pytest.approx(
+        [float(row["prediction"]) for row in one], rel=1e-5
+    )
+    with pytest.raises(ValueError, match=r"last\.ckpt is of a training with 6 steps per epoch in 2 process\(es\)"):
+        run(RECIPE, tmp_path / "whole", resume=True)
+
+
+def train_until_one_dies() -> None:
+    """The second process is killed in the middle of an epoch, unless it was started again."""
+    after_step = Perceptron.after_step
+
+    def die(method: Perceptron) -> None:
+        after_step(method)
+        if os.environ["RANK"] == "1" and method.steps == 11 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Perceptron.after_step = die  # type: ignore[method-assign]
+    run(RECIPE, Path("killed"), resume=True)
+    Perceptron.after_step = after_step  # type: ignore[method-assign]
+    run(RECIPE, Path("whole"))
+
+
+def test_no_process_waits_for_one_that_was_killed(tmp_path: Path) -> None:
+    numbers(tmp_path / "numbers.txt")
+    job = torchrun("test_torchrun", "train_until_one_dies", folder=tmp_path)
+    assert job.returncode != 0
+    assert "SIGKILL" in job.stderr
+    state = torch.load(tmp_path / "killed" / "last.ckpt", weights_only=True)
+    assert (len(state["history"]), state["done"]) == (1, 3)
+    assert not (tmp_path / "killed" / "results.json").exists()
+
+    again = torchrun("test_torchrun", "train_until_one_dies", folder=tmp_path, restarts=1)
+    assert again.returncode == 0, again.stderr
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+def train_options(data: Path, output: str) -> tuple[str, ...]:
+    small = ("--image-size", "32", "--epochs", "1", "--batch-size", "2", "--labels", "30", "--device", "cpu")
+    return ("train", "self-tuning", "--data", str(data), "--output", output, *small)
+
+
+def test_the_command_trains_in_two_processes_of_which_one_writes(tmp_path: Path) -> None:
+    data = image_folder(tmp_path / "data")
+    (data / "val.txt").write_text("10.png 0\n11.png 1\n9.png 1\n")
+    small = ("--projection-size", "8", "--slots", "4", "--tensorboard")
+    job = torchrun("dadl", *train_options(data, "output"), *small, folder=tmp_path)
+    assert job.returncode == 0, job.stderr
+    for once in ("4 labelled, 8 unlabelled", "Epoch 1/1", "Test of self-tuning", "Wrote checkpoints"):
+        assert job.stdout.count(once) == 1, job.stdout
+    assert "Warning" not in job.stderr
+    assert "deprecated" not in job.stderr
+    assert "Traceback" not in job.stderr
+    assert results_of(tmp_path / "output")["environment"]["processes"] == 2
+    assert [row["name"] for row in predictions_of(tmp_path / "output" / "predictions.csv")] == [
+        f"{i}.png" for i in range(12, 16)
+    ]
+    assert len(list((tmp_path / "output" / "tensorboard").iterdir())) == 1
+
+
+def test_a_problem_that_every_process_finds_is_told_and_ends_them_all(tmp_path: Path) -> None:
+    data = image_folder(tmp_path / "data")
+    (data / "train_30.txt").write_text("0.png 0\nmissing.png 1\n")
+    job = torchrun("dadl", *train_options(data, "output"), folder=tmp_path)
+    assert job.returncode == 1
+    assert job.stderr.count("train_30.txt:2") in (1, 2)
+    assert not (tmp_path / "output").exists()
+
+
+JOBS: tuple[Callable[[], Any], ...] = (train_small_methods, train_tiny_runs, train_until_one_dies)
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    {job.__name__: job for job in JOBS}[sys.argv[1]]()
