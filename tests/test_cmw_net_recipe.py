@@ -72,15 +72,15 @@ def list_folder(tmp_path: Path) -> Path:
     return folder
 
 
+def small_network(depth: int = 32, channels: int = 1) -> nn.Sequential:
+    layers = [nn.AdaptiveAvgPool2d(12), nn.Flatten(), nn.Linear(channels * 144, 64), nn.BatchNorm1d(64), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
 @pytest.fixture
-def small_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In place of ResNet-32, whose 32 layers take their time."""
-
-    def make(depth: int, channels: int) -> nn.Sequential:
-        layers = [nn.AdaptiveAvgPool2d(12), nn.Flatten(), nn.Linear(channels * 144, 64), nn.BatchNorm1d(64), nn.ReLU()]
-        return nn.Sequential(*layers)
-
-    monkeypatch.setattr(cmw_net_train, "resnet", make)
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small network in place of ResNet-32, whose 32 layers take their time."""
+    monkeypatch.setattr(cmw_net_train, "resnet", small_network)
 
 
 def recipe_of(folder: Path, **settings: Any) -> CMWNetRecipe:
@@ -185,14 +185,14 @@ def test_cross_entropy_sees_the_meta_samples_only_if_told_to(idx_folder: Path) -
     assert sizes == {"ce": 228, "ce-meta": 240}
 
 
-@pytest.mark.usefixtures("small_network")
+@pytest.mark.usefixtures("fast")
 def test_cross_entropy_has_no_weights_to_load(idx_folder: Path, tmp_path: Path) -> None:
     train_run(recipe_of(idx_folder, method="ce", epochs=1), RunOptions(output=tmp_path / "ce", device="cpu"), QUIET)
     with pytest.raises(SettingsError, match="no learnt weights: it is of cmw-net, method ce"):
         load_weight_net(tmp_path / "ce")
 
 
-@pytest.mark.usefixtures("small_network")
+@pytest.mark.usefixtures("fast")
 def test_learnt_weights_beat_cross_entropy_on_wrong_labels(idx_folder: Path) -> None:
     accuracy: dict[str, list[float]] = {"ce": [], "mw-net": []}
     for method, seed in product(accuracy, (0, 1)):
@@ -223,7 +223,7 @@ def test_learnt_weights_beat_cross_entropy_on_wrong_labels(idx_folder: Path) -> 
     assert sum(accuracy["mw-net"]) > sum(accuracy["ce"]) + 10
 
 
-@pytest.mark.usefixtures("small_network")
+@pytest.mark.usefixtures("fast")
 def test_samples_of_lowest_loss_are_clean_ones_of_each_class(idx_folder: Path) -> None:
     recipe = recipe_of(idx_folder, meta="lowest-loss", noise="symmetric", noise_rate=0.5, epochs=8, meta_per_class=6)
     task = read(recipe)
@@ -241,7 +241,7 @@ class Interrupted(Exception):
     pass
 
 
-@pytest.mark.usefixtures("small_network")
+@pytest.mark.usefixtures("fast")
 @pytest.mark.parametrize(
     "settings",
     [
@@ -283,7 +283,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert evaluate_run(broken, None, "test", "cpu", QUIET) == table
 
 
-@pytest.mark.usefixtures("small_network")
+@pytest.mark.usefixtures("fast")
 def test_lists_with_a_meta_set(list_folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     recipe = recipe_of(list_folder, batch_size=8, image_size=12, patience=1)
@@ -306,6 +306,14 @@ def test_lists_with_a_meta_set(list_folder: Path, tmp_path: Path) -> None:
     assert rows_of(tmp_path / "predicted.csv") == [predictions[1], predictions[0]]
     meta_target = batches_of(read(recipe))[3]
     assert Counter(meta_target.tolist()).keys() == {0, 1, 2}
+
+
+def test_a_network_of_the_user(idx_folder: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(idx_folder, backbone=f"{__name__}:small_network", meta_per_class=4, epochs=1)
+    table = train_run(recipe, RunOptions(output=tmp_path / "run", device="cpu"), QUIET)
+    state = torch.load(tmp_path / "run" / LAST, weights_only=True)["method"]
+    assert state["network.1.weight"].shape == (CLASSES, 64)
+    assert evaluate_run(tmp_path / "run", None, "test", "cpu", QUIET) == table
 
 
 def test_every_bad_row_is_named(list_folder: Path) -> None:
@@ -334,7 +342,8 @@ def test_every_bad_row_is_named(list_folder: Path) -> None:
         ({"method": "ce", "imbalance": 1000.0}, "no training samples of class 2"),
         ({"method": "ce", "patience": 1}, "has no val.txt; set val-fraction"),
         ({"method": "ce", "image_size": 32}, "image-size is for listed images"),
-        ({"method": "ce", "network": "efficientnet-lite0"}, "but these are .1, 12, 12.: choose network resnet32"),
+        ({"method": "ce", "network": "efficientnet-lite0"}, "but these have 1 and 12: choose network resnet32"),
+        ({"method": "ce", "backbone": "nowhere:network"}, "backbone 'nowhere:network' cannot be used"),
         ({"method": "ce", "noise": "cifar10-flip", "noise_rate": 0.4}, "there are 3 classes"),
     ],
 )

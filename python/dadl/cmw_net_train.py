@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from .augmentation import View
+from .backbones import load_backbone
 from .cmw_net import CMWNet
 from .data import CIFAR10_FLIPS, balanced_subset, flip_noise, long_tail, symmetric_noise
 from .efficientnet import FEATURES, efficientnet_lite0
@@ -80,7 +81,7 @@ class CMWNetRecipe(Recipe):
     """Samples of a step; as many meta samples join."""
 
     lr: Positive | None = None  # type: ignore[assignment]
-    """Learning rate of SGD. [default: resnet32 0.1, efficientnet-lite0 0.01]"""
+    """Learning rate of SGD. [default: resnet32 0.1, others 0.01]"""
 
     weight_decay: NonNegative = 5e-4
     """Of SGD."""
@@ -88,8 +89,11 @@ class CMWNetRecipe(Recipe):
     network: Literal["resnet32", "efficientnet-lite0"] = "resnet32"
     """For small images from scratch, or for photographs with ImageNet weights."""
 
+    backbone: str | None = None
+    """Another network: module:callable without arguments, images [B, C, H, W] in [0, 1] to features [B, F]."""
+
     image_size: Annotated[int, Parameter(validator=validators.Number(gte=8))] | None = None
-    """Height and width of a view of listed images, in pixels. [default: resnet32 32, efficientnet-lite0 224]"""
+    """Height and width of a view of listed images, in pixels. [default: resnet32 32, others 224]"""
 
     flip: bool = True
     """Mirror images at random; not for characters or digits."""
@@ -161,12 +165,6 @@ class CMWNetRecipe(Recipe):
         except ValueError as error:
             raise SettingsError(f"{self.data}: {error}") from None
         train, meta = parts.train, parts.meta
-        shape = list(train.images.shape[1:])
-        if self.network == "efficientnet-lite0" and (shape[0] != 3 or parts.view_size < SMALLEST_PHOTOGRAPH):
-            raise SettingsError(
-                f"efficientnet-lite0 is for images of 3 colours and at least {SMALLEST_PHOTOGRAPH} pixels, but these "
-                f"are {shape}: choose network resnet32"
-            )
         if self.patience is not None and parts.validation is None:
             raise SettingsError(f"patience needs validation samples: {self.data} has no {VALIDATION}; set val-fraction")
         evaluation = lambda part: Evaluation(
@@ -178,7 +176,7 @@ class CMWNetRecipe(Recipe):
             facts={
                 "classes": num_classes,
                 "class_counts": torch.bincount(train.target, minlength=num_classes).tolist(),
-                "image_shape": shape,
+                "image_shape": list(train.images.shape[1:]),
                 "view_size": parts.view_size,
             },
             sizes={
@@ -193,15 +191,11 @@ class CMWNetRecipe(Recipe):
         )
 
     def make_method(self, facts: Mapping[str, Any]) -> CrossEntropy:
-        channels = facts["image_shape"][0]
-        backbone, features, lr = (
-            (resnet(32, channels), RESNET_FEATURES, 0.1)
-            if self.network == "resnet32"
-            else (efficientnet_lite0(), FEATURES, 0.01)
-        )
+        backbone, features = self._make_backbone(facts["image_shape"][0], facts["view_size"])
         network = nn.Sequential(backbone, nn.Linear(features, facts["classes"]))
         view = View(facts["view_size"], crop_area=0.8, operations=1, flip=self.flip)
-        options: dict[str, Any] = {"lr": self.lr or lr, "weight_decay": self.weight_decay}
+        lr = self.lr or (0.1 if self._is_resnet else 0.01)
+        options: dict[str, Any] = {"lr": lr, "weight_decay": self.weight_decay}
         if not self.learns_weights:
             return CrossEntropy(network, view, **options)
         class_counts = torch.tensor(facts["class_counts"])
@@ -233,7 +227,8 @@ class CMWNetRecipe(Recipe):
         if not (self.data / TRAIN).exists():
             return self._read_files()
         lists = read_noisy_lists(self.data)
-        size = self.image_size or (32 if self.network == "resnet32" else 224)
+        size = self.image_size or (32 if self._is_resnet else 224)
+        self._make_backbone(3, size)  # what is wrong with it shows before images are read
         given = (lists.train, lists.meta, lists.validation, lists.test)
         progress.start("Reading images", total=sum(map(len, given)))
 
@@ -259,7 +254,26 @@ class CMWNetRecipe(Recipe):
                 ("test", files.test_images, files.test_target),
             )
         )
-        return Parts(train, None, None, test, min(train.images.shape[-2:]))
+        channels, *size = files.train_images.shape[1:]
+        self._make_backbone(channels, min(size))
+        return Parts(train, None, None, test, min(size))
+
+    @property
+    def _is_resnet(self) -> bool:
+        return self.backbone is None and self.network == "resnet32"
+
+    def _make_backbone(self, channels: int, size: int) -> tuple[nn.Module, int]:
+        """Images to features, and how many these are."""
+        if self.backbone is not None:
+            return load_backbone(self.backbone, size, channels)
+        if self.network == "resnet32":
+            return resnet(32, channels), RESNET_FEATURES
+        if channels != 3 or size < SMALLEST_PHOTOGRAPH:
+            raise SettingsError(
+                f"efficientnet-lite0 is for images of 3 colours and at least {SMALLEST_PHOTOGRAPH} pixels, but these "
+                f"have {channels} and {size}: choose network resnet32"
+            )
+        return efficientnet_lite0(), FEATURES
 
     def _draw(self, parts: Parts) -> Parts:
         """Validation and clean meta samples out of the training samples."""

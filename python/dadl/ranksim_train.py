@@ -1,7 +1,6 @@
 """``dadl train ranksim``: imbalanced regression of numbers, texts or images, with RankSim and what goes with it."""
 
 import math
-import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +15,7 @@ from torch.utils.data import DataLoader
 from dadl_ext import RankSimLoss
 
 from .augmentation import View
+from .backbones import load_backbone
 from .efficientnet import FEATURES, efficientnet_lite0
 from .feature_smoothing import FeatureDistributionSmoothing
 from .image_lists import load_images
@@ -389,32 +389,7 @@ class RankSimRecipe(Recipe):
     def _image_network(self) -> tuple[nn.Module, int]:
         if self.backbone is None:
             return efficientnet_lite0(), FEATURES
-        try:
-            make_network = pkgutil.resolve_name(self.backbone)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise SettingsError(
-                f"backbone {self.backbone!r} cannot be used ({error}); expected module:callable, where PYTHONPATH has "
-                "the module's folder"
-            ) from None
-        images = torch.zeros(2, 3, self.image_size, self.image_size)
-        try:
-            network = make_network()
-            with torch.no_grad():
-                features = network.eval()(images)
-        except Exception as error:  # whatever foreign code raises
-            raise SettingsError(f"backbone {self.backbone} failed on images {list(images.shape)}: {error}") from error
-        if (
-            not isinstance(network, nn.Module)
-            or not isinstance(features, Tensor)
-            or features.dim() != 2
-            or len(features) != 2
-        ):
-            shape = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
-            raise SettingsError(
-                f"backbone {self.backbone} made {shape} of images {list(images.shape)}; expected a torch.nn.Module "
-                "that makes features [2, F]"
-            )
-        return network.train(), features.shape[1]
+        return load_backbone(self.backbone, self.image_size)
 
     def _loss(self, kind: Kind) -> Loss:
         return DEFAULTS[kind].loss if self.loss is None else self.loss
