@@ -3,7 +3,6 @@
 import csv
 import json
 import struct
-from collections import Counter
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -287,6 +286,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
 def test_lists_with_a_meta_set(list_folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     recipe = recipe_of(list_folder, batch_size=8, image_size=12, patience=1)
+    assert set(batches_of(read(recipe))[3].tolist()) == {0, 1, 2}
     train_run(recipe, RunOptions(output=output, device="cpu"), QUIET)
     results = json.loads((output / "results.json").read_text(encoding="utf-8"))
     assert results["samples"] == {"train": 24, "meta": 3, "validation": 3, "test": 6}
@@ -301,11 +301,14 @@ def test_lists_with_a_meta_set(list_folder: Path, tmp_path: Path) -> None:
     assert all(torch.equal(value, best[f"weight_net.{name}"]) for name, value in weight_net.state_dict().items())
     predictions = rows_of(output / "predictions.csv")
     assert [row["name"] for row in predictions] == [f"image {i}.png" for i in range(30, 36)]
+    (list_folder / "train.txt").write_text("image 0.png 0\nimage 1.png 1\n")
+    for name in ("meta.txt", "val.txt", "test.txt"):
+        (list_folder / name).write_text("image 30.png 0\n")
+    with pytest.raises(SettingsError, match="has other classes than the run: 2 and not 3"):
+        evaluate_run(output, list_folder, "test", "cpu", QUIET)
     (list_folder / "some.txt").write_text("image 31.png\nimage 30.png\n")
     predict_run(output, list_folder / "some.txt", tmp_path / "predicted.csv", "cpu", QUIET)
     assert rows_of(tmp_path / "predicted.csv") == [predictions[1], predictions[0]]
-    meta_target = batches_of(read(recipe))[3]
-    assert Counter(meta_target.tolist()).keys() == {0, 1, 2}
 
 
 def test_a_network_of_the_user(idx_folder: Path, tmp_path: Path) -> None:

@@ -69,6 +69,7 @@ class CMWNetRecipe(Recipe):
 
     name: ClassVar[str] = "cmw-net"
     distributed: ClassVar[bool] = False
+    shape_facts: ClassVar[tuple[str, ...]] = ("classes", "image_shape", "view_size")
     search_space: ClassVar[Mapping[str, tuple[float, float]]] = {"lr": (1e-3, 0.5), "meta_lr": (1e-4, 1e-1)}
 
     method: Literal["cmw-net", "mw-net", "cmw-net-sl", "ce", "ce-meta"] = "cmw-net"
