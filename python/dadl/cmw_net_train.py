@@ -25,7 +25,8 @@ from .recipe import Evaluation, Fraction, NonNegative, Positive, PositiveInt, Re
 from .report import JobProgress
 from .resnet import FEATURES as RESNET_FEATURES
 from .resnet import resnet
-from .training import BEST, LAST, tensor_loader
+from .runs import read_run, trained_state
+from .training import tensor_loader
 
 LOWEST_LOSS_PER_CLASS = 10
 SMALLEST_PHOTOGRAPH = 64
@@ -340,16 +341,10 @@ def load_weight_net(run: Path) -> CMWNet:
     It is that of the best epoch, or without a validation of the last one. Raises a :class:`.SettingsError` for a folder
     that holds no such run.
     """
-    from .runs import read_run  # which knows every recipe
-
     name, settings, facts = read_run(run)
     if name != CMWNetRecipe.name or settings["method"] in ("ce", "ce-meta"):
         raise SettingsError(f"{run} has no learnt weights: it is of {name}, method {settings.get('method')}")
-    file = next((run / name for name in (BEST, LAST) if (run / name).exists()), None)
-    if file is None:
-        raise SettingsError(f"{run} has no checkpoint yet")
-    state = torch.load(file, map_location="cpu", weights_only=True)["method"]
-    own = {key.removeprefix("weight_net."): value for key, value in state.items() if key.startswith("weight_net.")}
+    own = trained_state(run, "weight_net")
     weight_net = CMWNet(facts["class_counts"], len(own["centers"]))
     weight_net.load_state_dict(own)
     return weight_net

@@ -43,8 +43,9 @@ from .reweighting import (
     weighted_l1_loss,
     weighted_mse_loss,
 )
+from .runs import read_run, trained_state
 from .tables import TableError, read_table
-from .training import BEST, LAST, TensorRows, as_fetched, tensor_loader
+from .training import TensorRows, as_fetched, tensor_loader
 
 Kind = Literal["ages", "sts-b", "table"]
 Columns = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=(), show_default=False)]
@@ -448,17 +449,10 @@ def _fitted_mixture(target: Tensor, seed: int) -> list[list[float]]:
 
 def _restore_encoder(run: Path, facts: Mapping[str, Any], encoder: nn.Module) -> None:
     """Load the encoder of the run in that folder, after its best epoch if it had a validation."""
-    from .runs import read_run  # which knows every recipe
-
     name, _, earlier = read_run(run)
     if name != RankSimRecipe.name or any(earlier.get(key) != facts[key] for key in ("inputs", "target_mean")):
         raise SettingsError(f"{run} was not trained on these data: retrain on the same file, with the same seed")
-    file = next((run / name for name in (BEST, LAST) if (run / name).exists()), None)
-    if file is None:
-        raise SettingsError(f"{run} has no checkpoint yet")
-    state = torch.load(file, map_location="cpu", weights_only=True)["method"]
-    own = {key.removeprefix("encoder."): value for key, value in state.items() if key.startswith("encoder.")}
     try:
-        encoder.load_state_dict(own)
+        encoder.load_state_dict(trained_state(run, "encoder"))
     except RuntimeError:
         raise SettingsError(f"{run} has another encoder: retrain with its hidden, backbone, fine-tune ...") from None

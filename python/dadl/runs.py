@@ -277,6 +277,20 @@ def read_run(folder: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
         raise SettingsError(f"{folder} is a run that cannot be read: {error}") from None
 
 
+def trained_checkpoint(folder: Path) -> Path:
+    """The checkpoint with a run's method after its best epoch, or without a validation after its last."""
+    file = next((folder / name for name in (BEST, LAST) if (folder / name).exists()), None)
+    if file is None:
+        raise CheckpointError(f"{folder} has no checkpoint yet")
+    return file
+
+
+def trained_state(folder: Path, part: str) -> dict[str, Any]:
+    """The trained state of one module of a run's method, e.g. its ``encoder``."""
+    state = torch.load(trained_checkpoint(folder), map_location="cpu", weights_only=True)["method"]
+    return {key.removeprefix(f"{part}."): value for key, value in state.items() if key.startswith(f"{part}.")}
+
+
 def make_recipe(name: str, settings: Mapping[str, Any]) -> Recipe:
     """The recipe of that name with settings as ``config.yaml`` has them."""
     from .recipes import RECIPES  # which imports every method
@@ -340,12 +354,8 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def _trained(fabric: Fabric, recipe: Recipe, facts: dict[str, Any], folder: Path) -> Method:
-    """The method after its best epoch, or without a validation after its last."""
     method = recipe.make_method(facts)
-    file = folder / (BEST if (folder / BEST).exists() else LAST)
-    if not file.exists():
-        raise CheckpointError(f"{folder} has no checkpoint yet")
-    load_checkpoint(fabric, file, {"method": method})
+    load_checkpoint(fabric, trained_checkpoint(folder), {"method": method})
     return method
 
 
