@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,11 @@ import torch
 pytest.importorskip("PIL", reason="needs pip install 'dadl[train]'")
 
 from dadl import sprites
+from dadl.chi_model_train import ChiModelRecipe
+from dadl.recipe import SettingsError, Task
+from dadl.report import JobProgress
 from dadl.sprites import COUNTS, SpriteFileError, draw_sprites, generate_sprites, read_sprites
+from rich.console import Console
 
 
 def test_all_factors_are_as_many_as_in_dsprites() -> None:
@@ -114,6 +119,34 @@ def test_mpi3d_is_read_with_its_angles(tmp_path: Path, monkeypatch: pytest.Monke
     np.testing.assert_array_equal(read.images, images[rows].transpose(0, 3, 1, 2))
     np.testing.assert_allclose(read.target, np.stack([rows // 40 % 40, rows % 40], axis=1) / 39, rtol=1e-6)
     assert read.names == ("horizontal angle", "vertical angle")
+
+
+def test_dadl_train_reads_sprites_and_splits_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sprites, "MPI3D_COUNTS", (2, 40, 40))
+    images = np.random.default_rng(0).integers(0, 256, (3200, 4, 4, 3), dtype=np.uint8)
+    npz(tmp_path / "mpi3d.npz", "images", images)
+
+    def task(**settings: Any) -> Task:
+        recipe = ChiModelRecipe(data=tmp_path, labels=10, images=100, image_size=32, seed=3, **settings)
+        return recipe.read(JobProgress(Console(quiet=True)))
+
+    both = task()
+    assert both.sizes == {"labelled": 7, "unlabelled": 63, "validation": 10, "test": 20}
+    assert both.facts == {"values": 2}
+    read = read_sprites(tmp_path, 100, seed=3)
+    rows = torch.tensor([int(name) for name in both.test.names])
+    table = both.test.score(read.target[rows] + torch.tensor([0.1, 0.3]))
+    assert table["all"]["MAE %"] == pytest.approx(20)
+    assert table["column 1"]["MAE %"] == pytest.approx(30)
+    (shown,) = next(iter(both.test.loader))
+    assert shown.shape == (20, 3, 37, 37)
+    assert float((shown.float().mean() - read.images[rows].float().mean()).abs()) < 2
+    parts = [both.test.names, both.validation.names if both.validation else []]
+    assert not set(parts[0]) & set(parts[1])
+    second = task(columns=(1,))
+    assert second.test.score(read.target[rows][:, 1:] + 0.3)["column 1"]["MAE %"] == pytest.approx(30)
+    with pytest.raises(SettingsError, match="there is no column 2, but of horizontal angle, vertical angle, from 0"):
+        task(columns=(2,))
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:

@@ -39,9 +39,9 @@ class ListRecipe(Recipe, Generic[LabelT]):
     """Height and width of a view, in pixels."""
 
     @property
-    @abstractmethod
-    def needs_unlabelled(self) -> bool:
-        """Whether the method has terms for images without labels."""
+    def stored_size(self) -> int:
+        """Of the images in memory: their middle 7/8 are tested, 224 of 256 pixels."""
+        return round(self.image_size * 8 / 7)
 
     @abstractmethod
     def read_lists(self) -> ImageLists[LabelT]:
@@ -91,8 +91,7 @@ class ListRecipe(Recipe, Generic[LabelT]):
         return Evaluation([row.path for row in rows], tensor_loader(images, batch_size=self.batch_size), score)
 
     def _images(self, folder: Path, rows: Sequence[ImageRow], progress: JobProgress) -> Tensor:
-        size = round(self.image_size * 8 / 7)  # the middle 7/8 are tested, 224 of 256 pixels
-        return load_images(folder, rows, size, progress.advance)
+        return load_images(folder, rows, self.stored_size, progress.advance)
 
 
 def class_table(predicted: Tensor, target: Tensor) -> Table:

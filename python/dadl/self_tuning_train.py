@@ -44,10 +44,6 @@ class SelfTuningRecipe(ListRecipe[int]):
     flip: bool = True
     """Mirror images at random; not for characters or digits."""
 
-    @property
-    def needs_unlabelled(self) -> bool:
-        return self.method != "fine-tuning"
-
     def read_lists(self) -> ClassLists:
         return read_lists(self.data, self.labels)
 
@@ -78,7 +74,7 @@ class SelfTuningRecipe(ListRecipe[int]):
     def make_loader(self, lists: ImageLists[int], images: Tensor) -> DataLoader[Any]:
         target = torch.tensor([row.label for row in lists.labelled] + [UNLABELLED] * len(lists.unlabelled))
         pairs = max(len(lists.labelled), len(lists.unlabelled))
-        if not self.needs_unlabelled:  # as many steps, on the labelled images alone
+        if self.method == "fine-tuning":  # as many steps, on the labelled images alone
             images, target = images[: len(lists.labelled)], target[: len(lists.labelled)]
         return paired_loader(images, target, batch_size=self.batch_size, pairs=pairs)
 
