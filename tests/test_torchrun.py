@@ -22,6 +22,7 @@ from dadl.runs import evaluate_run, make_fabric, predict_run
 from dadl.self_tuning import UNLABELLED, SelfTuning, paired_loader
 from dadl.training import EpochLog, fit, tensor_loader
 from lightning_fabric import Fabric
+from rich.console import Console
 from test_cli import image_folder, predictions_of, results_of
 from test_runs import QUIET, Perceptron, TinyRecipe, assert_same_run, numbers, run
 
@@ -32,11 +33,11 @@ LABELS = torch.tensor([0, 1, 2, 0, 2, 1, 1, 0] + [UNLABELLED] * 8)  # as many la
 TIMEOUT = 120  # seconds; a process that waits for a dead one would wait for half an hour
 
 
-def torchrun(*arguments: str, folder: Path, restarts: int = 0) -> subprocess.CompletedProcess[str]:
+def torchrun(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     paths = [str(Path(__file__).parent), *filter(None, sys.path)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += ["--max_restarts", str(restarts), "-m", *arguments]
+    command += ["-m", *arguments]
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=TIMEOUT, check=False
     )
@@ -121,6 +122,8 @@ def train_tiny_runs() -> None:
     run(replace(RECIPE, patience=1), Path("patient"))
     with pytest.raises(SettingsError, match="tiny trains in one process, not in 2"):
         run(AloneRecipe(data=RECIPE.data), Path("alone"))
+    recipes.RECIPES = (*recipes.RECIPES, TinyRecipe)
+    predict_run(Path("whole"), RECIPE.data, Path("two.csv"), "cpu", Console())
 
 
 def test_two_processes_resume_bit_for_bit_and_predict_every_sample_once(
@@ -144,8 +147,10 @@ def test_two_processes_resume_bit_for_bit_and_predict_every_sample_once(
         assert table == {row: pytest.approx(columns, rel=1e-6) for row, columns in results["test"].items()}
         best = evaluate_run(folder, None, "val", "cpu", QUIET)["all"]["MAE"]
         assert best == pytest.approx(results["history"][results["best_epoch"]]["val all MAE"], rel=1e-6)
-    predict_run(tmp_path / "whole", RECIPE.data, tmp_path / "predicted.csv", "cpu", QUIET)
-    two, one = (predictions_of(tmp_path / name) for name in ("whole/predictions.csv", "predicted.csv"))
+    assert (tmp_path / "two.csv").read_bytes() == (tmp_path / "whole" / "predictions.csv").read_bytes()
+    assert job.stdout.count("Wrote 13 predictions to two.csv") == 1
+    predict_run(tmp_path / "whole", RECIPE.data, tmp_path / "one.csv", "cpu", QUIET)
+    two, one = (predictions_of(tmp_path / name) for name in ("two.csv", "one.csv"))
     assert [row["name"] for row in two] == [str(i) for i in range(13)]
     assert [float(row["prediction"]) for row in two] == pytest.approx(
         [float(row["prediction"]) for row in one], rel=1e-5
@@ -154,31 +159,31 @@ def test_two_processes_resume_bit_for_bit_and_predict_every_sample_once(
         run(RECIPE, tmp_path / "whole", resume=True)
 
 
-def train_until_one_dies() -> None:
-    """The second process is killed in the middle of an epoch, unless it was started again."""
+def train_until_one_dies(victim: str) -> None:
+    """The process of that rank is killed in the middle of an epoch; without one there are two whole runs."""
     after_step = Perceptron.after_step
 
     def die(method: Perceptron) -> None:
         after_step(method)
-        if os.environ["RANK"] == "1" and method.steps == 11 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        if os.environ["RANK"] == victim and method.steps == 11:
             os.kill(os.getpid(), signal.SIGKILL)
 
     Perceptron.after_step = die  # type: ignore[method-assign]
     run(RECIPE, Path("killed"), resume=True)
-    Perceptron.after_step = after_step  # type: ignore[method-assign]
     run(RECIPE, Path("whole"))
 
 
-def test_no_process_waits_for_one_that_was_killed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("victim", ["0", "1"])
+def test_no_process_waits_for_one_that_was_killed(tmp_path: Path, victim: str) -> None:
     numbers(tmp_path / "numbers.txt")
-    job = torchrun("test_torchrun", "train_until_one_dies", folder=tmp_path)
+    job = torchrun("test_torchrun", "train_until_one_dies", victim, folder=tmp_path)
     assert job.returncode != 0
     assert "SIGKILL" in job.stderr
     state = torch.load(tmp_path / "killed" / "last.ckpt", weights_only=True)
     assert (len(state["history"]), state["done"]) == (1, 3)
     assert not (tmp_path / "killed" / "results.json").exists()
 
-    again = torchrun("test_torchrun", "train_until_one_dies", folder=tmp_path, restarts=1)
+    again = torchrun("test_torchrun", "train_until_one_dies", "none", folder=tmp_path)
     assert again.returncode == 0, again.stderr
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
@@ -215,8 +220,8 @@ def test_a_problem_that_every_process_finds_is_told_and_ends_them_all(tmp_path: 
     assert not (tmp_path / "output").exists()
 
 
-JOBS: tuple[Callable[[], Any], ...] = (train_small_methods, train_tiny_runs, train_until_one_dies)
+JOBS: tuple[Callable[..., Any], ...] = (train_small_methods, train_tiny_runs, train_until_one_dies)
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    {job.__name__: job for job in JOBS}[sys.argv[1]]()
+    {job.__name__: job for job in JOBS}[sys.argv[1]](*sys.argv[2:])
