@@ -47,6 +47,9 @@ class Perceptron(Method):
     pause: ClassVar[float] = 0.0
     """Seconds of each step."""
 
+    waits_after: ClassVar[int | None] = None
+    """Steps of this process after which it waits to be killed, however long that takes."""
+
     steps: Tensor
 
     def __init__(self) -> None:
@@ -55,6 +58,7 @@ class Perceptron(Method):
             nn.Linear(FEATURES, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.2), nn.Linear(8, 1)
         )
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.own_steps = 0
 
     def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         inputs, target = batch
@@ -72,6 +76,9 @@ class Perceptron(Method):
         self.steps += 1
         time.sleep(self.pause)
         self._tell()
+        self.own_steps += 1
+        if self.own_steps == self.waits_after:
+            time.sleep(60)
         if self.steps == self.stop_after:
             raise InterruptedError
 
@@ -181,7 +188,9 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 
 KILLS = 20
-KILLED = TinyRecipe(data=Path("numbers.txt"), epochs=8, checkpoint_every=2)  # of 16 steps per epoch
+MOST_STEPS = 8  # between two kills
+KILLED = TinyRecipe(data=Path("numbers.txt"), epochs=KILLS * MOST_STEPS // 16 + 1, checkpoint_every=2)
+# of 16 steps per epoch: it cannot be ready before the last kill
 
 
 def position(folder: Path) -> int:
@@ -217,17 +226,18 @@ def kill_again_and_again() -> None:
     setup = time.perf_counter() - started
     assert os.waitpid(child, 0)[1] == 0
     os.close(pipe)
-    duration = time.perf_counter() - started - setup
 
     killed, before = Path("killed"), 0
     for kill in range(KILLS):
+        letters, last = 0, draw.randint(3, MOST_STEPS - 1)
+        Perceptron.waits_after = last + 1
         child, pipe = start_training(killed)
-        letters = 0
         if kill % 4 == 0:  # perhaps before it trains
             time.sleep(draw.uniform(0, setup))
         else:
-            letters += len(os.read(pipe, 1))
-            time.sleep(draw.uniform(0, duration / 12))
+            while letters < last:
+                letters += len(os.read(pipe, 1))
+            time.sleep(draw.uniform(0, 2 * Perceptron.pause))
         os.kill(child, signal.SIGKILL)
         assert os.waitpid(child, 0)[1] == signal.SIGKILL, "it finished, or failed, by itself"
         while more := os.read(pipe, 1 << 16):
@@ -236,7 +246,8 @@ def kill_again_and_again() -> None:
         steps, after = max(letters - 1, 0), position(killed)
         assert before + max(steps - KILLED.checkpoint_every, 0) <= after <= before + steps
         before = after
-    assert 16 < before < KILLED.epochs * 16  # it came on, and was not ready
+    assert before > 16  # it came on
+    Perceptron.waits_after = None
     child, pipe = start_training(killed)
     assert os.waitpid(child, 0)[1] == 0
 

@@ -334,7 +334,8 @@ def _check_folder(output: Path, recipe: Recipe, options: RunOptions) -> None:
     if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
         raise SettingsError(f"cannot write to {output}: {place} is no folder that can be written to; choose --output")
     searched = (output / JOURNAL).exists()
-    if not searched and not (output / LAST).exists():
+    begun = output / "trial-0" / CONFIG if searched else output / LAST
+    if not begun.exists():
         return  # nothing is lost
     if not options.resume:
         raise SettingsError(f"{output} holds a run: --resume continues it, or choose another folder with --output")
