@@ -301,7 +301,7 @@ def test_lists_with_a_meta_set(list_folder: Path, tmp_path: Path) -> None:
     assert all(torch.equal(value, best[f"weight_net.{name}"]) for name, value in weight_net.state_dict().items())
     predictions = rows_of(output / "predictions.csv")
     assert [row["name"] for row in predictions] == [f"image {i}.png" for i in range(30, 36)]
-    (list_folder / "train.txt").write_text("image 0.png 0\nimage 1.png 1\n")
+    (list_folder / "train.txt").write_text("image 0.png 0\nimage 3.png 0\nimage 1.png 1\nimage 4.png 1\n")
     for name in ("meta.txt", "val.txt", "test.txt"):
         (list_folder / name).write_text("image 30.png 0\n")
     with pytest.raises(SettingsError, match="has other classes than the run: 2 and not 3"):

@@ -8,7 +8,15 @@ import torch
 
 pytest.importorskip("PIL", reason="needs pip install 'dadl[train]'")
 
-from dadl.image_lists import ImageListError, Row, image_problems, load_images, read_lists, read_value_lists
+from dadl.image_lists import (
+    ImageListError,
+    Row,
+    image_problems,
+    load_images,
+    read_lists,
+    read_noisy_lists,
+    read_value_lists,
+)
 from PIL import Image
 
 
@@ -78,6 +86,21 @@ def test_every_bad_row_is_named_at_once(folder: Path) -> None:
         strict=True,
     ):
         assert all(part in problem for part in parts), problem
+
+
+def test_a_class_with_one_training_sample_is_named(folder: Path) -> None:
+    rows = (folder / "train_100.txt").read_text().splitlines()
+    rows[4:] = ["a b/4.png 3", "a b/5.png 2"]
+    (folder / "train_100.txt").write_text("\n".join(rows))
+    with pytest.raises(ImageListError) as error:
+        read_lists(folder, 30)
+    assert [line.split(";")[0] for line in str(error.value).splitlines()] == [
+        "train_100.txt:5: a b/4.png is the only training sample of class 3",
+        "train_100.txt:6: a b/5.png is the only training sample of class 2",
+    ]
+    (folder / "train.txt").write_text("\n".join(rows))
+    with pytest.raises(ImageListError, match=r"train\.txt:5: a b/4\.png is the only training sample of class 3"):
+        read_noisy_lists(folder)
 
 
 def test_missing_and_empty_lists_are_named(folder: Path) -> None:

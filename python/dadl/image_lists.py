@@ -7,6 +7,7 @@ samples; those of them that are not in the labelled list are used without their 
 """
 
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -94,11 +95,12 @@ def read_lists(folder: Path, percent: int) -> ClassLists:
 
     The label is the last whitespace-separated token of a row, a class from 0; paths may contain spaces. Empty lines are
     skipped. Raises :class:`ImageListError` with all bad rows: without a label, with one that is no class, naming no
-    file, twice in one list, or with another label than in the full list; and for missing or empty lists.
+    file, twice in one list, with another label than in the full list, or alone in their class; and for missing or empty
+    lists.
     """
     lists, problems = _read_parts(folder, percent, _parse_class)
     problems += _unknown_classes(lists.labelled, [*lists.validation, *lists.test], list_name(percent))
-    _refuse(problems)
+    _refuse(problems or _lonely([*lists.labelled, *lists.unlabelled]))
     num_classes = max(row.label for row in lists.labelled) + 1
     return ClassLists(lists.labelled, lists.unlabelled, lists.validation, lists.test, num_classes)
 
@@ -114,7 +116,7 @@ def read_noisy_lists(folder: Path) -> NoisyLists:
         for name in (TRAIN, META, VALIDATION, TEST)
     )
     problems += _unknown_classes(train, [*meta, *validation, *test], TRAIN)
-    _refuse(problems)
+    _refuse(problems or _lonely(train))
     return NoisyLists(train, meta, validation, test, max(row.label for row in train) + 1)
 
 
@@ -186,6 +188,16 @@ def _unknown_classes(trained: Sequence[Row[int]], rows: Sequence[Row[int]], name
         f"{row.where}: label {row.label} of {row.path}, a class without a row in {name}"
         for row in rows
         if classes and row.label not in classes
+    ]
+
+
+def _lonely(trained: Sequence[Row[int]]) -> list[str]:
+    """A problem for each training row whose class has no other."""
+    counts = Counter(row.label for row in trained)
+    return [
+        f"{row.where}: {row.path} is the only training sample of class {row.label}; add others, or leave the class out"
+        for row in trained
+        if counts[row.label] == 1
     ]
 
 
