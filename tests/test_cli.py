@@ -46,9 +46,19 @@ def test_importing_dadl_needs_torch_and_numpy_only() -> None:
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("missing", ["lightning_fabric", "matplotlib", "resvg_py"])
-def test_demo_without_the_extra_says_what_to_install(missing: str) -> None:
-    result = dadl("demo", hide=(missing,))
+@pytest.mark.parametrize(
+    ("missing", "command"),
+    [
+        ("lightning_fabric", ["demo"]),
+        ("matplotlib", ["demo"]),
+        ("resvg_py", ["demo"]),
+        ("lightning_fabric", ["train", "ranksim"]),
+        ("yaml", ["evaluate", "."]),
+        ("jinja2", ["report", "."]),
+    ],
+)
+def test_without_the_extra_a_command_says_what_to_install(missing: str, command: list[str]) -> None:
+    result = dadl(*command, hide=(missing,))
     assert result.returncode == 1
     assert missing in result.stderr
     assert "pip install 'dadl[train]'" in result.stderr

@@ -235,7 +235,10 @@ def main() -> None:
         app.meta()
     except UserError as error:
         sys.exit(str(error))
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] not in TRAIN_PACKAGES:
+    except ImportError as error:
+        # Commands that are imported when they are called come with an error of their own.
+        missing = error if isinstance(error, ModuleNotFoundError) else error.__cause__
+        name = missing.name if isinstance(missing, ModuleNotFoundError) else None
+        if name is None or name.split(".")[0] not in TRAIN_PACKAGES:
             raise
-        sys.exit(f"dadl needs {error.name} for this, which is not installed: pip install 'dadl[train]'")
+        sys.exit(f"dadl needs {name} for this, which is not installed: pip install 'dadl[train]'")
