@@ -261,7 +261,7 @@ def run_demo(settings: Settings, output: Path, device: str, console: Console, da
     :class:`.ImageFileError` before training if the folder holds neither.
     """
     fabric = Fabric(accelerator=device, devices=1)
-    source = kanji.ATTRIBUTION if data is None else f"Images: {data}"
+    source = kanji.ATTRIBUTION if data is None else f"Images: {data.resolve().name}"
     report = DemoReport("cmw-net", settings, fabric, output, console, source)
     with JobProgress(console) as progress:
         characters = [] if data is not None else load_characters(settings, progress).characters
