@@ -27,7 +27,8 @@ from .chi_model import (
 from .efficientnet import FEATURES, efficientnet_lite0
 from .image_lists import ImageLists, Row, Values, read_value_lists
 from .list_recipe import ListRecipe
-from .recipe import Evaluation, NonNegative, PositiveInt, SettingsError, Table, Task
+from .options import NonNegative, PositiveInt
+from .recipe import Evaluation, SettingsError, Table, Task
 from .report import JobProgress
 from .sprites import read_sprites
 from .training import tensor_loader

@@ -11,11 +11,9 @@ from cyclopts import App, Parameter, validators
 from cyclopts.config import Yaml
 
 from .errors import UserError
+from .options import BenchmarkName, Device, Flag, Positive, PositiveInt
 
-Device = Literal["auto", "cpu", "cuda"]
 DemoName = Literal["ranksim", "self-tuning", "chi-model", "cmw-net"]
-Count = Annotated[int | None, Parameter(validator=validators.Number(gte=1))]
-Flag = Annotated[bool, Parameter(negative=())]
 Folder = Annotated[Path, Parameter(validator=validators.Path(exists=True, file_okay=False))]
 File = Annotated[Path, Parameter(validator=validators.Path(exists=True))]
 
@@ -61,8 +59,8 @@ def demo(
     name: DemoName = "ranksim",
     /,
     *,
-    seeds: Count = None,
-    epochs: Count = None,
+    seeds: PositiveInt | None = None,
+    epochs: PositiveInt | None = None,
     data: Folder | None = None,
     output: Path | None = None,
     device: Device = "auto",
@@ -179,11 +177,11 @@ def report(runs: Annotated[list[Folder], Parameter(negative=())], /, *, output: 
 
 @app.command
 def bench(
-    name: Literal["all", "ranksim", "contrast", "disagreement", "cmw-net"] = "all",
+    name: BenchmarkName = "all",
     /,
     *,
-    seconds: Annotated[float | None, Parameter(validator=validators.Number(gt=0))] = None,
-    threads: Count = None,
+    seconds: Positive | None = None,
+    threads: PositiveInt | None = None,
     device: Device = "auto",
     output: Path | None = None,
     quick: Flag = False,

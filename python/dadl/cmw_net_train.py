@@ -21,7 +21,8 @@ from .image_lists import META, TRAIN, VALIDATION, Row, load_images, read_image_n
 from .list_recipe import class_columns, class_table
 from .meta_gradient import Normalize
 from .noisy_labels import CrossEntropy, LearntWeights, LowestLossMeta, meta_loader
-from .recipe import Evaluation, Fraction, NonNegative, Positive, PositiveInt, Recipe, SettingsError, Task, unscored
+from .options import Fraction, NonNegative, Positive, PositiveInt
+from .recipe import Evaluation, Recipe, SettingsError, Task, unscored
 from .report import JobProgress
 from .resnet import FEATURES as RESNET_FEATURES
 from .resnet import resnet
@@ -82,7 +83,7 @@ class CMWNetRecipe(Recipe):
     batch_size: PositiveInt = 100
     """Samples of a step; as many meta samples join."""
 
-    lr: Positive | None = None  # type: ignore[assignment]
+    lr: Positive | None = None
     """Learning rate of SGD. [default: resnet32 0.1, others 0.01]"""
 
     weight_decay: NonNegative = 5e-4

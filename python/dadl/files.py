@@ -3,10 +3,12 @@
 import csv
 import os
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning_fabric import Fabric
 
 from .errors import UserError
@@ -56,10 +58,23 @@ def load_checkpoint(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:
 
     Raises a :class:`CheckpointError` if the file is missing or damaged, is no checkpoint, or is one of another method.
     """
+    with _readable(path):
+        fabric.load(path, state, weights_only=True)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What ``path`` holds, on the CPU; errors as for :func:`load_checkpoint`."""
+    with _readable(path):
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
     if not path.exists():
         raise CheckpointError(f"{path} is missing: put it back, or begin anew in another folder")
     try:
-        fabric.load(path, state, weights_only=True)
+        yield
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise CheckpointError(

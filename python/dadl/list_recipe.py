@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from .image_lists import ImageLists, ImageRow, Row, load_images, read_image_names
-from .recipe import Evaluation, Positive, PositiveInt, Recipe, SettingsError, Table, Task, unscored
+from .options import Positive, PositiveInt
+from .recipe import Evaluation, Recipe, SettingsError, Table, Task, unscored
 from .report import JobProgress
 from .training import tensor_loader
 

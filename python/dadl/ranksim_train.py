@@ -20,8 +20,9 @@ from .efficientnet import FEATURES, efficientnet_lite0
 from .feature_smoothing import FeatureDistributionSmoothing
 from .image_lists import load_images
 from .metrics import shot_metrics
+from .options import NonNegative, Positive, PositiveInt
 from .ranksim import Regression, RegressionLoss, Retraining
-from .recipe import Evaluation, NonNegative, Positive, PositiveInt, Recipe, SettingsError, Table, Task, unscored
+from .recipe import Evaluation, Recipe, SettingsError, Table, Task, unscored
 from .regression_files import (
     STS_B_FILES,
     RegressionData,
@@ -100,7 +101,7 @@ class RankSimRecipe(Recipe):
         "interp_strength": (0.1, 10.0),
     }
 
-    lr: Positive | None = None  # type: ignore[assignment]
+    lr: Positive | None = None
     """Peak learning rate. [default: 0.001; of a network for images or texts 0.0001]"""
 
     target: str | None = None

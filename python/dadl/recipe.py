@@ -4,25 +4,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from cyclopts import Parameter, validators
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from .errors import UserError
+from .options import Positive, PositiveInt, Seed
 from .report import JobProgress
 from .training import Method
 
 Table = Mapping[str, Mapping[str, float]]
 """``table[row][column]``, e.g. ``table["few"]["MAE"]``."""
-
-PositiveInt = Annotated[int, Parameter(validator=validators.Number(gte=1))]
-Flag = Annotated[bool, Parameter(negative=())]
-Seed = Annotated[int, Parameter(validator=validators.Number(gte=0))]
-NonNegative = Annotated[float, Parameter(validator=validators.Number(gte=0))]
-Positive = Annotated[float, Parameter(validator=validators.Number(gt=0))]
-Fraction = Annotated[float, Parameter(validator=validators.Number(gte=0, lte=1))]
 
 
 class SettingsError(UserError, ValueError):
@@ -83,8 +76,8 @@ class Recipe(ABC):
     batch_size: PositiveInt = 64
     """Samples of a step in each process."""
 
-    lr: Positive = 1e-3
-    """Learning rate."""
+    lr: Positive | None = None
+    """Learning rate. [default: the recipe's]"""
 
     accumulate: PositiveInt = 1
     """Batches whose gradients are averaged before each step."""

@@ -9,10 +9,11 @@ from types import NoneType
 from typing import Any
 
 from .errors import UserError
+from .runs import CONFIG, RESULTS
 from .tables import TableRow, read_table
-from .training import VALIDATION
+from .training import LOG, VALIDATION
 
-RESULTS = {
+KINDS = {
     "recipe": str,
     "settings": dict,
     "environment": dict,
@@ -54,14 +55,14 @@ class Run:
 
 def read_results(folder: Path, name: str, problems: list[str]) -> Run | None:
     """What ``folder`` tells of its run; None, and a line in ``problems``, where it tells nothing."""
-    results, log = folder / "results.json", folder / "log.csv"
+    results, log = folder / RESULTS, folder / LOG
     if results.exists():
         return _read_json(results, name, problems)
     if log.exists() and len(log.read_bytes().splitlines()) > 1:
         return _read_log(log, name, problems)
     if not folder.is_dir():
         problems.append(f"{folder}: there is no such folder")
-    elif log.exists() or (folder / "config.yaml").exists():
+    elif log.exists() or (folder / CONFIG).exists():
         problems.append(f"{folder}: this training has not finished its first epoch; there is nothing to show yet")
     else:
         problems.append(f"{folder}: not a run of `dadl train`: neither results.json nor log.csv is there")
@@ -77,7 +78,7 @@ def _read_json(path: Path, name: str, problems: list[str]) -> Run | None:
         return None
     if not isinstance(results, dict):
         results = {}
-    wrong = [key for key, kind in RESULTS.items() if key not in results or not isinstance(results[key], kind)]
+    wrong = [key for key, kind in KINDS.items() if key not in results or not isinstance(results[key], kind)]
     if wrong:
         problems.append(f"{path}: not the results of `dadl train`: missing or wrong {', '.join(wrong)}; {advice}")
         return None

@@ -4,7 +4,7 @@ import atexit
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -19,15 +19,14 @@ from rich.console import Console
 
 from dadl_ext import build_info
 
-from .files import CheckpointError, load_checkpoint, replace_file, write_csv
-from .recipe import Evaluation, Flag, PositiveInt, Recipe, SettingsError, Table, Task
+from .files import CheckpointError, load_checkpoint, read_checkpoint, replace_file, write_csv
+from .options import Device, Flag, PositiveInt
+from .recipe import Evaluation, Recipe, SettingsError, Table, Task
 from .report import Cells, JobProgress, environment, markdown_table, rich_table, write_json
 from .training import BEST, LAST, EpochLog, Method, best_epoch, fit, predict
 
 CONFIG, RUN, RESULTS, TABLE, PREDICTIONS = "config.yaml", "run.json", "results.json", "table.md", "predictions.csv"
 JOURNAL = "search.journal"
-
-Device = Literal["auto", "cpu", "cuda"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +117,7 @@ class _Run:
             raise SettingsError(f"{recipe.data} has changed since the run in {folder} began; choose another folder")
         self.seconds = 0.0
         self.history: list[EpochLog] = []
-        self.on_epoch: Callable[[list[EpochLog]], None] = lambda history: None
+        self.on_epoch: Callable[[Sequence[EpochLog]], None] = lambda history: None
 
     def train(self, progress: JobProgress) -> None:
         """Train from the beginning or from the folder's checkpoint, and leave the method after its best epoch."""
@@ -130,12 +129,10 @@ class _Run:
         self.method = recipe.make_method(self.facts)
         batches = -(-len(task.loader) // fabric.world_size)
         progress.start("Training", total=recipe.epochs * -(-batches // recipe.accumulate))
-        told: list[EpochLog] = []
 
-        def on_epoch(row: EpochLog) -> None:
-            progress.describe(_progress_line(row, recipe.epochs))
-            told.append(row)
-            self.on_epoch(told)
+        def on_epoch(history: Sequence[EpochLog]) -> None:
+            progress.describe(_progress_line(history[-1], recipe.epochs))
+            self.on_epoch(history)
 
         self.history = fit(
             fabric,
@@ -287,7 +284,7 @@ def trained_checkpoint(folder: Path) -> Path:
 
 def trained_state(folder: Path, part: str) -> dict[str, Any]:
     """The trained state of one module of a run's method, e.g. its ``encoder``."""
-    state = torch.load(trained_checkpoint(folder), map_location="cpu", weights_only=True)["method"]
+    state = read_checkpoint(trained_checkpoint(folder))["method"]
     return {key.removeprefix(f"{part}."): value for key, value in state.items() if key.startswith(f"{part}.")}
 
 

@@ -17,9 +17,10 @@ from rich.table import Table
 from .files import write_csv
 from .recipe import Recipe, SettingsError, Task
 from .report import save_figure
+from .runs import JOURNAL
 from .training import VALIDATION, EpochLog, best_epoch
 
-JOURNAL, TRIALS, FIGURE = "search.journal", "search.csv", "search"
+TRIALS, FIGURE = "search.csv", "search"
 RANDOM_TRIALS = 5  # before the sampler and the pruner learn from them
 
 

@@ -12,7 +12,8 @@ from .augmentation import View
 from .efficientnet import FEATURES, efficientnet_lite0
 from .image_lists import ClassLists, ImageLists, Row, read_lists
 from .list_recipe import ListRecipe, class_columns, class_table
-from .recipe import Fraction, Positive, PositiveInt, Table
+from .options import Fraction, Positive, PositiveInt
+from .recipe import Table
 from .self_tuning import UNLABELLED, FineTuning, FixMatch, SelfTuning, paired_loader
 
 METHOD_THRESHOLDS: dict[str, float] = {"self-tuning": 0.0, "fixmatch": 0.95, "fine-tuning": 0.0}

@@ -74,7 +74,7 @@ def fit(
     validate: Callable[[], Mapping[str, float]] | None = None,
     patience: int | None = None,
     on_step: Callable[[], None] | None = None,
-    on_epoch: Callable[[EpochLog], None] | None = None,
+    on_epoch: Callable[[Sequence[EpochLog]], None] | None = None,
 ) -> list[EpochLog]:
     """Train ``method`` in place and return what each epoch gave.
 
@@ -95,7 +95,7 @@ def fit(
             method is as it was after its best epoch. Needs a folder.
         patience: epochs without a better validation after which training stops; ``None`` is never.
         on_step: called after each optimiser step, e.g. to show progress.
-        on_epoch: called after each epoch.
+        on_epoch: called after each epoch with all epochs up to it.
 
     Raises:
         ValueError: settings that make no sense, or a loader without batches.
@@ -189,7 +189,7 @@ def fit(
         state["done"], state["total"] = 0, 0.0
         save(0, 0.0)
         if on_epoch is not None:
-            on_epoch(history[-1])
+            on_epoch(history)
     if validate is not None and folder is not None:
         load_checkpoint(fabric, folder / BEST, {"method": module})
     return history

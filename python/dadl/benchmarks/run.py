@@ -6,7 +6,7 @@ import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from rich.console import Console
@@ -15,13 +15,11 @@ from rich.table import Table as TerminalTable
 from dadl_ext import build_info
 
 from ..errors import UserError
+from ..options import BenchmarkName, Device
 from ..report import JobProgress, save_figure, write_json
 from . import cmw_net, contrast, disagreement, ranksim
 from .figure import draw_speedups
 from .harness import Harness, Numbers, Table, cells, markdown_table
-
-BenchmarkName = Literal["ranksim", "contrast", "disagreement", "cmw-net", "all"]
-Device = Literal["auto", "cpu", "cuda"]
 
 ROUNDS, QUICK_ROUNDS = 15, 2
 
