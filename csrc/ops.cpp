@@ -5,8 +5,9 @@
 // rank_backward          the blackbox gradient of rank for the upstream gradient `grad`
 // ranksim_select         labels [n] or [n, k], priority [n] float64 -> index [n] (the chosen row of each subset
 //                        column, 0 beyond count), order [n] (the column of the p-th smallest label), count []
-// ranksim_loss           the subset's loss [] and its gradient [n, d] for an upstream gradient of 1 (no rows unless
-//                        with_gradient), in float32 (float64 for float64 features)
+// ranksim_loss           selects, and gives the subset's loss [], the sum or the mean over its rows, and its gradient
+//                        [n, d] for an upstream gradient of 1 (no rows unless with_gradient), in float32 (float64 for
+//                        float64 features)
 // ranksim_rows           the subset's row losses [n], 0 beyond count
 // ranksim_rows_backward  the gradient [n, d] of sum(grad * rows)
 //
@@ -43,8 +44,8 @@ STABLE_TORCH_LIBRARY(dadl, m) {
   m.def("rank_backward(Tensor grad, Tensor input, Tensor ranks, float interp_strength) -> Tensor");
   m.def("ranksim_select(Tensor labels, Tensor priority) -> (Tensor index, Tensor order, Tensor count)");
   m.def(
-      "ranksim_loss(Tensor features, Tensor labels, Tensor index, Tensor order, Tensor count, "
-      "Tensor? label_similarity, float interp_strength, float weight, bool with_gradient) "
+      "ranksim_loss(Tensor features, Tensor labels, Tensor priority, Tensor? label_similarity, "
+      "float interp_strength, float weight, bool mean, bool with_gradient) "
       "-> (Tensor loss, Tensor gradient)");
   m.def(
       "ranksim_rows(Tensor features, Tensor labels, Tensor index, Tensor order, Tensor count, "

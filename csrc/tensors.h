@@ -79,8 +79,7 @@ using Similarity = std::optional<Tensor>;
 using rank = Tensor(Tensor, double);
 using rank_backward = Tensor(Tensor, Tensor, Tensor, double);
 using ranksim_select = std::tuple<Tensor, Tensor, Tensor>(Tensor, Tensor);
-using ranksim_loss = std::tuple<Tensor, Tensor>(Tensor, Tensor, Tensor, Tensor, Tensor, Similarity, double, double,
-                                                bool);
+using ranksim_loss = std::tuple<Tensor, Tensor>(Tensor, Tensor, Tensor, Similarity, double, double, bool, bool);
 using ranksim_rows = Tensor(Tensor, Tensor, Tensor, Tensor, Tensor, Similarity, double, double);
 using ranksim_rows_backward = Tensor(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Similarity, double, double);
 using similarity_logsumexp = std::tuple<Tensor, Tensor>(Tensor, Tensor, std::optional<Tensor>, double, bool, bool);

@@ -66,15 +66,11 @@ def check_ranksim(
         raise TypeError(f"labels must be a torch.Tensor, got {type(labels).__name__}")
     if labels.dtype not in FLOATING + INTEGER:
         raise TypeError(f"labels must be floating-point or integer, got {labels.dtype}")
-    shapes = f"features {tuple(features.shape)} and labels {tuple(labels.shape)}"
-    if features.dim() < 2:
-        raise ValueError(f"features must be [n, d] (or [n, ...], flattened), got {shapes}")
-    if labels.dim() not in (1, 2):
-        raise ValueError(f"labels must be [n] or [n, k], got {shapes}")
-    if features.shape[0] != labels.shape[0]:
-        raise ValueError(f"features and labels must have one row per sample, got {shapes}")
-    if labels.dim() == 2 and labels.shape[1] == 0:
-        raise ValueError(f"labels [n, k] must have k >= 1, got {shapes}")
+    if features.dim() < 2 or labels.dim() not in (1, 2) or len(features) != len(labels) or 0 in labels.shape[1:]:
+        raise ValueError(
+            "features must be [n, d] (or [n, ...], flattened) and labels [n] or [n, k] with k >= 1, one row per sample, "
+            f"got features {tuple(features.shape)} and labels {tuple(labels.shape)}"
+        )
     if features.device != labels.device:
         raise ValueError(
             f"features and labels must be on one device, got features {tuple(features.shape)} on {features.device} and "
@@ -85,12 +81,13 @@ def check_ranksim(
     if isinstance(label_similarity, Tensor):
         check_similarity_matrix(label_similarity, features.device)
 
-    labels = labels.detach()
+    if labels.requires_grad:
+        labels = labels.detach()
     if labels.dtype in INTEGER:
         labels = labels.long()
     if labels.dim() == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
-    return features.flatten(1), labels
+    return features if features.dim() == 2 else features.flatten(1), labels
 
 
 def check_ranksim_settings(

@@ -60,10 +60,11 @@ _load_cpu_library()
 _cuda_absent_because = _load_cuda_library()
 
 
-def require_device(device: torch.device) -> None:
-    """Raise where no kernel serves the device, telling why."""
-    if device.type in ("cpu", "meta"):
+def require_device(tensor: torch.Tensor) -> None:
+    """Raise where no kernel serves the tensor's device, telling why."""
+    if tensor.is_cpu or tensor.is_meta:
         return
+    device = tensor.device
     if device.type != "cuda":
         raise ValueError(f"dadl_ext has CPU and CUDA kernels, got tensors on {device}; move them with .to('cpu')")
     if _cuda_absent_because is not None:

@@ -70,7 +70,7 @@ def rank(input: Tensor, interp_strength: float = 2.0) -> Tensor:
     autocast (which ranks in float32).
     """
     check_rank(input, interp_strength)
-    require_device(input.device)
+    require_device(input)
     return ranking.rank(input, interp_strength)
 
 
@@ -137,27 +137,27 @@ def ranksim_loss(
     synchronisation, CUDA (``"none"`` and ``gather_distributed`` synchronise).
     """
     features, labels = check_ranksim(features, labels, interp_strength, weight, reduction, label_similarity)
-    require_device(features.device)
+    require_device(features)
     priority = draw_priority(labels, generator)
     if gather_distributed:
         features, labels, priority = gather_batch(features, labels, priority)
-    subset = ranksim.ranksim_select(labels, priority)
-
-    index, _, count = subset
-    matrix = _label_matrix(labels, index, count, label_similarity)
-    if reduction == "none":
-        rows = ranksim.ranksim_rows(features, labels, subset, matrix, interp_strength, weight)
-        return rows[: int(count)]
-    loss = ranksim.ranksim_loss(features, labels, subset, matrix, interp_strength, weight)
-    return loss / count.clamp(min=1) if reduction == "mean" else loss
-
-
-def _label_matrix(labels: Tensor, index: Tensor, count: Tensor, label_similarity: LabelSimilarity) -> Tensor | None:
-    """The similarity matrix of the subset's labels; None where the operator merges sorted scalar labels itself."""
-    if labels.dim() == 1 and (
+    # Sorted scalar labels the operators merge themselves.
+    merged = labels.dim() == 1 and (
         label_similarity is None or (isinstance(label_similarity, str) and label_similarity != "cosine")
-    ):
-        return None
+    )
+    matrix = None
+    if not merged or reduction == "none":
+        subset = ranksim.ranksim_select(labels, priority)
+        index, _, count = subset
+        matrix = None if merged else _label_matrix(labels, index, count, label_similarity)
+        if reduction == "none":
+            rows = ranksim.ranksim_rows(features, labels, subset, matrix, interp_strength, weight)
+            return rows[: int(count)]
+    return ranksim.ranksim_loss(features, labels, priority, matrix, interp_strength, weight, reduction == "mean")
+
+
+def _label_matrix(labels: Tensor, index: Tensor, count: Tensor, label_similarity: LabelSimilarity) -> Tensor:
+    """The similarity matrix of the subset's labels."""
     padded = labels.device.type != "cpu" or torch.compiler.is_compiling()
     chosen = labels[index if padded else index[: int(count)]]
     matrix = label_similarity_matrix(chosen, label_similarity, padded)
@@ -191,7 +191,7 @@ def similarity_logsumexp(
     a GPU model. A second derivative raises ``RuntimeError``.
     """
     check_contrast(query, key, scale, key_mask, exclude_self)
-    require_device(query.device)
+    require_device(query)
     return contrast.similarity_logsumexp(query, key, key_mask, scale, exclude_self)
 
 
@@ -244,7 +244,7 @@ def pseudo_group_contrast(
     check_group_contrast(
         query, key, queue, target, temperature, form, ignore_index, sample_weight, slot_count, reduction
     )
-    require_device(query.device)
+    require_device(query)
     weighted = sample_weight is not None
     loss = contrast.pseudo_group_contrast(
         query,
@@ -287,7 +287,7 @@ def supervised_contrast(
     deterministic only under ``torch.use_deterministic_algorithms(True)``; the number of classes is read on the host.
     """
     features, labels = check_supervised_contrast(features, labels, temperature, reduction)
-    require_device(features.device)
+    require_device(features)
     denominator = contrast.similarity_logsumexp(features, features, None, 1 / temperature, True)
     z = features.to(denominator.dtype)
     classes, group = torch.unique(labels, return_inverse=True)
@@ -338,7 +338,7 @@ def disagreement(predictions: Tensor, measure: str = "l1", *, reduction: str = "
     ``torch.compile`` and autocast (in float32).
     """
     check_disagreement(predictions, measure, reduction)
-    require_device(predictions.device)
+    require_device(predictions)
     return disagreement_operator.disagreement(as_members(predictions, measure), measure, reduction)
 
 
@@ -376,7 +376,7 @@ def dropout_linear(
     """
     features, weight, bias = _out_of_autocast(features, weight, bias)
     check_dropout(features, weight, bias, p, samples, seed)
-    require_device(features.device)
+    require_device(features)
     rows = features.reshape(-1, features.shape[-1])
     result = dropout.dropout_linear(rows, weight, bias, dropout.seed_tensor(seed, rows.device), p, samples)
     return result.reshape(samples, *features.shape[:-1], weight.shape[0])
@@ -418,7 +418,7 @@ def dropout_disagreement(
     check_dropout(features, weight, bias, p, samples, seed)
     check_measure(measure)
     check_reduction(reduction)
-    require_device(features.device)
+    require_device(features)
     rows = features.reshape(-1, features.shape[-1])
     seed = dropout.seed_tensor(seed, rows.device)
     if weight.shape[0] <= dropout.FEW_OUTPUTS and reduction != "none":

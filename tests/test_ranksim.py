@@ -450,21 +450,22 @@ def test_opcheck(device: str, dtype: torch.dtype) -> None:
         subset = ops.ranksim_select(labels, priority)
         leaf = x.clone().requires_grad_()
         for matrix in (None, torch.randn(n, n, device=device)):
-            torch.library.opcheck(ops.ranksim_loss.default, (x, labels, *subset, matrix, 2.0, 1.0, True))
+            for mean in (False, True):
+                torch.library.opcheck(ops.ranksim_loss.default, (x, labels, priority, matrix, 2.0, 1.0, mean, True))
             torch.library.opcheck(ops.ranksim_rows.default, (leaf, labels, *subset, matrix, 2.0, 1.0))
             rows = ops.ranksim_rows(x, labels, *subset, matrix, 2.0, 1.0)
             torch.library.opcheck(
                 ops.ranksim_rows_backward.default,
                 (torch.randn_like(rows), x, labels, *subset, matrix, 2.0, 1.0),
             )
-        loss, gradient = ops.ranksim_loss(x, labels, *subset, None, 2.0, 1.0, True)
+        loss, gradient = ops.ranksim_loss(x, labels, priority, None, 2.0, 1.0, False, True)
         torch.library.opcheck(ops.scale_gradient.default, (torch.randn_like(loss), gradient, x, 0))
 
 
 def test_the_bare_operator_does_not_lose_gradients_silently(device: str) -> None:
     x, labels = torch.randn(6, 4, device=device, requires_grad=True), torch.rand(6, device=device)
-    subset = torch.ops.dadl.ranksim_select(labels, torch.rand(6, dtype=torch.float64, device=device))
-    loss, _ = torch.ops.dadl.ranksim_loss(x, labels, *subset, None, 2.0, 1.0, True)
+    priority = torch.rand(6, dtype=torch.float64, device=device)
+    loss, _ = torch.ops.dadl.ranksim_loss(x, labels, priority, None, 2.0, 1.0, False, True)
     with pytest.raises(RuntimeError, match=r"use dadl_ext\.functional\.ranksim_loss"):
         loss.backward()
 

@@ -151,7 +151,18 @@ def test_select(simulator, n, kind, tied_priority, seed) -> None:
 # ---- loss and gradient ----
 
 
-def run(simulator, x: Tensor, labels: Tensor, *, matrix=None, strength=2.0, weight=1.0, row_weight=None, path="warp"):
+def run(
+    simulator,
+    x: Tensor,
+    labels: Tensor,
+    *,
+    matrix=None,
+    strength=2.0,
+    weight=1.0,
+    mean=False,
+    row_weight=None,
+    path="warp",
+):
     """The subset's rows of the batch, and loss, rows and gradient as tensors."""
     priority = draw_priority(labels, torch.Generator().manual_seed(7))
     index, order, count = select(simulator, labels, priority)
@@ -159,12 +170,12 @@ def run(simulator, x: Tensor, labels: Tensor, *, matrix=None, strength=2.0, weig
     result = in_both_orders(
         simulator.ranksim,
         *(to_numpy(x), name(x.dtype), index, order, count),
-        *(to_numpy(target), name(target.dtype), matrix is not None, strength, weight),
+        *(to_numpy(target), name(target.dtype), matrix is not None, strength, weight, mean),
         *(None if row_weight is None else row_weight.numpy(), True, limits(simulator, path)),
     )
     without_gradient = simulator.ranksim(
         *(to_numpy(x), name(x.dtype), index, order, count),
-        *(to_numpy(target), name(target.dtype), matrix is not None, strength, weight),
+        *(to_numpy(target), name(target.dtype), matrix is not None, strength, weight, mean),
         *(None, False, limits(simulator, path), False),
     )
     assert without_gradient.keys() == {"loss", "rows"}

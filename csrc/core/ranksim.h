@@ -18,11 +18,17 @@ struct RankSimConstants {
   T slope;
 };
 
+struct RankSimSettings {
+  double interp_strength, weight;
+  bool mean;  // over the rows, which the perturbation does not know of
+};
+
 template <typename T>
-DADL_HD RankSimConstants<T> ranksim_constants(int64_t m, double interp_strength, double weight) {
-  const double count = static_cast<double>(m);
-  return {weight / (count * count * count), static_cast<T>(interp_strength * weight * 2.0 / (count * count)),
-          static_cast<T>(1.0 / (count * (interp_strength + 1e-8)))};
+DADL_HD RankSimConstants<T> ranksim_constants(int64_t m, const RankSimSettings& settings) {
+  const double count = static_cast<double>(m), rows = settings.mean ? count : 1.0;
+  return {settings.weight / (count * count * count * rows),
+          static_cast<T>(settings.interp_strength * settings.weight * 2.0 / (count * count)),
+          static_cast<T>(1.0 / (count * (settings.interp_strength + 1e-8) * rows))};
 }
 
 }  // namespace dadl

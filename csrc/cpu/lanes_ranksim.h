@@ -181,7 +181,7 @@ uint32_t ranksim_lanes(const RowsTask<A>& task, LabelRanks::Scratch& label_rows,
     similarity[j] += task.constants.coefficient * difference;
   }
   for (int l = 0; l < kLanes; ++l) task.rows[row[l]] = task.constants.loss * squares[l];
-  if (!task.gradient) return lanes_in(unsure);
+  if (!task.differences) return lanes_in(unsure);
 
   int32_t* perturbed = label_ranks;
   unsure |= rank_lanes(similarity, m, 0.0, scratch, perturbed);
@@ -190,12 +190,10 @@ uint32_t ranksim_lanes(const RowsTask<A>& task, LabelRanks::Scratch& label_rows,
   for (int64_t j0 = 0; j0 < m; j0 += kBlock) {
     const int64_t columns = std::min<int64_t>(kBlock, m - j0);
     const int32_t *r = ranks + j0 * kLanes, *r_perturbed = perturbed + j0 * kLanes;
-    for (int64_t e = 0; e < columns * kLanes; ++e) {
-      block[e] = static_cast<A>(-task.constants.slope * (r[e] - r_perturbed[e]));
-    }
+    for (int64_t e = 0; e < columns * kLanes; ++e) block[e] = static_cast<A>(r[e] - r_perturbed[e]);
     for (int l = 0; l < kLanes; ++l) {
-      A* gradient = task.gradient + row[l] * m + j0;
-      for (int64_t c = 0; c < columns; ++c) gradient[c] = block[c * kLanes + l];
+      A* differences = task.differences + row[l] * task.stride + j0;
+      for (int64_t c = 0; c < columns; ++c) differences[c] = block[c * kLanes + l];
     }
   }
   return lanes_in(unsure);

@@ -31,11 +31,6 @@ struct alignas(64) Tile {
   uint32_t words[kSide][kSide];
 };
 
-// How a matrix is laid out: tiles [rows / 16][columns / 16][kind's parts]. One factor of a product is plain, the other
-// crossed.
-constexpr int64_t kPlain = 2;    // (h,m), (h,l)
-constexpr int64_t kCrossed = 3;  // (h,m), (m,h), (l,h)
-
 // Of a length padded to whole blocks.
 inline int64_t tiles_along(int64_t length) { return (length + kBlock - 1) / kBlock * 2; }
 
@@ -115,6 +110,38 @@ inline __attribute__((always_inline)) __m512 load(const Half* x, __mmask16 lanes
   return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes, x));
 }
 
+// How a matrix is laid out: tiles [rows / 16][columns / 16][kParts] of words, each (lower, upper) half. One factor of a
+// product is plain, the other crossed.
+inline __attribute__((always_inline)) __m512i word(__m512i lower, __m512i upper) {
+  return _mm512_or_si512(lower, _mm512_slli_epi32(upper, 16));
+}
+struct Plain {
+  static constexpr int64_t kParts = 2;  // (h,m), (h,l)
+  static inline __attribute__((always_inline)) void store(__m512i h, __m512i m, __m512i l, Tile* tiles, int64_t row) {
+    _mm512_store_si512(tiles[0].words[row], word(h, m));
+    _mm512_store_si512(tiles[1].words[row], word(h, l));
+  }
+};
+struct Crossed {
+  static constexpr int64_t kParts = 3;  // (h,m), (m,h), (l,h)
+  static inline __attribute__((always_inline)) void store(__m512i h, __m512i m, __m512i l, Tile* tiles, int64_t row) {
+    _mm512_store_si512(tiles[0].words[row], word(h, m));
+    _mm512_store_si512(tiles[1].words[row], word(m, h));
+    _mm512_store_si512(tiles[2].words[row], word(l, h));
+  }
+};
+
+// What multiplies words (h,m) of whole numbers below 2^16, which have no third part: the sum of the three products is
+// that of the numbers, nothing left out.
+struct AgainstWords {
+  static constexpr int64_t kParts = 3;  // (h,m), (m,h), (l,l)
+  static inline __attribute__((always_inline)) void store(__m512i h, __m512i m, __m512i l, Tile* tiles, int64_t row) {
+    _mm512_store_si512(tiles[0].words[row], word(h, m));
+    _mm512_store_si512(tiles[1].words[row], word(m, h));
+    _mm512_store_si512(tiles[2].words[row], word(l, l));
+  }
+};
+
 // The nearest bfloat16, in the low half of each lane.
 inline __attribute__((always_inline)) __m512i nearest(__m512 x) {
   const __m256bh rounded = _mm512_cvtneps_pbh(x);
@@ -123,20 +150,13 @@ inline __attribute__((always_inline)) __m512i nearest(__m512 x) {
   return _mm512_cvtepu16_epi32(bits);
 }
 
-template <int64_t kParts>
+template <typename Layout>
 inline __attribute__((always_inline)) void split(__m512 x, Tile* tiles, int64_t row) {
-  const __m512i h = nearest(x), h_up = _mm512_slli_epi32(h, 16);
-  x = _mm512_sub_ps(x, _mm512_castsi512_ps(h_up));
-  const __m512i m = nearest(x), m_up = _mm512_slli_epi32(m, 16);
-  x = _mm512_sub_ps(x, _mm512_castsi512_ps(m_up));
-  const __m512i l = nearest(x);
-  _mm512_store_si512(tiles[0].words[row], _mm512_or_si512(h, m_up));
-  if constexpr (kParts == kCrossed) {
-    _mm512_store_si512(tiles[1].words[row], _mm512_or_si512(m, h_up));
-    _mm512_store_si512(tiles[2].words[row], _mm512_or_si512(l, h_up));
-  } else {
-    _mm512_store_si512(tiles[1].words[row], _mm512_or_si512(h, _mm512_slli_epi32(l, 16)));
-  }
+  const __m512i h = nearest(x);
+  x = _mm512_sub_ps(x, _mm512_castsi512_ps(_mm512_slli_epi32(h, 16)));
+  const __m512i m = nearest(x);
+  x = _mm512_sub_ps(x, _mm512_castsi512_ps(_mm512_slli_epi32(m, 16)));
+  Layout::store(h, m, nearest(x), tiles, row);
 }
 
 inline __attribute__((always_inline)) void transpose(__m512 (&x)[kSide]) {
@@ -163,28 +183,31 @@ inline __attribute__((always_inline)) void transpose(__m512 (&x)[kSide]) {
   }
 }
 
-// The tiles of source [rows, columns], zero beyond it, `depth` of them in a row; each transposed in itself where
-// wanted.
-template <int64_t kParts, bool kTransposed, typename T>
-void pack(const T* source, int64_t stride, int64_t rows, int64_t columns, int64_t depth, Tile* tiles) {
-  for (int64_t first_row = 0; first_row < rows; first_row += kSide) {
-    for (int64_t first = 0; first < depth * kSide; first += kSide, tiles += kParts) {
+// The tiles of source [rows, columns], row r times scale(r), zero beyond it, `depth` of them in a row, at least one row
+// of them; each transposed in itself where wanted.
+template <typename Layout, bool kTransposed, typename T, typename Scale>
+void pack(const T* source, int64_t stride, int64_t rows, int64_t columns, int64_t depth, Scale scale, Tile* tiles) {
+  for (int64_t first_row = 0; first_row == 0 || first_row < rows; first_row += kSide) {
+    for (int64_t first = 0; first < depth * kSide; first += kSide, tiles += Layout::kParts) {
       const int64_t width = std::clamp<int64_t>(columns - first, 0, kSide);
       const auto lanes = static_cast<__mmask16>((1u << width) - 1);
       __m512 x[kSide];
       for (int64_t r = 0; r < kSide; ++r) {
-        x[r] = first_row + r < rows ? load(source + (first_row + r) * stride + first, lanes) : _mm512_setzero_ps();
+        const int64_t row = first_row + r;
+        x[r] = row < rows ? load(source + row * stride + first, lanes) * scale(row) : _mm512_setzero_ps();
       }
       if constexpr (kTransposed) transpose(x);
-      for (int64_t r = 0; r < kSide; ++r) split<kParts>(x[r], tiles, r);
+      for (int64_t r = 0; r < kSide; ++r) split<Layout>(x[r], tiles, r);
     }
   }
 }
 
-// result [rows, columns], at most 32 each, = a b, or that added to it; `a` is the plain factor, or the crossed one.
-template <bool kCrossedFirst>
-void product(Factor a, Factor b, int64_t sum_tiles, float* result, int64_t stride, int64_t rows, int64_t columns,
-             bool add) {
+inline float unscaled(int64_t) { return 1; }
+
+// result [rows, columns], at most 32 each, = the products that multiply() adds up in tiles 0 to 3, or that added to it.
+template <typename Multiply>
+inline __attribute__((always_inline)) void accumulate(float* result, int64_t stride, int64_t rows, int64_t columns,
+                                                      bool add, Multiply multiply) {
   alignas(64) float corner[kBlock * kBlock];
   const bool whole = rows == kBlock && columns == kBlock;
   float* c = whole ? result : corner;
@@ -204,6 +227,36 @@ void product(Factor a, Factor b, int64_t sum_tiles, float* result, int64_t strid
     _tile_zero(2);
     _tile_zero(3);
   }
+  multiply();
+  _tile_stored(0, c, c_bytes);
+  _tile_stored(1, c + kSide, c_bytes);
+  _tile_stored(2, c + kSide * c_stride, c_bytes);
+  _tile_stored(3, c + kSide * c_stride + kSide, c_bytes);
+  written(c);
+  if (whole) return;
+  for (int64_t r = 0; r < rows; ++r) std::memcpy(result + r * stride, corner + r * kBlock, columns * sizeof(float));
+}
+
+// Tiles 0 to 3 += tiles (4, 5) of one factor times (6, 7) of the other, which comes first where kLastFirst.
+template <bool kLastFirst>
+inline __attribute__((always_inline)) void multiply_tiles() {
+  if constexpr (kLastFirst) {
+    _tile_dpbf16ps(0, 6, 4);
+    _tile_dpbf16ps(1, 6, 5);
+    _tile_dpbf16ps(2, 7, 4);
+    _tile_dpbf16ps(3, 7, 5);
+  } else {
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+}
+
+// result [rows, columns], at most 32 each, = a b, or that added to it; `a` is the plain factor, or the crossed one.
+template <bool kCrossedFirst>
+void product(Factor a, Factor b, int64_t sum_tiles, float* result, int64_t stride, int64_t rows, int64_t columns,
+             bool add) {
   // A missing second block is the first once more.
   const Tile *a0 = a.tiles, *a1 = rows > kSide ? a0 + a.step : a0, *b0 = b.tiles,
              *b1 = columns > kSide ? b0 + b.step : b0;
@@ -212,45 +265,52 @@ void product(Factor a, Factor b, int64_t sum_tiles, float* result, int64_t strid
   const int64_t crossed_step = kCrossedFirst ? a.sum_step : b.sum_step;
   const int64_t plain_step = kCrossedFirst ? b.sum_step : a.sum_step;
   constexpr int64_t kBytes = sizeof(Tile::words[0]);
-#define DADL_MULTIPLY()          \
-  if constexpr (kCrossedFirst) { \
-    _tile_dpbf16ps(0, 6, 4);     \
-    _tile_dpbf16ps(1, 6, 5);     \
-    _tile_dpbf16ps(2, 7, 4);     \
-    _tile_dpbf16ps(3, 7, 5);     \
-  } else {                       \
-    _tile_dpbf16ps(0, 4, 6);     \
-    _tile_dpbf16ps(1, 4, 7);     \
-    _tile_dpbf16ps(2, 5, 6);     \
-    _tile_dpbf16ps(3, 5, 7);     \
-  }
-  for (int64_t k = 0; k < sum_tiles; ++k) {
-    _tile_loadd(4, plain0, kBytes);
-    _tile_loadd(5, plain1, kBytes);
-    _tile_loadd(6, crossed0, kBytes);
-    _tile_loadd(7, crossed1, kBytes);
-    DADL_MULTIPLY()
-    _tile_loadd(6, crossed0 + 1, kBytes);
-    _tile_loadd(7, crossed1 + 1, kBytes);
-    DADL_MULTIPLY()
-    _tile_loadd(4, plain0 + 1, kBytes);
-    _tile_loadd(5, plain1 + 1, kBytes);
-    _tile_loadd(6, crossed0 + 2, kBytes);
-    _tile_loadd(7, crossed1 + 2, kBytes);
-    DADL_MULTIPLY()
-    plain0 += plain_step;
-    plain1 += plain_step;
-    crossed0 += crossed_step;
-    crossed1 += crossed_step;
-  }
-#undef DADL_MULTIPLY
-  _tile_stored(0, c, c_bytes);
-  _tile_stored(1, c + kSide, c_bytes);
-  _tile_stored(2, c + kSide * c_stride, c_bytes);
-  _tile_stored(3, c + kSide * c_stride + kSide, c_bytes);
-  written(c);
-  if (whole) return;
-  for (int64_t r = 0; r < rows; ++r) std::memcpy(result + r * stride, corner + r * kBlock, columns * sizeof(float));
+  accumulate(result, stride, rows, columns, add, [&]() __attribute__((always_inline)) {
+    for (int64_t k = 0; k < sum_tiles; ++k) {
+      _tile_loadd(4, plain0, kBytes);
+      _tile_loadd(5, plain1, kBytes);
+      _tile_loadd(6, crossed0, kBytes);
+      _tile_loadd(7, crossed1, kBytes);
+      multiply_tiles<kCrossedFirst>();
+      _tile_loadd(6, crossed0 + 1, kBytes);
+      _tile_loadd(7, crossed1 + 1, kBytes);
+      multiply_tiles<kCrossedFirst>();
+      _tile_loadd(4, plain0 + 1, kBytes);
+      _tile_loadd(5, plain1 + 1, kBytes);
+      _tile_loadd(6, crossed0 + 2, kBytes);
+      _tile_loadd(7, crossed1 + 2, kBytes);
+      multiply_tiles<kCrossedFirst>();
+      plain0 += plain_step;
+      plain1 += plain_step;
+      crossed0 += crossed_step;
+      crossed1 += crossed_step;
+    }
+  });
+}
+
+// result [rows, columns], at most 32 each, = a b, where `a` lies in rows of `a_stride` words.
+inline void product_of_words(const uint32_t* a, int64_t a_stride, Factor b, int64_t sum_tiles, float* result,
+                             int64_t stride, int64_t rows, int64_t columns) {
+  const uint32_t *a0 = a, *a1 = rows > kSide ? a0 + kSide * a_stride : a0;
+  const Tile *b0 = b.tiles, *b1 = columns > kSide ? b0 + b.step : b0;
+  constexpr int64_t kBytes = sizeof(Tile::words[0]);
+  const int64_t a_bytes = a_stride * static_cast<int64_t>(sizeof(uint32_t));
+  accumulate(result, stride, rows, columns, false, [&]() __attribute__((always_inline)) {
+    for (int64_t k = 0; k < sum_tiles; ++k) {
+      _tile_loadd(4, a0, a_bytes);
+      _tile_loadd(5, a1, a_bytes);
+      for (int64_t part = 0; part < AgainstWords::kParts; ++part) {
+        // They pass by; what the cache is for are the words, which meet more of them.
+        _tile_stream_loadd(6, b0 + part, kBytes);
+        _tile_stream_loadd(7, b1 + part, kBytes);
+        multiply_tiles<false>();
+      }
+      a0 += kSide;
+      a1 += kSide;
+      b0 += b.sum_step;
+      b1 += b.sum_step;
+    }
+  });
 }
 
 #pragma GCC pop_options

@@ -16,7 +16,7 @@
 
 #include "common.h"
 #include "lanes.h"
-#include "products.h"
+#include "ranksim_products.h"
 #include "transpose.h"
 
 namespace dadl::cpu {
@@ -136,48 +136,64 @@ void ranksim_tiles(const RowsTask<A>& task, LabelRanks::Scratch& labels, int64_t
   }
 }
 
-// In place, by tiles of pairs: sym_ij = (w_i G_ij + w_j G_ji) / |x_j|, so that sym X is the gradient with respect to
-// the unit rows. Tile row t works from its diagonal on; t and its mirror image together are equal work for everyone.
-template <typename A>
-void symmetrise_tile_row(A* g, const A* weight, const A* inverse_norm, int64_t m, int64_t tile) {
+// In place, by tiles of pairs: combine(i, j, G_ij, G_ji). Tile row t works from its diagonal on; t and its mirror image
+// together are equal work for everyone.
+template <typename A, typename Combine>
+void combine_tile_row(A* g, int64_t stride, int64_t m, int64_t tile, Combine combine) {
   const int64_t i0 = tile * kTile, rows = std::min(kTile, m - i0);
   A mirror[kTile][kTile];  // transposed, so that both sides are read and written along rows
   for (int64_t j0 = i0; j0 < m; j0 += kTile) {
     const int64_t columns = std::min(kTile, m - j0);
-    transpose(g + j0 * m + i0, m, mirror[0], kTile, columns, rows);
+    transpose(g + j0 * stride + i0, stride, mirror[0], kTile, columns, rows);
     for (int64_t i = 0; i < rows; ++i) {
-      A* row = g + (i0 + i) * m + j0;
-      for (int64_t j = 0; j < columns; ++j) {
-        const A sum = weight[i0 + i] * row[j] + weight[j0 + j] * mirror[i][j];
-        row[j] = sum * inverse_norm[j0 + j];
-        mirror[i][j] = sum * inverse_norm[i0 + i];
-      }
+      A* row = g + (i0 + i) * stride + j0;
+      for (int64_t j = 0; j < columns; ++j) combine(i0 + i, j0 + j, row[j], mirror[i][j]);
     }
     if (j0 == i0) continue;  // a diagonal tile is its own mirror image
-    transpose(mirror[0], kTile, g + j0 * m + i0, m, rows, columns);
+    transpose(mirror[0], kTile, g + j0 * stride + i0, stride, rows, columns);
   }
 }
 
-template <typename A>
-void symmetrise_tile_rows(A* g, const A* weight, const A* inverse_norm, int64_t m, int64_t begin, int64_t end) {
+template <typename A, typename Combine>
+void combine_pairs(A* g, int64_t stride, int64_t m, int64_t begin, int64_t end, Combine combine) {
   const int64_t tiles = (m + kTile - 1) / kTile;
   for (int64_t tile = begin; tile < end; ++tile) {
-    symmetrise_tile_row(g, weight, inverse_norm, m, tile);
-    if (tiles - 1 - tile != tile) symmetrise_tile_row(g, weight, inverse_norm, m, tiles - 1 - tile);
+    combine_tile_row(g, stride, m, tile, combine);
+    if (tiles - 1 - tile != tile) combine_tile_row(g, stride, m, tiles - 1 - tile, combine);
   }
 }
 
-// dx = (g - u <g, u>) / |x| with u = x / |x|, without the second term where a constant stands for the norm, as in
-// F.normalize. g may be the output itself where the subset is the batch.
+// sym_ij = (w_i D_ij + w_j D_ji) / |x_j|: sym X is the gradient with respect to the unit rows, but for a factor.
 template <typename A>
-void project_rows(const A* g, const A* x, const double* squared, const A* inverse_norm, const int64_t* index,
+void symmetrise_pairs(A* differences, const A* weight, const A* inverse_norm, int64_t m, int64_t begin, int64_t end) {
+  combine_pairs(differences, m, m, begin, end, [=](int64_t i, int64_t j, A& upper, A& lower) {
+    const A sum = weight[i] * upper + weight[j] * lower;
+    upper = sum * inverse_norm[j];
+    lower = sum * inverse_norm[i];
+  });
+}
+
+// D_ij + D_ji as words of two bfloat16, which hold it exactly.
+DADL_CLONES void symmetrise_words(float* differences, int64_t stride, int64_t m, int64_t begin, int64_t end) {
+  combine_pairs(differences, stride, m, begin, end, [](int64_t, int64_t, float& upper, float& lower) {
+    const float sum = upper + lower;
+    const uint32_t high = float_to_bits(sum) & 0xFFFF0000u;
+    upper = lower = bits_to_float(high >> 16 | float_to_bits(sum - bits_to_float(high)));
+  });
+}
+
+// dx = (g - u <g, u>) / |x| with g = scale times the given one and u = x / |x|, without the second term where a constant
+// stands for the norm, as in F.normalize. g may be the output itself where the subset is the batch.
+template <typename A>
+void project_rows(const A* g, A scale, const A* x, const double* squared, const A* inverse_norm, const int64_t* index,
                   A* gradient, int64_t d, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
     const A *gr = g + row * d, *xr = x + row * d;
     const A inner = inner_product(gr, xr, d);
     const A inverse = inverse_norm[row], along = squared[row] == kMinSquaredNorm ? 0 : inner * inverse * inverse;
+    const A factor = scale * inverse;
     A* out = gradient + index[row] * d;
-    for (int64_t c = 0; c < d; ++c) out[c] = (gr[c] - xr[c] * along) * inverse;
+    for (int64_t c = 0; c < d; ++c) out[c] = (gr[c] - xr[c] * along) * factor;
   }
 }
 
@@ -211,12 +227,13 @@ DADL_STORAGE_ROWS(BFloat16)
                                      int64_t end) {                                                                    \
     ranksim_tiles<A>(task, labels, begin, end);                                                                        \
   }                                                                                                                    \
-  DADL_CLONES void symmetrise(A* g, const A* weight, const A* inverse_norm, int64_t m, int64_t begin, int64_t end) {   \
-    symmetrise_tile_rows<A>(g, weight, inverse_norm, m, begin, end);                                                   \
+  DADL_CLONES void symmetrise(A* differences, const A* weight, const A* inverse_norm, int64_t m, int64_t begin,        \
+                              int64_t end) {                                                                           \
+    symmetrise_pairs<A>(differences, weight, inverse_norm, m, begin, end);                                             \
   }                                                                                                                    \
-  DADL_CLONES void project(const A* g, const A* x, const double* squared, const A* inverse_norm, const int64_t* index, \
-                           A* gradient, int64_t d, int64_t begin, int64_t end) {                                       \
-    project_rows<A>(g, x, squared, inverse_norm, index, gradient, d, begin, end);                                      \
+  DADL_CLONES void project(const A* g, A scale, const A* x, const double* squared, const A* inverse_norm,              \
+                           const int64_t* index, A* gradient, int64_t d, int64_t begin, int64_t end) {                 \
+    project_rows<A>(g, scale, x, squared, inverse_norm, index, gradient, d, begin, end);                               \
   }
 DADL_ARITHMETIC_ROWS(float)
 DADL_ARITHMETIC_ROWS(double)
@@ -227,7 +244,7 @@ DADL_ARITHMETIC_ROWS(double)
 struct Arguments {
   Tensor features, labels, index, order, count;
   std::optional<Tensor> label_similarity;
-  double interp_strength, weight;
+  RankSimSettings settings;
 };
 
 std::unique_ptr<LabelRanks> make_label_ranks(const Arguments& a, int64_t m) {
@@ -269,25 +286,6 @@ Tensor subset_columns(const Tensor& features, const int64_t* index, int64_t m, i
   return x;
 }
 
-// inner = X X^T + beta inner, panel by panel up to the diagonal. A panel and its mirror image together are equal work
-// for everyone; products within are single-threaded.
-template <typename G>
-void add_gram_panels(const Tensor& x, double beta, const Tensor& inner) {
-  const int64_t m = x.size(0), d = x.size(1), panel = panel_rows(m), panels = (m + panel - 1) / panel;
-  const G* values = data<G>(x);
-  const auto add_panel = [&](int64_t p) {
-    const int64_t row = p * panel, rows = std::min(panel, m - row), columns = row + rows;
-    add_product(matrix_view(x, values + row * d, rows, d, d, 1), matrix_view(x, values, d, columns, 1, d), 1.0, beta,
-                matrix_view(inner, data<G>(inner) + row * m, rows, columns, m, 1));
-  };
-  torch::stable::parallel_for(0, (panels + 1) / 2, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t p = begin; p < end; ++p) {
-      add_panel(p);
-      if (panels - 1 - p != p) add_panel(panels - 1 - p);
-    }
-  });
-}
-
 // In float64 by blocks of columns, so that no large float64 copy of X is held.
 template <typename T>
 Tensor wide_gram(const Tensor& features, const int64_t* index, int64_t m) {
@@ -295,8 +293,8 @@ Tensor wide_gram(const Tensor& features, const int64_t* index, int64_t m) {
   const int64_t block = std::is_same_v<T, double> ? std::max<int64_t>(d, 1) : std::max<int64_t>(256, m);
   const Tensor inner = torch::stable::new_empty(features, {m, m}, ScalarType::Double);
   for (int64_t first = 0; first == 0 || first < d; first += block) {
-    add_gram_panels<double>(subset_columns<T, double>(features, index, m, first, std::min(block, d - first)),
-                            first == 0 ? 0.0 : 1.0, inner);
+    add_gram<double>(subset_columns<T, double>(features, index, m, first, std::min(block, d - first)),
+                           first == 0 ? 0.0 : 1.0, inner);
   }
   return inner;
 }
@@ -304,8 +302,8 @@ Tensor wide_gram(const Tensor& features, const int64_t* index, int64_t m) {
 // Whether float32 inner products resolve the perturbation, whose typical size is strength * weight * 2 / m * (1 / 3).
 // Measured against float64, the gradient's cosine then stays above .9998, whatever the dimension and the correlation of
 // the features. Small subsets have few swaps to average over, and cost little in float64.
-bool float32_resolves(int64_t m, double interp_strength, double weight) {
-  return m >= 64 && 2 * interp_strength * weight >= 1e-3 * 3 * static_cast<double>(m);
+bool float32_resolves(int64_t m, const RankSimSettings& settings) {
+  return m >= 64 && 2 * settings.interp_strength * settings.weight >= 1e-3 * 3 * static_cast<double>(m);
 }
 
 struct Result {
@@ -338,8 +336,12 @@ Result run(const Arguments& a, bool with_gradient, const A* row_weight) {
 
   const std::unique_ptr<LabelRanks> labels = make_label_ranks(a, m);
   const int64_t tiles = (m + kTile - 1) / kTile;
-  const bool wide = std::is_same_v<T, double> || !float32_resolves(m, a.interp_strength, a.weight);
-  Tensor x = a.features, gradient = result.gradient;
+  const bool wide = std::is_same_v<T, double> || !float32_resolves(m, a.settings);
+  const bool words = !row_weight && words_are_quicker<A>(m);
+  // Of the rank differences: whole tiles of the matrix units.
+  const int64_t stride = words ? (m + matrix_units::kSide - 1) / matrix_units::kSide * matrix_units::kSide : m;
+  const RankSimConstants<double> constants = ranksim_constants<double>(m, a.settings);
+  Tensor x = a.features, differences = result.gradient;
   if (with_gradient || !wide) x = subset_columns<T, A>(a.features, index, m, 0, d);
   {
     Tensor inner;
@@ -347,19 +349,20 @@ Result run(const Arguments& a, bool with_gradient, const A* row_weight) {
       inner = wide_gram<T>(a.features, index, m);
     } else {
       inner = torch::stable::new_empty(a.features, {m, m}, ScalarType::Float);
-      add_gram_panels<float>(x, 0.0, inner);
+      add_gram<float>(x, 0.0, inner);
     }
-    if (with_gradient) gradient = torch::stable::new_empty(a.features, {m, m}, arithmetic);
+    if (with_gradient) differences = torch::stable::new_empty(a.features, {words ? stride : m, stride}, arithmetic);
     const RowsTask<A> task{wide ? nullptr : data<float>(inner),
                            wide ? data<double>(inner) : nullptr,
-                           with_gradient ? mutable_data<A>(gradient) : nullptr,
+                           with_gradient ? mutable_data<A>(differences) : nullptr,
+                           stride,
                            result.rows.data(),
                            squared.data(),
                            wide_inverse_norm.data(),
                            labels.get(),
                            m,
                            poison,
-                           ranksim_constants<double>(m, a.interp_strength, a.weight)};
+                           constants};
     torch::stable::parallel_for(0, tiles, grain_rows(16 * kTile * m), [&](int64_t begin, int64_t end) {
       const std::unique_ptr<LabelRanks::Scratch> scratch = labels->scratch();
       rank_similarities(task, *scratch, begin, end);
@@ -368,18 +371,36 @@ Result run(const Arguments& a, bool with_gradient, const A* row_weight) {
   if (!with_gradient) return result;
 
   const std::vector<A> inverse_norm(wide_inverse_norm.begin(), wide_inverse_norm.end());
-  std::vector<A> weight(m, A{1});
-  if (row_weight) std::copy_n(row_weight, m, weight.begin());
-  torch::stable::parallel_for(0, (tiles + 1) / 2, grain_rows(2 * kTile * m), [&](int64_t begin, int64_t end) {
-    symmetrise(mutable_data<A>(gradient), weight.data(), inverse_norm.data(), m, begin, end);
-  });
   const Tensor unit_gradient = m == n ? result.gradient : torch::stable::new_empty(a.features, {m, d}, arithmetic);
   if (m < n) torch::stable::zero_(result.gradient);
+  const auto for_pairs = [&](auto body) {
+    torch::stable::parallel_for(0, (tiles + 1) / 2, grain_rows(2 * kTile * m), body);
+  };
+  const auto finish = [&](int64_t begin, int64_t end) {
+    project(data<A>(unit_gradient), static_cast<A>(-constants.slope), data<A>(x), squared.data(), inverse_norm.data(),
+            index, mutable_data<A>(result.gradient), d, begin, end);
+  };
+#ifdef DADL_MATRIX_UNITS
+  if constexpr (std::is_same_v<A, float>) {
+    if (words) {
+      float* pairs = mutable_data<float>(differences);
+      for_pairs([&](int64_t begin, int64_t end) { symmetrise_words(pairs, stride, m, begin, end); });
+      for (int64_t i = 0; i < m; ++i) std::fill_n(pairs + i * stride + m, stride - m, 0.0f);
+      weigh_rows(data<uint32_t>(differences), stride, data<float>(x), inverse_norm.data(),
+                 mutable_data<float>(unit_gradient), m, d);
+      torch::stable::parallel_for(0, m, grain_rows(d), finish);
+      return result;
+    }
+  }
+#endif
+  std::vector<A> weight(m, A{1});
+  if (row_weight) std::copy_n(row_weight, m, weight.begin());
+  for_pairs([&](int64_t begin, int64_t end) {
+    symmetrise(mutable_data<A>(differences), weight.data(), inverse_norm.data(), m, begin, end);
+  });
   torch::stable::parallel_for(0, m, std::max<int64_t>(64, grain_rows(d)), [&](int64_t begin, int64_t end) {
-    add_product(matrix_view(gradient, data<A>(gradient) + begin * m, end - begin, m, m, 1), x, 1.0, 0.0,
-                matrix_view(unit_gradient, data<A>(unit_gradient) + begin * d, end - begin, d, d, 1));
-    project(data<A>(unit_gradient), data<A>(x), squared.data(), inverse_norm.data(), index,
-            mutable_data<A>(result.gradient), d, begin, end);
+    weigh_rows(differences, x, mutable_data<A>(unit_gradient), begin, end);
+    finish(begin, end);
   });
   return result;
 }
@@ -397,11 +418,12 @@ void with_result(Arguments a, bool with_gradient, const std::optional<Tensor>& r
   });
 }
 
-std::tuple<Tensor, Tensor> ranksim_loss(Tensor features, Tensor labels, Tensor index, Tensor order, Tensor count,
+std::tuple<Tensor, Tensor> ranksim_loss(Tensor features, Tensor labels, Tensor priority,
                                         std::optional<Tensor> label_similarity, double interp_strength, double weight,
-                                        bool with_gradient) {
+                                        bool mean, bool with_gradient) {
+  const auto [index, order, count] = ranksim_select(labels, priority);
   Tensor loss = torch::stable::new_empty(features, {}, arithmetic_type(features)), gradient;
-  with_result({features, labels, index, order, count, label_similarity, interp_strength, weight}, with_gradient, {},
+  with_result({features, labels, index, order, count, label_similarity, {interp_strength, weight, mean}}, with_gradient, {},
               [&](auto tag, const Result& result) {
                 double total = 0;
                 for (const double row : result.rows) total += row;
@@ -414,7 +436,7 @@ std::tuple<Tensor, Tensor> ranksim_loss(Tensor features, Tensor labels, Tensor i
 Tensor ranksim_rows(Tensor features, Tensor labels, Tensor index, Tensor order, Tensor count,
                     std::optional<Tensor> label_similarity, double interp_strength, double weight) {
   const Tensor rows = torch::stable::new_empty(features, {features.size(0)}, arithmetic_type(features));
-  with_result({features, labels, index, order, count, label_similarity, interp_strength, weight}, false, {},
+  with_result({features, labels, index, order, count, label_similarity, {interp_strength, weight, false}}, false, {},
               [&](auto tag, const Result& result) {
                 std::copy(result.rows.begin(), result.rows.end(), mutable_data<decltype(tag)>(rows));
               });
@@ -427,7 +449,7 @@ Tensor ranksim_rows_backward(Tensor grad, Tensor features, Tensor labels, Tensor
       grad.dim() == 1 && grad.size(0) == features.size(0) && grad.scalar_type() == arithmetic_type(features),
       "grad must be [n], in the dtype of ranksim_rows");
   Tensor gradient;
-  with_result({features, labels, index, order, count, label_similarity, interp_strength, weight}, true,
+  with_result({features, labels, index, order, count, label_similarity, {interp_strength, weight, false}}, true,
               as_contiguous(grad), [&](auto, const Result& result) { gradient = result.gradient; });
   return as_contiguous(gradient, features.scalar_type());
 }

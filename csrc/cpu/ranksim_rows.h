@@ -24,7 +24,8 @@ struct RowsTask {
   // [m, m] Gram matrix, one of the two: row i is valid up to the end of its panel.
   const float* inner;
   const double* wide_inner;
-  A* gradient;  // [m, m] with respect to the similarities, null for none
+  A* differences;  // [m, stride] of ranks and perturbed ranks, null for none
+  int64_t stride;
   double* rows;
   const double* squared;       // [m] bounded squared norms
   const double* inverse_norm;  // [m]
@@ -74,10 +75,10 @@ void rank_rowwise(const RowsTask<A>& task, LabelRanks::Scratch& labels, RowsScra
       s[j] = s[j] * inverse_norm[i] * inverse_norm[j] + task.poison;
       unordered |= s[j] != s[j];
     }
-    A* gradient = task.gradient + i * m;
+    A* differences = task.differences + i * task.stride;
     if (unordered || !labels.row(i, q)) {
       task.rows[i] = std::numeric_limits<double>::quiet_NaN();
-      if (task.gradient) std::fill_n(gradient, m, std::numeric_limits<A>::quiet_NaN());
+      if (task.differences) std::fill_n(differences, m, std::numeric_limits<A>::quiet_NaN());
       continue;
     }
     if (!scratch.ranker.rank(s, r)) {
@@ -90,10 +91,10 @@ void rank_rowwise(const RowsTask<A>& task, LabelRanks::Scratch& labels, RowsScra
       squares += difference * difference;
     }
     task.rows[i] = task.constants.loss * static_cast<double>(squares);
-    if (!task.gradient) continue;
+    if (!task.differences) continue;
     for (int64_t j = 0; j < m; ++j) s[j] += task.constants.coefficient * (r[j] - q[j]);
     scratch.ranker.rank(s, q);
-    for (int64_t j = 0; j < m; ++j) gradient[j] = static_cast<A>(-task.constants.slope * (r[j] - q[j]));
+    for (int64_t j = 0; j < m; ++j) differences[j] = static_cast<A>(r[j] - q[j]);
   }
 }
 

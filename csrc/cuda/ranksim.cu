@@ -33,7 +33,7 @@ std::tuple<Tensor, Tensor, Tensor> ranksim_select(Tensor labels, Tensor priority
 struct Arguments {
   Tensor features, labels, index, order, count;
   std::optional<Tensor> label_similarity;
-  double interp_strength, weight;
+  RankSimSettings settings;
 };
 
 void check(Arguments& a) {
@@ -71,8 +71,8 @@ void with_ranked_rows(TorchBackend& backend, const Arguments& a, bool with_gradi
   dispatch_floating(a.features, "features", [&](auto tag) {
     using F = decltype(tag);
     RankSim<F, TorchBackend> ranksim(backend, data<F>(a.features), data<int64_t>(a.index), data<int64_t>(a.order),
-                                     data<int64_t>(a.count), a.features.size(0), a.features.size(1), a.interp_strength,
-                                     a.weight, RankLimits{});
+                                     data<int64_t>(a.count), a.features.size(0), a.features.size(1), a.settings,
+                                     RankLimits{});
     if (!a.label_similarity) {
       dispatch_labels(a.labels, [&](auto label) { ranksim.label_ranks(data<decltype(label)>(a.labels)); });
     } else if (a.label_similarity->scalar_type() == ScalarType::Float) {
@@ -85,10 +85,11 @@ void with_ranked_rows(TorchBackend& backend, const Arguments& a, bool with_gradi
   });
 }
 
-std::tuple<Tensor, Tensor> ranksim_loss(Tensor features, Tensor labels, Tensor index, Tensor order, Tensor count,
+std::tuple<Tensor, Tensor> ranksim_loss(Tensor features, Tensor labels, Tensor priority,
                                         std::optional<Tensor> label_similarity, double interp_strength, double weight,
-                                        bool with_gradient) {
-  Arguments a{features, labels, index, order, count, label_similarity, interp_strength, weight};
+                                        bool mean, bool with_gradient) {
+  const auto [index, order, count] = ranksim_select(labels, priority);
+  Arguments a{features, labels, index, order, count, label_similarity, {interp_strength, weight, mean}};
   check(a);
   const int64_t n = a.features.size(0), d = a.features.size(1);
   TorchBackend backend(a.features);
@@ -106,7 +107,7 @@ std::tuple<Tensor, Tensor> ranksim_loss(Tensor features, Tensor labels, Tensor i
 
 Tensor ranksim_rows(Tensor features, Tensor labels, Tensor index, Tensor order, Tensor count,
                     std::optional<Tensor> label_similarity, double interp_strength, double weight) {
-  Arguments a{features, labels, index, order, count, label_similarity, interp_strength, weight};
+  Arguments a{features, labels, index, order, count, label_similarity, {interp_strength, weight, false}};
   check(a);
   const int64_t n = a.features.size(0);
   TorchBackend backend(a.features);
@@ -120,7 +121,7 @@ Tensor ranksim_rows(Tensor features, Tensor labels, Tensor index, Tensor order, 
 
 Tensor ranksim_rows_backward(Tensor grad, Tensor features, Tensor labels, Tensor index, Tensor order, Tensor count,
                              std::optional<Tensor> label_similarity, double interp_strength, double weight) {
-  Arguments a{features, labels, index, order, count, label_similarity, interp_strength, weight};
+  Arguments a{features, labels, index, order, count, label_similarity, {interp_strength, weight, false}};
   check(a);
   STD_TORCH_CHECK(
       grad.dim() == 1 && grad.size(0) == a.features.size(0) && grad.scalar_type() == arithmetic_type(a.features),

@@ -102,7 +102,7 @@ __device__ __forceinline__ double squared_norm(const F* row /* [d] */, int64_t d
 template <typename F, typename T>
 __global__ void __launch_bounds__(kRowThreads)
     ranksim_gather_kernel(const F* features /* [n, d] */, const int64_t* index /* [n] */, const int64_t* count /* [] */,
-                          double interp_strength, double weight, int64_t n, int64_t d, T* x /* [n, d] */,
+                          RankSimSettings settings, int64_t n, int64_t d, T* x /* [n, d] */,
                           double* wide_x /* [n, d], may be x */, double* squared_norms /* [n], bounded */,
                           T* inverse_norms /* [n] */, RankSimConstants<double>* constants /* [] */,
                           int32_t* poison /* [] */) {
@@ -122,7 +122,7 @@ __global__ void __launch_bounds__(kRowThreads)
   if (lane != 0) return;
   squared_norms[p] = bounded_squared_norm(squared);
   inverse_norms[p] = static_cast<T>(1 / sqrt(bounded_squared_norm(squared)));
-  if (p == 0) *constants = ranksim_constants<double>(*count, interp_strength, weight);
+  if (p == 0) *constants = ranksim_constants<double>(*count, settings);
 }
 
 template <typename Label>
@@ -399,7 +399,7 @@ class RankSim {
 
   // features [n, d]; index [n], order [n], count [] from ranksim_select; n >= 1
   RankSim(Backend& backend, const F* features, const int64_t* index, const int64_t* order, const int64_t* count,
-          int64_t n, int64_t d, double interp_strength, double weight, const RankLimits& limits)
+          int64_t n, int64_t d, const RankSimSettings& settings, const RankLimits& limits)
       : backend_(backend),
         index_(index),
         order_(order),
@@ -416,10 +416,10 @@ class RankSim {
         label_ranks_(backend.template buffer<int32_t>(n * n)),
         squares_(backend.template buffer<double>(n)) {
     if constexpr (std::is_same_v<T, double>) {
-      gather(features, interp_strength, weight, x_.data());
+      gather(features, settings, x_.data());
     } else {
       auto wide_x = backend.template buffer<double>(n * d);
-      gather(features, interp_strength, weight, wide_x.data());
+      gather(features, settings, wide_x.data());
     }
   }
 
@@ -495,10 +495,10 @@ class RankSim {
   T* gradient_matrix() const { return reinterpret_cast<T*>(similarity_.data()); }
 
   // wide_x [n, d]
-  void gather(const F* features, double interp_strength, double weight, double* wide_x) {
+  void gather(const F* features, const RankSimSettings& settings, double* wide_x) {
     backend_.zero(poison_.data(), 1);
     backend_.launch(ranksim_gather_kernel<F, T>, warp_rows(), dim3(kRowThreads), features, index_, count_,
-                    interp_strength, weight, n_, d_, x_.data(), wide_x, squared_norms_.data(), inverse_norms_.data(),
+                    settings, n_, d_, x_.data(), wide_x, squared_norms_.data(), inverse_norms_.data(),
                     constants_.data(), poison_.data());
     backend_.gram(wide_x, n_, d_, similarity_.data());
     backend_.launch(ranksim_similarity_kernel, row_blocks(), dim3(kThreads), squared_norms_.data(), count_, n_,

@@ -18,7 +18,7 @@ def scale_gradient(grad: Tensor, gradient: Tensor, input: Tensor, dim: int = 0) 
 def _is_one(grad: Tensor) -> bool:
     """Whether the gradient may be passed on as it is: not where looking would stop the device, nor where a second
     derivative may be asked for, which must raise."""
-    looking = grad.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.is_grad_enabled()
+    looking = grad.is_cpu and not torch.compiler.is_compiling() and not torch.is_grad_enabled()
     return looking and grad.dim() == 0 and grad.item() == 1
 
 

@@ -21,13 +21,17 @@ def ranksim_select(labels: Tensor, priority: Tensor) -> Subset:
 def ranksim_loss(
     features: Tensor,
     labels: Tensor,
-    subset: Subset,
+    priority: Tensor,
     label_similarity: Tensor | None,
     interp_strength: float,
     weight: float,
+    mean: bool,
 ) -> Tensor:
-    """The summed loss ``[]``; where a gradient is wanted it is formed in the same pass."""
-    arguments = (features, labels, *subset, label_similarity, interp_strength, weight)
+    """The loss ``[]``, selection included: as an operator of its own it would take a tenth of a small batch's time.
+
+    Where a gradient is wanted it is formed in the same pass.
+    """
+    arguments = (features, labels, priority, label_similarity, interp_strength, weight, mean)
     if features.requires_grad and torch.is_grad_enabled():
         return _RankSimLoss.apply(*arguments)  # type: ignore[no-any-return]
     loss, _ = torch.ops.dadl.ranksim_loss.default(*arguments, False)
@@ -46,7 +50,7 @@ class _RankSimLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        return scale_gradient(grad, *ctx.saved_tensors), *(None,) * 7
+        return scale_gradient(grad, *ctx.saved_tensors), *(None,) * 6
 
 
 def ranksim_rows(
@@ -73,12 +77,11 @@ def _(labels: Tensor, priority: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _(
     features: Tensor,
     labels: Tensor,
-    index: Tensor,
-    order: Tensor,
-    count: Tensor,
+    priority: Tensor,
     label_similarity: Tensor | None,
     interp_strength: float,
     weight: float,
+    mean: bool,
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
     dtype = arithmetic_dtype(features)

@@ -211,7 +211,7 @@ std::tuple<Array, Array, Array> ranksim_subset(const Array& labels, const std::s
 // of float32 or float64.
 py::dict ranksim(const Array& features, const std::string& dtype, const Array& index, const Array& order,
                  const Array& count, const Array& labels, const std::string& label_dtype, bool labels_are_matrix,
-                 double interp_strength, double weight, const py::object& row_weight, bool with_gradient,
+                 double interp_strength, double weight, bool mean, const py::object& row_weight, bool with_gradient,
                  const RankLimits& limits, bool reverse) {
   const py::ssize_t n = features.shape(0), d = features.shape(1);
   Backend backend(reverse);
@@ -220,7 +220,7 @@ py::dict ranksim(const Array& features, const std::string& dtype, const Array& i
     using F = decltype(tag);
     using T = typename Storage<F>::Arithmetic;
     RankSim<F, Backend> ranksim(backend, data<F>(features), data<int64_t>(index), data<int64_t>(order),
-                                data<int64_t>(count), n, d, interp_strength, weight, limits);
+                                data<int64_t>(count), n, d, RankSimSettings{interp_strength, weight, mean}, limits);
     if (labels_are_matrix && label_dtype == "float32") {
       ranksim.matrix_ranks(data<float>(labels), labels.shape(0));
     } else if (labels_are_matrix) {
