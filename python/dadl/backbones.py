@@ -1,11 +1,10 @@
 """Networks for images that users bring along."""
 
-import pkgutil
-
 import torch
 from torch import Tensor, nn
 
 from .recipe import SettingsError
+from .user_code import find_callable
 
 
 def load_backbone(name: str, size: int, channels: int = 3) -> tuple[nn.Module, int]:
@@ -14,13 +13,7 @@ def load_backbone(name: str, size: int, channels: int = 3) -> tuple[nn.Module, i
     It takes images ``[B, channels, size, size]`` in [0, 1] to features ``[B, F]``. Raises a :class:`.SettingsError` if
     there is no such callable, or it makes something else.
     """
-    try:
-        make_network = pkgutil.resolve_name(name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise SettingsError(
-            f"backbone {name!r} cannot be used ({error}); expected module:callable, where PYTHONPATH has "
-            "the module's folder"
-        ) from None
+    make_network = find_callable("backbone", name)
     images = torch.zeros(2, channels, size, size)
     try:
         network = make_network()
