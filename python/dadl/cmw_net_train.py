@@ -94,7 +94,8 @@ class CMWNetRecipe(Recipe):
     """For small images from scratch, or for photographs with ImageNet weights."""
 
     backbone: str | None = None
-    """Another network: module:callable without arguments, images [B, C, H, W] in [0, 1] to features [B, F]."""
+    """Another network: module:callable without arguments, images [B, C, H, W] in [0, 1] to features [B, F]; or
+    timm:NAME, timm's network of that name with random weights."""
 
     augment: str | None = None
     """Training views of your own, of training and meta samples: module:callable without arguments, which makes a module

@@ -169,7 +169,8 @@ class RankSimRecipe(Recipe):
     """Train MiniLM on the texts, instead of two layers on what it gives."""
 
     backbone: str | None = None
-    """Network for images: module:callable without arguments, images [B, 3, H, W] in [0, 1] to features [B, F].
+    """Network for images: module:callable without arguments, images [B, 3, H, W] in [0, 1] to features [B, F];
+    or timm:NAME, timm's network of that name with random weights.
     [default: EfficientNet-Lite0 with ImageNet weights]"""
 
     image_size: Annotated[int, Parameter(validator=validators.Number(gte=16))] = 224
