@@ -130,8 +130,12 @@ def test_a_checkpoint_within_an_epoch_saves_its_steps(tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         train(Linear(), batch_size=3, folder=tmp_path, checkpoint_every=2, on_step=interrupt)
     counted.clear()
-    train(Linear(), batch_size=3, epochs=4, folder=tmp_path, on_step=lambda: counted.append(1))
+    before: list[int] = []
+    train(Linear(), batch_size=3, folder=tmp_path, on_begin=before.append, on_step=lambda: counted.append(1))
+    assert before == [4]
     assert len(counted) == 4 * 8 - 4
+    train(Linear(), batch_size=3, folder=tmp_path, on_begin=before.append)
+    assert before == [4, 4 * 8]
 
 
 def test_a_write_that_dies_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,6 +145,7 @@ class _Run:
             checkpoint_every=recipe.checkpoint_every,
             validate=None if task.validation is None else self._validate,
             patience=recipe.patience,
+            on_begin=progress.begin_at,
             on_step=progress.advance,
             on_epoch=on_epoch,
         )

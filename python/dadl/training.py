@@ -73,6 +73,7 @@ def fit(
     checkpoint_every: int | None = None,
     validate: Callable[[], Mapping[str, float]] | None = None,
     patience: int | None = None,
+    on_begin: Callable[[int], None] | None = None,
     on_step: Callable[[], None] | None = None,
     on_epoch: Callable[[Sequence[EpochLog]], None] | None = None,
 ) -> list[EpochLog]:
@@ -94,6 +95,7 @@ def fit(
         validate: called after each epoch. The first of its numbers is what counts, and lower is better: in the end the
             method is as it was after its best epoch. Needs a folder.
         patience: epochs without a better validation after which training stops; ``None`` is never.
+        on_begin: called once before training with the steps that a checkpoint has of it.
         on_step: called after each optimiser step, e.g. to show progress.
         on_epoch: called after each epoch with all epochs up to it.
 
@@ -127,6 +129,8 @@ def fit(
         fabric.strategy.precision.load_state_dict(state["precision"])
         _check_resumed(fabric, folder, state, steps, validate is not None)
     history: list[EpochLog] = state["history"]
+    if on_begin is not None:
+        on_begin(len(history) * steps + state["done"])
 
     def draw_from(epoch: int, done: int) -> None:
         entropy = (seed, epoch, fabric.global_rank, *([done] if done else []))
