@@ -196,7 +196,7 @@ def test_the_method_of_the_best_validation_is_what_remains(tmp_path: Path) -> No
 
     history = train(method, folder=tmp_path, validate=lambda: next(values))
     assert [row["val error"] for row in history][:2] == [3, 1]
-    assert best_epoch(history) == 1
+    assert best_epoch(history) == 2
     assert torch.equal(parameters(method), parameters(after_two))
     loaded = Linear()
     load_checkpoint(cpu(), tmp_path / "best.ckpt", {"method": loaded})
@@ -205,6 +205,7 @@ def test_the_method_of_the_best_validation_is_what_remains(tmp_path: Path) -> No
         rows = list(csv.DictReader(file))
     assert [row["val other"] for row in rows] == ["-3", "-1", "nan", "-2"]
     assert [float(row["loss"]) for row in rows] == [row["loss"] for row in history]
+    assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
     assert [row["step"] for row in rows] == ["5", "10", "15", "20"]
 
 
@@ -221,7 +222,7 @@ def test_a_loss_that_is_nan_stops_the_training_and_keeps_the_checkpoint(tmp_path
             loss = super().forward(batch)
             return loss * math.nan if self.steps >= 7 else loss
 
-    with pytest.raises(TrainingError, match=r"the training loss of epoch 1 is nan \(learning rate"):
+    with pytest.raises(TrainingError, match=r"the training loss of epoch 2 is nan \(learning rate"):
         train(Exploding(), folder=tmp_path)
     good, kept = Linear(), Linear()
     train(good, epochs=1)

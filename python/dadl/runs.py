@@ -360,7 +360,7 @@ def _trained(fabric: Fabric, recipe: Recipe, facts: dict[str, Any], folder: Path
 
 def _progress_line(row: EpochLog, epochs: int) -> str:
     numbers = [f"{name} {value:.4g}" for name, value in row.items() if name not in ("epoch", "step", "lr")]
-    return f"Epoch {row['epoch'] + 1}/{epochs}, " + ", ".join(numbers[:2])
+    return f"Epoch {row['epoch']}/{epochs}, " + ", ".join(numbers[:2])
 
 
 def _cells(table: Table) -> Cells:
