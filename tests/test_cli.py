@@ -261,7 +261,7 @@ def test_train_evaluate_and_predict(tmp_path: Path) -> None:
     results = results_of(output)
     assert results["samples"] == {"labelled": 4, "unlabelled": 8, "validation": 2, "test": 4}
     assert results["settings"]["labels"] == 30
-    assert [row["epoch"] for row in results["history"]] == [0]
+    assert [row["epoch"] for row in results["history"]] == [1]
     assert set(results["test"]["all"]) == {"error %", "accuracy %", "class accuracy %"}
     assert "| all |" in (output / "table.md").read_text(encoding="utf-8")
     assert (output / "last.ckpt").stat().st_size > (output / "best.ckpt").stat().st_size > 10**6

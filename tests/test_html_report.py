@@ -77,8 +77,8 @@ class Parsed(HTMLParser):
 
 def history(epochs: int) -> list[dict[str, float | None]]:
     return [
-        {"epoch": e, "step": 9 * e + 9, "loss": 5 / (e + 1), "lr": 0.1, "seconds": 2.0, "val all MAE": 8 - e}
-        for e in range(epochs)
+        {"epoch": e, "step": 9 * e, "loss": 5 / e, "lr": 0.1, "seconds": 2.0, "val all MAE": 9 - e}
+        for e in range(1, epochs + 1)
     ]
 
 
@@ -92,7 +92,7 @@ def make_run(folder: Path, test: Mapping[str, Mapping[str, float | None]], **cha
         "dadl_ext": {"dadl": "0.1.0"},
         "samples": {"train": 100, "test": 20},
         "seconds": 3725.0,
-        "best_epoch": 1,
+        "best_epoch": 2,
         "history": history(3),
         "test": test,
     }
@@ -177,7 +177,7 @@ def test_seeds_are_averaged(tmp_path: Path, page: Page) -> None:
     assert f"The standard error of this difference is {difference:.3f}, so it may be chance." in found.text
     each = found.tables[-1]
     assert [row[0] for row in each[1:]] == [run.name for run in runs]
-    assert each[1] == ["base-s0", "3", "1", "1 h 02 min", "1.000"]
+    assert each[1] == ["base-s0", "3", "2", "1 h 02 min", "1.000"]
 
 
 def test_a_clear_difference_of_seeds(tmp_path: Path, page: Page) -> None:
@@ -233,8 +233,8 @@ def test_figures_of_curves_and_regions(tmp_path: Path, page: Page) -> None:
 
 
 def test_a_single_run_without_validation(tmp_path: Path, page: Page) -> None:
-    losses = [{"epoch": 0, "loss": 2.0, "lr": 0.1}, {"epoch": 1, "loss": None, "lr": 0.1}]
-    found = page(make_run(tmp_path / "only", {"all": {"MAE": 0.01}}, history=losses, best_epoch=1))
+    losses = [{"epoch": 1, "loss": 2.0, "lr": 0.1}, {"epoch": 2, "loss": None, "lr": 0.1}]
+    found = page(make_run(tmp_path / "only", {"all": {"MAE": 0.01}}, history=losses, best_epoch=2))
     assert "only has a test MAE of 0.01000." in found.text
     assert found.captions == ["Training loss"]
     assert found.marked == []
@@ -249,7 +249,7 @@ def test_a_section_for_each_recipe_and_for_unfinished_runs(tmp_path: Path, page:
     running = make_unfinished(tmp_path / "running", 2)
     found = page(a, running, b)
     assert re.findall("<h2>(.*)</h2>", found.html) == ["ranksim", "self-tuning", "Not finished"]
-    assert found.tables[-1] == [["run", "last epoch", "Training loss", "val all MAE"], ["running", "1", "2.5", "7"]]
+    assert found.tables[-1] == [["run", "last epoch", "Training loss", "val all MAE"], ["running", "2", "2.5", "7"]]
     assert found.marked == []
     assert page(running).captions == ["Training loss", "val all MAE"]
 
@@ -257,7 +257,7 @@ def test_a_section_for_each_recipe_and_for_unfinished_runs(tmp_path: Path, page:
 def test_everything_of_runs_is_escaped(tmp_path: Path, page: Page) -> None:
     evil = "<script>alert('1')<&\"$x_$"
     metrics = {evil: {evil: 1.0}, "few": {evil: 2.0}}
-    losses = [{"epoch": 0, "loss": 1.0, evil: 3.0}]
+    losses = [{"epoch": 1, "loss": 1.0, evil: 3.0}]
     facts: dict[str, Any] = {"samples": {evil: evil, "test": 1}, "environment": {evil: evil}, "recipe": evil}
     runs = [
         make_run(tmp_path / f"{i}{evil}", metrics, history=losses, **{evil: i}, **facts, data=f"{evil}{i}")

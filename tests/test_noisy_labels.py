@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 pytest.importorskip("lightning_fabric", reason="needs pip install 'dadl[train]'")
 
+from dadl import soft_labels
 from dadl.data import symmetric_noise
 from dadl.noisy_labels import CrossEntropy, LearntWeights
 from dadl.soft_labels import SoftLabelReweighter
@@ -96,6 +97,14 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, soft_labels: 
     assert fit(cpu(), resumed, loader, epochs=4, folder=tmp_path) == history
     one, two = whole.state_dict(), resumed.state_dict()
     assert all(torch.equal(value, two[name]) for name, value in one.items() if isinstance(value, Tensor))
+
+
+def test_the_reweighter_has_the_teacher_of_the_checkpoint_and_copies_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = make(torch.arange(CLASSES), soft_labels=True)
+    monkeypatch.setattr(soft_labels, "MomentumEncoder", None)  # to make one would fail
+    method.configure_optimizer(10)
+    assert isinstance(method.reweighter, SoftLabelReweighter)
+    assert method.reweighter.teacher is method.teacher
 
 
 def test_soft_labels_are_averaged_over_samples() -> None:

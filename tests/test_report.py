@@ -61,6 +61,21 @@ def test_progress_is_plain_lines_where_there_is_no_terminal() -> None:
     assert stream.getvalue().splitlines() == ["Training 1/2: first run", "Training 2/2: second run"]
 
 
+def test_the_remaining_time_is_that_of_the_speed_since_a_part_goes_on() -> None:
+    stream, now = io.StringIO(), [0.0]
+    console = Console(file=stream, force_terminal=True, width=100, get_time=lambda: now[0])
+    with JobProgress(console) as progress:
+        progress.start("Training", total=100)
+        now[0] = 50.0
+        progress.begin_at(90)
+        for _ in range(4):
+            now[0] += 2
+            progress.advance()
+    shown = stream.getvalue().split("Training")[-1]
+    assert "94/100" in shown
+    assert "0:00:12" in shown
+
+
 def test_progress_is_a_bar_with_the_remaining_time_on_a_terminal() -> None:
     stream = io.StringIO()
     run_job(Console(file=stream, force_terminal=True, width=100))

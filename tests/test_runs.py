@@ -277,6 +277,14 @@ def test_an_interrupted_run_continues_bit_for_bit(
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
+def test_the_bar_of_a_resumed_run_begins_at_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, begun = TinyRecipe(data=numbers(tmp_path / "numbers.txt")), list[int]()
+    interrupted(recipe, tmp_path / "run", 5, monkeypatch)
+    monkeypatch.setattr(JobProgress, "begin_at", lambda self, done: begun.append(done))
+    run(recipe, tmp_path / "run", resume=True)
+    assert begun == [3]
+
+
 def test_a_run_that_dies_before_any_of_its_files_is_in_place_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -147,6 +147,8 @@ def test_dadl_train_reads_sprites_and_splits_them(tmp_path: Path, monkeypatch: p
     assert second.test.score(read.target[rows][:, 1:] + 0.3)["column 1"]["MAE %"] == pytest.approx(30)
     with pytest.raises(SettingsError, match="there is no column 2, but of horizontal angle, vertical angle, from 0"):
         task(columns=(2,))
+    with pytest.raises(SettingsError, match="augment 'nowhere:view' cannot be used"):
+        task(augment="nowhere:view")
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ def test_two_processes_resume_bit_for_bit_and_predict_every_sample_once(
         table = evaluate_run(folder, None, "test", "cpu", QUIET)
         assert table == {row: pytest.approx(columns, rel=1e-6) for row, columns in results["test"].items()}
         best = evaluate_run(folder, None, "val", "cpu", QUIET)["all"]["MAE"]
-        assert best == pytest.approx(results["history"][results["best_epoch"]]["val all MAE"], rel=1e-6)
+        assert best == pytest.approx(results["history"][results["best_epoch"] - 1]["val all MAE"], rel=1e-6)
     assert (tmp_path / "two.csv").read_bytes() == (tmp_path / "whole" / "predictions.csv").read_bytes()
     assert job.stdout.count("Wrote 13 predictions to two.csv") == 1
     predict_run(tmp_path / "whole", RECIPE.data, tmp_path / "one.csv", "cpu", QUIET)

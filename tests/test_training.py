@@ -130,8 +130,12 @@ def test_a_checkpoint_within_an_epoch_saves_its_steps(tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         train(Linear(), batch_size=3, folder=tmp_path, checkpoint_every=2, on_step=interrupt)
     counted.clear()
-    train(Linear(), batch_size=3, epochs=4, folder=tmp_path, on_step=lambda: counted.append(1))
+    before: list[int] = []
+    train(Linear(), batch_size=3, folder=tmp_path, on_begin=before.append, on_step=lambda: counted.append(1))
+    assert before == [4]
     assert len(counted) == 4 * 8 - 4
+    train(Linear(), batch_size=3, folder=tmp_path, on_begin=before.append)
+    assert before == [4, 4 * 8]
 
 
 def test_a_write_that_dies_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +196,7 @@ def test_the_method_of_the_best_validation_is_what_remains(tmp_path: Path) -> No
 
     history = train(method, folder=tmp_path, validate=lambda: next(values))
     assert [row["val error"] for row in history][:2] == [3, 1]
-    assert best_epoch(history) == 1
+    assert best_epoch(history) == 2
     assert torch.equal(parameters(method), parameters(after_two))
     loaded = Linear()
     load_checkpoint(cpu(), tmp_path / "best.ckpt", {"method": loaded})
@@ -201,6 +205,7 @@ def test_the_method_of_the_best_validation_is_what_remains(tmp_path: Path) -> No
         rows = list(csv.DictReader(file))
     assert [row["val other"] for row in rows] == ["-3", "-1", "nan", "-2"]
     assert [float(row["loss"]) for row in rows] == [row["loss"] for row in history]
+    assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
     assert [row["step"] for row in rows] == ["5", "10", "15", "20"]
 
 
@@ -217,7 +222,7 @@ def test_a_loss_that_is_nan_stops_the_training_and_keeps_the_checkpoint(tmp_path
             loss = super().forward(batch)
             return loss * math.nan if self.steps >= 7 else loss
 
-    with pytest.raises(TrainingError, match=r"the training loss of epoch 1 is nan \(learning rate"):
+    with pytest.raises(TrainingError, match=r"the training loss of epoch 2 is nan \(learning rate"):
         train(Exploding(), folder=tmp_path)
     good, kept = Linear(), Linear()
     train(good, epochs=1)

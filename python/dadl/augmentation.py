@@ -6,6 +6,11 @@ import torch
 from torch import Tensor, nn
 
 
+def as_fractions(images: Tensor) -> Tensor:
+    """Images in [0, 1], float32, of uint8 ones or of any in [0, 1]."""
+    return images.float().div(255) if images.dtype == torch.uint8 else images.float()
+
+
 class View(nn.Module):
     """A random view of every image of a batch; in evaluation mode the middle of the image.
 
@@ -33,7 +38,7 @@ class View(nn.Module):
         self.size, self.crop_area, self.operations, self.cutout, self.flip = size, crop_area, operations, cutout, flip
 
     def forward(self, images: Tensor) -> Tensor:
-        images = images.float().div(255) if images.dtype == torch.uint8 else images.float()
+        images = as_fractions(images)
         if not self.training:
             return self._middle(images)
         distorted = self._draw_distortions(images)

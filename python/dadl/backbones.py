@@ -1,26 +1,27 @@
 """Networks for images that users bring along."""
 
-import pkgutil
+import importlib
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .recipe import SettingsError
+from .user_code import find_callable
+
+TIMM = "timm:"
 
 
 def load_backbone(name: str, size: int, channels: int = 3) -> tuple[nn.Module, int]:
     """The network that ``name``, ``module:callable`` without arguments, makes, and how many features F it gives.
 
+    ``timm:NAME`` is timm's network of that name, with random weights and without its classifier.
     It takes images ``[B, channels, size, size]`` in [0, 1] to features ``[B, F]``. Raises a :class:`.SettingsError` if
-    there is no such callable, or it makes something else.
+    there is no such callable or network, or it makes something else.
     """
-    try:
-        make_network = pkgutil.resolve_name(name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise SettingsError(
-            f"backbone {name!r} cannot be used ({error}); expected module:callable, where PYTHONPATH has "
-            "the module's folder"
-        ) from None
+    make_network = _of_timm(name, channels) if name.startswith(TIMM) else find_callable("backbone", name)
     images = torch.zeros(2, channels, size, size)
     try:
         network = make_network()
@@ -40,3 +41,14 @@ def load_backbone(name: str, size: int, channels: int = 3) -> tuple[nn.Module, i
             "that makes features [2, F]"
         )
     return network.train(), features.shape[1]
+
+
+def _of_timm(name: str, channels: int) -> Callable[[], Any]:
+    try:
+        timm = importlib.import_module("timm")
+    except ImportError as error:
+        raise SettingsError(
+            f"backbone {name} needs timm, which cannot be imported ({error}): pip install timm, or name a network of "
+            "your own as module:callable"
+        ) from None
+    return partial(timm.create_model, name.removeprefix(TIMM), pretrained=False, num_classes=0, in_chans=channels)

@@ -72,6 +72,7 @@ class ChiModelRecipe(ListRecipe[Values]):
     def read(self, progress: JobProgress) -> Task:
         if not any(self.data.glob("*.npz")):
             return super().read(progress)
+        self.view()  # what is wrong with it shows before images are read
         drawn = read_sprites(self.data, self.images, self.seed)
         columns = self._columns(len(drawn.names))
         if max(columns) >= len(drawn.names):
@@ -95,6 +96,9 @@ class ChiModelRecipe(ListRecipe[Values]):
             test=evaluation(test),
         )
 
+    def view(self) -> View:
+        return self.make_view(crop_area=None, operations=2, cutout=0.5)
+
     def read_lists(self) -> ImageLists[Values]:
         return read_value_lists(self.data, self.labels, self.columns)
 
@@ -103,8 +107,7 @@ class ChiModelRecipe(ListRecipe[Values]):
 
     def make_method(self, facts: Mapping[str, Any]) -> FewLabels:
         head = partial(mlp_head, FEATURES, HIDDEN, facts["values"], bounded=True)
-        view = View(self.image_size, crop_area=None, operations=2, cutout=0.5)
-        return METHODS[self.method](efficientnet_lite0(), head, view, REGRESSION, lr=self.lr, eta=self.eta)
+        return METHODS[self.method](efficientnet_lite0(), head, self.view(), REGRESSION, lr=self.lr, eta=self.eta)
 
     def make_loader(self, lists: ImageLists[Values], images: Tensor) -> DataLoader[Any]:
         labelled, unlabelled = images.split([len(lists.labelled), len(lists.unlabelled)])

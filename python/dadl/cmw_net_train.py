@@ -22,6 +22,7 @@ from .list_recipe import class_columns, class_table
 from .meta_gradient import Normalize
 from .noisy_labels import CrossEntropy, LearntWeights, LowestLossMeta, meta_loader
 from .options import Fraction, NonNegative, Positive, PositiveInt
+from .own_views import training_view
 from .recipe import Evaluation, Recipe, SettingsError, Task, unscored
 from .report import JobProgress
 from .resnet import FEATURES as RESNET_FEATURES
@@ -93,7 +94,13 @@ class CMWNetRecipe(Recipe):
     """For small images from scratch, or for photographs with ImageNet weights."""
 
     backbone: str | None = None
-    """Another network: module:callable without arguments, images [B, C, H, W] in [0, 1] to features [B, F]."""
+    """Another network: module:callable without arguments, images [B, C, H, W] in [0, 1] to features [B, F]; or
+    timm:NAME, timm's network of that name with random weights."""
+
+    augment: str | None = None
+    """Training views of your own, of training and meta samples: module:callable without arguments, which makes a module
+    or function from float images [B, C, H, W] in [0, 1] to views [B, C, S, S] in [0, 1], random by torch's global
+    generator. S is image-size for listed images, or else the smaller side of the images."""
 
     image_size: Annotated[int, Parameter(validator=validators.Number(gte=8))] | None = None
     """Height and width of a view of listed images, in pixels. [default: resnet32 32, others 224]"""
@@ -196,7 +203,7 @@ class CMWNetRecipe(Recipe):
     def make_method(self, facts: Mapping[str, Any]) -> CrossEntropy:
         backbone, features = self._make_backbone(facts["image_shape"][0], facts["view_size"])
         network = nn.Sequential(backbone, nn.Linear(features, facts["classes"]))
-        view = View(facts["view_size"], crop_area=0.8, operations=1, flip=self.flip)
+        view = self._view(facts["view_size"], facts["image_shape"])
         lr = self.lr or (0.1 if self._is_resnet else 0.01)
         options: dict[str, Any] = {"lr": lr, "weight_decay": self.weight_decay}
         if not self.learns_weights:
@@ -231,13 +238,14 @@ class CMWNetRecipe(Recipe):
             return self._read_files()
         lists = read_noisy_lists(self.data)
         size = self.image_size or (32 if self._is_resnet else 224)
-        self._make_backbone(3, size)  # what is wrong with it shows before images are read
+        stored = round(size * 8 / 7)  # the middle 7/8 are tested, 224 of 256 pixels
+        self._make_backbone(3, size)  # what is wrong with it, or with the view, shows before images are read
+        self._view(size, (3, stored, stored))
         given = (lists.train, lists.meta, lists.validation, lists.test)
         progress.start("Reading images", total=sum(map(len, given)))
 
         def load(rows: Sequence[Row[int]]) -> Samples:
-            # The middle 7/8 are tested, 224 of 256 pixels.
-            images = load_images(self.data, rows, round(size * 8 / 7), progress.advance)
+            images = load_images(self.data, rows, stored, progress.advance)
             return Samples([row.path for row in rows], images, torch.tensor([row.label for row in rows]))
 
         meta, validation = (load(rows) if rows else None for rows in (lists.meta, lists.validation))
@@ -259,6 +267,7 @@ class CMWNetRecipe(Recipe):
         )
         channels, *size = files.train_images.shape[1:]
         self._make_backbone(channels, min(size))
+        self._view(min(size), (channels, *size))
         return Parts(train, None, None, test, min(size))
 
     @property
@@ -277,6 +286,9 @@ class CMWNetRecipe(Recipe):
                 f"have {channels} and {size}: choose network resnet32"
             )
         return efficientnet_lite0(), FEATURES
+
+    def _view(self, size: int, image_shape: Sequence[int]) -> View:
+        return training_view(self.augment, size, image_shape, crop_area=0.8, operations=1, flip=self.flip)
 
     def _draw(self, parts: Parts) -> Parts:
         """Validation and clean meta samples out of the training samples."""

@@ -11,8 +11,10 @@ from cyclopts import Parameter, validators
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from .augmentation import View
 from .image_lists import ImageLists, ImageRow, Row, load_images, read_image_names
 from .options import Positive, PositiveInt
+from .own_views import training_view
 from .recipe import Evaluation, Recipe, SettingsError, Table, Task, unscored
 from .report import JobProgress
 from .training import tensor_loader
@@ -39,10 +41,19 @@ class ListRecipe(Recipe, Generic[LabelT]):
     image_size: Annotated[int, Parameter(validator=validators.Number(gte=32))] = 224
     """Height and width of a view, in pixels."""
 
+    augment: str | None = None
+    """Training views of your own: module:callable without arguments, which makes a module or function from float
+    images [B, C, H, W] in [0, 1] to [B, C, image-size, image-size] in [0, 1], random by torch's global generator. It
+    makes all views but fixmatch's weak ones; in chi-model it must move nothing where values are positions."""
+
     @property
     def stored_size(self) -> int:
         """Of the images in memory: their middle 7/8 are tested, 224 of 256 pixels."""
         return round(self.image_size * 8 / 7)
+
+    @abstractmethod
+    def view(self) -> View:
+        """The random view of training images."""
 
     @abstractmethod
     def read_lists(self) -> ImageLists[LabelT]:
@@ -61,6 +72,7 @@ class ListRecipe(Recipe, Generic[LabelT]):
         """Judge what was predicted for the rows."""
 
     def read(self, progress: JobProgress) -> Task:
+        self.view()  # what is wrong with it shows before images are read
         lists = self.read_lists()
         if self.patience is not None and not lists.validation:
             raise SettingsError(f"patience needs validation images: {self.data} has no val.txt")
@@ -85,6 +97,10 @@ class ListRecipe(Recipe, Generic[LabelT]):
         progress.start("Reading images", total=len(rows))
         images = self._images(data if data.is_dir() else data.parent, rows, progress)
         return Evaluation([row.path for row in rows], tensor_loader(images, batch_size=self.batch_size), unscored)
+
+    def make_view(self, **options: Any) -> View:
+        """Our view with these options, or ``augment``."""
+        return training_view(self.augment, self.image_size, (3, self.stored_size, self.stored_size), **options)
 
     def _evaluation(self, rows: Sequence[Row[LabelT]], progress: JobProgress) -> Evaluation:
         images = self._images(self.data, rows, progress)

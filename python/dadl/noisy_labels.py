@@ -113,9 +113,9 @@ class LearntWeights(CrossEntropy):
         meta_optimizer = Adam(self.weight_net.parameters(), lr=self.meta_lr, weight_decay=1e-4)
         options: dict[str, Any] = {"meta_optimizer": meta_optimizer, "interval": self.interval}
         self.reweighter: MetaReweighter
-        if self.soft_labels and self.teacher is not None:
+        if self.soft_labels:
+            options["teacher"] = self.teacher  # which the checkpoint holds
             self.reweighter = SoftLabelReweighter(self.network, optimizer, self.weight_net, **options)
-            self.reweighter.teacher = self.teacher  # which the checkpoint holds
         else:
             options["normalize"] = self.normalize
             self.reweighter = MetaReweighter(self.network, optimizer, self.weight_net, **options)

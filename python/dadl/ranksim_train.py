@@ -21,6 +21,7 @@ from .feature_smoothing import FeatureDistributionSmoothing
 from .image_lists import load_images
 from .metrics import shot_metrics
 from .options import NonNegative, Positive, PositiveInt
+from .own_views import training_view
 from .ranksim import Regression, RegressionLoss, Retraining
 from .recipe import Evaluation, Recipe, SettingsError, Table, Task, unscored
 from .regression_files import (
@@ -168,11 +169,16 @@ class RankSimRecipe(Recipe):
     """Train MiniLM on the texts, instead of two layers on what it gives."""
 
     backbone: str | None = None
-    """Network for images: module:callable without arguments, images [B, 3, H, W] in [0, 1] to features [B, F].
+    """Network for images: module:callable without arguments, images [B, 3, H, W] in [0, 1] to features [B, F];
+    or timm:NAME, timm's network of that name with random weights.
     [default: EfficientNet-Lite0 with ImageNet weights]"""
 
     image_size: Annotated[int, Parameter(validator=validators.Number(gte=16))] = 224
     """Height and width of a view, in pixels."""
+
+    augment: str | None = None
+    """Training views of your own: module:callable without arguments, which makes a module or function from float images
+    [B, 3, H, W] in [0, 1] to [B, 3, image-size, image-size] in [0, 1], random by torch's global generator."""
 
     keep_positions: bool = False
     """The target depends on where things are: neither crop nor mirror images at random."""
@@ -203,6 +209,8 @@ class RankSimRecipe(Recipe):
             raise SettingsError(f"ks must be odd, so that the window has a centre, got {self.ks}")
         if self.few > self.many:
             raise SettingsError(f"few={self.few} must not be above many={self.many}")
+        if self.augment is not None and self.keep_positions:
+            raise SettingsError("augment replaces the view that keep-positions is about: leave out one of the two")
         if self.retrain_from is not None and self.ranksim:
             raise SettingsError("RankSim trains the encoder, which retraining keeps as it is: leave out one of the two")
 
@@ -210,7 +218,8 @@ class RankSimRecipe(Recipe):
         kind, data = self._read_data()
         self._check_inputs(bool(data.train.texts), bool(data.train.images))
         if data.train.images:
-            self._image_network()  # what is wrong with it shows before images are read
+            self._image_network()  # what is wrong with it, or with the view, shows before images are read
+            self._view()
         target = data.train.target
         scale = self.target_scale or DEFAULTS[kind].scale or float(target.std())
         bins, buckets = self._bins(kind, target)
@@ -301,6 +310,8 @@ class RankSimRecipe(Recipe):
             raise SettingsError("fine-tune trains MiniLM, but there are no texts")
         if self.backbone is not None and not images:
             raise SettingsError(f"backbone {self.backbone} is for images, but there are none")
+        if self.augment is not None and not images:
+            raise SettingsError(f"augment {self.augment} is for images, but there are none")
 
     def _read_data(self) -> tuple[Kind, RegressionData]:
         if self.target is not None:
@@ -355,8 +366,8 @@ class RankSimRecipe(Recipe):
         if parts[0].images:
             files = [image for part in parts for image in part.images]
             progress.start("Reading images", total=len(files))
-            size = round(self.image_size * 8 / 7)  # the middle 7/8 are tested, 224 of 256 pixels
-            return list(load_images(folder, files, size, progress.advance).split(sizes)), {"inputs": "images"}
+            images = load_images(folder, files, self._stored_size, progress.advance)
+            return list(images.split(sizes)), {"inputs": "images"}
         numbers = torch.cat([part.features for part in parts]).float()
         texts = [sample for part in parts for sample in part.texts]
         if texts:
@@ -377,16 +388,23 @@ class RankSimRecipe(Recipe):
     def _encoder(self, facts: Mapping[str, Any]) -> tuple[nn.Module, int]:
         """Inputs to features, and how many these are."""
         if facts["inputs"] == "images":
-            crop = None if self.keep_positions else 0.8
-            view = View(self.image_size, crop_area=crop, flip=not self.keep_positions)
             network, width = self._image_network()
-            return nn.Sequential(view, network), width
+            return nn.Sequential(self._view(), network), width
         if facts["inputs"] == "tokens":
             from .text_encoder import TextEncoder, num_features
 
             return TextEncoder(), num_features(facts["texts"])
         layers = [nn.Linear(facts["width"], self.hidden), nn.ReLU(), nn.Linear(self.hidden, self.hidden), nn.ReLU()]
         return nn.Sequential(_Standardize(facts["mean"], facts["deviation"], facts["width"]), *layers), self.hidden
+
+    @property
+    def _stored_size(self) -> int:
+        """Of the images in memory: their middle 7/8 are tested, 224 of 256 pixels."""
+        return round(self.image_size * 8 / 7)
+
+    def _view(self) -> View:
+        shape, crop = (3, self._stored_size, self._stored_size), None if self.keep_positions else 0.8
+        return training_view(self.augment, self.image_size, shape, crop_area=crop, flip=not self.keep_positions)
 
     def _image_network(self) -> tuple[nn.Module, int]:
         if self.backbone is None:

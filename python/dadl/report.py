@@ -51,6 +51,10 @@ class JobProgress:
         """Begin a part of the job that has ``total`` steps."""
         self._task = self._bar.add_task(description, total=total)
 
+    def begin_at(self, done: int) -> None:
+        """So many steps of the present part were done before; the remaining time is that of the others."""
+        self._bar.reset(self._task, completed=done)
+
     def describe(self, text: str) -> None:
         """Say how far the present part is; where there is no bar, in a line."""
         if self._console.is_terminal:

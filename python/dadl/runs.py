@@ -145,6 +145,7 @@ class _Run:
             checkpoint_every=recipe.checkpoint_every,
             validate=None if task.validation is None else self._validate,
             patience=recipe.patience,
+            on_begin=progress.begin_at,
             on_step=progress.advance,
             on_epoch=on_epoch,
         )
@@ -359,7 +360,7 @@ def _trained(fabric: Fabric, recipe: Recipe, facts: dict[str, Any], folder: Path
 
 def _progress_line(row: EpochLog, epochs: int) -> str:
     numbers = [f"{name} {value:.4g}" for name, value in row.items() if name not in ("epoch", "step", "lr")]
-    return f"Epoch {row['epoch'] + 1}/{epochs}, " + ", ".join(numbers[:2])
+    return f"Epoch {row['epoch']}/{epochs}, " + ", ".join(numbers[:2])
 
 
 def _cells(table: Table) -> Cells:

@@ -131,7 +131,7 @@ class Search:
 
 def validation(history: Sequence[EpochLog]) -> float:
     """The best validation of a history."""
-    row = history[best_epoch(history)]
+    row = history[best_epoch(history) - 1]
     return next(value for name, value in row.items() if name.startswith(VALIDATION))
 
 

@@ -45,6 +45,9 @@ class SelfTuningRecipe(ListRecipe[int]):
     flip: bool = True
     """Mirror images at random; not for characters or digits."""
 
+    def view(self) -> View:
+        return self.make_view(crop_area=0.2, operations=2, cutout=0.5, flip=self.flip)
+
     def read_lists(self) -> ClassLists:
         return read_lists(self.data, self.labels)
 
@@ -53,7 +56,7 @@ class SelfTuningRecipe(ListRecipe[int]):
 
     def make_method(self, facts: Mapping[str, Any]) -> FineTuning:
         backbone, num_classes = efficientnet_lite0(), facts["classes"]
-        view = View(self.image_size, crop_area=0.2, operations=2, cutout=0.5, flip=self.flip)
+        view = self.view()
         threshold = METHOD_THRESHOLDS[self.method] if self.threshold is None else self.threshold
         if self.method == "fine-tuning":
             return FineTuning(backbone, FEATURES, num_classes, view, lr=self.lr)

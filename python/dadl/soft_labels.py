@@ -33,6 +33,8 @@ class SoftLabelReweighter(MetaReweighter):
     Args:
         mixup: a of the Beta distribution.
         momentum: of the moving average.
+        teacher: the moving average itself, with a momentum of its own, where a loop has made one, e.g. to have it in
+            its checkpoints.
 
     The others are those of :class:`MetaReweighter`. Random numbers are PyTorch's default ones.
 
@@ -48,6 +50,7 @@ class SoftLabelReweighter(MetaReweighter):
         meta_optimizer: Optimizer,
         mixup: float = 1.0,
         momentum: float = 0.997,
+        teacher: MomentumEncoder | None = None,
         method: MetaMethod = "jvp",
         interval: int = 1,
     ) -> None:
@@ -55,7 +58,7 @@ class SoftLabelReweighter(MetaReweighter):
         if not mixup > 0:
             raise ValueError(f"mixup must be positive, got {mixup}")
         self.mixup = mixup
-        self.teacher = MomentumEncoder(model, momentum, buffers="copied")
+        self.teacher = MomentumEncoder(model, momentum, buffers="copied") if teacher is None else teacher
 
     def step(self, batch: Any, meta_batch: Batch | None = None) -> Reweighted:
         result = super().step(batch, meta_batch)

@@ -23,7 +23,7 @@ LAST, BEST, LOG = "last.ckpt", "best.ckpt", "log.csv"
 VALIDATION = "val "
 
 EpochLog = dict[str, float]
-"""What is known of one epoch: ``epoch`` (from 0), ``step`` (optimiser steps up to its end), mean training ``loss``,
+"""What is known of one epoch: ``epoch`` (from 1), ``step`` (optimiser steps up to its end), mean training ``loss``,
 ``lr`` of its last step, and the numbers of its validation, each with ``val`` before its name."""
 
 
@@ -55,7 +55,7 @@ class Method(nn.Module, ABC):
         """Called after each optimiser step, e.g. to move a momentum encoder."""
 
     def after_epoch(self, epoch: int, loader: DataLoader[Any]) -> None:
-        """Called after each epoch, from 0, in training mode, e.g. to gather statistics of the training data.
+        """Called after each epoch, from 1, in training mode, e.g. to gather statistics of the training data.
 
         ``loader`` gives the training batches once more; they may come in another order.
         """
@@ -73,6 +73,7 @@ def fit(
     checkpoint_every: int | None = None,
     validate: Callable[[], Mapping[str, float]] | None = None,
     patience: int | None = None,
+    on_begin: Callable[[int], None] | None = None,
     on_step: Callable[[], None] | None = None,
     on_epoch: Callable[[Sequence[EpochLog]], None] | None = None,
 ) -> list[EpochLog]:
@@ -94,6 +95,7 @@ def fit(
         validate: called after each epoch. The first of its numbers is what counts, and lower is better: in the end the
             method is as it was after its best epoch. Needs a folder.
         patience: epochs without a better validation after which training stops; ``None`` is never.
+        on_begin: called once before training with the steps that a checkpoint has of it.
         on_step: called after each optimiser step, e.g. to show progress.
         on_epoch: called after each epoch with all epochs up to it.
 
@@ -127,9 +129,11 @@ def fit(
         fabric.strategy.precision.load_state_dict(state["precision"])
         _check_resumed(fabric, folder, state, steps, validate is not None)
     history: list[EpochLog] = state["history"]
+    if on_begin is not None:
+        on_begin(len(history) * steps + state["done"])
 
-    def draw_from(epoch: int, done: int) -> None:
-        entropy = (seed, epoch, fabric.global_rank, *([done] if done else []))
+    def draw_from(passes: int, done: int) -> None:
+        entropy = (seed, passes, fabric.global_rank, *([done] if done else []))
         fabric.seed_everything(int(np.random.SeedSequence(entropy).generate_state(1)[0]), verbose=False)
 
     def save(done: int, total: float) -> None:
@@ -137,20 +141,21 @@ def fit(
             precision = fabric.strategy.precision.state_dict()
             save_checkpoint(fabric, folder / LAST, state | {"precision": precision, "done": done, "total": total})
 
-    for epoch in range(len(history), epochs):
-        if patience is not None and history and len(history) - 1 - best_epoch(history) >= patience:
+    for passes in range(len(history), epochs):  # over the loader before this epoch
+        epoch = passes + 1
+        if patience is not None and history and len(history) - best_epoch(history) >= patience:
             break
-        # Fabric counts passes, to shuffle anew in each; those of this loop are counted by the epoch.
-        batches._num_iter_calls = epoch  # type: ignore[attr-defined]
+        # Fabric counts passes, to shuffle anew in each; those of this loop are counted by its epochs.
+        batches._num_iter_calls = passes  # type: ignore[attr-defined]
         method.train()
         done = state["done"]
         total = torch.tensor(state["total"], device=fabric.device)
-        draw_from(epoch, 0)
+        draw_from(passes, 0)
         stream = iter(batches)
         if done:
             for _ in range(done * accumulate):  # those that were trained on before
                 next(stream)
-            draw_from(epoch, done)
+            draw_from(passes, done)
         while group := list(islice(stream, accumulate)):
             for i, batch in enumerate(group, start=1):
                 with fabric.no_backward_sync(module, enabled=i < len(group)):
@@ -168,7 +173,7 @@ def fit(
             if checkpoint_every is not None and done % checkpoint_every == 0 and done < steps:
                 total = _mean_over_processes(fabric, total)
                 save(done, total.item())
-                draw_from(epoch, done)
+                draw_from(passes, done)
         mean = (_mean_over_processes(fabric, total) / len(batches)).item()
         if not math.isfinite(mean):
             raise TrainingError(
@@ -177,13 +182,13 @@ def fit(
             )
         method.after_epoch(epoch, batches)
         _share_buffers(fabric, method)
-        history.append({"epoch": epoch, "step": (epoch + 1) * steps, "loss": mean, "lr": float(lr)})
+        history.append({"epoch": epoch, "step": epoch * steps, "loss": mean, "lr": float(lr)})
         if validate is not None and folder is not None:
             history[-1] |= {VALIDATION + name: value for name, value in validate().items()}
             if best_epoch(history) == epoch:
                 save_checkpoint(fabric, folder / BEST, {"method": module})
         # Before the checkpoint, after which the epoch does not come again.
-        fabric.log_dict(history[-1], step=(epoch + 1) * steps)
+        fabric.log_dict(history[-1], step=epoch * steps)
         if folder is not None and fabric.is_global_zero:
             write_csv(folder / LOG, history)
         state["done"], state["total"] = 0, 0.0
@@ -196,12 +201,12 @@ def fit(
 
 
 def best_epoch(history: Sequence[EpochLog]) -> int:
-    """The epoch with the lowest validation, of equals the first, where NaN is the highest; without one the last."""
+    """The epoch, from 1, with the lowest validation: the first of equals, NaN is the highest; without one the last."""
     monitored = next((name for name in history[0] if name.startswith(VALIDATION)), None)
     if monitored is None:
-        return len(history) - 1
+        return len(history)
     values = [math.inf if math.isnan(row[monitored]) else row[monitored] for row in history]
-    return values.index(min(values))
+    return 1 + values.index(min(values))
 
 
 def _check_settings(
