@@ -27,7 +27,7 @@ from .report import JobProgress
 from .resnet import FEATURES as RESNET_FEATURES
 from .resnet import resnet
 from .runs import read_run, trained_state
-from .training import tensor_loader
+from .training import ChosenRows, tensor_loader
 
 LOWEST_LOSS_PER_CLASS = 10
 SMALLEST_PHOTOGRAPH = 64
@@ -35,14 +35,24 @@ SMALLEST_PHOTOGRAPH = 64
 
 @dataclass(frozen=True)
 class Samples:
-    """Names, images ``[N, C, H, W]``, uint8, and labels ``[N]``."""
+    """Names, labels ``[N]``, and which ``rows`` of ``source``, ``[M, C, H, W]``, uint8, are their images.
+
+    The images are not copied, as they may be more than fit into memory.
+    """
 
     names: Sequence[str]
-    images: Tensor
+    source: Tensor
+    rows: Tensor
     target: Tensor
 
+    @property
+    def images(self) -> ChosenRows:
+        return ChosenRows(self.source, self.rows)
+
     def take(self, rows: Tensor) -> "Samples":
-        return Samples([self.names[row] for row in rows.tolist()], self.images[rows], self.target[rows])
+        return replace(
+            self, names=[self.names[row] for row in rows.tolist()], rows=self.rows[rows], target=self.target[rows]
+        )
 
     def without(self, rows: Tensor) -> "Samples":
         kept = torch.ones(len(self.target), dtype=torch.bool)
@@ -179,7 +189,7 @@ class CMWNetRecipe(Recipe):
             facts={
                 "classes": num_classes,
                 "class_counts": torch.bincount(train.target, minlength=num_classes).tolist(),
-                "image_shape": list(train.images.shape[1:]),
+                "image_shape": list(train.source.shape[1:]),
                 "view_size": parts.view_size,
             },
             sizes={
@@ -233,15 +243,21 @@ class CMWNetRecipe(Recipe):
         size = self.image_size or (32 if self._is_resnet else 224)
         self._make_backbone(3, size)  # what is wrong with it shows before images are read
         given = (lists.train, lists.meta, lists.validation, lists.test)
-        progress.start("Reading images", total=sum(map(len, given)))
+        rows = [row for part in given for row in part]
+        progress.start("Reading images", total=len(rows))
+        # The middle 7/8 are tested, 224 of 256 pixels.
+        images = load_images(self.data, rows, round(size * 8 / 7), progress.advance)
 
-        def load(rows: Sequence[Row[int]]) -> Samples:
-            # The middle 7/8 are tested, 224 of 256 pixels.
-            images = load_images(self.data, rows, round(size * 8 / 7), progress.advance)
-            return Samples([row.path for row in rows], images, torch.tensor([row.label for row in rows]))
+        def samples(part: Sequence[Row[int]], which: Tensor) -> Samples:
+            return Samples([row.path for row in part], images, which, torch.tensor([row.label for row in part]))
 
-        meta, validation = (load(rows) if rows else None for rows in (lists.meta, lists.validation))
-        return Parts(load(lists.train), meta, validation, load(lists.test), size)
+        chosen = torch.arange(len(rows)).split([len(part) for part in given])
+        train, meta, validation, test = (
+            samples(part, which) if part else None for part, which in zip(given, chosen, strict=True)
+        )
+        assert train is not None
+        assert test is not None
+        return Parts(train, meta, validation, test, size)
 
     def _read_files(self) -> Parts:
         if self.image_size is not None:
@@ -251,7 +267,7 @@ class CMWNetRecipe(Recipe):
         except ImageFileError as error:
             raise ImageFileError(f"{error}; nor is there a list {self.data / TRAIN}") from None
         train, test = (
-            Samples([f"{part}:{i}" for i in range(len(target))], images, target)
+            Samples([f"{part}:{i}" for i in range(len(target))], images, torch.arange(len(target)), target)
             for part, images, target in (
                 ("train", files.train_images, files.train_target),
                 ("test", files.test_images, files.test_target),
@@ -326,8 +342,9 @@ class CMWNetRecipe(Recipe):
 
     def _loader(self, train: Samples, meta: Samples | None) -> DataLoader[Any]:
         images, target = train.images, train.target
-        if self.method == "ce-meta" and meta is not None:
-            images, target = torch.cat([images, meta.images]), torch.cat([target, meta.target])
+        if self.method == "ce-meta" and meta is not None:  # whose images are of the same source
+            images = ChosenRows(train.source, torch.cat([train.rows, meta.rows]))
+            target = torch.cat([target, meta.target])
         if not self.learns_weights or self.meta == "lowest-loss":
             return tensor_loader(images, target, batch_size=self.batch_size, shuffle=True)
         if meta is not None:

@@ -20,7 +20,7 @@ from .meta_gradient import Normalize
 from .meta_reweighter import MetaReweighter
 from .momentum_encoder import MomentumEncoder
 from .soft_labels import SoftLabelReweighter
-from .training import Method, TensorRows, as_fetched
+from .training import Method, Rows, TensorRows, as_fetched
 
 TEACHER_MOMENTUM = 0.99
 
@@ -224,9 +224,9 @@ class MetaRows(Dataset[tuple[Tensor, ...]]):
 
     def __init__(
         self,
-        images: Tensor,
+        images: Rows,
         target: Tensor,
-        meta_images: Tensor,
+        meta_images: Rows,
         meta_target: Tensor,
         meta_weights: Tensor | None = None,
     ) -> None:
@@ -242,9 +242,9 @@ class MetaRows(Dataset[tuple[Tensor, ...]]):
 
 
 def meta_loader(
-    images: Tensor,
+    images: Rows,
     target: Tensor,
-    meta_images: Tensor,
+    meta_images: Rows,
     meta_target: Tensor,
     meta_weights: Tensor | None = None,
     *,

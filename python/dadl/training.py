@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -281,10 +281,31 @@ def predict(
     return predictions.float().cpu()
 
 
+class Rows(Protocol):
+    """A tensor, or what gives rows of one when they are asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Any, /) -> Tensor: ...
+
+
+class ChosenRows:
+    """Some rows of a tensor, copied when they are asked for and not before: images may be more than fit into memory."""
+
+    def __init__(self, tensor: Tensor, chosen: Tensor) -> None:
+        self.tensor, self.chosen = tensor, chosen
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, rows: Any, /) -> Tensor:
+        return self.tensor[self.chosen[rows]]
+
+
 class TensorRows(Dataset[tuple[Tensor, ...]]):
     """Tensors with a common first dimension; a batch is one indexing operation instead of one per sample."""
 
-    def __init__(self, *tensors: Tensor) -> None:
+    def __init__(self, *tensors: Rows) -> None:
         if not tensors or any(len(tensor) != len(tensors[0]) for tensor in tensors):
             raise ValueError(f"expected tensors of one length, got lengths {[len(tensor) for tensor in tensors]}")
         self.tensors = tensors
@@ -305,6 +326,6 @@ def as_fetched(batch: Any) -> Any:
     return batch
 
 
-def tensor_loader(*tensors: Tensor, batch_size: int, shuffle: bool = False) -> DataLoader[tuple[Tensor, ...]]:
-    """Batches of tensors that fit into memory, e.g. ``(images, targets)``."""
+def tensor_loader(*tensors: Rows, batch_size: int, shuffle: bool = False) -> DataLoader[tuple[Tensor, ...]]:
+    """Batches of tensors, e.g. ``(images, targets)``."""
     return DataLoader(TensorRows(*tensors), batch_size=batch_size, shuffle=shuffle, collate_fn=as_fetched)
