@@ -25,6 +25,7 @@ from .chi_model import (
     uneven_loader,
 )
 from .efficientnet import FEATURES, efficientnet_lite0
+from .fingerprint import fingerprint
 from .image_lists import ImageLists, Row, Values, read_value_lists
 from .list_recipe import ListRecipe
 from .options import NonNegative, PositiveInt
@@ -90,6 +91,7 @@ class ChiModelRecipe(ListRecipe[Values]):
         return Task(
             facts={"values": len(columns)},
             sizes={name: len(rows) for name, rows in parts.items()},
+            fingerprints={"images": fingerprint(drawn.images, target)},
             loader=uneven_loader(images[labelled], target[labelled], images[unlabelled], batch_size=self.batch_size),
             validation=evaluation(validation),
             test=evaluation(test),

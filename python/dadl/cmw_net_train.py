@@ -16,6 +16,7 @@ from .backbones import load_backbone
 from .cmw_net import CMWNet
 from .data import CIFAR10_FLIPS, balanced_subset, flip_noise, long_tail, symmetric_noise
 from .efficientnet import FEATURES, efficientnet_lite0
+from .fingerprint import fingerprint, image_fingerprint
 from .image_files import ImageFileError, read_image_files
 from .image_lists import META, TRAIN, VALIDATION, Row, load_images, read_image_names, read_noisy_lists
 from .list_recipe import class_columns, class_table
@@ -62,13 +63,17 @@ class Samples:
 
 @dataclass(frozen=True)
 class Parts:
-    """What a data folder holds, perhaps without meta or validation samples, and the size of a view of its images."""
+    """What a data folder holds, perhaps without meta or validation samples, and the size of a view of its images.
+
+    ``fingerprints`` are those of a :class:`.Task`, of the folder as it is.
+    """
 
     train: Samples
     meta: Samples | None
     validation: Samples | None
     test: Samples
     view_size: int
+    fingerprints: Mapping[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,6 +203,7 @@ class CMWNetRecipe(Recipe):
                 "validation": 0 if parts.validation is None else len(parts.validation.target),
                 "test": len(parts.test.target),
             },
+            fingerprints=parts.fingerprints,
             loader=self._loader(train, meta),
             validation=None if parts.validation is None else evaluation(parts.validation),
             test=evaluation(parts.test),
@@ -257,7 +263,11 @@ class CMWNetRecipe(Recipe):
         )
         assert train is not None
         assert test is not None
-        return Parts(train, meta, validation, test, size)
+        fingerprints = {
+            name: image_fingerprint(self.data, [row.path for row in part], [row.label for row in part])
+            for name, part in zip(("train", "meta", "validation", "test"), given, strict=True)
+        }
+        return Parts(train, meta, validation, test, size, fingerprints)
 
     def _read_files(self) -> Parts:
         if self.image_size is not None:
@@ -275,7 +285,8 @@ class CMWNetRecipe(Recipe):
         )
         channels, *size = files.train_images.shape[1:]
         self._make_backbone(channels, min(size))
-        return Parts(train, None, None, test, min(size))
+        fingerprints = {"train": fingerprint(train.source, train.target), "test": fingerprint(test.source, test.target)}
+        return Parts(train, None, None, test, min(size), fingerprints)
 
     @property
     def _is_resnet(self) -> bool:

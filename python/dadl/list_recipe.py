@@ -11,6 +11,7 @@ from cyclopts import Parameter, validators
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from .fingerprint import image_fingerprint
 from .image_lists import ImageLists, ImageRow, Row, load_images, read_image_names
 from .options import Positive, PositiveInt
 from .recipe import Evaluation, Recipe, SettingsError, Table, Task, unscored
@@ -67,13 +68,22 @@ class ListRecipe(Recipe, Generic[LabelT]):
         rows = [*lists.labelled, *lists.unlabelled]
         progress.start("Reading images", total=len(rows) + len(lists.validation) + len(lists.test))
         images = self._images(self.data, rows, progress)
+        parts = {
+            "labelled": lists.labelled,
+            "unlabelled": lists.unlabelled,
+            "validation": lists.validation,
+            "test": lists.test,
+        }
         return Task(
             facts=self.describe(lists),
-            sizes={
-                "labelled": len(lists.labelled),
-                "unlabelled": len(lists.unlabelled),
-                "validation": len(lists.validation),
-                "test": len(lists.test),
+            sizes={name: len(part) for name, part in parts.items()},
+            fingerprints={
+                name: image_fingerprint(
+                    self.data,
+                    [row.path for row in part],
+                    [row.label for row in part if name != "unlabelled"],  # which are not used
+                )
+                for name, part in parts.items()
             },
             loader=self.make_loader(lists, images),
             validation=self._evaluation(lists.validation, progress) if lists.validation else None,

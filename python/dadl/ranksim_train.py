@@ -18,12 +18,14 @@ from .augmentation import View
 from .backbones import load_backbone
 from .efficientnet import FEATURES, efficientnet_lite0
 from .feature_smoothing import FeatureDistributionSmoothing
+from .fingerprint import image_fingerprint
 from .image_lists import load_images
 from .metrics import shot_metrics
 from .options import NonNegative, Positive, PositiveInt
 from .ranksim import Regression, RegressionLoss, Retraining
 from .recipe import Evaluation, Recipe, SettingsError, Table, Task, unscored
 from .regression_files import (
+    SPLITS,
     STS_B_FILES,
     RegressionData,
     Samples,
@@ -241,9 +243,16 @@ class RankSimRecipe(Recipe):
             score = partial(self._score, target=samples.target, bins=label, counts=counts)
             return Evaluation(_names(samples), tensor_loader(values, batch_size=self.batch_size), score)
 
+        named = dict(zip(SPLITS, parts, strict=True))
         return Task(
             facts=facts,
-            sizes={name: len(part.where) for name, part in zip(("train", "val", "test"), parts, strict=True)},
+            sizes={name: len(part.where) for name, part in named.items()},
+            fingerprints={
+                name: image_fingerprint(
+                    data.folder, [image.path for image in part.images], part.target, part.texts, part.features
+                )
+                for name, part in named.items()
+            },
             loader=self._loader(inputs[0], target.float(), weights),
             validation=evaluation(data.val, labels[1], inputs[1]),
             test=evaluation(data.test, labels[2], inputs[2]),
