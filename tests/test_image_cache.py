@@ -69,12 +69,12 @@ def test_images_on_disk_are_those_in_memory_and_decoded_once(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(image_lists, "KEPT_IN_MEMORY", 2**30)
-        expected = load_images(folder, rows(), SIZE, nothing, channels=channels)
+        expected = load_images(folder, rows(), SIZE, nothing, channels=channels)[:]
     assert not cache.exists()
     opened.clear()
     for decoded in (6, 6, 6):
         loaded: list[int] = []
-        images = load_images(folder, rows(), SIZE, lambda loaded=loaded: loaded.append(1), channels=channels)
+        images = load_images(folder, rows(), SIZE, lambda loaded=loaded: loaded.append(1), channels=channels)[:]
         assert torch.equal(images, expected)
         assert torch.equal(images[torch.tensor([4, 1, 1])], expected[[4, 1, 1]])
         assert len(loaded) == 6
@@ -84,7 +84,7 @@ def test_images_on_disk_are_those_in_memory_and_decoded_once(
 
 @pytest.mark.parametrize("change", ["file", "rows", "size", "order"])
 def test_what_has_changed_is_decoded_anew(folder: Path, cache: Path, change: str, opened: list[Path]) -> None:
-    before = load_images(folder, rows(), SIZE, nothing)
+    before = load_images(folder, rows(), SIZE, nothing)[:]
     opened.clear()
     wanted, size = rows(), SIZE
     if change == "file":
@@ -96,12 +96,12 @@ def test_what_has_changed_is_decoded_anew(folder: Path, cache: Path, change: str
     else:
         size += 1
     images = load_images(folder, wanted, size, nothing)
-    assert len(opened) == len(wanted)
+    assert len(opened) == (0 if change == "order" else len(wanted))
     if change == "file":
         assert torch.equal(images[2], before[5])
     if change == "order":
-        assert torch.equal(images, before.flip(0))
-    assert len(list(cache.glob("*.npy"))) == 2  # the earlier one is still there
+        assert torch.equal(images[:], before.flip(0))
+    assert len(list(cache.glob("*.npy"))) == (1 if change == "order" else 2)  # the earlier one is still there
 
 
 def test_bad_images_are_all_named_and_nothing_is_kept(folder: Path, cache: Path) -> None:
@@ -120,15 +120,15 @@ def test_bad_images_are_all_named_and_nothing_is_kept(folder: Path, cache: Path)
 
 @pytest.mark.parametrize("damage", [b"", b"no array", None])
 def test_a_damaged_file_is_written_again(folder: Path, cache: Path, damage: bytes | None) -> None:
-    expected = load_images(folder, rows(), SIZE, nothing).clone()
+    expected = load_images(folder, rows(), SIZE, nothing)[:]
     (file,) = cache.glob("*.npy")
     file.write_bytes(file.read_bytes()[:-1] if damage is None else damage)
-    assert torch.equal(load_images(folder, rows(), SIZE, nothing), expected)
+    assert torch.equal(load_images(folder, rows(), SIZE, nothing)[:], expected)
 
 
 def in_children(*jobs: Callable[[], None]) -> list[int | None]:
     """Run each in a process of its own, all at once; how they ended."""
-    children = [multiprocessing.get_context("fork").Process(target=job) for job in jobs]
+    children = [multiprocessing.get_context("fork").Process(target=job, daemon=True) for job in jobs]
     for child in children:
         child.start()
     for child in children:
@@ -152,7 +152,7 @@ def test_of_a_reader_that_is_killed_half_way_nothing_is_used(folder: Path, cache
 
 
 def test_of_several_processes_one_decodes(folder: Path, cache: Path, tmp_path: Path) -> None:
-    expected = load_images(folder, rows(), SIZE, nothing).clone()
+    expected = load_images(folder, rows(), SIZE, nothing)[:].numpy()
     shutil.rmtree(cache)
     names = tmp_path / "decoded"
     open_image = Image.open
@@ -164,7 +164,8 @@ def test_of_several_processes_one_decodes(folder: Path, cache: Path, tmp_path: P
             return open_image(path)
 
         Image.open = tell  # type: ignore[assignment]
-        assert torch.equal(load_images(folder, rows(), SIZE, nothing), expected)
+        images = load_images(folder, rows(), SIZE, nothing)  # no torch, whose threads a fork does not have
+        assert np.array_equal(images.tensor.numpy()[images.chosen.numpy()], expected)
 
     assert in_children(job, job, job) == [0, 0, 0]
     assert sorted(names.read_text().split()) == [f"{i}.png" for i in range(6)]
@@ -201,7 +202,7 @@ def read_many(folder: Path) -> None:
     load_images(folder, rows(), 256, nothing)  # with everything that is loaded at first
     before = peak()
     images = load_images(folder, many, 256, nothing)
-    assert images.nbytes > 300e6
+    assert images.tensor.nbytes > 300e6
     assert images[torch.randint(len(images), (16,))].float().div(255).isfinite().all()
     assert peak() - before < 100, f"{peak():.0f} MB, before it {before:.0f}"
 

@@ -31,6 +31,7 @@ from .list_recipe import ListRecipe
 from .options import NonNegative, PositiveInt
 from .recipe import Evaluation, SettingsError, Table, Task
 from .report import JobProgress
+from .rows import ChosenRows
 from .sprites import read_sprites
 from .training import tensor_loader
 
@@ -108,7 +109,7 @@ class ChiModelRecipe(ListRecipe[Values]):
         view = View(self.image_size, crop_area=None, operations=2, cutout=0.5)
         return METHODS[self.method](efficientnet_lite0(), head, view, REGRESSION, lr=self.lr, eta=self.eta)
 
-    def make_loader(self, lists: ImageLists[Values], images: Tensor) -> DataLoader[Any]:
+    def make_loader(self, lists: ImageLists[Values], images: ChosenRows) -> DataLoader[Any]:
         labelled, unlabelled = images.split([len(lists.labelled), len(lists.unlabelled)])
         target = torch.tensor([row.label for row in lists.labelled])
         return uneven_loader(labelled, target, unlabelled, batch_size=self.batch_size)

@@ -27,8 +27,9 @@ from .recipe import Evaluation, Recipe, SettingsError, Task, unscored
 from .report import JobProgress
 from .resnet import FEATURES as RESNET_FEATURES
 from .resnet import resnet
+from .rows import ChosenRows
 from .runs import read_run, trained_state
-from .training import ChosenRows, tensor_loader
+from .training import tensor_loader
 
 LOWEST_LOSS_PER_CLASS = 10
 SMALLEST_PHOTOGRAPH = 64
@@ -255,9 +256,9 @@ class CMWNetRecipe(Recipe):
         images = load_images(self.data, rows, round(size * 8 / 7), progress.advance)
 
         def samples(part: Sequence[Row[int]], which: Tensor) -> Samples:
-            return Samples([row.path for row in part], images, which, torch.tensor([row.label for row in part]))
+            return Samples([row.path for row in part], images.tensor, which, torch.tensor([row.label for row in part]))
 
-        chosen = torch.arange(len(rows)).split([len(part) for part in given])
+        chosen = images.chosen.split([len(part) for part in given])
         train, meta, validation, test = (
             samples(part, which) if part else None for part, which in zip(given, chosen, strict=True)
         )

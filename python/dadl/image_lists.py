@@ -21,10 +21,10 @@ import numpy as np
 import PIL
 import torch
 from PIL import Image, UnidentifiedImageError
-from torch import Tensor
 
 from .errors import UserError
 from .image_cache import Store, kept_on_disk
+from .rows import ChosenRows
 
 DECODING_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 FULL = 100
@@ -276,7 +276,7 @@ def _read_list(
 
 def load_images(
     folder: Path, rows: Sequence[ImageRow], size: int, on_loaded: Callable[[], None], *, channels: int = 3
-) -> Tensor:
+) -> ChosenRows:
     """Decode every image, resized to a square: ``[N, channels, size, size]``, uint8, colours or 1 channel of greys.
 
     Those of more than ``KEPT_IN_MEMORY`` bytes, ``channels · N · size²``, are kept in a file of the user's cache, see
@@ -284,6 +284,10 @@ def load_images(
     ``on_loaded`` is called after each. Raises :class:`ImageListError` with all images that cannot be read.
     """
     shape = (len(rows), channels, size, size)
+    # By path, so that one file serves every order that a seed or a part of the labels brings.
+    order = sorted(range(len(rows)), key=lambda i: rows[i].path)
+    positions = dict(zip(order, range(len(rows)), strict=True))
+    chosen = torch.tensor([positions[i] for i in range(len(rows))])
     mode = "RGB" if channels == 3 else "L"
 
     def decode(store: Store) -> None:
@@ -293,7 +297,7 @@ def load_images(
                     pixels = np.array(image.convert(mode).resize((size, size), Image.Resampling.BILINEAR))
             except DECODING_ERRORS as error:
                 return _unreadable(folder, rows[index], error)
-            store(index, pixels.reshape(size, size, channels).transpose(2, 0, 1))
+            store(positions[index], pixels.reshape(size, size, channels).transpose(2, 0, 1))
             return None
 
         if problems := _problems(len(rows), load, on_loaded):
@@ -304,10 +308,11 @@ def load_images(
             on_loaded()
 
     if math.prod(shape) > KEPT_IN_MEMORY:
-        return kept_on_disk(_key(folder, rows, shape), shape, decode, count_all)
+        key = _key(folder, [rows[i] for i in order], shape)
+        return ChosenRows(kept_on_disk(key, shape, decode, count_all), chosen)
     images = np.empty(shape, dtype=np.uint8)
     decode(images.__setitem__)
-    return torch.from_numpy(images)
+    return ChosenRows(torch.from_numpy(images), chosen)
 
 
 def _key(folder: Path, rows: Sequence[ImageRow], shape: tuple[int, ...]) -> str:

@@ -1,4 +1,4 @@
-"""What recipes on image lists share: few labels, EfficientNet-Lite0, and images that are kept in memory."""
+"""What recipes on image lists share: few labels, EfficientNet-Lite0, and images that are decoded once."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -16,6 +16,7 @@ from .image_lists import ImageLists, ImageRow, Row, load_images, read_image_name
 from .options import Positive, PositiveInt
 from .recipe import Evaluation, Recipe, SettingsError, Table, Task, unscored
 from .report import JobProgress
+from .rows import ChosenRows
 from .training import tensor_loader
 
 LabelT = TypeVar("LabelT")
@@ -42,7 +43,7 @@ class ListRecipe(Recipe, Generic[LabelT]):
 
     @property
     def stored_size(self) -> int:
-        """Of the images in memory: their middle 7/8 are tested, 224 of 256 pixels."""
+        """Of the decoded images: their middle 7/8 are tested, 224 of 256 pixels."""
         return round(self.image_size * 8 / 7)
 
     @abstractmethod
@@ -54,7 +55,7 @@ class ListRecipe(Recipe, Generic[LabelT]):
         """The facts of a :class:`.Task`."""
 
     @abstractmethod
-    def make_loader(self, lists: ImageLists[LabelT], images: Tensor) -> DataLoader[Any]:
+    def make_loader(self, lists: ImageLists[LabelT], images: ChosenRows) -> DataLoader[Any]:
         """Training batches from the images of the labelled and then of the unlabelled rows."""
 
     @abstractmethod
@@ -101,7 +102,7 @@ class ListRecipe(Recipe, Generic[LabelT]):
         score = lambda predicted: self.score(rows, predicted)
         return Evaluation([row.path for row in rows], tensor_loader(images, batch_size=self.batch_size), score)
 
-    def _images(self, folder: Path, rows: Sequence[ImageRow], progress: JobProgress) -> Tensor:
+    def _images(self, folder: Path, rows: Sequence[ImageRow], progress: JobProgress) -> ChosenRows:
         return load_images(folder, rows, self.stored_size, progress.advance)
 
 

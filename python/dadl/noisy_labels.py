@@ -19,8 +19,9 @@ from .data import lowest_loss_subset
 from .meta_gradient import Normalize
 from .meta_reweighter import MetaReweighter
 from .momentum_encoder import MomentumEncoder
+from .rows import Rows
 from .soft_labels import SoftLabelReweighter
-from .training import Method, Rows, TensorRows, as_fetched
+from .training import Method, TensorRows, as_fetched
 
 TEACHER_MOMENTUM = 0.99
 

@@ -46,6 +46,7 @@ from .reweighting import (
     weighted_l1_loss,
     weighted_mse_loss,
 )
+from .rows import Rows
 from .runs import read_run, trained_state
 from .tables import TableError, read_table
 from .training import TensorRows, as_fetched, tensor_loader
@@ -239,7 +240,7 @@ class RankSimRecipe(Recipe):
             facts["mixture"] = _fitted_mixture((target - target.mean()) / scale, self.seed)
         weights = self._weights(kind, counts)[labels[0]]
 
-        def evaluation(samples: Samples, label: Tensor, values: Tensor) -> Evaluation:
+        def evaluation(samples: Samples, label: Tensor, values: Rows) -> Evaluation:
             score = partial(self._score, target=samples.target, bins=label, counts=counts)
             return Evaluation(_names(samples), tensor_loader(values, batch_size=self.batch_size), score)
 
@@ -358,14 +359,14 @@ class RankSimRecipe(Recipe):
 
     def _inputs(
         self, parts: Sequence[Samples], folder: Path, progress: JobProgress
-    ) -> tuple[list[Tensor], dict[str, Any]]:
+    ) -> tuple[Sequence[Rows], dict[str, Any]]:
         """What the encoder gets of each part, and the facts that say what it is."""
         sizes = [len(part.where) for part in parts]
         if parts[0].images:
             files = [image for part in parts for image in part.images]
             progress.start("Reading images", total=len(files))
             size = round(self.image_size * 8 / 7)  # the middle 7/8 are tested, 224 of 256 pixels
-            return list(load_images(folder, files, size, progress.advance).split(sizes)), {"inputs": "images"}
+            return load_images(folder, files, size, progress.advance).split(sizes), {"inputs": "images"}
         numbers = torch.cat([part.features for part in parts]).float()
         texts = [sample for part in parts for sample in part.texts]
         if texts:
@@ -377,7 +378,7 @@ class RankSimRecipe(Recipe):
             numbers = torch.cat([numbers, encode(texts, on_encoded=progress.advance)], dim=1)
         return list(numbers.split(sizes)), {"inputs": "numbers", "width": numbers.shape[1]}
 
-    def _loader(self, inputs: Tensor, target: Tensor, weights: Tensor) -> DataLoader[Any]:
+    def _loader(self, inputs: Rows, target: Tensor, weights: Tensor) -> DataLoader[Any]:
         rows = TensorRows(inputs, target, weights)
         # Batch normalisation cannot train on a single sample.
         drop_last = len(rows) > self.batch_size and len(rows) % self.batch_size == 1

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from .errors import UserError
 from .files import CheckpointError, load_checkpoint, save_checkpoint, write_csv
+from .rows import Rows
 
 LAST, BEST, LOG = "last.ckpt", "best.ckpt", "log.csv"
 VALIDATION = "val "
@@ -279,27 +280,6 @@ def predict(
         dist.all_gather(gathered, predictions)
         predictions = torch.stack(gathered, dim=1).flatten(0, 1)[: len(loader.dataset)]  # type: ignore[arg-type]
     return predictions.float().cpu()
-
-
-class Rows(Protocol):
-    """A tensor, or what gives rows of one when they are asked for."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, rows: Any, /) -> Tensor: ...
-
-
-class ChosenRows:
-    """Some rows of a tensor, copied when they are asked for and not before: images may be more than fit into memory."""
-
-    def __init__(self, tensor: Tensor, chosen: Tensor) -> None:
-        self.tensor, self.chosen = tensor, chosen
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    def __getitem__(self, rows: Any, /) -> Tensor:
-        return self.tensor[self.chosen[rows]]
 
 
 class TensorRows(Dataset[tuple[Tensor, ...]]):
