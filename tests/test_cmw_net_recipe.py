@@ -14,7 +14,7 @@ import torch
 
 pytest.importorskip("cyclopts", reason="needs pip install 'dadl[train]'")
 
-from dadl import cmw_net_train
+from dadl import cmw_net_train, image_lists
 from dadl.cmw_net_train import CMWNetRecipe, load_weight_net
 from dadl.errors import UserError
 from dadl.noisy_labels import CrossEntropy, LearntWeights, LowestLossMeta
@@ -309,6 +309,19 @@ def test_lists_with_a_meta_set(list_folder: Path, tmp_path: Path) -> None:
     (list_folder / "some.txt").write_text("image 31.png\nimage 30.png\n")
     predict_run(output, list_folder / "some.txt", tmp_path / "predicted.csv", "cpu", QUIET)
     assert rows_of(tmp_path / "predicted.csv") == [predictions[1], predictions[0]]
+
+
+@pytest.mark.parametrize("settings", [{}, {"method": "ce-meta"}, {"meta": "balanced", "imbalance": 4.0}])
+def test_images_on_disk_make_the_same_batches(
+    list_folder: Path, tmp_path: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_of(list_folder, image_size=12, batch_size=4, **settings)
+    expected = batches_of(read(recipe))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(image_lists, "KEPT_IN_MEMORY", 0)
+    for _ in range(2):
+        assert all(map(torch.equal, batches_of(read(recipe)), expected))
+    assert len(list(tmp_path.glob("cache/dadl/*.npy"))) == 1
 
 
 def test_a_network_of_the_user(idx_folder: Path, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_with_all_labels_nothing_is_unlabelled(folder: Path) -> None:
 
 def test_images_are_colours_of_one_size_in_order(folder: Path) -> None:
     loaded: list[int] = []
-    images = load_images(folder, read_lists(folder, 100).labelled, 16, lambda: loaded.append(1))
+    images = load_images(folder, read_lists(folder, 100).labelled, 16, lambda: loaded.append(1))[:]
     assert images.shape == (6, 3, 16, 16)
     assert images.dtype == torch.uint8
     assert len(loaded) == 6

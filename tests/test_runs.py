@@ -22,6 +22,7 @@ pytest.importorskip("lightning_fabric", reason="needs pip install 'dadl[train]'"
 from dadl import recipes
 from dadl.errors import UserError
 from dadl.files import CheckpointError
+from dadl.fingerprint import fingerprint
 from dadl.recipe import Evaluation, Recipe, SettingsError, Table, Task, unscored
 from dadl.report import JobProgress
 from dadl.runs import RunOptions, evaluate_run, predict_run, train_run
@@ -114,6 +115,11 @@ class TinyRecipe(Recipe):
         return Task(
             facts={"features": rows.shape[1] - 1, "largest": float(train[1].max())},
             sizes={"train": len(train[1]), "validation": VALIDATION, "test": TEST},
+            fingerprints={
+                "train": fingerprint(*train),
+                "validation": fingerprint(parts[1]),
+                "test": fingerprint(parts[2]),
+            },
             loader=tensor_loader(*train, batch_size=self.batch_size, shuffle=True),
             validation=validation,
             test=test,
@@ -314,17 +320,36 @@ def test_a_run_that_dies_before_any_of_its_files_is_in_place_resumes(
         assert_same_run(tmp_path / "whole", parts)
 
 
-@pytest.mark.parametrize("change", ["values", "rows"])
-def test_changed_data_are_refused(tmp_path: Path, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("all", "other values, names, files or another order in train, validation, test"),
+        ("rows", "train had 48 samples and not 52"),
+        ("input", "other .* in train"),
+        ("order", "other .* in validation"),
+        ("target", "other .* in test"),
+    ],
+)
+def test_changed_data_are_refused(tmp_path: Path, change: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = TinyRecipe(data=numbers(tmp_path / "numbers.txt"))
     interrupted(recipe, tmp_path / "run", 5, monkeypatch)
     checkpoint = (tmp_path / "run" / "last.ckpt").read_bytes()
-    if change == "values":
+    lines = recipe.data.read_text().splitlines(keepends=True)
+    if change == "all":
         numbers(recipe.data, seed=1)
-    else:
-        lines = recipe.data.read_text().splitlines(keepends=True)
+    elif change == "rows":
         recipe.data.write_text("".join([*lines[:4], *lines]))  # the same facts of more samples
-    with pytest.raises(SettingsError, match=r"numbers\.txt has changed since the run in .*run began"):
+    else:  # the same facts of as many
+        if change == "input":
+            lines[7] = "0.125 " + lines[7].partition(" ")[2]
+        elif change == "order":
+            lines[50:52] = lines[51], lines[50]
+        else:
+            lines[-1] = lines[-1].rpartition(" ")[0] + " 0.125\n"
+        recipe.data.write_text("".join(lines))
+    with pytest.raises(
+        SettingsError, match=rf"numbers\.txt has changed since the run in .*run began: .*{message}; resume"
+    ):
         run(recipe, tmp_path / "run", resume=True)
     assert (tmp_path / "run" / "last.ckpt").read_bytes() == checkpoint
 

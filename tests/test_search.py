@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,11 @@ def test_a_search_is_taken_up_again_where_it_was_interrupted(tmp_path: Path, mon
         search(recipe(tmp_path, epochs=6), output, 4, resume=True)
     with pytest.raises(SettingsError, match="holds a search"):
         train_run(recipe(tmp_path), RunOptions(output=output, resume=True), Console(quiet=True))
+    own = recipe(tmp_path)
+    lines = own.data.read_text().splitlines(keepends=True)
+    own.data.write_text("".join([lines[0], lines[2], lines[1], *lines[3:]]))
+    with pytest.raises(SettingsError, match=r"has changed since the run in .*trial-0 began: .* another order in"):
+        search(own, output, 4, resume=True)
     text = search(recipe(tmp_path), output, 4, resume=True)
     assert [row["trial"] for row in rows(output)] == ["0", "1", "3", "4"]
     assert "Trial 2/4" not in text
@@ -101,8 +107,7 @@ def test_a_search_needs_a_space_and_validation_samples(tmp_path: Path) -> None:
 
     class Lists(SelfTuningRecipe):
         def read(self, progress: Any) -> Any:
-            task = recipe(tmp_path).read(progress)
-            return type(task)(task.facts, task.sizes, task.loader, None, task.test)
+            return replace(recipe(tmp_path).read(progress), validation=None)
 
     with pytest.raises(SettingsError, match="a search needs validation samples"):
         search(Lists(data=tmp_path, labels=15), tmp_path / "lists", 2)

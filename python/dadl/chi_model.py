@@ -28,6 +28,7 @@ from dadl_ext import ChiModelLoss, DisagreementLoss
 from .augmentation import View
 from .key_points import heatmap_cross_entropy
 from .momentum_encoder import MomentumEncoder
+from .rows import Rows
 from .training import Method, TensorRows, as_fetched
 
 
@@ -240,7 +241,7 @@ class UnevenRows(Dataset[tuple[Tensor, ...]]):
     stand in for them, since what is asked of unlabelled ones needs no label.
     """
 
-    def __init__(self, inputs: Tensor, target: Tensor, unlabelled: Tensor) -> None:
+    def __init__(self, inputs: Rows, target: Tensor, unlabelled: Rows) -> None:
         self.labelled = TensorRows(inputs, target)
         self.unlabelled = TensorRows(unlabelled if len(unlabelled) else inputs)
         if len(inputs) == 0:
@@ -256,9 +257,7 @@ class UnevenRows(Dataset[tuple[Tensor, ...]]):
         return self.labelled.__getitems__(pairs % len(self.labelled)) + self.unlabelled.__getitems__(rows)  # type: ignore
 
 
-def uneven_loader(
-    inputs: Tensor, target: Tensor, unlabelled: Tensor, *, batch_size: int
-) -> DataLoader[tuple[Tensor, ...]]:
+def uneven_loader(inputs: Rows, target: Tensor, unlabelled: Rows, *, batch_size: int) -> DataLoader[tuple[Tensor, ...]]:
     """Shuffled batches of ``batch_size`` labelled and as many unlabelled samples, see :class:`UnevenRows`."""
     rows = UnevenRows(inputs, target, unlabelled)
     return DataLoader(rows, batch_size=batch_size, shuffle=True, collate_fn=as_fetched)

@@ -25,11 +25,13 @@ from .chi_model import (
     uneven_loader,
 )
 from .efficientnet import FEATURES, efficientnet_lite0
+from .fingerprint import fingerprint
 from .image_lists import ImageLists, Row, Values, read_value_lists
 from .list_recipe import ListRecipe
 from .options import NonNegative, PositiveInt
 from .recipe import Evaluation, SettingsError, Table, Task
 from .report import JobProgress
+from .rows import ChosenRows
 from .sprites import read_sprites
 from .training import tensor_loader
 
@@ -91,6 +93,7 @@ class ChiModelRecipe(ListRecipe[Values]):
         return Task(
             facts={"values": len(columns)},
             sizes={name: len(rows) for name, rows in parts.items()},
+            fingerprints={"images": fingerprint(drawn.images, target)},
             loader=uneven_loader(images[labelled], target[labelled], images[unlabelled], batch_size=self.batch_size),
             validation=evaluation(validation),
             test=evaluation(test),
@@ -109,7 +112,7 @@ class ChiModelRecipe(ListRecipe[Values]):
         head = partial(mlp_head, FEATURES, HIDDEN, facts["values"], bounded=True)
         return METHODS[self.method](efficientnet_lite0(), head, self.view(), REGRESSION, lr=self.lr, eta=self.eta)
 
-    def make_loader(self, lists: ImageLists[Values], images: Tensor) -> DataLoader[Any]:
+    def make_loader(self, lists: ImageLists[Values], images: ChosenRows) -> DataLoader[Any]:
         labelled, unlabelled = images.split([len(lists.labelled), len(lists.unlabelled)])
         target = torch.tensor([row.label for row in lists.labelled])
         return uneven_loader(labelled, target, unlabelled, batch_size=self.batch_size)

@@ -16,6 +16,7 @@ from .backbones import load_backbone
 from .cmw_net import CMWNet
 from .data import CIFAR10_FLIPS, balanced_subset, flip_noise, long_tail, symmetric_noise
 from .efficientnet import FEATURES, efficientnet_lite0
+from .fingerprint import fingerprint, image_fingerprint
 from .image_files import ImageFileError, read_image_files
 from .image_lists import META, TRAIN, VALIDATION, Row, load_images, read_image_names, read_noisy_lists
 from .list_recipe import class_columns, class_table
@@ -27,6 +28,7 @@ from .recipe import Evaluation, Recipe, SettingsError, Task, unscored
 from .report import JobProgress
 from .resnet import FEATURES as RESNET_FEATURES
 from .resnet import resnet
+from .rows import ChosenRows
 from .runs import read_run, trained_state
 from .training import tensor_loader
 
@@ -36,14 +38,24 @@ SMALLEST_PHOTOGRAPH = 64
 
 @dataclass(frozen=True)
 class Samples:
-    """Names, images ``[N, C, H, W]``, uint8, and labels ``[N]``."""
+    """Names, labels ``[N]``, and which ``rows`` of ``source``, ``[M, C, H, W]``, uint8, are their images.
+
+    The images are not copied, as they may be more than fit into memory.
+    """
 
     names: Sequence[str]
-    images: Tensor
+    source: Tensor
+    rows: Tensor
     target: Tensor
 
+    @property
+    def images(self) -> ChosenRows:
+        return ChosenRows(self.source, self.rows)
+
     def take(self, rows: Tensor) -> "Samples":
-        return Samples([self.names[row] for row in rows.tolist()], self.images[rows], self.target[rows])
+        return replace(
+            self, names=[self.names[row] for row in rows.tolist()], rows=self.rows[rows], target=self.target[rows]
+        )
 
     def without(self, rows: Tensor) -> "Samples":
         kept = torch.ones(len(self.target), dtype=torch.bool)
@@ -53,13 +65,17 @@ class Samples:
 
 @dataclass(frozen=True)
 class Parts:
-    """What a data folder holds, perhaps without meta or validation samples, and the size of a view of its images."""
+    """What a data folder holds, perhaps without meta or validation samples, and the size of a view of its images.
+
+    ``fingerprints`` are those of a :class:`.Task`, of the folder as it is.
+    """
 
     train: Samples
     meta: Samples | None
     validation: Samples | None
     test: Samples
     view_size: int
+    fingerprints: Mapping[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +202,7 @@ class CMWNetRecipe(Recipe):
             facts={
                 "classes": num_classes,
                 "class_counts": torch.bincount(train.target, minlength=num_classes).tolist(),
-                "image_shape": list(train.images.shape[1:]),
+                "image_shape": list(train.source.shape[1:]),
                 "view_size": parts.view_size,
             },
             sizes={
@@ -195,6 +211,7 @@ class CMWNetRecipe(Recipe):
                 "validation": 0 if parts.validation is None else len(parts.validation.target),
                 "test": len(parts.test.target),
             },
+            fingerprints=parts.fingerprints,
             loader=self._loader(train, meta),
             validation=None if parts.validation is None else evaluation(parts.validation),
             test=evaluation(parts.test),
@@ -242,14 +259,24 @@ class CMWNetRecipe(Recipe):
         self._make_backbone(3, size)  # what is wrong with it, or with the view, shows before images are read
         self._view(size, (3, stored, stored))
         given = (lists.train, lists.meta, lists.validation, lists.test)
-        progress.start("Reading images", total=sum(map(len, given)))
+        rows = [row for part in given for row in part]
+        progress.start("Reading images", total=len(rows))
+        images = load_images(self.data, rows, stored, progress.advance)
 
-        def load(rows: Sequence[Row[int]]) -> Samples:
-            images = load_images(self.data, rows, stored, progress.advance)
-            return Samples([row.path for row in rows], images, torch.tensor([row.label for row in rows]))
+        def samples(part: Sequence[Row[int]], which: Tensor) -> Samples:
+            return Samples([row.path for row in part], images.tensor, which, torch.tensor([row.label for row in part]))
 
-        meta, validation = (load(rows) if rows else None for rows in (lists.meta, lists.validation))
-        return Parts(load(lists.train), meta, validation, load(lists.test), size)
+        chosen = images.chosen.split([len(part) for part in given])
+        train, meta, validation, test = (
+            samples(part, which) if part else None for part, which in zip(given, chosen, strict=True)
+        )
+        assert train is not None
+        assert test is not None
+        fingerprints = {
+            name: image_fingerprint(self.data, [row.path for row in part], [row.label for row in part])
+            for name, part in zip(("train", "meta", "validation", "test"), given, strict=True)
+        }
+        return Parts(train, meta, validation, test, size, fingerprints)
 
     def _read_files(self) -> Parts:
         if self.image_size is not None:
@@ -259,7 +286,7 @@ class CMWNetRecipe(Recipe):
         except ImageFileError as error:
             raise ImageFileError(f"{error}; nor is there a list {self.data / TRAIN}") from None
         train, test = (
-            Samples([f"{part}:{i}" for i in range(len(target))], images, target)
+            Samples([f"{part}:{i}" for i in range(len(target))], images, torch.arange(len(target)), target)
             for part, images, target in (
                 ("train", files.train_images, files.train_target),
                 ("test", files.test_images, files.test_target),
@@ -268,7 +295,8 @@ class CMWNetRecipe(Recipe):
         channels, *size = files.train_images.shape[1:]
         self._make_backbone(channels, min(size))
         self._view(min(size), (channels, *size))
-        return Parts(train, None, None, test, min(size))
+        fingerprints = {"train": fingerprint(train.source, train.target), "test": fingerprint(test.source, test.target)}
+        return Parts(train, None, None, test, min(size), fingerprints)
 
     @property
     def _is_resnet(self) -> bool:
@@ -338,8 +366,9 @@ class CMWNetRecipe(Recipe):
 
     def _loader(self, train: Samples, meta: Samples | None) -> DataLoader[Any]:
         images, target = train.images, train.target
-        if self.method == "ce-meta" and meta is not None:
-            images, target = torch.cat([images, meta.images]), torch.cat([target, meta.target])
+        if self.method == "ce-meta" and meta is not None:  # whose images are of the same source
+            images = ChosenRows(train.source, torch.cat([train.rows, meta.rows]))
+            target = torch.cat([target, meta.target])
         if not self.learns_weights or self.meta == "lowest-loss":
             return tensor_loader(images, target, batch_size=self.batch_size, shuffle=True)
         if meta is not None:

@@ -6,6 +6,9 @@ samples; those of them that are not in the labelled list are used without their 
 ``meta.txt``, samples whose labels are right, and ``val.txt``.
 """
 
+import contextlib
+import hashlib
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,17 +18,22 @@ from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
+import PIL
 import torch
 from PIL import Image, UnidentifiedImageError
-from torch import Tensor
 
 from .errors import UserError
+from .image_cache import Store, kept_on_disk
+from .rows import ChosenRows
 
 DECODING_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 FULL = 100
 TEST, VALIDATION = "test.txt", "val.txt"
 TRAIN, META = "train.txt", "meta.txt"
 IMAGE_SUFFIXES = tuple(Image.registered_extensions())
+KEPT_IN_MEMORY = 64 * 2**20
+DECODING = 1  # counts the ways that load_images has made pixels of files
+AT_A_TIME = 10_000  # a million tasks in a pool would take a gigabyte
 
 Values = tuple[float, ...]
 LabelT = TypeVar("LabelT")
@@ -268,27 +276,55 @@ def _read_list(
 
 def load_images(
     folder: Path, rows: Sequence[ImageRow], size: int, on_loaded: Callable[[], None], *, channels: int = 3
-) -> Tensor:
+) -> ChosenRows:
     """Decode every image, resized to a square: ``[N, channels, size, size]``, uint8, colours or 1 channel of greys.
 
-    They are decoded once and kept in memory, ``channels · N · size²`` bytes; ``on_loaded`` is called after each. Raises
-    :class:`ImageListError` with all images that cannot be read.
+    Those of more than ``KEPT_IN_MEMORY`` bytes, ``channels · N · size²``, are kept in a file of the user's cache, see
+    :func:`dadl.image_cache.kept_on_disk`, and are decoded anew only when a file changes; the tensor is then read-only.
+    ``on_loaded`` is called after each. Raises :class:`ImageListError` with all images that cannot be read.
     """
-    images = torch.empty(len(rows), channels, size, size, dtype=torch.uint8)
+    shape = (len(rows), channels, size, size)
+    # By path, so that one file serves every order that a seed or a part of the labels brings.
+    order = sorted(range(len(rows)), key=lambda i: rows[i].path)
+    positions = dict(zip(order, range(len(rows)), strict=True))
+    chosen = torch.tensor([positions[i] for i in range(len(rows))])
     mode = "RGB" if channels == 3 else "L"
 
-    def load(index: int) -> str | None:
-        try:
-            with Image.open(folder / rows[index].path) as image:
-                pixels = np.array(image.convert(mode).resize((size, size), Image.Resampling.BILINEAR))
-        except DECODING_ERRORS as error:
-            return _unreadable(folder, rows[index], error)
-        images[index] = torch.from_numpy(pixels.reshape(size, size, channels)).permute(2, 0, 1)
-        return None
+    def decode(store: Store) -> None:
+        def load(index: int) -> str | None:
+            try:
+                with Image.open(folder / rows[index].path) as image:
+                    pixels = np.array(image.convert(mode).resize((size, size), Image.Resampling.BILINEAR))
+            except DECODING_ERRORS as error:
+                return _unreadable(folder, rows[index], error)
+            store(positions[index], pixels.reshape(size, size, channels).transpose(2, 0, 1))
+            return None
 
-    if problems := _problems(len(rows), load, on_loaded):
-        raise ImageListError(problems)
-    return images
+        if problems := _problems(len(rows), load, on_loaded):
+            raise ImageListError(problems)
+
+    def count_all() -> None:
+        for _ in rows:
+            on_loaded()
+
+    if math.prod(shape) > KEPT_IN_MEMORY:
+        key = _key(folder, [rows[i] for i in order], shape)
+        return ChosenRows(kept_on_disk(key, shape, decode, count_all), chosen)
+    images = np.empty(shape, dtype=np.uint8)
+    decode(images.__setitem__)
+    return ChosenRows(torch.from_numpy(images), chosen)
+
+
+def _key(folder: Path, rows: Sequence[ImageRow], shape: tuple[int, ...]) -> str:
+    """A digest of everything that decoded images depend on, without reading the files."""
+    digest = hashlib.sha256(f"{DECODING} {PIL.__version__} {shape}".encode())
+    whole = folder.resolve()
+    for row in rows:
+        file = whole / row.path
+        with contextlib.suppress(OSError):  # decoding says which are missing
+            status = file.stat()
+            digest.update(ascii((str(file), status.st_size, status.st_mtime_ns)).encode())
+    return digest.hexdigest()[:32]
 
 
 def image_problems(folder: Path, rows: Sequence[ImageRow], on_checked: Callable[[], None]) -> list[str]:
@@ -315,9 +351,10 @@ def image_problems(folder: Path, rows: Sequence[ImageRow], on_checked: Callable[
 def _problems(count: int, check: Callable[[int], str | None], on_checked: Callable[[], None]) -> list[str]:
     problems = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for problem in pool.map(check, range(count)):
-            problems += [problem] if problem else []
-            on_checked()
+        for start in range(0, count, AT_A_TIME):
+            for problem in pool.map(check, range(start, min(start + AT_A_TIME, count))):
+                problems += [problem] if problem else []
+                on_checked()
     return problems
 
 

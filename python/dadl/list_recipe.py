@@ -1,4 +1,4 @@
-"""What recipes on image lists share: few labels, EfficientNet-Lite0, and images that are kept in memory."""
+"""What recipes on image lists share: few labels, EfficientNet-Lite0, and images that are decoded once."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -12,11 +12,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from .augmentation import View
+from .fingerprint import image_fingerprint
 from .image_lists import ImageLists, ImageRow, Row, load_images, read_image_names
 from .options import Positive, PositiveInt
 from .own_views import training_view
 from .recipe import Evaluation, Recipe, SettingsError, Table, Task, unscored
 from .report import JobProgress
+from .rows import ChosenRows
 from .training import tensor_loader
 
 LabelT = TypeVar("LabelT")
@@ -48,7 +50,7 @@ class ListRecipe(Recipe, Generic[LabelT]):
 
     @property
     def stored_size(self) -> int:
-        """Of the images in memory: their middle 7/8 are tested, 224 of 256 pixels."""
+        """Of the decoded images: their middle 7/8 are tested, 224 of 256 pixels."""
         return round(self.image_size * 8 / 7)
 
     @abstractmethod
@@ -64,7 +66,7 @@ class ListRecipe(Recipe, Generic[LabelT]):
         """The facts of a :class:`.Task`."""
 
     @abstractmethod
-    def make_loader(self, lists: ImageLists[LabelT], images: Tensor) -> DataLoader[Any]:
+    def make_loader(self, lists: ImageLists[LabelT], images: ChosenRows) -> DataLoader[Any]:
         """Training batches from the images of the labelled and then of the unlabelled rows."""
 
     @abstractmethod
@@ -79,13 +81,22 @@ class ListRecipe(Recipe, Generic[LabelT]):
         rows = [*lists.labelled, *lists.unlabelled]
         progress.start("Reading images", total=len(rows) + len(lists.validation) + len(lists.test))
         images = self._images(self.data, rows, progress)
+        parts = {
+            "labelled": lists.labelled,
+            "unlabelled": lists.unlabelled,
+            "validation": lists.validation,
+            "test": lists.test,
+        }
         return Task(
             facts=self.describe(lists),
-            sizes={
-                "labelled": len(lists.labelled),
-                "unlabelled": len(lists.unlabelled),
-                "validation": len(lists.validation),
-                "test": len(lists.test),
+            sizes={name: len(part) for name, part in parts.items()},
+            fingerprints={
+                name: image_fingerprint(
+                    self.data,
+                    [row.path for row in part],
+                    [row.label for row in part if name != "unlabelled"],  # which are not used
+                )
+                for name, part in parts.items()
             },
             loader=self.make_loader(lists, images),
             validation=self._evaluation(lists.validation, progress) if lists.validation else None,
@@ -107,7 +118,7 @@ class ListRecipe(Recipe, Generic[LabelT]):
         score = lambda predicted: self.score(rows, predicted)
         return Evaluation([row.path for row in rows], tensor_loader(images, batch_size=self.batch_size), score)
 
-    def _images(self, folder: Path, rows: Sequence[ImageRow], progress: JobProgress) -> Tensor:
+    def _images(self, folder: Path, rows: Sequence[ImageRow], progress: JobProgress) -> ChosenRows:
         return load_images(folder, rows, self.stored_size, progress.advance)
 
 

@@ -19,6 +19,7 @@ from .data import lowest_loss_subset
 from .meta_gradient import Normalize
 from .meta_reweighter import MetaReweighter
 from .momentum_encoder import MomentumEncoder
+from .rows import Rows
 from .soft_labels import SoftLabelReweighter
 from .training import Method, TensorRows, as_fetched
 
@@ -224,9 +225,9 @@ class MetaRows(Dataset[tuple[Tensor, ...]]):
 
     def __init__(
         self,
-        images: Tensor,
+        images: Rows,
         target: Tensor,
-        meta_images: Tensor,
+        meta_images: Rows,
         meta_target: Tensor,
         meta_weights: Tensor | None = None,
     ) -> None:
@@ -242,9 +243,9 @@ class MetaRows(Dataset[tuple[Tensor, ...]]):
 
 
 def meta_loader(
-    images: Tensor,
+    images: Rows,
     target: Tensor,
-    meta_images: Tensor,
+    meta_images: Rows,
     meta_target: Tensor,
     meta_weights: Tensor | None = None,
     *,

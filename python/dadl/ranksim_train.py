@@ -18,6 +18,7 @@ from .augmentation import View
 from .backbones import load_backbone
 from .efficientnet import FEATURES, efficientnet_lite0
 from .feature_smoothing import FeatureDistributionSmoothing
+from .fingerprint import image_fingerprint
 from .image_lists import load_images
 from .metrics import shot_metrics
 from .options import NonNegative, Positive, PositiveInt
@@ -25,6 +26,7 @@ from .own_views import training_view
 from .ranksim import Regression, RegressionLoss, Retraining
 from .recipe import Evaluation, Recipe, SettingsError, Table, Task, unscored
 from .regression_files import (
+    SPLITS,
     STS_B_FILES,
     RegressionData,
     Samples,
@@ -45,6 +47,7 @@ from .reweighting import (
     weighted_l1_loss,
     weighted_mse_loss,
 )
+from .rows import Rows
 from .runs import read_run, trained_state
 from .tables import TableError, read_table
 from .training import TensorRows, as_fetched, tensor_loader
@@ -246,13 +249,20 @@ class RankSimRecipe(Recipe):
             facts["mixture"] = _fitted_mixture((target - target.mean()) / scale, self.seed)
         weights = self._weights(kind, counts)[labels[0]]
 
-        def evaluation(samples: Samples, label: Tensor, values: Tensor) -> Evaluation:
+        def evaluation(samples: Samples, label: Tensor, values: Rows) -> Evaluation:
             score = partial(self._score, target=samples.target, bins=label, counts=counts)
             return Evaluation(_names(samples), tensor_loader(values, batch_size=self.batch_size), score)
 
+        named = dict(zip(SPLITS, parts, strict=True))
         return Task(
             facts=facts,
-            sizes={name: len(part.where) for name, part in zip(("train", "val", "test"), parts, strict=True)},
+            sizes={name: len(part.where) for name, part in named.items()},
+            fingerprints={
+                name: image_fingerprint(
+                    data.folder, [image.path for image in part.images], part.target, part.texts, part.features
+                )
+                for name, part in named.items()
+            },
             loader=self._loader(inputs[0], target.float(), weights),
             validation=evaluation(data.val, labels[1], inputs[1]),
             test=evaluation(data.test, labels[2], inputs[2]),
@@ -360,14 +370,13 @@ class RankSimRecipe(Recipe):
 
     def _inputs(
         self, parts: Sequence[Samples], folder: Path, progress: JobProgress
-    ) -> tuple[list[Tensor], dict[str, Any]]:
+    ) -> tuple[Sequence[Rows], dict[str, Any]]:
         """What the encoder gets of each part, and the facts that say what it is."""
         sizes = [len(part.where) for part in parts]
         if parts[0].images:
             files = [image for part in parts for image in part.images]
             progress.start("Reading images", total=len(files))
-            images = load_images(folder, files, self._stored_size, progress.advance)
-            return list(images.split(sizes)), {"inputs": "images"}
+            return load_images(folder, files, self._stored_size, progress.advance).split(sizes), {"inputs": "images"}
         numbers = torch.cat([part.features for part in parts]).float()
         texts = [sample for part in parts for sample in part.texts]
         if texts:
@@ -379,7 +388,7 @@ class RankSimRecipe(Recipe):
             numbers = torch.cat([numbers, encode(texts, on_encoded=progress.advance)], dim=1)
         return list(numbers.split(sizes)), {"inputs": "numbers", "width": numbers.shape[1]}
 
-    def _loader(self, inputs: Tensor, target: Tensor, weights: Tensor) -> DataLoader[Any]:
+    def _loader(self, inputs: Rows, target: Tensor, weights: Tensor) -> DataLoader[Any]:
         rows = TensorRows(inputs, target, weights)
         # Batch normalisation cannot train on a single sample.
         drop_last = len(rows) > self.batch_size and len(rows) % self.batch_size == 1

@@ -41,11 +41,13 @@ class Task:
     """The data of a recipe, read and checked.
 
     ``facts``: what :meth:`Recipe.make_method` must know of the training data, as JSON has it. ``sizes``: samples of
-    each part. ``loader``: training batches.
+    each part. ``fingerprints``: of everything that was read of each part, targets included, as
+    :func:`dadl.fingerprint.fingerprint` makes them. ``loader``: training batches.
     """
 
     facts: Mapping[str, Any]
     sizes: Mapping[str, int]
+    fingerprints: Mapping[str, str]
     loader: DataLoader[Any]
     validation: Evaluation | None
     test: Evaluation

@@ -15,7 +15,12 @@ from .self_tuning_train import SelfTuningRecipe
 
 RECIPES: tuple[type[Recipe], ...] = (RankSimRecipe, SelfTuningRecipe, ChiModelRecipe, CMWNetRecipe)
 
-app = App(name="train", help="Train on your own data; test, and write everything to the folder of the run.")
+app = App(
+    name="train",
+    help="Train on your own data; test, and write everything to the folder of the run. Decoded images of more than 64 "
+    "MiB, which may be more than the memory holds, are kept in ~/.cache/dadl or, if XDG_CACHE_HOME is set, its folder "
+    "dadl, as files that later runs on the same images read; while none runs they may be deleted.",
+)
 
 
 def _command(kind: type[Recipe]) -> Callable[..., None]:

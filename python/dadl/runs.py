@@ -112,9 +112,8 @@ class _Run:
     def __init__(self, recipe: Recipe, task: Task, folder: Path, fabric: Fabric) -> None:
         self.recipe, self.task, self.folder, self.fabric = recipe, task, folder, fabric
         self.facts = _as_json(task.facts)
-        self.beginning = {"recipe": recipe.name, "facts": self.facts, "samples": dict(task.sizes)}
-        if (folder / LAST).exists() and json.loads((folder / RUN).read_text(encoding="utf-8")) != self.beginning:
-            raise SettingsError(f"{recipe.data} has changed since the run in {folder} began; choose another folder")
+        self.beginning = _beginning(recipe, task)
+        _check_data(recipe, self.beginning, folder)
         self.seconds = 0.0
         self.history: list[EpochLog] = []
         self.on_epoch: Callable[[Sequence[EpochLog]], None] = lambda history: None
@@ -208,6 +207,8 @@ def _search(
 
     from .search import Search
 
+    for trial_folder in sorted(folder.glob("trial-*")):  # which those that are still to come are compared with
+        _check_data(recipe, _beginning(recipe, task), trial_folder)
     search = Search(recipe, task, folder)
     while len(search.finished) < trials:
         trial, candidate, trial_folder = search.ask()
@@ -325,6 +326,38 @@ def _as_json(facts: Mapping[str, Any]) -> dict[str, Any]:
     """As they will be read."""
     plain: dict[str, Any] = json.loads(json.dumps(facts))
     return plain
+
+
+def _beginning(recipe: Recipe, task: Task) -> dict[str, Any]:
+    """What a run keeps of its data."""
+    return {
+        "recipe": recipe.name,
+        "facts": _as_json(task.facts),
+        "samples": dict(task.sizes),
+        "fingerprints": dict(task.fingerprints),
+    }
+
+
+def _check_data(recipe: Recipe, beginning: Mapping[str, Any], folder: Path) -> None:
+    """Refuse to go on in that folder, if there is a checkpoint, with other data than those it began with."""
+    if not (folder / LAST).exists():
+        return
+    began = json.loads((folder / RUN).read_text(encoding="utf-8"))
+    if began == beginning:
+        return
+    differ = lambda key: [part for part in beginning[key] if began.get(key, {}).get(part) != beginning[key][part]]
+    if sizes := differ("samples"):
+        what = ", ".join(
+            f"{part} had {began['samples'].get(part)} samples and not {beginning['samples'][part]}" for part in sizes
+        )
+    elif parts := differ("fingerprints"):
+        what = f"as many samples, but other values, names, files or another order in {', '.join(parts)}"
+    else:
+        what = f"other {', '.join(differ('facts'))}"
+    raise SettingsError(
+        f"{recipe.data} has changed since the run in {folder} began: {what}; resume with the data as they were, or "
+        "choose another folder with --output"
+    )
 
 
 def _check_folder(output: Path, recipe: Recipe, options: RunOptions) -> None:

@@ -21,6 +21,7 @@ from dadl_ext import PseudoGroupContrastLoss
 
 from .augmentation import View
 from .momentum_encoder import MomentumEncoder
+from .rows import Rows
 from .training import Method, TensorRows, as_fetched
 
 UNLABELLED = -1
@@ -200,7 +201,7 @@ class PairedRows(Dataset[tuple[Tensor, ...]]):
         pairs: pairs per epoch; by default the size of the larger part.
     """
 
-    def __init__(self, images: Tensor, target: Tensor, *others: Tensor, pairs: int | None = None) -> None:
+    def __init__(self, images: Rows, target: Tensor, *others: Tensor, pairs: int | None = None) -> None:
         self.rows = TensorRows(images, target, *others)
         self.labelled, self.unlabelled = (part.nonzero()[:, 0] for part in (target >= 0, target == UNLABELLED))
         if len(self.labelled) == 0:
@@ -221,7 +222,7 @@ class PairedRows(Dataset[tuple[Tensor, ...]]):
 
 
 def paired_loader(
-    images: Tensor, target: Tensor, *others: Tensor, batch_size: int, pairs: int | None = None
+    images: Rows, target: Tensor, *others: Tensor, batch_size: int, pairs: int | None = None
 ) -> DataLoader[tuple[Tensor, ...]]:
     """Shuffled batches of ``batch_size`` labelled and as many unlabelled samples, see :class:`PairedRows`."""
     rows = PairedRows(images, target, *others, pairs=pairs)

@@ -14,6 +14,7 @@ from .image_lists import ClassLists, ImageLists, Row, read_lists
 from .list_recipe import ListRecipe, class_columns, class_table
 from .options import Fraction, Positive, PositiveInt
 from .recipe import Table
+from .rows import ChosenRows
 from .self_tuning import UNLABELLED, FineTuning, FixMatch, SelfTuning, paired_loader
 
 METHOD_THRESHOLDS: dict[str, float] = {"self-tuning": 0.0, "fixmatch": 0.95, "fine-tuning": 0.0}
@@ -75,11 +76,12 @@ class SelfTuningRecipe(ListRecipe[int]):
             threshold=threshold,
         )
 
-    def make_loader(self, lists: ImageLists[int], images: Tensor) -> DataLoader[Any]:
+    def make_loader(self, lists: ImageLists[int], images: ChosenRows) -> DataLoader[Any]:
         target = torch.tensor([row.label for row in lists.labelled] + [UNLABELLED] * len(lists.unlabelled))
         pairs = max(len(lists.labelled), len(lists.unlabelled))
         if self.method == "fine-tuning":  # as many steps, on the labelled images alone
-            images, target = images[: len(lists.labelled)], target[: len(lists.labelled)]
+            labelled = slice(len(lists.labelled))
+            images, target = images.take(labelled), target[labelled]
         return paired_loader(images, target, batch_size=self.batch_size, pairs=pairs)
 
     def score(self, rows: Sequence[Row[int]], predicted: Tensor) -> Table:

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from .errors import UserError
 from .files import CheckpointError, load_checkpoint, save_checkpoint, write_csv
+from .rows import Rows
 
 LAST, BEST, LOG = "last.ckpt", "best.ckpt", "log.csv"
 VALIDATION = "val "
@@ -289,7 +290,7 @@ def predict(
 class TensorRows(Dataset[tuple[Tensor, ...]]):
     """Tensors with a common first dimension; a batch is one indexing operation instead of one per sample."""
 
-    def __init__(self, *tensors: Tensor) -> None:
+    def __init__(self, *tensors: Rows) -> None:
         if not tensors or any(len(tensor) != len(tensors[0]) for tensor in tensors):
             raise ValueError(f"expected tensors of one length, got lengths {[len(tensor) for tensor in tensors]}")
         self.tensors = tensors
@@ -310,6 +311,6 @@ def as_fetched(batch: Any) -> Any:
     return batch
 
 
-def tensor_loader(*tensors: Tensor, batch_size: int, shuffle: bool = False) -> DataLoader[tuple[Tensor, ...]]:
-    """Batches of tensors that fit into memory, e.g. ``(images, targets)``."""
+def tensor_loader(*tensors: Rows, batch_size: int, shuffle: bool = False) -> DataLoader[tuple[Tensor, ...]]:
+    """Batches of tensors, e.g. ``(images, targets)``."""
     return DataLoader(TensorRows(*tensors), batch_size=batch_size, shuffle=shuffle, collate_fn=as_fetched)

@@ -1,0 +1,171 @@
+"""Fingerprints: the same where nothing has changed, also of copied data, and others after every change."""
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("lightning_fabric", reason="needs pip install 'dadl[train]'")
+
+from dadl.chi_model_train import ChiModelRecipe
+from dadl.cmw_net_train import CMWNetRecipe
+from dadl.fingerprint import fingerprint
+from dadl.ranksim_train import RankSimRecipe
+from dadl.recipe import Recipe, SettingsError
+from dadl.report import JobProgress
+from dadl.runs import RunOptions, train_run
+from dadl.self_tuning_train import SelfTuningRecipe
+from rich.console import Console
+from test_cli import image_folder
+from test_cmw_net_recipe import idx_folder  # noqa: F401 (a fixture)
+from torch import Tensor, nn
+
+QUIET = Console(quiet=True)
+FIXTURES = Path(__file__).parent / "data"
+
+
+def tiny_network() -> nn.Module:
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def fingerprints(recipe: Recipe) -> Mapping[str, str]:
+    return recipe.read(JobProgress(QUIET)).fingerprints
+
+
+def edit(file: Path, change: Callable[[list[str]], list[str]]) -> None:
+    file.write_text("".join(change(file.read_text().splitlines(keepends=True))))
+
+
+def swapped(lines: list[str]) -> list[str]:
+    return [*lines[:-2], lines[-1], lines[-2]]
+
+
+def changed_parts(before: Mapping[str, str], after: Mapping[str, str]) -> set[str]:
+    assert before.keys() == after.keys()
+    return {part for part in before if before[part] != after[part]}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ([["a", "b"]], [["b", "a"]]),
+        ([["a", "b"]], [["a"], ["b"]]),
+        ([["a\nb"]], [["a", "b"]]),
+        ([[("a", "b c")]], [[("a b", "c")]]),
+        ([[0.1]], [[0.1 + 2**-56]]),
+        ([[1]], [["1"]]),
+        ([torch.zeros(2, 3)], [torch.zeros(3, 2)]),
+        ([torch.zeros(2)], [torch.zeros(2, dtype=torch.int32)]),
+        ([torch.tensor([1.0, 2])], [torch.tensor([2.0, 1])]),
+        ([torch.arange(6).view(2, 3).T], [torch.arange(6).view(3, 2)]),
+        ([torch.empty(2, 0)], [torch.empty(3, 0)]),
+    ],
+)
+def test_values_types_shapes_and_order_count(one: list[Any], other: list[Any]) -> None:
+    assert fingerprint(*one) != fingerprint(*other)
+    same = [value.clone() if isinstance(value, Tensor) else iter(value) for value in one]
+    assert fingerprint(*one) == fingerprint(*same)
+
+
+def test_a_resumed_run_takes_no_other_numbers(tmp_path: Path) -> None:
+    draws = np.random.default_rng(0).normal(size=(60, 2))
+    data = tmp_path / "data.csv"
+    parts = ["train"] * 40 + ["val"] * 10 + ["test"] * 10
+    data.write_text("x,y,part\n" + "".join(f"{x},{y},{part}\n" for (x, y), part in zip(draws, parts, strict=True)))
+    recipe = RankSimRecipe(data=data, target="y", features=("x",), split="part", epochs=1, hidden=4)
+    again = RunOptions(output=tmp_path / "run", device="cpu", resume=True)
+    table = train_run(recipe, again, QUIET)
+    assert train_run(recipe, again, QUIET) == table
+    whole = data.read_text()
+
+    def target(lines: list[str]) -> list[str]:
+        x, _, part = lines[45].split(",")
+        return [*lines[:45], f"{x},0.125,{part}", *lines[46:]]
+
+    def feature(lines: list[str]) -> list[str]:
+        return [*lines[:45], f"0.125,{lines[45].partition(',')[2]}", *lines[46:]]
+
+    for change, part in ((target, "val"), (feature, "val"), (swapped, "test")):
+        edit(data, change)
+        message = (
+            rf"data\.csv has changed since .*run began: as many samples, but other values.* in {part}; resume with"
+        )
+        with pytest.raises(SettingsError, match=message):
+            train_run(recipe, again, QUIET)
+        data.write_text(whole)
+    assert train_run(recipe, again, QUIET) == table
+
+
+def test_texts_count(tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="needs pip install 'dadl[train]'")
+    data = shutil.copytree(FIXTURES / "sts-b", tmp_path / "sts-b")
+    recipe = RankSimRecipe(data=data, fine_tune=True)
+    before = fingerprints(recipe)
+    assert fingerprints(RankSimRecipe(data=FIXTURES / "sts-b", fine_tune=True)) == before
+    edit(
+        data / "dev_new.tsv", lambda lines: [line.replace("\t", " \t", 1) for line in lines]
+    )  # a column without a role
+
+    def sentence(lines: list[str]) -> list[str]:
+        fields = lines[1].split("\t")
+        return [lines[0], "\t".join([*fields[:8], f"{fields[8]}!", fields[9]]), *lines[2:]]
+
+    edit(data / "test_new.tsv", sentence)
+    edit(data / "train_new.tsv", swapped)
+    assert changed_parts(before, fingerprints(recipe)) == {"train", "test"}
+
+
+def recipes_of(folder: Path) -> dict[str, Recipe]:
+    """On the same images."""
+    (folder / "train.txt").write_text((folder / "train_100.txt").read_text())
+    (folder / "meta.txt").write_text((folder / "train_30.txt").read_text())
+    rows = [f"{i},{i}.png,{'train' if i < 8 else 'val' if i < 12 else 'test'}\n" for i in range(16)]
+    (folder / "ages.csv").write_text("age,path,split\n" + "".join(rows))
+    network = f"{__name__}:tiny_network"
+    return {
+        "ranksim": RankSimRecipe(data=folder / "ages.csv", backbone=network, image_size=16),
+        "self-tuning": SelfTuningRecipe(data=folder, labels=30, image_size=32),
+        "chi-model": ChiModelRecipe(data=folder, labels=30, image_size=32),
+        "cmw-net": CMWNetRecipe(data=folder, image_size=16, backbone=network),
+    }
+
+
+def test_of_images_path_size_and_target_count_wherever_they_are(tmp_path: Path) -> None:
+    pytest.importorskip("PIL", reason="needs pip install 'dadl[train]'")
+    recipes = recipes_of(image_folder(tmp_path / "data"))
+    before = {name: fingerprints(recipe) for name, recipe in recipes.items()}
+    shutil.copytree(tmp_path / "data", tmp_path / "copy", copy_function=shutil.copyfile)  # with times of their own
+    recipes = recipes_of(tmp_path / "copy")
+    assert {name: fingerprints(recipe) for name, recipe in recipes.items()} == before
+
+    with (tmp_path / "copy" / "15.png").open("ab") as file:
+        file.write(b"more")
+    for name, recipe in recipes.items():
+        assert changed_parts(before[name], fingerprints(recipe)) == {"test"}, name
+    shutil.copyfile(tmp_path / "data" / "15.png", tmp_path / "copy" / "15.png")
+
+    for name in ("train_100.txt", "train.txt"):
+        edit(tmp_path / "copy" / name, lambda lines: [*lines[:-1], lines[-1].replace(" 1", " 0")])
+    edit(tmp_path / "copy" / "ages.csv", lambda lines: [*lines[:3], lines[3].replace("2,", "3,", 1), *lines[4:]])
+    parts = {name: changed_parts(before[name], fingerprints(recipe)) for name, recipe in recipes.items()}
+    # The label of an unlabelled image is not used.
+    assert parts == {"ranksim": {"train"}, "self-tuning": set(), "chi-model": set(), "cmw-net": {"train"}}
+
+    for name in ("test.txt", "ages.csv"):
+        edit(tmp_path / "copy" / name, swapped)
+    assert all("test" in changed_parts(before[name], fingerprints(recipe)) for name, recipe in recipes.items())
+
+
+def test_of_files_that_are_read_whole_every_pixel_counts(idx_folder: Path) -> None:  # noqa: F811
+    recipe = CMWNetRecipe(data=idx_folder, method="ce", noise="symmetric", noise_rate=0.2)
+    before = fingerprints(recipe)
+    assert fingerprints(recipe) == before
+    file = idx_folder / "train-images-idx3-ubyte"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    assert changed_parts(before, fingerprints(recipe)) == {"train"}
