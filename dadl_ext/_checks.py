@@ -68,7 +68,7 @@ def check_ranksim(
         raise TypeError(f"labels must be floating-point or integer, got {labels.dtype}")
     if features.dim() < 2 or labels.dim() not in (1, 2) or len(features) != len(labels) or 0 in labels.shape[1:]:
         raise ValueError(
-            "features must be [n, d] (or [n, ...], flattened) and labels [n] or [n, k] with k >= 1, one row per sample, "
+            "features must be [n, d] (or [n, ...], flattened) and labels [n] or [n, k], k >= 1, one row per sample, "
             f"got features {tuple(features.shape)} and labels {tuple(labels.shape)}"
         )
     if features.device != labels.device:

@@ -84,7 +84,9 @@ class Query {
   Factor crossed(int64_t first) const {
     return {crossed_.get() + first / kSide * depth * Crossed::kParts, depth * Crossed::kParts, Crossed::kParts};
   }
-  Factor plain(int64_t column) const { return {plain_.get() + column / kSide * Plain::kParts, Plain::kParts, depth * Plain::kParts}; }
+  Factor plain(int64_t column) const {
+    return {plain_.get() + column / kSide * Plain::kParts, Plain::kParts, depth * Plain::kParts};
+  }
 
   // The weighted sums lie in blocks of 32 x 32: in rows, their lines would meet in few sets of the cache.
   static constexpr int64_t kSegment = kBlock;
@@ -134,8 +136,8 @@ class KeyTile {
       pack<Crossed, true>(logits, kBlock, count_, kBlock, 2, unscaled, weights_.get());
       for (int64_t c = 0; c < width; c += kBlock) {
         product<true>({weights_.get(), Crossed::kParts, 2 * Crossed::kParts},
-                      {tiles_.get() + c / kSide * Plain::kParts, Plain::kParts, query_.depth * Plain::kParts}, (count_ + kSide - 1) / kSide,
-                      weighted + c * kBlock, kBlock, kBlock, kBlock, add);
+                      {tiles_.get() + c / kSide * Plain::kParts, Plain::kParts, query_.depth * Plain::kParts},
+                      (count_ + kSide - 1) / kSide, weighted + c * kBlock, kBlock, kBlock, kBlock, add);
       }
     }
   }
@@ -157,8 +159,8 @@ class KeyTile {
         for (int64_t c = 0; c < keys_.d; c += kBlock) {
           Factor queries = query_.plain(c);
           queries.tiles += q / kSide * queries.sum_step;
-          product<true>({weights_.get() + j / kSide * 2 * Crossed::kParts, 2 * Crossed::kParts, Crossed::kParts}, queries, 2,
-                        gradient + (first + j) * keys_.d + c, keys_.d, std::min(kBlock, count_ - j),
+          product<true>({weights_.get() + j / kSide * 2 * Crossed::kParts, 2 * Crossed::kParts, Crossed::kParts},
+                        queries, 2, gradient + (first + j) * keys_.d + c, keys_.d, std::min(kBlock, count_ - j),
                         std::min(kBlock, keys_.d - c), q > 0);
         }
       }
@@ -183,9 +185,9 @@ class KeyTile {
     constexpr float kLeftOut = -std::numeric_limits<float>::infinity();
     float* logits = logits_[0].values;
     for (int64_t j = 0; j < count_; j += kBlock) {
-      product<false>({tiles_.get() + j / kSide * query_.depth * Plain::kParts, query_.depth * Plain::kParts, Plain::kParts},
-                     query_.crossed(q), query_.depth, logits + j * kBlock, kBlock, std::min(kBlock, count_ - j), kBlock,
-                     false);
+      product<false>(
+          {tiles_.get() + j / kSide * query_.depth * Plain::kParts, query_.depth * Plain::kParts, Plain::kParts},
+          query_.crossed(q), query_.depth, logits + j * kBlock, kBlock, std::min(kBlock, count_ - j), kBlock, false);
     }
     for (int64_t j = 0; keys_.mask && j < count_; ++j) {
       if (!keys_.mask[first_ + j]) std::fill_n(logits + j * kBlock, kBlock, kLeftOut);

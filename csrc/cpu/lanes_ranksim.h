@@ -98,11 +98,15 @@ Mask load_lanes(const RowsTask<A>& task, const G* inner, const int64_t (&row)[kL
 inline Mask rank_lanes(const Vector* values, int64_t m, double close, Scratch& scratch, int32_t* ranks) {
   const int bits = std::countr_zero(static_cast<uint32_t>(scratch.size * kLanes));
   const int64_t column_bits = (int64_t{1} << bits) - 1;
-  Vector low = values[0];
-  for (int64_t j = 1; j < m; ++j) {
-    Vector value = values[j];
-    order(low, value);
+  Vector low = values[0], other = values[1];  // two chains, which do not wait for each other
+  for (int64_t j = 2; j + 1 < m; j += 2) {
+    Vector even = values[j], odd = values[j + 1];
+    order(low, even);
+    order(other, odd);
   }
+  Vector last = values[m - 1];
+  order(other, last);
+  order(low, other);
   // Distances to the smallest have no sign and digits to spare. None is a denormal number, whatever the processor has
   // been told to do with those.
   Vector* keys = scratch.keys();

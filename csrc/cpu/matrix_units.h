@@ -295,15 +295,22 @@ inline void product_of_words(const uint32_t* a, int64_t a_stride, Factor b, int6
   const Tile *b0 = b.tiles, *b1 = columns > kSide ? b0 + b.step : b0;
   constexpr int64_t kBytes = sizeof(Tile::words[0]);
   const int64_t a_bytes = a_stride * static_cast<int64_t>(sizeof(uint32_t));
+  for (int64_t r = 0; r < rows; ++r) {
+    __builtin_prefetch(result + r * stride, 1);
+    __builtin_prefetch(result + r * stride + columns - 1, 1);
+  }
   accumulate(result, stride, rows, columns, false, [&]() __attribute__((always_inline)) {
     for (int64_t k = 0; k < sum_tiles; ++k) {
       _tile_loadd(4, a0, a_bytes);
       _tile_loadd(5, a1, a_bytes);
       for (int64_t part = 0; part < AgainstWords::kParts; ++part) {
-        // They pass by; what the cache is for are the words, which meet more of them.
+        // b passes by; the cache is for the words, which meet more of it.
         _tile_stream_loadd(6, b0 + part, kBytes);
+        _tile_dpbf16ps(0, 4, 6);
         _tile_stream_loadd(7, b1 + part, kBytes);
-        multiply_tiles<false>();
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(3, 5, 7);
       }
       a0 += kSide;
       a1 += kSide;

@@ -62,19 +62,25 @@ int64_t select_rows(const Label* labels, const double* priority, int64_t n, int6
   return m;
 }
 
-std::tuple<Tensor, Tensor, Tensor> ranksim_select(Tensor labels, Tensor priority) {
+int64_t select_rows(const Tensor& labels, const Tensor& priority, int64_t* index, int64_t* order) {
   STD_TORCH_CHECK(labels.dim() == 1 || labels.dim() == 2, "labels must be [n] or [n, k]");
   const int64_t n = labels.size(0), k = labels.dim() == 2 ? labels.size(1) : 1;
   STD_TORCH_CHECK(priority.dim() == 1 && priority.size(0) == n && is_double(priority), "priority must be float64 [n]");
-  labels = as_contiguous(labels);
-  priority = as_contiguous(priority);
-  Tensor index = torch::stable::new_empty(labels, {n}, ScalarType::Long);
-  Tensor order = torch::stable::new_empty(labels, {n}, ScalarType::Long);
-  Tensor count = torch::stable::new_empty(labels, {}, ScalarType::Long);
+  const Tensor whole_labels = as_contiguous(labels), whole_priority = as_contiguous(priority);
+  int64_t count = 0;
   dispatch_labels(labels, [&](auto tag) {
-    *mutable_data<int64_t>(count) = select_rows(data<decltype(tag)>(labels), data<double>(priority), n, k,
-                                                mutable_data<int64_t>(index), mutable_data<int64_t>(order));
+    count = select_rows(data<decltype(tag)>(whole_labels), data<double>(whole_priority), n, k, index, order);
   });
+  return count;
+}
+
+std::tuple<Tensor, Tensor, Tensor> ranksim_select(Tensor labels, Tensor priority) {
+  const int64_t n = labels.dim() ? labels.size(0) : 0;
+  const Tensor index = torch::stable::new_empty(labels, {n}, ScalarType::Long);
+  const Tensor order = torch::stable::new_empty(labels, {n}, ScalarType::Long);
+  const Tensor count = torch::stable::new_empty(labels, {}, ScalarType::Long);
+  *mutable_data<int64_t>(count) =
+      select_rows(labels, priority, mutable_data<int64_t>(index), mutable_data<int64_t>(order));
   return {index, order, count};
 }
 
@@ -182,8 +188,8 @@ DADL_CLONES void symmetrise_words(float* differences, int64_t stride, int64_t m,
   });
 }
 
-// dx = (g - u <g, u>) / |x| with g = scale times the given one and u = x / |x|, without the second term where a constant
-// stands for the norm, as in F.normalize. g may be the output itself where the subset is the batch.
+// dx = (g - u <g, u>) / |x| with g = scale times the given one and u = x / |x|, without the second term where a
+// constant stands for the norm, as in F.normalize. g may be the output itself where the subset is the batch.
 template <typename A>
 void project_rows(const A* g, A scale, const A* x, const double* squared, const A* inverse_norm, const int64_t* index,
                   A* gradient, int64_t d, int64_t begin, int64_t end) {
@@ -222,18 +228,18 @@ DADL_STORAGE_ROWS(Half)
 DADL_STORAGE_ROWS(BFloat16)
 #undef DADL_STORAGE_ROWS
 
-#define DADL_ARITHMETIC_ROWS(A)                                                                                        \
-  DADL_CLONES void rank_similarities(const RowsTask<A>& task, LabelRanks::Scratch& labels, int64_t begin,              \
-                                     int64_t end) {                                                                    \
-    ranksim_tiles<A>(task, labels, begin, end);                                                                        \
-  }                                                                                                                    \
-  DADL_CLONES void symmetrise(A* differences, const A* weight, const A* inverse_norm, int64_t m, int64_t begin,        \
-                              int64_t end) {                                                                           \
-    symmetrise_pairs<A>(differences, weight, inverse_norm, m, begin, end);                                             \
-  }                                                                                                                    \
-  DADL_CLONES void project(const A* g, A scale, const A* x, const double* squared, const A* inverse_norm,              \
-                           const int64_t* index, A* gradient, int64_t d, int64_t begin, int64_t end) {                 \
-    project_rows<A>(g, scale, x, squared, inverse_norm, index, gradient, d, begin, end);                               \
+#define DADL_ARITHMETIC_ROWS(A)                                                                                 \
+  DADL_CLONES void rank_similarities(const RowsTask<A>& task, LabelRanks::Scratch& labels, int64_t begin,       \
+                                     int64_t end) {                                                             \
+    ranksim_tiles<A>(task, labels, begin, end);                                                                 \
+  }                                                                                                             \
+  DADL_CLONES void symmetrise(A* differences, const A* weight, const A* inverse_norm, int64_t m, int64_t begin, \
+                              int64_t end) {                                                                    \
+    symmetrise_pairs<A>(differences, weight, inverse_norm, m, begin, end);                                      \
+  }                                                                                                             \
+  DADL_CLONES void project(const A* g, A scale, const A* x, const double* squared, const A* inverse_norm,       \
+                           const int64_t* index, A* gradient, int64_t d, int64_t begin, int64_t end) {          \
+    project_rows<A>(g, scale, x, squared, inverse_norm, index, gradient, d, begin, end);                        \
   }
 DADL_ARITHMETIC_ROWS(float)
 DADL_ARITHMETIC_ROWS(double)
@@ -241,8 +247,21 @@ DADL_ARITHMETIC_ROWS(double)
 
 // ---- the operators ----
 
+struct Subset {
+  const int64_t *index, *order;
+  int64_t count;
+};
+
+Subset make_subset(const Tensor& index, const Tensor& order, const Tensor& count, int64_t n) {
+  const int64_t m = *data<int64_t>(count);
+  STD_TORCH_CHECK(0 <= m && m <= n && index.size(0) == n && order.size(0) == n,
+                  "index, order and count must come from ranksim_select on the same batch");
+  return {data<int64_t>(index), data<int64_t>(order), m};
+}
+
 struct Arguments {
-  Tensor features, labels, index, order, count;
+  Tensor features, labels;
+  Subset subset;
   std::optional<Tensor> label_similarity;
   RankSimSettings settings;
 };
@@ -266,8 +285,7 @@ std::unique_ptr<LabelRanks> make_label_ranks(const Arguments& a, int64_t m) {
     STD_TORCH_CHECK(a.labels.dim() == 1, "vector labels need a label-similarity matrix");
     dispatch_labels(a.labels, [&](auto tag) {
       using Label = decltype(tag);
-      ranks = std::make_unique<ScalarLabelRanks<Label>>(data<Label>(a.labels), data<int64_t>(a.index),
-                                                        data<int64_t>(a.order), m);
+      ranks = std::make_unique<ScalarLabelRanks<Label>>(data<Label>(a.labels), a.subset.index, a.subset.order, m);
     });
   }
   return ranks;
@@ -294,7 +312,7 @@ Tensor wide_gram(const Tensor& features, const int64_t* index, int64_t m) {
   const Tensor inner = torch::stable::new_empty(features, {m, m}, ScalarType::Double);
   for (int64_t first = 0; first == 0 || first < d; first += block) {
     add_gram<double>(subset_columns<T, double>(features, index, m, first, std::min(block, d - first)),
-                           first == 0 ? 0.0 : 1.0, inner);
+                     first == 0 ? 0.0 : 1.0, inner);
   }
   return inner;
 }
@@ -314,13 +332,11 @@ struct Result {
 // row_weight: [n] upstream gradients of the rows, null for ones.
 template <typename T, typename A = typename Storage<T>::Arithmetic>
 Result run(const Arguments& a, bool with_gradient, const A* row_weight) {
-  const int64_t n = a.features.size(0), d = a.features.size(1), m = *data<int64_t>(a.count);
-  STD_TORCH_CHECK(0 <= m && m <= n && a.index.size(0) == n && a.order.size(0) == n,
-                  "index, order and count must come from ranksim_select on the same batch");
+  const int64_t n = a.features.size(0), d = a.features.size(1), m = a.subset.count;
   const ScalarType arithmetic = arithmetic_type(a.features);
   Result result{std::vector<double>(n), torch::stable::new_empty(a.features, {with_gradient ? n : 0, d}, arithmetic)};
   if (m == 0) return result;
-  const int64_t* index = data<int64_t>(a.index);
+  const int64_t* index = a.subset.index;
 
   std::vector<double> all_squared(n);
   torch::stable::parallel_for(0, n, grain_rows(d), [&](int64_t begin, int64_t end) {
@@ -421,9 +437,12 @@ void with_result(Arguments a, bool with_gradient, const std::optional<Tensor>& r
 std::tuple<Tensor, Tensor> ranksim_loss(Tensor features, Tensor labels, Tensor priority,
                                         std::optional<Tensor> label_similarity, double interp_strength, double weight,
                                         bool mean, bool with_gradient) {
-  const auto [index, order, count] = ranksim_select(labels, priority);
+  const int64_t n = features.dim() ? features.size(0) : 0;
+  std::vector<int64_t> index(n), order(n);
+  STD_TORCH_CHECK(labels.dim() && labels.size(0) == n, "features and labels must have one row per sample");
+  const Subset subset{index.data(), order.data(), select_rows(labels, priority, index.data(), order.data())};
   Tensor loss = torch::stable::new_empty(features, {}, arithmetic_type(features)), gradient;
-  with_result({features, labels, index, order, count, label_similarity, {interp_strength, weight, mean}}, with_gradient, {},
+  with_result({features, labels, subset, label_similarity, {interp_strength, weight, mean}}, with_gradient, {},
               [&](auto tag, const Result& result) {
                 double total = 0;
                 for (const double row : result.rows) total += row;
@@ -436,8 +455,12 @@ std::tuple<Tensor, Tensor> ranksim_loss(Tensor features, Tensor labels, Tensor p
 Tensor ranksim_rows(Tensor features, Tensor labels, Tensor index, Tensor order, Tensor count,
                     std::optional<Tensor> label_similarity, double interp_strength, double weight) {
   const Tensor rows = torch::stable::new_empty(features, {features.size(0)}, arithmetic_type(features));
-  with_result({features, labels, index, order, count, label_similarity, {interp_strength, weight, false}}, false, {},
-              [&](auto tag, const Result& result) {
+  with_result({features,
+               labels,
+               make_subset(index, order, count, features.size(0)),
+               label_similarity,
+               {interp_strength, weight, false}},
+              false, {}, [&](auto tag, const Result& result) {
                 std::copy(result.rows.begin(), result.rows.end(), mutable_data<decltype(tag)>(rows));
               });
   return rows;
@@ -449,8 +472,12 @@ Tensor ranksim_rows_backward(Tensor grad, Tensor features, Tensor labels, Tensor
       grad.dim() == 1 && grad.size(0) == features.size(0) && grad.scalar_type() == arithmetic_type(features),
       "grad must be [n], in the dtype of ranksim_rows");
   Tensor gradient;
-  with_result({features, labels, index, order, count, label_similarity, {interp_strength, weight, false}}, true,
-              as_contiguous(grad), [&](auto, const Result& result) { gradient = result.gradient; });
+  with_result({features,
+               labels,
+               make_subset(index, order, count, features.size(0)),
+               label_similarity,
+               {interp_strength, weight, false}},
+              true, as_contiguous(grad), [&](auto, const Result& result) { gradient = result.gradient; });
   return as_contiguous(gradient, features.scalar_type());
 }
 

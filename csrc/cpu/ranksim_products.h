@@ -75,11 +75,10 @@ inline void weigh_rows(const uint32_t* words, int64_t stride, const float* x, co
           for (int64_t c = 0; c < kWidth; c += kSide) _mm_prefetch(x + row * d + first + kWidth + c, _MM_HINT_T1);
         }
         for (int64_t c = 0; c < columns; c += kBlock) {
-          product_of_words(words + i * stride, stride,
-                           {factor.get() + c / kSide * AgainstWords::kParts, AgainstWords::kParts,
-                            kDepth * AgainstWords::kParts},
-                           blocks, target + i * d + first + c, d, std::min(kBlock, m - i),
-                           std::min(kBlock, columns - c));
+          product_of_words(
+              words + i * stride, stride,
+              {factor.get() + c / kSide * AgainstWords::kParts, AgainstWords::kParts, kDepth * AgainstWords::kParts},
+              blocks, target + i * d + first + c, d, std::min(kBlock, m - i), std::min(kBlock, columns - c));
         }
       }
     }

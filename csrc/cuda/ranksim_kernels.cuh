@@ -497,9 +497,9 @@ class RankSim {
   // wide_x [n, d]
   void gather(const F* features, const RankSimSettings& settings, double* wide_x) {
     backend_.zero(poison_.data(), 1);
-    backend_.launch(ranksim_gather_kernel<F, T>, warp_rows(), dim3(kRowThreads), features, index_, count_,
-                    settings, n_, d_, x_.data(), wide_x, squared_norms_.data(), inverse_norms_.data(),
-                    constants_.data(), poison_.data());
+    backend_.launch(ranksim_gather_kernel<F, T>, warp_rows(), dim3(kRowThreads), features, index_, count_, settings, n_,
+                    d_, x_.data(), wide_x, squared_norms_.data(), inverse_norms_.data(), constants_.data(),
+                    poison_.data());
     backend_.gram(wide_x, n_, d_, similarity_.data());
     backend_.launch(ranksim_similarity_kernel, row_blocks(), dim3(kThreads), squared_norms_.data(), count_, n_,
                     similarity_.data());
