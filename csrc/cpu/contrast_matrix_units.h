@@ -68,25 +68,23 @@ class Query {
     const int64_t d = query.size(1);
     const float* values = data<float>(query);
     const int64_t blocks = padded / kSide;
-    crossed_.reset(new Tile[blocks * depth * Crossed::kParts]);
-    if (for_key_gradient) plain_.reset(new Tile[blocks * depth * Plain::kParts]);
-    const auto scaled = [factor = static_cast<float>(scale)](int64_t) { return factor; };
+    crossed_.reset(new Tile[blocks * depth * kCrossed]);
+    if (for_key_gradient) plain_.reset(new Tile[blocks * depth * kPlain]);
     torch::stable::parallel_for(0, blocks, grain_rows(kSide * d), [&](int64_t begin, int64_t end) {
       for (int64_t block = begin; block < end; ++block) {
         const int64_t first = block * kSide, rows = std::clamp<int64_t>(count - first, 0, kSide);
-        const float* source = values + first * d;
-        pack<Crossed, true>(source, d, rows, d, depth, scaled, crossed_.get() + block * depth * Crossed::kParts);
-        if (plain_) pack<Plain, false>(source, d, rows, d, depth, scaled, plain_.get() + block * depth * Plain::kParts);
+        std::vector<float> scaled(kSide * d);
+        for (int64_t e = 0; e < rows * d; ++e) scaled[e] = values[first * d + e] * static_cast<float>(scale);
+        pack<kCrossed, true>(scaled.data(), d, kSide, d, depth, crossed_.get() + block * depth * kCrossed);
+        if (plain_) pack<kPlain, false>(scaled.data(), d, kSide, d, depth, plain_.get() + block * depth * kPlain);
       }
     });
   }
 
   Factor crossed(int64_t first) const {
-    return {crossed_.get() + first / kSide * depth * Crossed::kParts, depth * Crossed::kParts, Crossed::kParts};
+    return {crossed_.get() + first / kSide * depth * kCrossed, depth * kCrossed, kCrossed};
   }
-  Factor plain(int64_t column) const {
-    return {plain_.get() + column / kSide * Plain::kParts, Plain::kParts, depth * Plain::kParts};
-  }
+  Factor plain(int64_t column) const { return {plain_.get() + column / kSide * kPlain, kPlain, depth * kPlain}; }
 
   // The weighted sums lie in blocks of 32 x 32: in rows, their lines would meet in few sets of the cache.
   static constexpr int64_t kSegment = kBlock;
@@ -107,15 +105,15 @@ class KeyTile {
 
   static int64_t size(int64_t, int64_t d) {
     constexpr int64_t kBytes = 1 << 19;  // of a tile's keys: they stay in a core's L2 cache
-    const int64_t row = tiles_along(d) * kSide * Plain::kParts * static_cast<int64_t>(sizeof(uint32_t));
+    const int64_t row = tiles_along(d) * kSide * kPlain * static_cast<int64_t>(sizeof(uint32_t));
     return std::clamp<int64_t>(kBytes / std::max<int64_t>(row, 1) / kBlock * kBlock, kBlock, 256);
   }
 
   KeyTile(const Query& query, const Keys<T>& keys, int64_t size)
       : query_(query),
         keys_(keys),
-        tiles_(new Tile[tiles_along(size) * query.depth * Plain::kParts]),
-        weights_(new Tile[tiles_along(size) * 2 * Crossed::kParts]),
+        tiles_(new Tile[tiles_along(size) * query.depth * kPlain]),
+        weights_(new Tile[tiles_along(size) * 2 * kCrossed]),
         logits_(new Row[size]) {}
 
   void attend(int64_t first, int64_t last, const Softmax<float>& state, bool add) {
@@ -133,11 +131,11 @@ class KeyTile {
           for (int64_t e = 0; e < kBlock; ++e) weighted[row * kBlock + e] *= factor;
         }
       }
-      pack<Crossed, true>(logits, kBlock, count_, kBlock, 2, unscaled, weights_.get());
+      pack<kCrossed, true>(logits, kBlock, count_, kBlock, 2, weights_.get());
       for (int64_t c = 0; c < width; c += kBlock) {
-        product<true>({weights_.get(), Crossed::kParts, 2 * Crossed::kParts},
-                      {tiles_.get() + c / kSide * Plain::kParts, Plain::kParts, query_.depth * Plain::kParts},
-                      (count_ + kSide - 1) / kSide, weighted + c * kBlock, kBlock, kBlock, kBlock, add);
+        product<true>({weights_.get(), kCrossed, 2 * kCrossed},
+                      {tiles_.get() + c / kSide * kPlain, kPlain, query_.depth * kPlain}, (count_ + kSide - 1) / kSide,
+                      weighted + c * kBlock, kBlock, kBlock, kBlock, add);
       }
     }
   }
@@ -154,13 +152,13 @@ class KeyTile {
       }
       float* logits = multiply(q);
       weigh_columns(logits, base, factor, count_);
-      pack<Crossed, false>(logits, kBlock, count_, kBlock, 2, unscaled, weights_.get());
+      pack<kCrossed, false>(logits, kBlock, count_, kBlock, 2, weights_.get());
       for (int64_t j = 0; j < count_; j += kBlock) {
         for (int64_t c = 0; c < keys_.d; c += kBlock) {
           Factor queries = query_.plain(c);
           queries.tiles += q / kSide * queries.sum_step;
-          product<true>({weights_.get() + j / kSide * 2 * Crossed::kParts, 2 * Crossed::kParts, Crossed::kParts},
-                        queries, 2, gradient + (first + j) * keys_.d + c, keys_.d, std::min(kBlock, count_ - j),
+          product<true>({weights_.get() + j / kSide * 2 * kCrossed, 2 * kCrossed, kCrossed}, queries, 2,
+                        gradient + (first + j) * keys_.d + c, keys_.d, std::min(kBlock, count_ - j),
                         std::min(kBlock, keys_.d - c), q > 0);
         }
       }
@@ -172,11 +170,11 @@ class KeyTile {
   void load(int64_t first, int64_t last) {
     first_ = first;
     count_ = last - first;
-    pack<Plain, false>(keys_.values + first * keys_.d, keys_.d, count_, keys_.d, query_.depth, unscaled, tiles_.get());
+    pack<kPlain, false>(keys_.values + first * keys_.d, keys_.d, count_, keys_.d, query_.depth, tiles_.get());
     for (int64_t j = 0; keys_.mask && j < count_; ++j) {
       if (keys_.mask[first + j]) continue;
-      Tile* row = tiles_.get() + j / kSide * query_.depth * Plain::kParts;
-      for (int64_t t = 0; t < query_.depth * Plain::kParts; ++t) std::fill_n(row[t].words[j % kSide], kSide, 0);
+      Tile* row = tiles_.get() + j / kSide * query_.depth * kPlain;
+      for (int64_t t = 0; t < query_.depth * kPlain; ++t) std::fill_n(row[t].words[j % kSide], kSide, 0);
     }
   }
 
@@ -185,9 +183,9 @@ class KeyTile {
     constexpr float kLeftOut = -std::numeric_limits<float>::infinity();
     float* logits = logits_[0].values;
     for (int64_t j = 0; j < count_; j += kBlock) {
-      product<false>(
-          {tiles_.get() + j / kSide * query_.depth * Plain::kParts, query_.depth * Plain::kParts, Plain::kParts},
-          query_.crossed(q), query_.depth, logits + j * kBlock, kBlock, std::min(kBlock, count_ - j), kBlock, false);
+      product<false>({tiles_.get() + j / kSide * query_.depth * kPlain, query_.depth * kPlain, kPlain},
+                     query_.crossed(q), query_.depth, logits + j * kBlock, kBlock, std::min(kBlock, count_ - j), kBlock,
+                     false);
     }
     for (int64_t j = 0; keys_.mask && j < count_; ++j) {
       if (!keys_.mask[first_ + j]) std::fill_n(logits + j * kBlock, kBlock, kLeftOut);

@@ -31,6 +31,11 @@ struct alignas(64) Tile {
   uint32_t words[kSide][kSide];
 };
 
+// How a matrix is laid out: tiles [rows / 16][columns / 16][kind's parts]. One factor of a product is plain, the other
+// crossed.
+constexpr int64_t kPlain = 2;    // (h,m), (h,l)
+constexpr int64_t kCrossed = 3;  // (h,m), (m,h), (l,h)
+
 // Of a length padded to whole blocks.
 inline int64_t tiles_along(int64_t length) { return (length + kBlock - 1) / kBlock * 2; }
 
@@ -110,38 +115,6 @@ inline __attribute__((always_inline)) __m512 load(const Half* x, __mmask16 lanes
   return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes, x));
 }
 
-// How a matrix is laid out: tiles [rows / 16][columns / 16][kParts] of words, each (lower, upper) half. One factor of a
-// product is plain, the other crossed.
-inline __attribute__((always_inline)) __m512i word(__m512i lower, __m512i upper) {
-  return _mm512_or_si512(lower, _mm512_slli_epi32(upper, 16));
-}
-struct Plain {
-  static constexpr int64_t kParts = 2;  // (h,m), (h,l)
-  static inline __attribute__((always_inline)) void store(__m512i h, __m512i m, __m512i l, Tile* tiles, int64_t row) {
-    _mm512_store_si512(tiles[0].words[row], word(h, m));
-    _mm512_store_si512(tiles[1].words[row], word(h, l));
-  }
-};
-struct Crossed {
-  static constexpr int64_t kParts = 3;  // (h,m), (m,h), (l,h)
-  static inline __attribute__((always_inline)) void store(__m512i h, __m512i m, __m512i l, Tile* tiles, int64_t row) {
-    _mm512_store_si512(tiles[0].words[row], word(h, m));
-    _mm512_store_si512(tiles[1].words[row], word(m, h));
-    _mm512_store_si512(tiles[2].words[row], word(l, h));
-  }
-};
-
-// What multiplies words (h,m) of whole numbers below 2^16, which have no third part: the sum of the three products is
-// that of the numbers, nothing left out.
-struct AgainstWords {
-  static constexpr int64_t kParts = 3;  // (h,m), (m,h), (l,l)
-  static inline __attribute__((always_inline)) void store(__m512i h, __m512i m, __m512i l, Tile* tiles, int64_t row) {
-    _mm512_store_si512(tiles[0].words[row], word(h, m));
-    _mm512_store_si512(tiles[1].words[row], word(m, h));
-    _mm512_store_si512(tiles[2].words[row], word(l, l));
-  }
-};
-
 // The nearest bfloat16, in the low half of each lane.
 inline __attribute__((always_inline)) __m512i nearest(__m512 x) {
   const __m256bh rounded = _mm512_cvtneps_pbh(x);
@@ -150,13 +123,20 @@ inline __attribute__((always_inline)) __m512i nearest(__m512 x) {
   return _mm512_cvtepu16_epi32(bits);
 }
 
-template <typename Layout>
+template <int64_t kParts>
 inline __attribute__((always_inline)) void split(__m512 x, Tile* tiles, int64_t row) {
-  const __m512i h = nearest(x);
-  x = _mm512_sub_ps(x, _mm512_castsi512_ps(_mm512_slli_epi32(h, 16)));
-  const __m512i m = nearest(x);
-  x = _mm512_sub_ps(x, _mm512_castsi512_ps(_mm512_slli_epi32(m, 16)));
-  Layout::store(h, m, nearest(x), tiles, row);
+  const __m512i h = nearest(x), h_up = _mm512_slli_epi32(h, 16);
+  x = _mm512_sub_ps(x, _mm512_castsi512_ps(h_up));
+  const __m512i m = nearest(x), m_up = _mm512_slli_epi32(m, 16);
+  x = _mm512_sub_ps(x, _mm512_castsi512_ps(m_up));
+  const __m512i l = nearest(x);
+  _mm512_store_si512(tiles[0].words[row], _mm512_or_si512(h, m_up));
+  if constexpr (kParts == kCrossed) {
+    _mm512_store_si512(tiles[1].words[row], _mm512_or_si512(m, h_up));
+    _mm512_store_si512(tiles[2].words[row], _mm512_or_si512(l, h_up));
+  } else {
+    _mm512_store_si512(tiles[1].words[row], _mm512_or_si512(h, _mm512_slli_epi32(l, 16)));
+  }
 }
 
 inline __attribute__((always_inline)) void transpose(__m512 (&x)[kSide]) {
@@ -183,28 +163,33 @@ inline __attribute__((always_inline)) void transpose(__m512 (&x)[kSide]) {
   }
 }
 
-// The tiles of source [rows, columns], row r times scale(r), zero beyond it, `depth` of them in a row, at least one row
-// of them; each transposed in itself where wanted.
-template <typename Layout, bool kTransposed, typename T, typename Scale>
-void pack(const T* source, int64_t stride, int64_t rows, int64_t columns, int64_t depth, Scale scale, Tile* tiles) {
-  for (int64_t first_row = 0; first_row == 0 || first_row < rows; first_row += kSide) {
-    for (int64_t first = 0; first < depth * kSide; first += kSide, tiles += Layout::kParts) {
+// The tiles of source [rows, columns], zero beyond it, `depth` of them in a row; each transposed in itself where
+// wanted.
+template <int64_t kParts, bool kTransposed, typename T>
+void pack(const T* source, int64_t stride, int64_t rows, int64_t columns, int64_t depth, Tile* tiles) {
+  for (int64_t first_row = 0; first_row < rows; first_row += kSide) {
+    for (int64_t first = 0; first < depth * kSide; first += kSide, tiles += kParts) {
       const int64_t width = std::clamp<int64_t>(columns - first, 0, kSide);
       const auto lanes = static_cast<__mmask16>((1u << width) - 1);
       __m512 x[kSide];
       for (int64_t r = 0; r < kSide; ++r) {
-        const int64_t row = first_row + r;
-        x[r] = row < rows ? load(source + row * stride + first, lanes) * scale(row) : _mm512_setzero_ps();
+        x[r] = first_row + r < rows ? load(source + (first_row + r) * stride + first, lanes) : _mm512_setzero_ps();
       }
       if constexpr (kTransposed) transpose(x);
-      for (int64_t r = 0; r < kSide; ++r) split<Layout>(x[r], tiles, r);
+      for (int64_t r = 0; r < kSide; ++r) split<kParts>(x[r], tiles, r);
     }
   }
 }
 
-inline float unscaled(int64_t) { return 1; }
+// Tiles 0 to 3 += tiles (4, 5) times tiles (6, 7).
+inline __attribute__((always_inline)) void multiply_tiles() {
+  _tile_dpbf16ps(0, 4, 6);
+  _tile_dpbf16ps(1, 4, 7);
+  _tile_dpbf16ps(2, 5, 6);
+  _tile_dpbf16ps(3, 5, 7);
+}
 
-// result [rows, columns], at most 32 each, = the products that multiply() adds up in tiles 0 to 3, or that added to it.
+// result [rows, columns], at most 32 each, = the sum that multiply() makes in tiles 0 to 3, or that added to it.
 template <typename Multiply>
 inline __attribute__((always_inline)) void accumulate(float* result, int64_t stride, int64_t rows, int64_t columns,
                                                       bool add, Multiply multiply) {
@@ -237,22 +222,6 @@ inline __attribute__((always_inline)) void accumulate(float* result, int64_t str
   for (int64_t r = 0; r < rows; ++r) std::memcpy(result + r * stride, corner + r * kBlock, columns * sizeof(float));
 }
 
-// Tiles 0 to 3 += tiles (4, 5) of one factor times (6, 7) of the other, which comes first where kLastFirst.
-template <bool kLastFirst>
-inline __attribute__((always_inline)) void multiply_tiles() {
-  if constexpr (kLastFirst) {
-    _tile_dpbf16ps(0, 6, 4);
-    _tile_dpbf16ps(1, 6, 5);
-    _tile_dpbf16ps(2, 7, 4);
-    _tile_dpbf16ps(3, 7, 5);
-  } else {
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_dpbf16ps(1, 4, 7);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
-  }
-}
-
 // result [rows, columns], at most 32 each, = a b, or that added to it; `a` is the plain factor, or the crossed one.
 template <bool kCrossedFirst>
 void product(Factor a, Factor b, int64_t sum_tiles, float* result, int64_t stride, int64_t rows, int64_t columns,
@@ -260,60 +229,26 @@ void product(Factor a, Factor b, int64_t sum_tiles, float* result, int64_t strid
   // A missing second block is the first once more.
   const Tile *a0 = a.tiles, *a1 = rows > kSide ? a0 + a.step : a0, *b0 = b.tiles,
              *b1 = columns > kSide ? b0 + b.step : b0;
-  const Tile *crossed0 = kCrossedFirst ? a0 : b0, *crossed1 = kCrossedFirst ? a1 : b1;
-  const Tile *plain0 = kCrossedFirst ? b0 : a0, *plain1 = kCrossedFirst ? b1 : a1;
-  const int64_t crossed_step = kCrossedFirst ? a.sum_step : b.sum_step;
-  const int64_t plain_step = kCrossedFirst ? b.sum_step : a.sum_step;
   constexpr int64_t kBytes = sizeof(Tile::words[0]);
+  // The parts of both factors that meet.
+  constexpr int64_t kA[] = {0, kCrossedFirst ? 1 : 0, kCrossedFirst ? 2 : 1};
+  constexpr int64_t kB[] = {0, kCrossedFirst ? 0 : 1, kCrossedFirst ? 1 : 2};
   accumulate(result, stride, rows, columns, add, [&]() __attribute__((always_inline)) {
     for (int64_t k = 0; k < sum_tiles; ++k) {
-      _tile_loadd(4, plain0, kBytes);
-      _tile_loadd(5, plain1, kBytes);
-      _tile_loadd(6, crossed0, kBytes);
-      _tile_loadd(7, crossed1, kBytes);
-      multiply_tiles<kCrossedFirst>();
-      _tile_loadd(6, crossed0 + 1, kBytes);
-      _tile_loadd(7, crossed1 + 1, kBytes);
-      multiply_tiles<kCrossedFirst>();
-      _tile_loadd(4, plain0 + 1, kBytes);
-      _tile_loadd(5, plain1 + 1, kBytes);
-      _tile_loadd(6, crossed0 + 2, kBytes);
-      _tile_loadd(7, crossed1 + 2, kBytes);
-      multiply_tiles<kCrossedFirst>();
-      plain0 += plain_step;
-      plain1 += plain_step;
-      crossed0 += crossed_step;
-      crossed1 += crossed_step;
-    }
-  });
-}
-
-// result [rows, columns], at most 32 each, = a b, where `a` lies in rows of `a_stride` words.
-inline void product_of_words(const uint32_t* a, int64_t a_stride, Factor b, int64_t sum_tiles, float* result,
-                             int64_t stride, int64_t rows, int64_t columns) {
-  const uint32_t *a0 = a, *a1 = rows > kSide ? a0 + kSide * a_stride : a0;
-  const Tile *b0 = b.tiles, *b1 = columns > kSide ? b0 + b.step : b0;
-  constexpr int64_t kBytes = sizeof(Tile::words[0]);
-  const int64_t a_bytes = a_stride * static_cast<int64_t>(sizeof(uint32_t));
-  for (int64_t r = 0; r < rows; ++r) {
-    __builtin_prefetch(result + r * stride, 1);
-    __builtin_prefetch(result + r * stride + columns - 1, 1);
-  }
-  accumulate(result, stride, rows, columns, false, [&]() __attribute__((always_inline)) {
-    for (int64_t k = 0; k < sum_tiles; ++k) {
-      _tile_loadd(4, a0, a_bytes);
-      _tile_loadd(5, a1, a_bytes);
-      for (int64_t part = 0; part < AgainstWords::kParts; ++part) {
-        // b passes by; the cache is for the words, which meet more of it.
-        _tile_stream_loadd(6, b0 + part, kBytes);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_stream_loadd(7, b1 + part, kBytes);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_dpbf16ps(3, 5, 7);
+#pragma GCC unroll 3
+      for (int part = 0; part < 3; ++part) {
+        if (part == 0 || kA[part] != kA[part - 1]) {
+          _tile_loadd(4, a0 + kA[part], kBytes);
+          _tile_loadd(5, a1 + kA[part], kBytes);
+        }
+        if (part == 0 || kB[part] != kB[part - 1]) {
+          _tile_loadd(6, b0 + kB[part], kBytes);
+          _tile_loadd(7, b1 + kB[part], kBytes);
+        }
+        multiply_tiles();
       }
-      a0 += kSide;
-      a1 += kSide;
+      a0 += a.sum_step;
+      a1 += a.sum_step;
       b0 += b.sum_step;
       b1 += b.sum_step;
     }

@@ -16,7 +16,8 @@
 
 #include "common.h"
 #include "lanes.h"
-#include "ranksim_products.h"
+#include "products.h"
+#include "ranksim_matrix_units.h"
 #include "transpose.h"
 
 namespace dadl::cpu {
@@ -142,50 +143,36 @@ void ranksim_tiles(const RowsTask<A>& task, LabelRanks::Scratch& labels, int64_t
   }
 }
 
-// In place, by tiles of pairs: combine(i, j, G_ij, G_ji). Tile row t works from its diagonal on; t and its mirror image
-// together are equal work for everyone.
-template <typename A, typename Combine>
-void combine_tile_row(A* g, int64_t stride, int64_t m, int64_t tile, Combine combine) {
+// In place, by tiles of pairs: sym_ij = (w_i G_ij + w_j G_ji) / |x_j|, so that sym X is, but for a factor, the
+// gradient with respect to the unit rows. Tile row t works from its diagonal on; t and its mirror image together are
+// equal work for everyone.
+template <typename A>
+void symmetrise_tile_row(A* g, const A* weight, const A* inverse_norm, int64_t m, int64_t tile) {
   const int64_t i0 = tile * kTile, rows = std::min(kTile, m - i0);
   A mirror[kTile][kTile];  // transposed, so that both sides are read and written along rows
   for (int64_t j0 = i0; j0 < m; j0 += kTile) {
     const int64_t columns = std::min(kTile, m - j0);
-    transpose(g + j0 * stride + i0, stride, mirror[0], kTile, columns, rows);
+    transpose(g + j0 * m + i0, m, mirror[0], kTile, columns, rows);
     for (int64_t i = 0; i < rows; ++i) {
-      A* row = g + (i0 + i) * stride + j0;
-      for (int64_t j = 0; j < columns; ++j) combine(i0 + i, j0 + j, row[j], mirror[i][j]);
+      A* row = g + (i0 + i) * m + j0;
+      for (int64_t j = 0; j < columns; ++j) {
+        const A sum = weight[i0 + i] * row[j] + weight[j0 + j] * mirror[i][j];
+        row[j] = sum * inverse_norm[j0 + j];
+        mirror[i][j] = sum * inverse_norm[i0 + i];
+      }
     }
     if (j0 == i0) continue;  // a diagonal tile is its own mirror image
-    transpose(mirror[0], kTile, g + j0 * stride + i0, stride, rows, columns);
+    transpose(mirror[0], kTile, g + j0 * m + i0, m, rows, columns);
   }
 }
 
-template <typename A, typename Combine>
-void combine_pairs(A* g, int64_t stride, int64_t m, int64_t begin, int64_t end, Combine combine) {
+template <typename A>
+void symmetrise_tile_rows(A* g, const A* weight, const A* inverse_norm, int64_t m, int64_t begin, int64_t end) {
   const int64_t tiles = (m + kTile - 1) / kTile;
   for (int64_t tile = begin; tile < end; ++tile) {
-    combine_tile_row(g, stride, m, tile, combine);
-    if (tiles - 1 - tile != tile) combine_tile_row(g, stride, m, tiles - 1 - tile, combine);
+    symmetrise_tile_row(g, weight, inverse_norm, m, tile);
+    if (tiles - 1 - tile != tile) symmetrise_tile_row(g, weight, inverse_norm, m, tiles - 1 - tile);
   }
-}
-
-// sym_ij = (w_i D_ij + w_j D_ji) / |x_j|: sym X is the gradient with respect to the unit rows, but for a factor.
-template <typename A>
-void symmetrise_pairs(A* differences, const A* weight, const A* inverse_norm, int64_t m, int64_t begin, int64_t end) {
-  combine_pairs(differences, m, m, begin, end, [=](int64_t i, int64_t j, A& upper, A& lower) {
-    const A sum = weight[i] * upper + weight[j] * lower;
-    upper = sum * inverse_norm[j];
-    lower = sum * inverse_norm[i];
-  });
-}
-
-// D_ij + D_ji as words of two bfloat16, which hold it exactly.
-DADL_CLONES void symmetrise_words(float* differences, int64_t stride, int64_t m, int64_t begin, int64_t end) {
-  combine_pairs(differences, stride, m, begin, end, [](int64_t, int64_t, float& upper, float& lower) {
-    const float sum = upper + lower;
-    const uint32_t high = float_to_bits(sum) & 0xFFFF0000u;
-    upper = lower = bits_to_float(high >> 16 | float_to_bits(sum - bits_to_float(high)));
-  });
 }
 
 // dx = (g - u <g, u>) / |x| with g = scale times the given one and u = x / |x|, without the second term where a
@@ -235,7 +222,7 @@ DADL_STORAGE_ROWS(BFloat16)
   }                                                                                                             \
   DADL_CLONES void symmetrise(A* differences, const A* weight, const A* inverse_norm, int64_t m, int64_t begin, \
                               int64_t end) {                                                                    \
-    symmetrise_pairs<A>(differences, weight, inverse_norm, m, begin, end);                                      \
+    symmetrise_tile_rows<A>(differences, weight, inverse_norm, m, begin, end);                                  \
   }                                                                                                             \
   DADL_CLONES void project(const A* g, A scale, const A* x, const double* squared, const A* inverse_norm,       \
                            const int64_t* index, A* gradient, int64_t d, int64_t begin, int64_t end) {          \
@@ -304,6 +291,25 @@ Tensor subset_columns(const Tensor& features, const int64_t* index, int64_t m, i
   return x;
 }
 
+// inner = X X^T + beta inner, panel by panel up to the diagonal. A panel and its mirror image together are equal work
+// for everyone; products within are single-threaded.
+template <typename G>
+void add_gram_panels(const Tensor& x, double beta, const Tensor& inner) {
+  const int64_t m = x.size(0), d = x.size(1), panel = panel_rows(m), panels = (m + panel - 1) / panel;
+  const G* values = data<G>(x);
+  const auto add_panel = [&](int64_t p) {
+    const int64_t row = p * panel, rows = std::min(panel, m - row), columns = row + rows;
+    add_product(matrix_view(x, values + row * d, rows, d, d, 1), matrix_view(x, values, d, columns, 1, d), 1.0, beta,
+                matrix_view(inner, data<G>(inner) + row * m, rows, columns, m, 1));
+  };
+  torch::stable::parallel_for(0, (panels + 1) / 2, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p) {
+      add_panel(p);
+      if (panels - 1 - p != p) add_panel(panels - 1 - p);
+    }
+  });
+}
+
 // In float64 by blocks of columns, so that no large float64 copy of X is held.
 template <typename T>
 Tensor wide_gram(const Tensor& features, const int64_t* index, int64_t m) {
@@ -311,17 +317,39 @@ Tensor wide_gram(const Tensor& features, const int64_t* index, int64_t m) {
   const int64_t block = std::is_same_v<T, double> ? std::max<int64_t>(d, 1) : std::max<int64_t>(256, m);
   const Tensor inner = torch::stable::new_empty(features, {m, m}, ScalarType::Double);
   for (int64_t first = 0; first == 0 || first < d; first += block) {
-    add_gram<double>(subset_columns<T, double>(features, index, m, first, std::min(block, d - first)),
-                     first == 0 ? 0.0 : 1.0, inner);
+    add_gram_panels<double>(subset_columns<T, double>(features, index, m, first, std::min(block, d - first)),
+                            first == 0 ? 0.0 : 1.0, inner);
   }
   return inner;
 }
 
 // Whether float32 inner products resolve the perturbation, whose typical size is strength * weight * 2 / m * (1 / 3).
-// Measured against float64, the gradient's cosine then stays above .9998, whatever the dimension and the correlation of
+// Measured against float64, the gradient's cosine then stays above .9997, whatever the dimension and the correlation of
 // the features. Small subsets have few swaps to average over, and cost little in float64.
 bool float32_resolves(int64_t m, const RankSimSettings& settings) {
   return m >= 64 && 2 * settings.interp_strength * settings.weight >= 1e-3 * 3 * static_cast<double>(m);
+}
+
+// Whether the matrix units form the products. Two rank differences are less than 2^16.
+bool matrix_units_serve(int64_t m) {
+#ifdef DADL_MATRIX_UNITS
+  return 64 <= m && m <= 1 << 14 && matrix_units::available();
+#else
+  return false;
+#endif
+}
+
+// Whether no part of a number that counts leaves the range of bfloat16.
+bool parts_resolve(const std::vector<double>& squared_norms) {
+  return std::all_of(squared_norms.begin(), squared_norms.end(),
+                     [](double square) { return square == 0 || (1e-30 <= square && square <= 1e30); });
+}
+
+void narrow_gram(const Tensor& x, bool units, const Tensor& inner) {
+#ifdef DADL_MATRIX_UNITS
+  if (units) return matrix_units::gram(data<float>(x), x.size(0), x.size(1), mutable_data<float>(inner));
+#endif
+  add_gram_panels<float>(x, 0.0, inner);
 }
 
 struct Result {
@@ -353,9 +381,8 @@ Result run(const Arguments& a, bool with_gradient, const A* row_weight) {
   const std::unique_ptr<LabelRanks> labels = make_label_ranks(a, m);
   const int64_t tiles = (m + kTile - 1) / kTile;
   const bool wide = std::is_same_v<T, double> || !float32_resolves(m, a.settings);
-  const bool words = !row_weight && words_are_quicker<A>(m);
-  // Of the rank differences: whole tiles of the matrix units.
-  const int64_t stride = words ? (m + matrix_units::kSide - 1) / matrix_units::kSide * matrix_units::kSide : m;
+  const bool units = std::is_same_v<A, float> && matrix_units_serve(m), weighed_by_units = units && !row_weight;
+  const int64_t stride = weighed_by_units ? tiles * kTile : m;  // of the rank differences
   const RankSimConstants<double> constants = ranksim_constants<double>(m, a.settings);
   Tensor x = a.features, differences = result.gradient;
   if (with_gradient || !wide) x = subset_columns<T, A>(a.features, index, m, 0, d);
@@ -365,9 +392,9 @@ Result run(const Arguments& a, bool with_gradient, const A* row_weight) {
       inner = wide_gram<T>(a.features, index, m);
     } else {
       inner = torch::stable::new_empty(a.features, {m, m}, ScalarType::Float);
-      add_gram<float>(x, 0.0, inner);
+      narrow_gram(x, units && parts_resolve(all_squared), inner);
     }
-    if (with_gradient) differences = torch::stable::new_empty(a.features, {words ? stride : m, stride}, arithmetic);
+    if (with_gradient) differences = torch::stable::new_empty(a.features, {stride, stride}, arithmetic);
     const RowsTask<A> task{wide ? nullptr : data<float>(inner),
                            wide ? data<double>(inner) : nullptr,
                            with_gradient ? mutable_data<A>(differences) : nullptr,
@@ -396,26 +423,24 @@ Result run(const Arguments& a, bool with_gradient, const A* row_weight) {
     project(data<A>(unit_gradient), static_cast<A>(-constants.slope), data<A>(x), squared.data(), inverse_norm.data(),
             index, mutable_data<A>(result.gradient), d, begin, end);
   };
+  if (weighed_by_units) {
 #ifdef DADL_MATRIX_UNITS
-  if constexpr (std::is_same_v<A, float>) {
-    if (words) {
-      float* pairs = mutable_data<float>(differences);
-      for_pairs([&](int64_t begin, int64_t end) { symmetrise_words(pairs, stride, m, begin, end); });
-      for (int64_t i = 0; i < m; ++i) std::fill_n(pairs + i * stride + m, stride - m, 0.0f);
-      weigh_rows(data<uint32_t>(differences), stride, data<float>(x), inverse_norm.data(),
-                 mutable_data<float>(unit_gradient), m, d);
-      torch::stable::parallel_for(0, m, grain_rows(d), finish);
-      return result;
-    }
-  }
+    float* parts = mutable_data<float>(differences);
+    const std::vector<float> scale(inverse_norm.begin(), inverse_norm.end());
+    for_pairs([&](int64_t begin, int64_t end) { matrix_units::symmetrise(parts, stride, m, begin, end); });
+    matrix_units::weigh_rows(parts, stride, data<float>(x), scale.data(), mutable_data<float>(unit_gradient), m, d);
+    torch::stable::parallel_for(0, m, grain_rows(d), finish);
 #endif
+    return result;
+  }
   std::vector<A> weight(m, A{1});
   if (row_weight) std::copy_n(row_weight, m, weight.begin());
   for_pairs([&](int64_t begin, int64_t end) {
     symmetrise(mutable_data<A>(differences), weight.data(), inverse_norm.data(), m, begin, end);
   });
   torch::stable::parallel_for(0, m, std::max<int64_t>(64, grain_rows(d)), [&](int64_t begin, int64_t end) {
-    weigh_rows(differences, x, mutable_data<A>(unit_gradient), begin, end);
+    add_product(matrix_view(differences, data<A>(differences) + begin * m, end - begin, m, m, 1), x, 1.0, 0.0,
+                matrix_view(unit_gradient, data<A>(unit_gradient) + begin * d, end - begin, d, d, 1));
     finish(begin, end);
   });
   return result;
