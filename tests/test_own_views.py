@@ -205,6 +205,18 @@ def test_views_are_for_images(tmp_path: Path) -> None:
         RankSimRecipe(data=tmp_path, augment="m:n", keep_positions=True)
 
 
+@pytest.mark.parametrize("flip", [True, False])
+def test_mirroring_is_of_our_views(tmp_path: Path, flip: bool) -> None:
+    options: dict[str, Any] = {"data": tmp_path, "flip": flip}
+    few: dict[str, Any] = {"labels": 30, "augment": "m:n"} | options
+    for make in (partial(SelfTuningRecipe, **few), partial(CMWNetRecipe, augment="m:n", **options)):
+        with pytest.raises(SettingsError, match="flip is about: leave out one of the two"):
+            make()
+    SelfTuningRecipe(method="fixmatch", **few)  # whose weak views are ours
+    for recipe in (SelfTuningRecipe(labels=30, **options), CMWNetRecipe(**options)):
+        assert recipe.flip == flip
+
+
 def test_the_command_trains_with_views_of_kornia(tmp_path: Path) -> None:
     pytest.importorskip("kornia")
     data, runs = image_folder(tmp_path / "data"), [tmp_path / "one", tmp_path / "two"]

@@ -121,8 +121,8 @@ class CMWNetRecipe(Recipe):
     image_size: Annotated[int, Parameter(validator=validators.Number(gte=8))] | None = None
     """Height and width of a view of listed images, in pixels. [default: resnet32 32, others 224]"""
 
-    flip: bool = True
-    """Mirror images at random; not for characters or digits."""
+    flip: bool | None = None
+    """Mirror images at random; not for characters or digits. [default: true, without augment]"""
 
     meta: Literal["clean", "lowest-loss", "balanced"] = "clean"
     """Samples to learn the weights on: clean ones that are not trained on; those of the training samples with the
@@ -150,6 +150,8 @@ class CMWNetRecipe(Recipe):
     normalize: Normalize = "mean"
     """Divide weighted losses by the samples, for noise, or by the sum of weights, for imbalance."""
 
+        if self.augment is not None and self.flip is not None:
+            raise SettingsError("augment replaces the view that flip is about: leave out one of the two")
     interval: PositiveInt = 1
     """Every how many steps the weighting network learns."""
 
@@ -316,7 +318,7 @@ class CMWNetRecipe(Recipe):
         return efficientnet_lite0(), FEATURES
 
     def _view(self, size: int, image_shape: Sequence[int]) -> View:
-        return training_view(self.augment, size, image_shape, crop_area=0.8, operations=1, flip=self.flip)
+        return training_view(self.augment, size, image_shape, crop_area=0.8, operations=1, flip=self.flip is not False)
 
     def _draw(self, parts: Parts) -> Parts:
         """Validation and clean meta samples out of the training samples."""
