@@ -11,6 +11,7 @@ import torch
 
 pytest.importorskip("lightning_fabric", reason="needs pip install 'dadl[train]'")
 
+from dadl import sprites
 from dadl.chi_model_train import ChiModelRecipe
 from dadl.cmw_net_train import CMWNetRecipe
 from dadl.fingerprint import fingerprint
@@ -169,3 +170,18 @@ def test_of_files_that_are_read_whole_every_pixel_counts(idx_folder: Path) -> No
     content[-1] ^= 1
     file.write_bytes(content)
     assert changed_parts(before, fingerprints(recipe)) == {"train"}
+
+
+def test_of_drawn_images_every_pixel_and_value_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sprites, "MPI3D_COUNTS", (2, 40, 40))
+    images = np.random.default_rng(0).integers(0, 256, (3200, 4, 4, 3), dtype=np.uint8)
+
+    def drawn(**settings: Any) -> Mapping[str, str]:
+        np.savez(tmp_path / "mpi3d.npz", images=images)
+        return fingerprints(ChiModelRecipe(data=tmp_path, labels=10, images=3200, image_size=32, **settings))
+
+    before = drawn()
+    assert drawn() == before
+    assert changed_parts(before, drawn(columns=(1,))) == {"images"}
+    images[1234, 3, 3, 2] ^= 1
+    assert changed_parts(before, drawn()) == {"images"}

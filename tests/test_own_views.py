@@ -1,6 +1,8 @@
 """``--augment``: views of the user's, where they are used, and what is refused before any work."""
 
+import re
 import struct
+import textwrap
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -203,6 +205,29 @@ def test_views_are_for_images(tmp_path: Path) -> None:
         RankSimRecipe(data=tmp_path, target="y", features=("a",), augment="m:n")
     with pytest.raises(SettingsError, match="leave out one of the two"):
         RankSimRecipe(data=tmp_path, augment="m:n", keep_positions=True)
+
+
+def test_the_module_in_the_readme_makes_views(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("kornia")
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n( *import kornia.*?)```", readme, re.DOTALL)
+    (tmp_path / "views_of_readme.py").write_text(textwrap.dedent(code))
+    monkeypatch.syspath_prepend(tmp_path)
+    view = training_view("views_of_readme:strong", 224, (3, 256, 256))
+    images = torch.rand(2, 3, 256, 256)
+    assert not torch.equal(view(images), view(images))
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_mirroring_is_of_our_views(tmp_path: Path, flip: bool) -> None:
+    options: dict[str, Any] = {"data": tmp_path, "flip": flip}
+    few: dict[str, Any] = {"labels": 30, "augment": "m:n"} | options
+    for make in (partial(SelfTuningRecipe, **few), partial(CMWNetRecipe, augment="m:n", **options)):
+        with pytest.raises(SettingsError, match="flip is about: leave out one of the two"):
+            make()
+    SelfTuningRecipe(method="fixmatch", **few)  # whose weak views are ours
+    for recipe in (SelfTuningRecipe(labels=30, **options), CMWNetRecipe(**options)):
+        assert recipe.flip == flip
 
 
 def test_the_command_trains_with_views_of_kornia(tmp_path: Path) -> None:

@@ -11,6 +11,11 @@ def as_fractions(images: Tensor) -> Tensor:
     return images.float().div(255) if images.dtype == torch.uint8 else images.float()
 
 
+def stored_size(size: int) -> int:
+    """Of the images that views of ``size`` are made of: their middle 7/8 are tested, 224 of 256 pixels."""
+    return round(size * 8 / 7)
+
+
 class View(nn.Module):
     """A random view of every image of a batch; in evaluation mode the middle of the image.
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from .augmentation import View
+from .augmentation import View, stored_size
 from .chi_model import (
     MCD,
     REGRESSION,
@@ -80,7 +80,7 @@ class ChiModelRecipe(ListRecipe[Values]):
         if max(columns) >= len(drawn.names):
             raise SettingsError(f"there is no column {max(columns)}, but of {', '.join(drawn.names)}, from 0")
         target = drawn.target[:, columns]
-        images = _resized(drawn.images, self.stored_size)
+        images = _resized(drawn.images, stored_size(self.image_size))
         order = torch.randperm(len(target), generator=torch.Generator().manual_seed(self.seed))
         test, validation, train = order.split([len(order) // 5, len(order) // 10, len(order) - len(order) * 3 // 10])
         labelled, unlabelled = train.split([count := math.ceil(len(train) * self.labels / 100), len(train) - count])

@@ -11,7 +11,7 @@ from cyclopts import Parameter, validators
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from .augmentation import View
+from .augmentation import View, stored_size
 from .backbones import load_backbone
 from .cmw_net import CMWNet
 from .data import CIFAR10_FLIPS, balanced_subset, flip_noise, long_tail, symmetric_noise
@@ -38,24 +38,14 @@ SMALLEST_PHOTOGRAPH = 64
 
 @dataclass(frozen=True)
 class Samples:
-    """Names, labels ``[N]``, and which ``rows`` of ``source``, ``[M, C, H, W]``, uint8, are their images.
-
-    The images are not copied, as they may be more than fit into memory.
-    """
+    """Names, images ``[N, C, H, W]``, uint8, and labels ``[N]``."""
 
     names: Sequence[str]
-    source: Tensor
-    rows: Tensor
+    images: ChosenRows
     target: Tensor
 
-    @property
-    def images(self) -> ChosenRows:
-        return ChosenRows(self.source, self.rows)
-
     def take(self, rows: Tensor) -> "Samples":
-        return replace(
-            self, names=[self.names[row] for row in rows.tolist()], rows=self.rows[rows], target=self.target[rows]
-        )
+        return Samples([self.names[row] for row in rows.tolist()], self.images.take(rows), self.target[rows])
 
     def without(self, rows: Tensor) -> "Samples":
         kept = torch.ones(len(self.target), dtype=torch.bool)
@@ -121,8 +111,8 @@ class CMWNetRecipe(Recipe):
     image_size: Annotated[int, Parameter(validator=validators.Number(gte=8))] | None = None
     """Height and width of a view of listed images, in pixels. [default: resnet32 32, others 224]"""
 
-    flip: bool = True
-    """Mirror images at random; not for characters or digits."""
+    flip: bool | None = None
+    """Mirror images at random; not for characters or digits. [default: true, without augment]"""
 
     meta: Literal["clean", "lowest-loss", "balanced"] = "clean"
     """Samples to learn the weights on: clean ones that are not trained on; those of the training samples with the
@@ -160,6 +150,8 @@ class CMWNetRecipe(Recipe):
     """Part of the steps that are plain cross-entropy, the first ones."""
 
     def __post_init__(self) -> None:
+        if self.augment is not None and self.flip is not None:
+            raise SettingsError("augment replaces the view that flip is about: leave out one of the two")
         if (self.noise == "none") != (self.noise_rate == 0):
             raise SettingsError(f"noise {self.noise} with noise-rate {self.noise_rate:g}: set both, or none")
         if self.meta == "balanced" and self.noise != "none":
@@ -202,7 +194,7 @@ class CMWNetRecipe(Recipe):
             facts={
                 "classes": num_classes,
                 "class_counts": torch.bincount(train.target, minlength=num_classes).tolist(),
-                "image_shape": list(train.source.shape[1:]),
+                "image_shape": list(train.images.tensor.shape[1:]),
                 "view_size": parts.view_size,
             },
             sizes={
@@ -255,7 +247,7 @@ class CMWNetRecipe(Recipe):
             return self._read_files()
         lists = read_noisy_lists(self.data)
         size = self.image_size or (32 if self._is_resnet else 224)
-        stored = round(size * 8 / 7)  # the middle 7/8 are tested, 224 of 256 pixels
+        stored = stored_size(size)
         self._make_backbone(3, size)  # what is wrong with it, or with the view, shows before images are read
         self._view(size, (3, stored, stored))
         given = (lists.train, lists.meta, lists.validation, lists.test)
@@ -263,13 +255,11 @@ class CMWNetRecipe(Recipe):
         progress.start("Reading images", total=len(rows))
         images = load_images(self.data, rows, stored, progress.advance)
 
-        def samples(part: Sequence[Row[int]], which: Tensor) -> Samples:
-            return Samples([row.path for row in part], images.tensor, which, torch.tensor([row.label for row in part]))
+        def samples(part: Sequence[Row[int]], images: ChosenRows) -> Samples:
+            return Samples([row.path for row in part], images, torch.tensor([row.label for row in part]))
 
-        chosen = images.chosen.split([len(part) for part in given])
-        train, meta, validation, test = (
-            samples(part, which) if part else None for part, which in zip(given, chosen, strict=True)
-        )
+        parts = zip(given, images.split([len(part) for part in given]), strict=True)
+        train, meta, validation, test = (samples(part, its) if part else None for part, its in parts)
         assert train is not None
         assert test is not None
         fingerprints = {
@@ -286,7 +276,7 @@ class CMWNetRecipe(Recipe):
         except ImageFileError as error:
             raise ImageFileError(f"{error}; nor is there a list {self.data / TRAIN}") from None
         train, test = (
-            Samples([f"{part}:{i}" for i in range(len(target))], images, torch.arange(len(target)), target)
+            Samples([f"{part}:{i}" for i in range(len(target))], ChosenRows(images, torch.arange(len(target))), target)
             for part, images, target in (
                 ("train", files.train_images, files.train_target),
                 ("test", files.test_images, files.test_target),
@@ -295,7 +285,10 @@ class CMWNetRecipe(Recipe):
         channels, *size = files.train_images.shape[1:]
         self._make_backbone(channels, min(size))
         self._view(min(size), (channels, *size))
-        fingerprints = {"train": fingerprint(train.source, train.target), "test": fingerprint(test.source, test.target)}
+        fingerprints = {
+            "train": fingerprint(files.train_images, files.train_target),
+            "test": fingerprint(files.test_images, files.test_target),
+        }
         return Parts(train, None, None, test, min(size), fingerprints)
 
     @property
@@ -316,7 +309,7 @@ class CMWNetRecipe(Recipe):
         return efficientnet_lite0(), FEATURES
 
     def _view(self, size: int, image_shape: Sequence[int]) -> View:
-        return training_view(self.augment, size, image_shape, crop_area=0.8, operations=1, flip=self.flip)
+        return training_view(self.augment, size, image_shape, crop_area=0.8, operations=1, flip=self.flip is not False)
 
     def _draw(self, parts: Parts) -> Parts:
         """Validation and clean meta samples out of the training samples."""
@@ -366,8 +359,8 @@ class CMWNetRecipe(Recipe):
 
     def _loader(self, train: Samples, meta: Samples | None) -> DataLoader[Any]:
         images, target = train.images, train.target
-        if self.method == "ce-meta" and meta is not None:  # whose images are of the same source
-            images = ChosenRows(train.source, torch.cat([train.rows, meta.rows]))
+        if self.method == "ce-meta" and meta is not None:  # whose images are of the same tensor
+            images = ChosenRows(images.tensor, torch.cat([images.chosen, meta.images.chosen]))
             target = torch.cat([target, meta.target])
         if not self.learns_weights or self.meta == "lowest-loss":
             return tensor_loader(images, target, batch_size=self.batch_size, shuffle=True)

@@ -42,12 +42,15 @@ def kept_on_disk(
     try:
         if images is None:
             folder.mkdir(parents=True, exist_ok=True)
-            with file.with_suffix(".lock").open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed, or the process ends
+            lock = file.with_suffix(".lock")
+            with lock.open("w") as stream:
+                fcntl.flock(stream, fcntl.LOCK_EX)  # until the file is closed, or the process ends
                 images = _mapped(file, shape)
                 if images is None:
                     _write(file, shape, decode)
-                    return _as_tensor(np.load(file, mmap_mode="r"))
+                lock.unlink(missing_ok=True)  # whoever waits for it finds the images
+            if images is None:
+                return _as_tensor(np.load(file, mmap_mode="r"))
     except OSError as error:
         raise ImageCacheError(
             f"cannot keep {math.prod(shape) / 1e9:.1f} GB of decoded images in {folder}: {error.strerror or error}; "

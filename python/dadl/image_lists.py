@@ -7,11 +7,10 @@ samples; those of them that are not in the labelled list are used without their 
 """
 
 import contextlib
-import hashlib
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from .errors import UserError
+from .fingerprint import fingerprint
 from .image_cache import Store, kept_on_disk
 from .rows import ChosenRows
 
@@ -317,14 +317,16 @@ def load_images(
 
 def _key(folder: Path, rows: Sequence[ImageRow], shape: tuple[int, ...]) -> str:
     """A digest of everything that decoded images depend on, without reading the files."""
-    digest = hashlib.sha256(f"{DECODING} {PIL.__version__} {shape}".encode())
     whole = folder.resolve()
-    for row in rows:
-        file = whole / row.path
-        with contextlib.suppress(OSError):  # decoding says which are missing
-            status = file.stat()
-            digest.update(ascii((str(file), status.st_size, status.st_mtime_ns)).encode())
-    return digest.hexdigest()[:32]
+
+    def states() -> Iterator[tuple[str, int, int]]:
+        for row in rows:
+            file = whole / row.path
+            with contextlib.suppress(OSError):  # decoding says which are missing
+                status = file.stat()
+                yield str(file), status.st_size, status.st_mtime_ns
+
+    return fingerprint([DECODING, PIL.__version__, shape], states())
 
 
 def image_problems(folder: Path, rows: Sequence[ImageRow], on_checked: Callable[[], None]) -> list[str]:

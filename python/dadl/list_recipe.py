@@ -11,7 +11,7 @@ from cyclopts import Parameter, validators
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from .augmentation import View
+from .augmentation import View, stored_size
 from .fingerprint import image_fingerprint
 from .image_lists import ImageLists, ImageRow, Row, load_images, read_image_names
 from .options import Positive, PositiveInt
@@ -48,14 +48,9 @@ class ListRecipe(Recipe, Generic[LabelT]):
     images [B, C, H, W] in [0, 1] to [B, C, image-size, image-size] in [0, 1], random by torch's global generator. It
     makes all views but fixmatch's weak ones; in chi-model it must move nothing where values are positions."""
 
-    @property
-    def stored_size(self) -> int:
-        """Of the decoded images: their middle 7/8 are tested, 224 of 256 pixels."""
-        return round(self.image_size * 8 / 7)
-
     @abstractmethod
     def view(self) -> View:
-        """The random view of training images."""
+        """The random view of training images; raises a :class:`.SettingsError` if ``augment`` cannot be used."""
 
     @abstractmethod
     def read_lists(self) -> ImageLists[LabelT]:
@@ -111,7 +106,8 @@ class ListRecipe(Recipe, Generic[LabelT]):
 
     def make_view(self, **options: Any) -> View:
         """Our view with these options, or ``augment``."""
-        return training_view(self.augment, self.image_size, (3, self.stored_size, self.stored_size), **options)
+        stored = stored_size(self.image_size)
+        return training_view(self.augment, self.image_size, (3, stored, stored), **options)
 
     def _evaluation(self, rows: Sequence[Row[LabelT]], progress: JobProgress) -> Evaluation:
         images = self._images(self.data, rows, progress)
@@ -119,7 +115,7 @@ class ListRecipe(Recipe, Generic[LabelT]):
         return Evaluation([row.path for row in rows], tensor_loader(images, batch_size=self.batch_size), score)
 
     def _images(self, folder: Path, rows: Sequence[ImageRow], progress: JobProgress) -> ChosenRows:
-        return load_images(folder, rows, self.stored_size, progress.advance)
+        return load_images(folder, rows, stored_size(self.image_size), progress.advance)
 
 
 def class_table(predicted: Tensor, target: Tensor) -> Table:

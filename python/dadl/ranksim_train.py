@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from dadl_ext import RankSimLoss
 
-from .augmentation import View
+from .augmentation import View, stored_size
 from .backbones import load_backbone
 from .efficientnet import FEATURES, efficientnet_lite0
 from .feature_smoothing import FeatureDistributionSmoothing
@@ -376,7 +376,8 @@ class RankSimRecipe(Recipe):
         if parts[0].images:
             files = [image for part in parts for image in part.images]
             progress.start("Reading images", total=len(files))
-            return load_images(folder, files, self._stored_size, progress.advance).split(sizes), {"inputs": "images"}
+            images = load_images(folder, files, stored_size(self.image_size), progress.advance)
+            return images.split(sizes), {"inputs": "images"}
         numbers = torch.cat([part.features for part in parts]).float()
         texts = [sample for part in parts for sample in part.texts]
         if texts:
@@ -406,14 +407,10 @@ class RankSimRecipe(Recipe):
         layers = [nn.Linear(facts["width"], self.hidden), nn.ReLU(), nn.Linear(self.hidden, self.hidden), nn.ReLU()]
         return nn.Sequential(_Standardize(facts["mean"], facts["deviation"], facts["width"]), *layers), self.hidden
 
-    @property
-    def _stored_size(self) -> int:
-        """Of the images in memory: their middle 7/8 are tested, 224 of 256 pixels."""
-        return round(self.image_size * 8 / 7)
-
     def _view(self) -> View:
-        shape, crop = (3, self._stored_size, self._stored_size), None if self.keep_positions else 0.8
-        return training_view(self.augment, self.image_size, shape, crop_area=crop, flip=not self.keep_positions)
+        stored, crop = stored_size(self.image_size), None if self.keep_positions else 0.8
+        options: dict[str, Any] = {"crop_area": crop, "flip": not self.keep_positions}
+        return training_view(self.augment, self.image_size, (3, stored, stored), **options)
 
     def _image_network(self) -> tuple[nn.Module, int]:
         if self.backbone is None:

@@ -13,7 +13,7 @@ from .efficientnet import FEATURES, efficientnet_lite0
 from .image_lists import ClassLists, ImageLists, Row, read_lists
 from .list_recipe import ListRecipe, class_columns, class_table
 from .options import Fraction, Positive, PositiveInt
-from .recipe import Table
+from .recipe import SettingsError, Table
 from .rows import ChosenRows
 from .self_tuning import UNLABELLED, FineTuning, FixMatch, SelfTuning, paired_loader
 
@@ -43,11 +43,16 @@ class SelfTuningRecipe(ListRecipe[int]):
     threshold: Fraction | None = None
     """Least confidence of a pseudo-label. [default: self-tuning 0, fixmatch 0.95]"""
 
-    flip: bool = True
-    """Mirror images at random; not for characters or digits."""
+    flip: bool | None = None
+    """Mirror images at random; not for characters or digits. [default: true, without augment or in fixmatch's weak
+    views]"""
+
+    def __post_init__(self) -> None:
+        if self.augment is not None and self.flip is not None and self.method != "fixmatch":
+            raise SettingsError("augment replaces the view that flip is about: leave out one of the two")
 
     def view(self) -> View:
-        return self.make_view(crop_area=0.2, operations=2, cutout=0.5, flip=self.flip)
+        return self.make_view(crop_area=0.2, operations=2, cutout=0.5, flip=self.flip is not False)
 
     def read_lists(self) -> ClassLists:
         return read_lists(self.data, self.labels)
@@ -62,7 +67,7 @@ class SelfTuningRecipe(ListRecipe[int]):
         if self.method == "fine-tuning":
             return FineTuning(backbone, FEATURES, num_classes, view, lr=self.lr)
         if self.method == "fixmatch":
-            weak_view = View(self.image_size, crop_area=0.6, flip=self.flip)
+            weak_view = View(self.image_size, crop_area=0.6, flip=self.flip is not False)
             return FixMatch(backbone, FEATURES, num_classes, view, lr=self.lr, weak_view=weak_view, threshold=threshold)
         return SelfTuning(
             backbone,
