@@ -94,9 +94,13 @@ class BuildLibraries(build_ext):
             extension.library_dirs = cpp_extension.library_paths()
         compile_one_by_one = self.compiler.compile
 
-        def compile_side_by_side(sources: list[str], **options) -> list[str]:
+        def compile_side_by_side(sources: list[str], *, extra_postargs: list[str], **options) -> list[str]:
+            def compile_one(source: str) -> list[str]:
+                own = flags.SOURCE_FLAGS.get(Path(source).relative_to("csrc").as_posix(), [])
+                return compile_one_by_one([source], extra_postargs=[*extra_postargs, *own], **options)
+
             with ThreadPoolExecutor(os.cpu_count()) as pool:
-                compiled = pool.map(lambda source: compile_one_by_one([source], **options), sources)
+                compiled = list(pool.map(compile_one, sources))
             return [path for paths in compiled for path in paths]
 
         self.compiler.compile = compile_side_by_side
