@@ -159,6 +159,30 @@ def test_integer_features_keep_every_tie() -> None:
         assert loss.item() == pytest.approx(expected, rel=1e-7)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_products_of_every_shape(dtype: torch.dtype) -> None:
+    """Float32 products come in blocks of rows and columns, and in groups of columns that are added up."""
+    for n, d in ((64, 3), (64, 64), (65, 31), (97, 33), (130, 129), (200, 700), (300, 16), (600, 40)):
+        for integer in (False, True):
+            x, labels = tensors(n, d, n + d, integer, dtype), torch.randperm(n).float()
+            loss, gradient = run(functional.ranksim_loss, x, labels)
+            expected_loss, expected = run(functional.ranksim_loss, x.double(), labels)
+            if dtype == torch.float32:
+                assert_close_to_float64(loss, gradient, expected_loss.item(), expected, flips=not integer)
+            else:
+                assert torch.cosine_similarity(gradient.double().flatten(), expected.flatten(), dim=0) > 0.9995
+
+
+def test_tiny_and_huge_features_keep_their_ranks() -> None:
+    x, labels = torch.randn(100, 20), torch.randperm(100).float()
+    expected, _ = run(functional.ranksim_loss, x, labels)
+    for scale in (1e-16, 1e17):
+        loss, gradient = run(functional.ranksim_loss, x * scale, labels)
+        if scale > 1:  # smaller rows than 1e-12 follow F.normalize
+            torch.testing.assert_close(loss, expected, rtol=1e-4, atol=0)
+        assert gradient.isfinite().all()
+
+
 def test_linear_in_the_upstream_scalar(device: str) -> None:
     x, labels = torch.randn(40, 8, device=device), torch.rand(40)
     _, one = run(functional.ranksim_loss, x, labels)
