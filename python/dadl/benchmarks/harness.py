@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +16,19 @@ WARM_UP = 3  # calls of each candidate; torch.compile needs more than one where 
 
 Numbers = Mapping[str, float]
 """What was measured for a row of a table: median seconds of every candidate, or MiB where the name says so."""
+
+
+def keep_memory() -> None:
+    """Let the C library keep what is freed, for all candidates alike.
+
+    Whether it hands large tensors back to the system and pays for fresh pages at the next call is a matter of chance
+    that lasts for a process, and takes longer than a small operator.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        no_mmap, trim_threshold = -4, -1  # M_MMAP_MAX and M_TRIM_THRESHOLD of mallopt(3)
+        libc = ctypes.CDLL(None)
+        libc.mallopt(no_mmap, 0)
+        libc.mallopt(trim_threshold, 2**30)
 
 
 @dataclass(frozen=True)

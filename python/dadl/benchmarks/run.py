@@ -19,7 +19,7 @@ from ..options import BenchmarkName, Device
 from ..report import JobProgress, save_figure, write_json
 from . import cmw_net, contrast, disagreement, ranksim
 from .figure import draw_speedups
-from .harness import Harness, Numbers, Table, cells, markdown_table
+from .harness import Harness, Numbers, Table, cells, keep_memory, markdown_table
 
 ROUNDS, QUICK_ROUNDS = 15, 2
 
@@ -89,6 +89,7 @@ def run_benchmarks(
     threads_before = torch.get_num_threads()
     if threads is not None:
         torch.set_num_threads(threads)
+    keep_memory()
     try:
         machine = f"{_machine(place)}, torch {torch.__version__}"
         _say(console, machine)
