@@ -6,10 +6,12 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <tuple>
 #include <type_traits>
+#include <vector>
 
 #include "core/half.h"
 
@@ -31,6 +33,25 @@ inline Tensor as_contiguous(const Tensor& tensor) {
 
 inline Tensor as_contiguous(const Tensor& tensor, ScalarType type) {
   return as_contiguous(tensor.scalar_type() == type ? tensor : torch::stable::to(tensor, type));
+}
+
+// Uninitialised, on the device of `like`. By the C interface: torch::stable::new_empty looks the operator up by name at
+// every call, which takes longer than the allocation.
+inline Tensor new_empty(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes, ScalarType type) {
+  const auto dims = static_cast<int64_t>(sizes.size());
+  std::vector<int64_t> strides(dims);
+  int64_t stride = 1;
+  for (int64_t d = dims - 1; d >= 0; --d) {
+    strides[d] = stride;
+    stride *= std::max<int64_t>(sizes[d], 1);
+  }
+  int32_t device_type = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dims, sizes.data(), strides.data(),
+                                                  torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)),
+                                                  device_type, like.get_device_index(), &handle));
+  return Tensor(handle);
 }
 
 template <typename T>

@@ -60,9 +60,9 @@ Tiling make_tiling(int64_t widest, int64_t queries, int64_t keys, int64_t d) {
 }
 
 // lse [B] and, where wanted, slope [B, d] = scale sum_j p_ij key_j, its gradient. `own` is an additional key [B, d] of
-// each query, or null.
-template <typename KeyTile, typename T, typename A>
-void attend(const Tensor& query, const Keys<T>& keys, const A* own, double scale, A* lse, A* slope) {
+// each query, or null. finish(begin, end) is called once for every row, when it is ready.
+template <typename KeyTile, typename T, typename A, typename Finish>
+void attend(const Tensor& query, const Keys<T>& keys, const A* own, double scale, A* lse, A* slope, Finish finish) {
   const int64_t queries = query.size(0), d = keys.d;
   const typename KeyTile::Query scaled(query, scale, false);
   const int64_t rows = scaled.padded, width = scaled.width;
@@ -88,7 +88,7 @@ void attend(const Tensor& query, const Keys<T>& keys, const A* own, double scale
   torch::stable::parallel_for(0, queries, grain_rows((tiling.chunks + 1) * d), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       A own_logit = kNothing;
-      if (own) own_logit = static_cast<A>(scale) * inner_product(q + i * d, own + i * d, d);
+      if (own) own_logit = static_cast<A>(scale) * blas::dot(q + i * d, own + i * d, d);
       A highest = own_logit;
       for (int64_t k = 0; k < tiling.chunks; ++k) highest = std::max(highest, largest[k * rows + i]);
       const A base = highest == kNothing ? 0 : highest;
@@ -101,20 +101,67 @@ void attend(const Tensor& query, const Keys<T>& keys, const A* own, double scale
       if (!slope) continue;
       A* out = slope + i * d;
       const A inverse = total == 0 ? 0 : static_cast<A>(scale) / total;
-      for (int64_t c = 0; c < d; ++c) out[c] = own ? own_weight * inverse * own[i * d + c] : A{0};
+      std::fill_n(out, d, A{0});
+      if (own) blas::add_scaled(own + i * d, own_weight * inverse, out, d);
       for (int64_t k = 0; k < tiling.chunks; ++k) {
         const A factor = exp_nonpositive(largest[k * rows + i] - base) * inverse;
-        const A* state = states + k * rows * width;
-        for (int64_t c = 0; c < d;) {
-          const A* segment = state + scaled.offset(i, c);
-          const int64_t length = std::min(d - c, KeyTile::Query::kSegment);
-          for (int64_t e = 0; e < length; ++e) out[c + e] += factor * segment[e];
-          c += length;
-        }
+        scaled.add_row(states + k * rows * width, i, factor, out, d);
       }
     }
+    finish(begin, end);
   });
 }
+
+// From log-sum-exps to the loss of pseudo group contrast.
+template <typename T>
+struct Positives {
+  using A = typename Storage<T>::Arithmetic;
+  const A *query, *own;
+  const T* queue;
+  const int64_t* target;
+  const int64_t* valid_slots;
+  int64_t classes, slots, d, ignore_index;
+  A inverse_temperature, gain;
+  bool kl;
+  A *loss, *slope;
+};
+
+template <typename T>
+void subtract_positive_rows(const Positives<T>& p, int64_t begin, int64_t end) {
+  using A = typename Storage<T>::Arithmetic;
+  const int64_t d = p.d;
+  std::vector<A> positive(d);
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t c = p.target[i];
+    if (c < 0 || c >= p.classes) {
+      p.loss[i] = c == p.ignore_index ? 0 : std::numeric_limits<A>::quiet_NaN();
+      if (p.slope) std::fill_n(p.slope + i * d, d, A{0});
+      continue;
+    }
+    std::copy_n(p.own + i * d, d, positive.data());
+    const T* slot = p.queue + c * p.slots * d;
+    for (int64_t s = 0; s < p.valid_slots[c]; ++s, slot += d) {
+      for (int64_t e = 0; e < d; ++e) positive[e] += static_cast<A>(to_float(slot[e]));
+    }
+    const A share = 1 / static_cast<A>(1 + p.valid_slots[c]);
+    p.loss[i] -= inner_product(p.query + i * d, positive.data(), d) * share * p.inverse_temperature;
+    if (p.kl) p.loss[i] += std::log(share);
+    p.loss[i] *= p.gain;
+    if (!p.slope) continue;
+    A* row = p.slope + i * d;
+    for (int64_t e = 0; e < d; ++e) row[e] = (row[e] - positive[e] * share * p.inverse_temperature) * p.gain;
+  }
+}
+
+#define DADL_POSITIVES(T)                                                                     \
+  DADL_CLONES void subtract_positives(const Positives<T>& task, int64_t begin, int64_t end) { \
+    subtract_positive_rows<T>(task, begin, end);                                              \
+  }
+DADL_POSITIVES(float)
+DADL_POSITIVES(double)
+DADL_POSITIVES(Half)
+DADL_POSITIVES(BFloat16)
+#undef DADL_POSITIVES
 
 // ---- operators ----
 
@@ -142,13 +189,14 @@ std::tuple<Tensor, Tensor> similarity_logsumexp(Tensor query, Tensor key, std::o
   check_contrast(query, key, key_mask, exclude_self);
   const int64_t queries = query.size(0), d = query.size(1);
   const ScalarType arithmetic = arithmetic_type(query);
-  const Tensor lse = torch::stable::new_empty(query, {queries}, arithmetic);
-  const Tensor slope = torch::stable::new_empty(query, {with_slope ? queries : 0, d}, arithmetic);
+  const Tensor lse = new_empty(query, {queries}, arithmetic);
+  const Tensor slope = new_empty(query, {with_slope ? queries : 0, d}, arithmetic);
   with_keys(key, key_mask, exclude_self, [&](const auto& keys, auto tag) {
     using A = decltype(tag);
     with_tile<key_type<decltype(keys)>>([&](auto tile) {
       attend<typename decltype(tile)::type>(as_arithmetic<A>(query), keys, static_cast<const A*>(nullptr), scale,
-                                            mutable_data<A>(lse), with_slope ? mutable_data<A>(slope) : nullptr);
+                                            mutable_data<A>(lse), with_slope ? mutable_data<A>(slope) : nullptr,
+                                            [](int64_t, int64_t) {});
     });
   });
   return {lse, slope};
@@ -162,7 +210,7 @@ Tensor similarity_logsumexp_key_gradient(Tensor grad, Tensor query, Tensor key, 
   check_upstream(grad, lse, query);
   grad = as_contiguous(grad);
   lse = as_contiguous(lse);
-  const Tensor gradient = torch::stable::new_empty(key, {key.size(0), d}, arithmetic_type(query));
+  const Tensor gradient = new_empty(key, {key.size(0), d}, arithmetic_type(query));
   with_keys(key, key_mask, exclude_self, [&](const auto& keys, auto tag) {
     using A = decltype(tag);
     with_tile<key_type<decltype(keys)>>([&](auto tag) {
@@ -194,49 +242,40 @@ std::tuple<Tensor, Tensor> pseudo_group_contrast(Tensor query, Tensor key, Tenso
   std::optional<Tensor> mask;
   if (slot_count) {
     const Tensor counts = as_contiguous(*slot_count);
-    mask = torch::stable::new_empty(query, {classes * slots}, ScalarType::Bool);
+    mask = new_empty(query, {classes * slots}, ScalarType::Bool);
     for (int64_t c = 0; c < classes; ++c) {
       valid_slots[c] = std::clamp<int64_t>(data<int64_t>(counts)[c], 0, slots);
       for (int64_t s = 0; s < slots; ++s) mutable_data<bool>(*mask)[c * slots + s] = s < valid_slots[c];
     }
   }
   const ScalarType arithmetic = arithmetic_type(query);
-  const Tensor rows = torch::stable::new_empty(query, {queries}, arithmetic);
-  const Tensor slopes = torch::stable::new_empty(query, {with_slope ? queries : 0, d}, arithmetic);
+  const Tensor rows = new_empty(query, {queries}, arithmetic);
+  const Tensor slopes = new_empty(query, {with_slope ? queries : 0, d}, arithmetic);
   with_keys(queue, mask, false, [&](const auto& keys, auto tag) {
     using A = decltype(tag);
     const Tensor q = as_arithmetic<A>(query), own = as_arithmetic<A>(key);
     A* loss = mutable_data<A>(rows);
     A* slope = with_slope ? mutable_data<A>(slopes) : nullptr;
-    const A inverse_temperature = static_cast<A>(1 / temperature);
     const int64_t* targets = data<int64_t>(target);
     const int64_t counted = mean ? queries - std::count(targets, targets + queries, ignore_index) : 1;
-    const A gain = 1 / static_cast<A>(std::max<int64_t>(counted, 1));
-    with_tile<key_type<decltype(keys)>>(
-        [&](auto tile) { attend<typename decltype(tile)::type>(q, keys, data<A>(own), 1 / temperature, loss, slope); });
-    torch::stable::parallel_for(0, queries, grain_rows((slots + 2) * d), [&](int64_t begin, int64_t end) {
-      std::vector<A> positive(d);
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t c = targets[i];
-        if (c < 0 || c >= classes) {
-          loss[i] = c == ignore_index ? 0 : std::numeric_limits<A>::quiet_NaN();
-          if (slope) std::fill_n(slope + i * d, d, A{0});
-          continue;
-        }
-        std::copy_n(data<A>(own) + i * d, d, positive.data());
-        const auto* slot = keys.values + c * slots * d;
-        for (int64_t s = 0; s < valid_slots[c]; ++s, slot += d) {
-          for (int64_t e = 0; e < d; ++e) positive[e] += static_cast<A>(to_float(slot[e]));
-        }
-        const A share = 1 / static_cast<A>(1 + valid_slots[c]);
-        const A* qi = data<A>(q) + i * d;
-        loss[i] -= inner_product(qi, positive.data(), d) * share * inverse_temperature;
-        if (kl) loss[i] += std::log(share);
-        loss[i] *= gain;
-        if (!slope) continue;
-        A* row = slope + i * d;
-        for (int64_t e = 0; e < d; ++e) row[e] = (row[e] - positive[e] * share * inverse_temperature) * gain;
-      }
+    const Positives<key_type<decltype(keys)>> positives{data<A>(q),
+                                                        data<A>(own),
+                                                        keys.values,
+                                                        targets,
+                                                        valid_slots.data(),
+                                                        classes,
+                                                        slots,
+                                                        d,
+                                                        ignore_index,
+                                                        static_cast<A>(1 / temperature),
+                                                        1 / static_cast<A>(std::max<int64_t>(counted, 1)),
+                                                        kl,
+                                                        loss,
+                                                        slope};
+    with_tile<key_type<decltype(keys)>>([&](auto tile) {
+      attend<typename decltype(tile)::type>(
+          q, keys, positives.own, 1 / temperature, loss, slope,
+          [&](int64_t begin, int64_t end) { subtract_positives(positives, begin, end); });
     });
   });
   return {rows, slopes};

@@ -72,13 +72,22 @@ void weigh_rows(A* logits, const A* lse, const A* weight, int64_t rows, int64_t 
   }
 }
 
+template <typename A>
+void add_scaled_values(const A* source, A factor, A* target, int64_t count) {
+  for (int64_t e = 0; e < count; ++e) target[e] += factor * source[e];
+}
+
 #define DADL_CONTRAST_KERNELS(A)                                                                            \
   DADL_CLONES void exponentiate(A* logits, A* largest, A* sum, A* rescale, int64_t rows, int64_t columns) { \
     exponentiate_rows<A>(logits, largest, sum, rescale, rows, columns);                                     \
   }                                                                                                         \
   DADL_CLONES void weigh(A* logits, const A* lse, const A* weight, int64_t rows, int64_t columns) {         \
     weigh_rows<A>(logits, lse, weight, rows, columns);                                                      \
-  }
+  }                                                                                                         \
+  DADL_CLONES void add_scaled(const A* source, A factor, A* target, int64_t count) {                        \
+    add_scaled_values<A>(source, factor, target, count);                                                    \
+  }                                                                                                         \
+  DADL_CLONES A dot(const A* x, const A* y, int64_t count) { return inner_product<A>(x, y, count); }
 DADL_CONTRAST_KERNELS(float)
 DADL_CONTRAST_KERNELS(double)
 #undef DADL_CONTRAST_KERNELS
@@ -93,8 +102,11 @@ struct Query {
   Query(const Tensor& values, double scale, bool)
       : values(values), scale(scale), count(values.size(0)), padded(count), width(values.size(1)) {}
 
-  static constexpr int64_t kSegment = std::numeric_limits<int64_t>::max();
-  int64_t offset(int64_t row, int64_t) const { return row * width; }
+  // target [d] += factor times a row of the weighted sums.
+  template <typename A>
+  void add_row(const A* weighted, int64_t row, A factor, A* target, int64_t d) const {
+    add_scaled(weighted + row * width, factor, target, d);
+  }
 
   const Tensor& values;
   const double scale;

@@ -19,40 +19,62 @@
 
 namespace dadl::cpu::matrix_units {
 
+// exp_nonpositive() of 16 numbers in half as many instructions.
+inline __attribute__((always_inline)) __m512 exp_nonpositive(__m512 x) {
+  const __m512 round = _mm512_set1_ps(12582912.0f);  // adding and subtracting 1.5 * 2^23 rounds to an integer
+  const __m512 n = _mm512_sub_ps(_mm512_fmadd_ps(x, _mm512_set1_ps(1.44269504f), round), round);
+  __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
+  r = _mm512_fmadd_ps(n, _mm512_set1_ps(2.12194440e-4f), r);
+  __m512 p = _mm512_set1_ps(1.0f / 5040);
+  for (const float coefficient : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) {
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(coefficient));
+  }
+  return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_NLE_UQ), p, n);
+}
+
 // logits [keys, 32] become exp(logit - largest); sums and largest are updated, `rescale` is what earlier sums are
 // multiplied with.
 inline void exponentiate_columns(float* logits, float* largest, float* sum, float* rescale, int64_t keys) {
-  constexpr float kNothing = -std::numeric_limits<float>::infinity();
-  float next[kBlock], base[kBlock], total[kBlock] = {};
-  std::copy_n(largest, kBlock, next);
+  const __m512 nothing = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
+  constexpr int kHalves = kBlock / kSide;
+  __m512 next[kHalves], base[kHalves], total[kHalves];
+  for (int h = 0; h < kHalves; ++h) next[h] = _mm512_loadu_ps(largest + h * kSide);
   for (int64_t j = 0; j < keys; ++j) {
-    for (int64_t l = 0; l < kBlock; ++l) {
-      const float logit = logits[j * kBlock + l];
-      next[l] = logit > next[l] ? logit : next[l];
+    for (int h = 0; h < kHalves; ++h) {
+      // NaN gives way here and comes back with the sum.
+      next[h] = _mm512_max_ps(_mm512_load_ps(logits + j * kBlock + h * kSide), next[h]);
     }
   }
-  for (int64_t l = 0; l < kBlock; ++l) base[l] = next[l] == kNothing ? 0 : next[l];
+  for (int h = 0; h < kHalves; ++h) {
+    base[h] = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(next[h], nothing, _CMP_NEQ_UQ), next[h]);
+    total[h] = _mm512_setzero_ps();
+  }
   for (int64_t j = 0; j < keys; ++j) {
-    for (int64_t l = 0; l < kBlock; ++l) {
-      const float weight = exp_nonpositive(logits[j * kBlock + l] - base[l]);
-      logits[j * kBlock + l] = weight;
-      total[l] += weight;
+    for (int h = 0; h < kHalves; ++h) {
+      float* logit = logits + j * kBlock + h * kSide;
+      const __m512 weight = exp_nonpositive(_mm512_sub_ps(_mm512_load_ps(logit), base[h]));
+      _mm512_store_ps(logit, weight);
+      total[h] = _mm512_add_ps(total[h], weight);
     }
   }
-  for (int64_t l = 0; l < kBlock; ++l) {
-    rescale[l] = largest[l] == kNothing ? 0 : exp_nonpositive(largest[l] - base[l]);
-    sum[l] = sum[l] * rescale[l] + total[l];
-    largest[l] = next[l];
+  for (int h = 0; h < kHalves; ++h) {
+    const int64_t first = h * kSide;
+    const __m512 factor = exp_nonpositive(_mm512_sub_ps(_mm512_loadu_ps(largest + first), base[h]));
+    _mm512_storeu_ps(rescale + first, factor);
+    _mm512_storeu_ps(sum + first, _mm512_fmadd_ps(_mm512_loadu_ps(sum + first), factor, total[h]));
+    _mm512_storeu_ps(largest + first, next[h]);
   }
 }
 
 // logits [keys, 32] become factor exp(logit - base)
 inline void weigh_columns(float* logits, const float* base, const float* factor, int64_t keys) {
-  for (int64_t j = 0; j < keys; ++j) {
-    for (int64_t l = 0; l < kBlock; ++l) {
+  for (int64_t first = 0; first < kBlock; first += kSide) {
+    const __m512 bases = _mm512_loadu_ps(base + first), factors = _mm512_loadu_ps(factor + first);
+    for (int64_t j = 0; j < keys; ++j) {
+      float* logit = logits + j * kBlock + first;
       // Rounding can put a logit above the log-sum-exp by a hair.
-      const float x = logits[j * kBlock + l] - base[l];
-      logits[j * kBlock + l] = factor[l] * exp_nonpositive(x > 0 ? 0.0f : x);
+      const __m512 x = _mm512_min_ps(_mm512_setzero_ps(), _mm512_sub_ps(_mm512_load_ps(logit), bases));
+      _mm512_store_ps(logit, _mm512_mul_ps(factors, exp_nonpositive(x)));
     }
   }
 }
@@ -86,10 +108,13 @@ class Query {
   }
   Factor plain(int64_t column) const { return {plain_.get() + column / kSide * kPlain, kPlain, depth * kPlain}; }
 
-  // The weighted sums lie in blocks of 32 x 32: in rows, their lines would meet in few sets of the cache.
-  static constexpr int64_t kSegment = kBlock;
-  int64_t offset(int64_t row, int64_t column) const {
-    return row / kBlock * kBlock * width + column / kBlock * kBlock * kBlock + row % kBlock * kBlock;
+  // target [d] += factor times a row of the weighted sums. These lie in blocks of 32 x 32: in rows, their lines would
+  // meet in few sets of the cache.
+  void add_row(const float* weighted, int64_t row, float factor, float* target, int64_t d) const {
+    const float* source = weighted + row / kBlock * kBlock * width + row % kBlock * kBlock;
+    for (int64_t c = 0; c < d; c += kBlock, source += kBlock * kBlock) {
+      for (int64_t e = 0; e < std::min(kBlock, d - c); ++e) target[c + e] += factor * source[e];
+    }
   }
 
   const int64_t count, padded, depth, width;
@@ -119,23 +144,24 @@ class KeyTile {
   void attend(int64_t first, int64_t last, const Softmax<float>& state, bool add) {
     load(first, last);
     const int64_t width = query_.width;
+    fetch_next(state.weighted != nullptr);
     for (int64_t q = 0; q < query_.padded; q += kBlock) {
       float rescale[kBlock];
       float* logits = multiply(q);
       exponentiate_columns(logits, state.largest + q, state.sum + q, rescale, count_);
       if (!state.weighted) continue;
       float* weighted = state.weighted + q * width;
-      if (add && std::any_of(rescale, rescale + kBlock, [](float factor) { return factor != 1; })) {
-        for (int64_t row = 0; row < width; ++row) {  // 32 for each block of columns
-          const float factor = rescale[row % kBlock];
-          for (int64_t e = 0; e < kBlock; ++e) weighted[row * kBlock + e] *= factor;
+      for (int64_t l = 0; add && l < kBlock; ++l) {
+        if (rescale[l] == 1) continue;
+        for (float* row = weighted + l * kBlock; row < weighted + width * kBlock; row += kBlock * kBlock) {
+          for (int64_t e = 0; e < kBlock; ++e) row[e] *= rescale[l];
         }
       }
       pack<kCrossed, true>(logits, kBlock, count_, kBlock, 2, weights_.get());
       for (int64_t c = 0; c < width; c += kBlock) {
         product<true>({weights_.get(), kCrossed, 2 * kCrossed},
                       {tiles_.get() + c / kSide * kPlain, kPlain, query_.depth * kPlain}, (count_ + kSide - 1) / kSide,
-                      weighted + c * kBlock, kBlock, kBlock, kBlock, add);
+                      weighted + c * kBlock, kBlock, kBlock, kBlock, add, &ahead_);
       }
     }
   }
@@ -143,6 +169,7 @@ class KeyTile {
   // gradient [N, d] = scale sum_i grad_i p_ij query_i
   void key_gradient(int64_t first, int64_t last, const float* lse, const float* grad, float* gradient) {
     load(first, last);
+    fetch_next(true);
     for (int64_t q = 0; q < query_.padded; q += kBlock) {
       float base[kBlock] = {}, factor[kBlock] = {};
       for (int64_t l = 0; l < std::min(kBlock, query_.count - q); ++l) {
@@ -159,7 +186,7 @@ class KeyTile {
           queries.tiles += q / kSide * queries.sum_step;
           product<true>({weights_.get() + j / kSide * 2 * kCrossed, 2 * kCrossed, kCrossed}, queries, 2,
                         gradient + (first + j) * keys_.d + c, keys_.d, std::min(kBlock, count_ - j),
-                        std::min(kBlock, keys_.d - c), q > 0);
+                        std::min(kBlock, keys_.d - c), q > 0, &ahead_);
         }
       }
     }
@@ -178,6 +205,15 @@ class KeyTile {
     }
   }
 
+  // While the units multiply, the next tile's keys come into the cache: memory and units work at the same time.
+  void fetch_next(bool weighted) {
+    const T* next = keys_.values + (first_ + count_) * keys_.d;
+    const T* end = keys_.values + std::min(first_ + 2 * count_, keys_.count) * keys_.d;
+    const int64_t blocks = query_.padded / kBlock, key_blocks = (count_ + kBlock - 1) / kBlock;
+    const int64_t steps = blocks * key_blocks * (query_.depth + (weighted ? query_.width / kSide : 0));
+    ahead_ = Ahead(next, end, steps);
+  }
+
   // logits [keys, 32] of the queries from q on, -inf where a key does not take part
   float* multiply(int64_t q) {
     constexpr float kLeftOut = -std::numeric_limits<float>::infinity();
@@ -185,7 +221,7 @@ class KeyTile {
     for (int64_t j = 0; j < count_; j += kBlock) {
       product<false>({tiles_.get() + j / kSide * query_.depth * kPlain, query_.depth * kPlain, kPlain},
                      query_.crossed(q), query_.depth, logits + j * kBlock, kBlock, std::min(kBlock, count_ - j), kBlock,
-                     false);
+                     false, &ahead_);
     }
     for (int64_t j = 0; keys_.mask && j < count_; ++j) {
       if (!keys_.mask[first_ + j]) std::fill_n(logits + j * kBlock, kBlock, kLeftOut);
@@ -205,6 +241,7 @@ class KeyTile {
   std::unique_ptr<Tile[]> tiles_, weights_;
   std::unique_ptr<Row[]> logits_;
   int64_t first_ = 0, count_ = 0;
+  Ahead ahead_;
   Registers registers_;
 };
 

@@ -292,7 +292,7 @@ Tensor dropout_linear(Tensor features, Tensor weight, std::optional<Tensor> bias
   with_linear(features, weight, bias, seed, p, samples, [&](const auto& linear, auto tag) {
     using A = decltype(tag);
     const int64_t rows = linear.rows, outputs = linear.outputs, padded = linear.padded;
-    result = torch::stable::new_empty(features, {samples, rows, outputs}, arithmetic_type(features));
+    result = new_empty(features, {samples, rows, outputs}, arithmetic_type(features));
     A* out = mutable_data<A>(result);
     if (outputs <= kFewOutputs) {
       torch::stable::parallel_for(0, rows, grain_rows(samples * padded),
@@ -300,7 +300,7 @@ Tensor dropout_linear(Tensor features, Tensor weight, std::optional<Tensor> bias
       return;
     }
     const int64_t all = samples * rows, size = std::clamp<int64_t>(kTileElements / padded, 16, 512);
-    const Tensor owner = torch::stable::new_empty(features, {0}, arithmetic_type(features));
+    const Tensor owner = new_empty(features, {0}, arithmetic_type(features));
     torch::stable::parallel_for(0, (all + size - 1) / size, 1, [&](int64_t begin, int64_t end) {
       const std::unique_ptr<A[]> tile(new A[size * padded]);
       for (int64_t first = begin * size; first < std::min(end * size, all); first += size) {
@@ -335,8 +335,8 @@ std::tuple<Tensor, Tensor> dropout_linear_backward(Tensor grad, Tensor features,
   with_linear(features, weight, {}, seed, p, members, [&](const auto& linear, auto tag) {
     using A = decltype(tag);
     const int64_t rows = linear.rows, width = linear.width, outputs = linear.outputs, padded = linear.padded;
-    features_gradient = torch::stable::new_empty(features, {for_features ? rows : 0, width}, arithmetic);
-    weight_gradient = torch::stable::new_empty(features, {for_weight ? outputs : 0, width}, arithmetic);
+    features_gradient = new_empty(features, {for_features ? rows : 0, width}, arithmetic);
+    weight_gradient = new_empty(features, {for_weight ? outputs : 0, width}, arithmetic);
     A* to_features = for_features ? mutable_data<A>(features_gradient) : nullptr;
     A* to_weight = for_weight ? mutable_data<A>(weight_gradient) : nullptr;
     const A* from = data<A>(upstream);
@@ -356,7 +356,7 @@ std::tuple<Tensor, Tensor> dropout_linear_backward(Tensor grad, Tensor features,
     const int64_t size = std::clamp<int64_t>(kTileElements / kTileColumns / 2, 16, std::max<int64_t>(all, 16));
     if (for_features) std::fill_n(to_features, rows * width, A{0});
     std::vector<A> padded_gradient(for_weight ? outputs * padded : 0);
-    const Tensor owner = torch::stable::new_empty(features, {0}, arithmetic);
+    const Tensor owner = new_empty(features, {0}, arithmetic);
     torch::stable::parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) {
       const std::unique_ptr<A[]> tile(new A[for_weight ? size * kTileColumns : 0]),
           back(new A[for_features ? size * kTileColumns : 0]);
@@ -396,10 +396,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dropout_disagreement(Tensor features,
     const int64_t rows = linear.rows, width = linear.width, outputs = linear.outputs, padded = linear.padded;
     STD_TORCH_CHECK(1 <= outputs && outputs <= kFewOutputs, "dropout_disagreement is for 1 to ", kFewOutputs,
                     " outputs, got ", outputs);
-    loss = torch::stable::new_empty(features, {rows}, arithmetic);
-    features_gradient = torch::stable::new_empty(features, {with_gradient ? rows : 0, width}, arithmetic);
-    weight_gradient = torch::stable::new_empty(features, {with_gradient ? outputs : 0, width}, arithmetic);
-    bias_gradient = torch::stable::new_empty(features, {with_gradient ? outputs : 0}, arithmetic);
+    loss = new_empty(features, {rows}, arithmetic);
+    features_gradient = new_empty(features, {with_gradient ? rows : 0, width}, arithmetic);
+    weight_gradient = new_empty(features, {with_gradient ? outputs : 0, width}, arithmetic);
+    bias_gradient = new_empty(features, {with_gradient ? outputs : 0}, arithmetic);
     const Chunks chunks(rows, samples * padded);
     std::vector<A> weight_parts(with_gradient ? chunks.count * outputs * padded : 0);
     std::vector<A> bias_parts(chunks.count * outputs);

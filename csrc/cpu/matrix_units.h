@@ -1,8 +1,9 @@
 // Products of float32 matrices on the processor's matrix units (AMX), at float32 accuracy.
 //
 // The units multiply bfloat16 and add in float32. A float32 number is the sum of three bfloat16 parts, x = h + m + l,
-// of 8 bits each; of the nine products of two numbers' parts, six are kept: the others are below 2^-24 of the largest.
-// A word holds two parts of one number, and the units add the products of the words' lower and upper halves, so that
+// its digits' first, second and last 8; of the nine products of two numbers' parts, six are kept: the others are below
+// 2^-22 of the largest. A word holds two parts of one number, and the units add the products of the words' lower and
+// upper halves, so that
 //   (h,m)(h,m) = hh + mm,   (h,m)(m,h) = hm + mh,   (h,l)(l,h) = hl + lh
 // are three instructions, whose result does not depend on which factor comes first: x y and y x have equal bits.
 #pragma once
@@ -115,27 +116,23 @@ inline __attribute__((always_inline)) __m512 load(const Half* x, __mmask16 lanes
   return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes, x));
 }
 
-// The nearest bfloat16, in the low half of each lane.
-inline __attribute__((always_inline)) __m512i nearest(__m512 x) {
-  const __m256bh rounded = _mm512_cvtneps_pbh(x);
-  __m256i bits;
-  std::memcpy(&bits, &rounded, sizeof bits);
-  return _mm512_cvtepu16_epi32(bits);
-}
-
 template <int64_t kParts>
 inline __attribute__((always_inline)) void split(__m512 x, Tile* tiles, int64_t row) {
-  const __m512i h = nearest(x), h_up = _mm512_slli_epi32(h, 16);
-  x = _mm512_sub_ps(x, _mm512_castsi512_ps(h_up));
-  const __m512i m = nearest(x), m_up = _mm512_slli_epi32(m, 16);
-  x = _mm512_sub_ps(x, _mm512_castsi512_ps(m_up));
-  const __m512i l = nearest(x);
-  _mm512_store_si512(tiles[0].words[row], _mm512_or_si512(h, m_up));
+  const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xFFFF0000));
+  const auto cut = [&]() __attribute__((always_inline)) {
+    const __m512i part = _mm512_and_si512(_mm512_castps_si512(x), upper);
+    x = _mm512_sub_ps(x, _mm512_castsi512_ps(part));
+    return part;
+  };
+  const __m512i h = cut(), m = cut(), l = cut();
+  const auto word = [](__m512i lower, __m512i upper)
+                        __attribute__((always_inline)) { return _mm512_or_si512(_mm512_srli_epi32(lower, 16), upper); };
+  _mm512_store_si512(tiles[0].words[row], word(h, m));
   if constexpr (kParts == kCrossed) {
-    _mm512_store_si512(tiles[1].words[row], _mm512_or_si512(m, h_up));
-    _mm512_store_si512(tiles[2].words[row], _mm512_or_si512(l, h_up));
+    _mm512_store_si512(tiles[1].words[row], word(m, h));
+    _mm512_store_si512(tiles[2].words[row], word(l, h));
   } else {
-    _mm512_store_si512(tiles[1].words[row], _mm512_or_si512(h, _mm512_slli_epi32(l, 16)));
+    _mm512_store_si512(tiles[1].words[row], word(h, l));
   }
 }
 
@@ -222,10 +219,29 @@ inline __attribute__((always_inline)) void accumulate(float* result, int64_t str
   for (int64_t r = 0; r < rows; ++r) std::memcpy(result + r * stride, corner + r * kBlock, columns * sizeof(float));
 }
 
+// Memory to be read next, a part of it fetched into the cache at every step of the products before.
+class Ahead {
+ public:
+  Ahead() = default;
+  Ahead(const void* begin, const void* end, int64_t steps)
+      : next_(static_cast<const char*>(begin)), end_(static_cast<const char*>(end)) {
+    constexpr int64_t kLine = 64;
+    bytes_ = ((end_ - next_) / kLine / std::max<int64_t>(steps, 1) + 1) * kLine;
+  }
+  inline __attribute__((always_inline)) void fetch() {
+    const char* last = std::min(next_ + bytes_, end_);
+    for (; next_ < last; next_ += 64) _mm_prefetch(next_, _MM_HINT_T1);
+  }
+
+ private:
+  const char *next_ = nullptr, *end_ = nullptr;
+  int64_t bytes_ = 0;
+};
+
 // result [rows, columns], at most 32 each, = a b, or that added to it; `a` is the plain factor, or the crossed one.
 template <bool kCrossedFirst>
 void product(Factor a, Factor b, int64_t sum_tiles, float* result, int64_t stride, int64_t rows, int64_t columns,
-             bool add) {
+             bool add, Ahead* ahead_of) {
   // A missing second block is the first once more.
   const Tile *a0 = a.tiles, *a1 = rows > kSide ? a0 + a.step : a0, *b0 = b.tiles,
              *b1 = columns > kSide ? b0 + b.step : b0;
@@ -234,16 +250,28 @@ void product(Factor a, Factor b, int64_t sum_tiles, float* result, int64_t strid
   constexpr int64_t kA[] = {0, kCrossedFirst ? 1 : 0, kCrossedFirst ? 2 : 1};
   constexpr int64_t kB[] = {0, kCrossedFirst ? 0 : 1, kCrossedFirst ? 1 : 2};
   accumulate(result, stride, rows, columns, add, [&]() __attribute__((always_inline)) {
+    Ahead ahead = *ahead_of;
     for (int64_t k = 0; k < sum_tiles; ++k) {
+      ahead.fetch();
 #pragma GCC unroll 3
       for (int part = 0; part < 3; ++part) {
         if (part == 0 || kA[part] != kA[part - 1]) {
-          _tile_loadd(4, a0 + kA[part], kBytes);
-          _tile_loadd(5, a1 + kA[part], kBytes);
+          if constexpr (kCrossedFirst) {
+            _tile_loadd(4, a0 + kA[part], kBytes);
+            _tile_loadd(5, a1 + kA[part], kBytes);
+          } else {
+            _tile_stream_loadd(4, a0 + kA[part], kBytes);
+            _tile_stream_loadd(5, a1 + kA[part], kBytes);
+          }
         }
         if (part == 0 || kB[part] != kB[part - 1]) {
-          _tile_loadd(6, b0 + kB[part], kBytes);
-          _tile_loadd(7, b1 + kB[part], kBytes);
+          if constexpr (kCrossedFirst) {
+            _tile_stream_loadd(6, b0 + kB[part], kBytes);
+            _tile_stream_loadd(7, b1 + kB[part], kBytes);
+          } else {
+            _tile_loadd(6, b0 + kB[part], kBytes);
+            _tile_loadd(7, b1 + kB[part], kBytes);
+          }
         }
         multiply_tiles();
       }
@@ -252,6 +280,7 @@ void product(Factor a, Factor b, int64_t sum_tiles, float* result, int64_t strid
       b0 += b.sum_step;
       b1 += b.sum_step;
     }
+    *ahead_of = ahead;
   });
 }
 

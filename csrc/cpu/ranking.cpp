@@ -56,7 +56,7 @@ DADL_RANK_ROWS(BFloat16)
 Tensor rank(Tensor input, double /* interp_strength */) {
   const int64_t n = row_length(input);
   input = as_contiguous(input);
-  Tensor output = torch::stable::new_empty(input, input.sizes(), arithmetic_type(input));
+  Tensor output = new_empty(input, input.sizes(), arithmetic_type(input));
   const int64_t rows = n ? input.numel() / n : 0;
   dispatch_floating(input, "input", [&](auto tag) {
     using T = decltype(tag);
@@ -77,7 +77,7 @@ Tensor rank_backward(Tensor grad, Tensor input, Tensor ranks, double interp_stre
   grad = as_contiguous(grad);
   input = as_contiguous(input);
   ranks = as_contiguous(ranks);
-  Tensor output = torch::stable::new_empty(input, input.sizes());
+  Tensor output = new_empty(input, input.sizes(), input.scalar_type());
   const int64_t rows = n ? input.numel() / n : 0;
   dispatch_floating(input, "input", [&](auto tag) {
     using T = decltype(tag);

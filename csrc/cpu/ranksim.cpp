@@ -77,9 +77,9 @@ int64_t select_rows(const Tensor& labels, const Tensor& priority, int64_t* index
 
 std::tuple<Tensor, Tensor, Tensor> ranksim_select(Tensor labels, Tensor priority) {
   const int64_t n = labels.dim() ? labels.size(0) : 0;
-  const Tensor index = torch::stable::new_empty(labels, {n}, ScalarType::Long);
-  const Tensor order = torch::stable::new_empty(labels, {n}, ScalarType::Long);
-  const Tensor count = torch::stable::new_empty(labels, {}, ScalarType::Long);
+  const Tensor index = new_empty(labels, {n}, ScalarType::Long);
+  const Tensor order = new_empty(labels, {n}, ScalarType::Long);
+  const Tensor count = new_empty(labels, {}, ScalarType::Long);
   *mutable_data<int64_t>(count) =
       select_rows(labels, priority, mutable_data<int64_t>(index), mutable_data<int64_t>(order));
   return {index, order, count};
@@ -283,8 +283,8 @@ template <typename T, typename A>
 Tensor subset_columns(const Tensor& features, const int64_t* index, int64_t m, int64_t first, int64_t columns) {
   const int64_t d = features.size(1);
   if (std::is_same_v<T, A> && m == features.size(0) && columns == d) return features;
-  const Tensor x = torch::stable::new_empty(features, {m, columns},
-                                            std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float);
+  const Tensor x =
+      new_empty(features, {m, columns}, std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float);
   torch::stable::parallel_for(0, m, grain_rows(columns), [&](int64_t begin, int64_t end) {
     gather(data<T>(features), index, mutable_data<A>(x), d, first, columns, begin, end);
   });
@@ -315,7 +315,7 @@ template <typename T>
 Tensor wide_gram(const Tensor& features, const int64_t* index, int64_t m) {
   const int64_t d = features.size(1);
   const int64_t block = std::is_same_v<T, double> ? std::max<int64_t>(d, 1) : std::max<int64_t>(256, m);
-  const Tensor inner = torch::stable::new_empty(features, {m, m}, ScalarType::Double);
+  const Tensor inner = new_empty(features, {m, m}, ScalarType::Double);
   for (int64_t first = 0; first == 0 || first < d; first += block) {
     add_gram_panels<double>(subset_columns<T, double>(features, index, m, first, std::min(block, d - first)),
                             first == 0 ? 0.0 : 1.0, inner);
@@ -363,7 +363,7 @@ template <typename T, typename A = typename Storage<T>::Arithmetic>
 Result run(const Arguments& a, bool with_gradient, const A* row_weight) {
   const int64_t n = a.features.size(0), d = a.features.size(1), m = a.subset.count;
   const ScalarType arithmetic = arithmetic_type(a.features);
-  Result result{std::vector<double>(n), torch::stable::new_empty(a.features, {with_gradient ? n : 0, d}, arithmetic)};
+  Result result{std::vector<double>(n), new_empty(a.features, {with_gradient ? n : 0, d}, arithmetic)};
   if (m == 0) return result;
   const int64_t* index = a.subset.index;
 
@@ -392,10 +392,10 @@ Result run(const Arguments& a, bool with_gradient, const A* row_weight) {
     if (wide) {
       inner = wide_gram<T>(a.features, index, m);
     } else {
-      inner = torch::stable::new_empty(a.features, {m, m}, ScalarType::Float);
+      inner = new_empty(a.features, {m, m}, ScalarType::Float);
       narrow_gram(x, units && parts_resolve(d, all_squared), inner);
     }
-    if (with_gradient) differences = torch::stable::new_empty(a.features, {stride, stride}, arithmetic);
+    if (with_gradient) differences = new_empty(a.features, {stride, stride}, arithmetic);
     const RowsTask<A> task{wide ? nullptr : data<float>(inner),
                            wide ? data<double>(inner) : nullptr,
                            with_gradient ? mutable_data<A>(differences) : nullptr,
@@ -415,7 +415,7 @@ Result run(const Arguments& a, bool with_gradient, const A* row_weight) {
   if (!with_gradient) return result;
 
   const std::vector<A> inverse_norm(wide_inverse_norm.begin(), wide_inverse_norm.end());
-  const Tensor unit_gradient = m == n ? result.gradient : torch::stable::new_empty(a.features, {m, d}, arithmetic);
+  const Tensor unit_gradient = m == n ? result.gradient : new_empty(a.features, {m, d}, arithmetic);
   if (m < n) torch::stable::zero_(result.gradient);
   const auto for_pairs = [&](auto body) {
     torch::stable::parallel_for(0, (tiles + 1) / 2, grain_rows(2 * kTile * m), body);
@@ -469,7 +469,7 @@ std::tuple<Tensor, Tensor> ranksim_loss(Tensor features, Tensor labels, Tensor p
   std::vector<int64_t> index(n), order(n);
   STD_TORCH_CHECK(labels.dim() && labels.size(0) == n, "features and labels must have one row per sample");
   const Subset subset{index.data(), order.data(), select_rows(labels, priority, index.data(), order.data())};
-  Tensor loss = torch::stable::new_empty(features, {}, arithmetic_type(features)), gradient;
+  Tensor loss = new_empty(features, {}, arithmetic_type(features)), gradient;
   with_result({features, labels, subset, label_similarity, {interp_strength, weight, mean}}, with_gradient, {},
               [&](auto tag, const Result& result) {
                 double total = 0;
@@ -482,7 +482,7 @@ std::tuple<Tensor, Tensor> ranksim_loss(Tensor features, Tensor labels, Tensor p
 
 Tensor ranksim_rows(Tensor features, Tensor labels, Tensor index, Tensor order, Tensor count,
                     std::optional<Tensor> label_similarity, double interp_strength, double weight) {
-  const Tensor rows = torch::stable::new_empty(features, {features.size(0)}, arithmetic_type(features));
+  const Tensor rows = new_empty(features, {features.size(0)}, arithmetic_type(features));
   with_result({features,
                labels,
                make_subset(index, order, count, features.size(0)),

@@ -50,8 +50,8 @@ std::tuple<Tensor, Tensor> similarity_logsumexp(Tensor query, Tensor key, std::o
   TorchBackend backend(query);
   if (key_mask) key_mask = as_contiguous(*key_mask);
   const ScalarType arithmetic = arithmetic_type(query);
-  const Tensor lse = torch::stable::new_empty(query, {query.size(0)}, arithmetic);
-  const Tensor slope = torch::stable::new_empty(query, {with_slope ? query.size(0) : 0, query.size(1)}, arithmetic);
+  const Tensor lse = new_empty(query, {query.size(0)}, arithmetic);
+  const Tensor slope = new_empty(query, {with_slope ? query.size(0) : 0, query.size(1)}, arithmetic);
   KeyChoice choice;
   choice.mask = key_mask ? data<bool>(*key_mask) : nullptr;
   choice.exclude_self = exclude_self;
@@ -76,7 +76,7 @@ Tensor similarity_logsumexp_key_gradient(Tensor grad, Tensor query, Tensor key, 
   const ScalarType stored = key.scalar_type(), type = query.scalar_type() == stored ? stored : ScalarType::Float;
   query = as_contiguous(query, type);
   key = as_contiguous(key, type);
-  const Tensor gradient = torch::stable::new_empty(key, key.sizes());
+  const Tensor gradient = new_empty(key, key.sizes(), key.scalar_type());
   KeyChoice choice;
   choice.mask = key_mask ? data<bool>(*key_mask) : nullptr;
   choice.exclude_self = exclude_self;
@@ -104,8 +104,8 @@ std::tuple<Tensor, Tensor> pseudo_group_contrast(Tensor query, Tensor key, Tenso
   if (slot_count) slot_count = as_contiguous(*slot_count);
   const ScalarType arithmetic = arithmetic_type(query);
   const Tensor own = as_contiguous(key, arithmetic);
-  const Tensor rows = torch::stable::new_empty(query, {queries}, arithmetic);
-  const Tensor slope = torch::stable::new_empty(query, {with_slope ? queries : 0, d}, arithmetic);
+  const Tensor rows = new_empty(query, {queries}, arithmetic);
+  const Tensor slope = new_empty(query, {with_slope ? queries : 0, d}, arithmetic);
   KeyChoice choice;
   choice.target = data<int64_t>(target);
   choice.slot_count = slot_count ? data<int64_t>(*slot_count) : nullptr;

@@ -19,9 +19,8 @@ std::tuple<Tensor, Tensor> disagreement(Tensor predictions, int64_t measure_numb
   const int64_t members = predictions.size(0), batch = predictions.size(1), rows = predictions.size(2),
                 classes = predictions.size(3);
   const ScalarType arithmetic = arithmetic_type(predictions);
-  const Tensor loss = torch::stable::new_empty(predictions, {batch}, arithmetic);
-  const Tensor gradient =
-      torch::stable::new_empty(predictions, {with_gradient ? members : 0, batch, rows, classes}, arithmetic);
+  const Tensor loss = new_empty(predictions, {batch}, arithmetic);
+  const Tensor gradient = new_empty(predictions, {with_gradient ? members : 0, batch, rows, classes}, arithmetic);
   dispatch_floating(predictions, "predictions", [&](auto tag) {
     using T = decltype(tag);
     using A = typename Storage<T>::Arithmetic;

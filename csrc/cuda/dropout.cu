@@ -43,8 +43,8 @@ Tensor dropout_linear(Tensor features, Tensor weight, std::optional<Tensor> bias
   const int64_t outputs = weight.size(0);
   const bool few = outputs <= kFewOutputs;
   const ScalarType arithmetic = arithmetic_type(features);
-  const Tensor result = torch::stable::new_empty(features, {samples, features.size(0), outputs},
-                                                 few ? features.scalar_type() : arithmetic);
+  const Tensor result =
+      new_empty(features, {samples, features.size(0), outputs}, few ? features.scalar_type() : arithmetic);
   with_linear(features, weight, bias, seed, p, samples, [&](const auto& linear, auto tag) {
     using A = decltype(tag);
     using T = std::remove_const_t<std::remove_pointer_t<decltype(linear.features)>>;
@@ -70,8 +70,8 @@ std::tuple<Tensor, Tensor> dropout_linear_backward(Tensor grad, Tensor features,
   const bool few = outputs <= kFewOutputs;
   const ScalarType arithmetic = arithmetic_type(features), type = few ? features.scalar_type() : arithmetic;
   const Tensor upstream = as_contiguous(grad, arithmetic);
-  const Tensor features_gradient = torch::stable::new_empty(features, {for_features ? rows : 0, width}, type);
-  const Tensor weight_gradient = torch::stable::new_empty(features, {for_weight ? outputs : 0, width}, type);
+  const Tensor features_gradient = new_empty(features, {for_features ? rows : 0, width}, type);
+  const Tensor weight_gradient = new_empty(features, {for_weight ? outputs : 0, width}, type);
   with_linear(features, weight, {}, seed, p, grad.size(0), [&](const auto& linear, auto tag) {
     using A = decltype(tag);
     using T = std::remove_const_t<std::remove_pointer_t<decltype(linear.features)>>;
@@ -100,11 +100,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dropout_disagreement(Tensor features,
   TorchBackend backend(features);
   const ScalarType arithmetic = arithmetic_type(features);
   const auto empty = [&](int64_t size, int64_t columns) {
-    return torch::stable::new_empty(features, {with_gradient ? size : 0, columns}, arithmetic);
+    return new_empty(features, {with_gradient ? size : 0, columns}, arithmetic);
   };
-  const Tensor loss = torch::stable::new_empty(features, {rows}, arithmetic);
+  const Tensor loss = new_empty(features, {rows}, arithmetic);
   const Tensor features_gradient = empty(rows, width), weight_gradient = empty(outputs, width);
-  const Tensor bias_gradient = torch::stable::new_empty(features, {with_gradient ? outputs : 0}, arithmetic);
+  const Tensor bias_gradient = new_empty(features, {with_gradient ? outputs : 0}, arithmetic);
   with_linear(features, weight, bias, seed, p, samples, [&](const auto& linear, auto tag) {
     using A = decltype(tag);
     dadl::dropout_disagreement(backend, linear, measure, mean ? 1 / static_cast<A>(std::max<int64_t>(rows, 1)) : A{1},

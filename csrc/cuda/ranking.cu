@@ -11,7 +11,7 @@ Tensor rank(Tensor input, double /* interp_strength */) {
   const int64_t n = row_length(input);
   TorchBackend backend(input);
   input = as_contiguous(input);
-  const Tensor output = torch::stable::new_empty(input, input.sizes(), arithmetic_type(input));
+  const Tensor output = new_empty(input, input.sizes(), arithmetic_type(input));
   dispatch_floating(input, "input", [&](auto tag) {
     using T = decltype(tag);
     using A = typename Storage<T>::Arithmetic;
@@ -33,7 +33,7 @@ Tensor rank_backward(Tensor grad, Tensor input, Tensor ranks, double interp_stre
   grad = as_contiguous(grad);
   input = as_contiguous(input);
   ranks = as_contiguous(ranks);
-  const Tensor output = torch::stable::new_empty(input, input.sizes());
+  const Tensor output = new_empty(input, input.sizes(), input.scalar_type());
   dispatch_floating(input, "input", [&](auto tag) {
     using T = decltype(tag);
     using A = typename Storage<T>::Arithmetic;

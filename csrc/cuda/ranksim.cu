@@ -19,9 +19,9 @@ std::tuple<Tensor, Tensor, Tensor> ranksim_select(Tensor labels, Tensor priority
   TorchBackend backend(labels);
   labels = as_contiguous(labels);
   priority = as_contiguous(priority);
-  const Tensor index = torch::stable::new_empty(labels, {n}, ScalarType::Long);
-  const Tensor order = torch::stable::new_empty(labels, {n}, ScalarType::Long);
-  const Tensor count = torch::stable::new_empty(labels, {}, ScalarType::Long);
+  const Tensor index = new_empty(labels, {n}, ScalarType::Long);
+  const Tensor order = new_empty(labels, {n}, ScalarType::Long);
+  const Tensor count = new_empty(labels, {}, ScalarType::Long);
   dispatch_labels(labels, [&](auto tag) {
     using Label = decltype(tag);
     dadl::ranksim_select(backend, data<Label>(labels), data<double>(priority), n, k, mutable_data<int64_t>(index),
@@ -94,8 +94,8 @@ std::tuple<Tensor, Tensor> ranksim_loss(Tensor features, Tensor labels, Tensor p
   const int64_t n = a.features.size(0), d = a.features.size(1);
   TorchBackend backend(a.features);
   const ScalarType arithmetic = arithmetic_type(a.features);
-  Tensor loss = torch::stable::new_empty(a.features, {}, arithmetic);
-  const Tensor gradient = torch::stable::new_empty(a.features, {with_gradient ? n : 0, d}, arithmetic);
+  Tensor loss = new_empty(a.features, {}, arithmetic);
+  const Tensor gradient = new_empty(a.features, {with_gradient ? n : 0, d}, arithmetic);
   if (n == 0) return {torch::stable::zero_(loss), gradient};
   with_ranked_rows(backend, a, with_gradient, [&](auto tag, auto& ranksim) {
     using T = typename Storage<decltype(tag)>::Arithmetic;
@@ -111,7 +111,7 @@ Tensor ranksim_rows(Tensor features, Tensor labels, Tensor index, Tensor order, 
   check(a);
   const int64_t n = a.features.size(0);
   TorchBackend backend(a.features);
-  const Tensor rows = torch::stable::new_empty(a.features, {n}, arithmetic_type(a.features));
+  const Tensor rows = new_empty(a.features, {n}, arithmetic_type(a.features));
   if (n == 0) return rows;
   with_ranked_rows(backend, a, false, [&](auto tag, auto& ranksim) {
     ranksim.rows(mutable_data<typename Storage<decltype(tag)>::Arithmetic>(rows));
@@ -129,7 +129,7 @@ Tensor ranksim_rows_backward(Tensor grad, Tensor features, Tensor labels, Tensor
   check_device(grad, a.features, "grad");
   TorchBackend backend(a.features);
   grad = as_contiguous(grad);
-  const Tensor gradient = torch::stable::new_empty(a.features, a.features.sizes());
+  const Tensor gradient = new_empty(a.features, a.features.sizes(), a.features.scalar_type());
   if (a.features.size(0) == 0) return gradient;
   with_ranked_rows(backend, a, true, [&](auto tag, auto& ranksim) {
     using F = decltype(tag);

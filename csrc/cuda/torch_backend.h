@@ -51,7 +51,7 @@ class TorchBackend {
   template <typename T>
   Buffer<T> buffer(int64_t size) {
     const std::array<int64_t, 1> bytes{size * static_cast<int64_t>(sizeof(T))};
-    return Buffer<T>(torch::stable::new_empty(like_, bytes, ScalarType::Byte));
+    return Buffer<T>(new_empty(like_, bytes, ScalarType::Byte));
   }
 
   template <typename T>
