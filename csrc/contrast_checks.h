@@ -26,7 +26,7 @@ inline void check_upstream(const Tensor& grad, const Tensor& lse, const Tensor& 
 }
 
 inline void check_group_contrast(const Tensor& query, const Tensor& key, const Tensor& queue, const Tensor& target,
-                                 const std::optional<Tensor>& slot_count) {
+                                 const std::optional<Tensor>& slot_count, const std::string& reduction) {
   STD_TORCH_CHECK(query.dim() == 2 && key.dim() == 2 && key.size(0) == query.size(0) && key.size(1) == query.size(1) &&
                       queue.dim() == 3 && queue.size(2) == query.size(1) && queue.size(0) > 0,
                   "query and key must be [B, d] and queue [C, D, d]");
@@ -37,6 +37,8 @@ inline void check_group_contrast(const Tensor& query, const Tensor& key, const T
   STD_TORCH_CHECK(!slot_count || (slot_count->dim() == 1 && slot_count->size(0) == queue.size(0) &&
                                   slot_count->scalar_type() == ScalarType::Long),
                   "slot_count must be int64 [C]");
+  STD_TORCH_CHECK(reduction == "none" || reduction == "mean" || reduction == "sum",
+                  "reduction must be none, mean or sum, got ", reduction);
 }
 
 }  // namespace dadl

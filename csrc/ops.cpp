@@ -19,9 +19,9 @@
 //                        sum_j p_ij k_j, its gradient (no rows unless with_slope), in float32 (float64 for float64)
 // similarity_logsumexp_key_gradient   [N, d], scale sum_i grad_i p_ij q_i, in the keys' dtype
 // pseudo_group_contrast  query, key [B, d], queue [C, D, d], target [B] -> the row losses [B], in cross-entropy form
-//                        or as KL divergence, and their gradients [B, d] with respect to the queries (no rows unless
-//                        with_slope); 0 where the target is ignore_index, else NaN where it is no class. For the mean
-//                        both are divided by the number of rows that are not ignored
+//                        or as KL divergence, 0 where the target is ignore_index, else NaN where it is no class; their
+//                        sum [], or their mean [] over the rows that are not ignored; and the gradient [B, d] with
+//                        respect to the queries (no rows unless with_slope)
 //
 // disagreement           predictions [K, B, R, C] of K members -> the row losses [B], divided by B for the mean, and
 //                        their gradient [K, B, R, C] (no members unless with_gradient), in float32 (float64 for
@@ -61,7 +61,7 @@ STABLE_TORCH_LIBRARY(dadl, m) {
       "float scale, bool exclude_self) -> Tensor");
   m.def(
       "pseudo_group_contrast(Tensor query, Tensor key, Tensor queue, Tensor target, Tensor? slot_count, "
-      "float temperature, bool kl, int ignore_index, bool mean, bool with_slope) -> (Tensor rows, Tensor slope)");
+      "float temperature, bool kl, int ignore_index, str reduction, bool with_slope) -> (Tensor loss, Tensor slope)");
   m.def(
       "disagreement(Tensor predictions, int measure, bool mean, bool with_gradient) -> (Tensor rows, Tensor gradient)");
   m.def("dropout_linear(Tensor features, Tensor weight, Tensor? bias, Tensor seed, float p, int samples) -> Tensor");

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ._checks import (
     LabelSimilarity,
+    check_classes,
     check_contrast,
     check_disagreement,
     check_dropout,
@@ -257,6 +258,7 @@ def pseudo_group_contrast(
         ignore_index,
         "none" if weighted else reduction,
     )
+    check_classes(target, queue.shape[0], ignore_index, loss)
     return reduce_rows(loss, target != ignore_index, sample_weight, reduction) if weighted else loss
 
 

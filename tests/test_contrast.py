@@ -173,11 +173,11 @@ def test_each_side_may_have_its_own_dtype(device: str, query_dtype: torch.dtype,
 def test_a_target_that_is_no_class(device: str) -> None:
     query, key, queue, target = group_batch(0, 5, 3, 2, 8, torch.float32, device)
     target[1], target[3] = 3, -7
-    rows, slope = torch.ops.dadl.pseudo_group_contrast(query, key, queue, target, None, 0.1, False, -1, False, True)
+    rows, slope = torch.ops.dadl.pseudo_group_contrast(query, key, queue, target, None, 0.1, False, -1, "none", True)
     assert rows.isnan().tolist() == [False, True, False, True, False]
     assert not slope[1::2].any()
     for ignored in (3, -7):
-        options = (None, 0.1, False, ignored, False, False)
+        options = (None, 0.1, False, ignored, "none", False)
         rows, _ = torch.ops.dadl.pseudo_group_contrast(query, key, queue, target, *options)
         assert not rows[target == ignored].any()
     if device == "cpu":
@@ -349,8 +349,8 @@ def test_opcheck(device: str) -> None:
         ("similarity_logsumexp_key_gradient", (lse, query, keys, mask, lse, 2.0, True)),
         ("scale_gradient", (lse, slope, query, 0)),
         ("scale_gradient", (lse[0], slope, query, 0)),
-        ("pseudo_group_contrast", (query, key, queue, target, counts, 0.1, True, -1, True, True)),
-        ("pseudo_group_contrast", (query, key, queue, target, None, 0.1, False, -1, False, False)),
+        ("pseudo_group_contrast", (query, key, queue, target, counts, 0.1, True, -1, "mean", True)),
+        ("pseudo_group_contrast", (query, key, queue, target, None, 0.1, False, -1, "none", False)),
     ):
         torch.library.opcheck(getattr(torch.ops.dadl, operator).default, arguments)
 

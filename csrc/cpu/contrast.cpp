@@ -234,8 +234,8 @@ Tensor similarity_logsumexp_key_gradient(Tensor grad, Tensor query, Tensor key, 
 // Row losses LSE - mean positive logit over {own key} and the queue, and their gradients with respect to the queries.
 std::tuple<Tensor, Tensor> pseudo_group_contrast(Tensor query, Tensor key, Tensor queue, Tensor target,
                                                  std::optional<Tensor> slot_count, double temperature, bool kl,
-                                                 int64_t ignore_index, bool mean, bool with_slope) {
-  check_group_contrast(query, key, queue, target, slot_count);
+                                                 int64_t ignore_index, std::string reduction, bool with_slope) {
+  check_group_contrast(query, key, queue, target, slot_count, reduction);
   const int64_t queries = query.size(0), d = query.size(1), classes = queue.size(0), slots = queue.size(1);
   target = as_contiguous(target);
   std::vector<int64_t> valid_slots(classes, slots);
@@ -257,7 +257,7 @@ std::tuple<Tensor, Tensor> pseudo_group_contrast(Tensor query, Tensor key, Tenso
     A* loss = mutable_data<A>(rows);
     A* slope = with_slope ? mutable_data<A>(slopes) : nullptr;
     const int64_t* targets = data<int64_t>(target);
-    const int64_t counted = mean ? queries - std::count(targets, targets + queries, ignore_index) : 1;
+    const int64_t counted = reduction == "mean" ? queries - std::count(targets, targets + queries, ignore_index) : 1;
     const Positives<key_type<decltype(keys)>> positives{data<A>(q),
                                                         data<A>(own),
                                                         keys.values,
@@ -278,7 +278,14 @@ std::tuple<Tensor, Tensor> pseudo_group_contrast(Tensor query, Tensor key, Tenso
           [&](int64_t begin, int64_t end) { subtract_positives(positives, begin, end); });
     });
   });
-  return {rows, slopes};
+  if (reduction == "none") return {rows, slopes};
+  const Tensor total = new_empty(query, {}, arithmetic);
+  const auto add_up = [&](auto tag) {
+    using A = decltype(tag);
+    *mutable_data<A>(total) = static_cast<A>(sum_over<double>(queries, [&](int64_t i) { return data<A>(rows)[i]; }));
+  };
+  is_double(rows) ? add_up(double{}) : add_up(float{});
+  return {total, slopes};
 }
 
 }  // namespace

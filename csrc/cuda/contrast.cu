@@ -92,8 +92,8 @@ Tensor similarity_logsumexp_key_gradient(Tensor grad, Tensor query, Tensor key, 
 
 std::tuple<Tensor, Tensor> pseudo_group_contrast(Tensor query, Tensor key, Tensor queue, Tensor target,
                                                  std::optional<Tensor> slot_count, double temperature, bool kl,
-                                                 int64_t ignore_index, bool mean, bool with_slope) {
-  check_group_contrast(query, key, queue, target, slot_count);
+                                                 int64_t ignore_index, std::string reduction, bool with_slope) {
+  check_group_contrast(query, key, queue, target, slot_count, reduction);
   const int64_t queries = query.size(0), d = query.size(1), classes = queue.size(0), slots = queue.size(1);
   check_device(key, query, "key");
   check_device(queue, query, "queue");
@@ -112,14 +112,14 @@ std::tuple<Tensor, Tensor> pseudo_group_contrast(Tensor query, Tensor key, Tenso
   choice.classes = static_cast<int>(classes);
   choice.slots = static_cast<int>(slots);
   choice.kl = kl;
-  choice.mean = mean;
+  choice.mean = reduction == "mean";
   choice.ignore_index = ignore_index;
   with_rows(query, queue, classes * slots, [&](const auto& query_rows, const auto& keys) {
     using A = typename Storage<std::remove_const_t<std::remove_pointer_t<decltype(keys.values)>>>::Arithmetic;
     contrast(backend, query_rows, keys, choice, data<A>(own), 1 / temperature, mutable_data<A>(rows),
              with_slope ? mutable_data<A>(slope) : nullptr);
   });
-  return {rows, slope};
+  return {reduction == "none" ? rows : torch::stable::sum(rows), slope};
 }
 
 }  // namespace

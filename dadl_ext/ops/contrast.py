@@ -57,28 +57,23 @@ def pseudo_group_contrast(
     reduction: str,
 ) -> Tensor:
     """The losses, as in :func:`dadl_ext.functional.pseudo_group_contrast`; the gradient comes from the same pass."""
-    arguments = (query, key, queue, target, slot_count, temperature, kl, ignore_index, reduction == "mean")
+    arguments = (query, key, queue, target, slot_count, temperature, kl, ignore_index, reduction)
     if torch.is_grad_enabled() and query.requires_grad:
-        return _PseudoGroupContrast.apply(*arguments, reduction)  # type: ignore[no-any-return]
-    rows, _ = torch.ops.dadl.pseudo_group_contrast.default(*arguments, False)
-    return rows if reduction == "none" else rows.sum()  # type: ignore[no-any-return]
+        return _PseudoGroupContrast.apply(*arguments)  # type: ignore[no-any-return]
+    return torch.ops.dadl.pseudo_group_contrast.default(*arguments, False)[0]  # type: ignore[no-any-return]
 
 
 class _PseudoGroupContrast(torch.autograd.Function):
-    """With the reduction inside: as operators of their own its steps would take longer than a small contrast."""
-
     @staticmethod
     def forward(ctx: Any, query: Tensor, *arguments: Any) -> Tensor:
-        *settings, reduction = arguments
         with below_autograd():
-            rows, slope = torch.ops.dadl.pseudo_group_contrast.default(query, *settings, True)
-            loss: Tensor = rows if reduction == "none" else rows.sum()
+            loss, slope = torch.ops.dadl.pseudo_group_contrast.default(query, *arguments, True)
         ctx.save_for_backward(slope, query)
-        return loss
+        return loss  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        return scale_gradient(grad, *ctx.saved_tensors), *(None,) * 9
+        return scale_gradient(grad, *ctx.saved_tensors), *(None,) * 8
 
 
 @torch.library.register_fake("dadl::similarity_logsumexp")
@@ -97,8 +92,9 @@ def _(grad: Tensor, query: Tensor, key: Tensor, *arguments: Any) -> Tensor:
 @torch.library.register_fake("dadl::pseudo_group_contrast")
 def _(query: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     dtype, (queries, d) = arithmetic_dtype(query), query.shape
-    with_slope = arguments[-1]
-    return query.new_empty(queries, dtype=dtype), query.new_empty((queries if with_slope else 0, d), dtype=dtype)
+    *_, reduction, with_slope = arguments
+    shape = (queries,) if reduction == "none" else ()
+    return query.new_empty(shape, dtype=dtype), query.new_empty((queries if with_slope else 0, d), dtype=dtype)
 
 
 for _operator in ("similarity_logsumexp", "pseudo_group_contrast"):

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .._checks import check_contrast, check_group_contrast, check_supervised_contrast
+from .._checks import check_classes, check_contrast, check_group_contrast, check_supervised_contrast
 from .._reduction import reduce_rows
 
 __all__ = ["pseudo_group_contrast", "similarity_logsumexp", "supervised_contrast"]
@@ -59,7 +59,8 @@ def pseudo_group_contrast(
     if slot_count is not None:
         valid = torch.arange(slots, device=query.device) < slot_count[:, None]
     counted = target != ignore_index
-    own_class = torch.where(counted, target, 0)
+    is_class = (target >= 0) & (target < classes)
+    own_class = torch.where(is_class, target, 0)
 
     own = (q * k).sum(dim=-1, keepdim=True) / temperature
     others = torch.einsum("bd,cnd->bcn", q, keys) / temperature
@@ -70,7 +71,9 @@ def pseudo_group_contrast(
     loss = denominator - positives / count.to(q.dtype)
     if form == "kl":
         loss = loss - count.to(q.dtype).log()
-    return reduce_rows(loss, counted, sample_weight, reduction)
+    loss = reduce_rows(loss.masked_fill(~is_class, torch.nan), counted, sample_weight, reduction)
+    check_classes(target, classes, ignore_index, loss)
+    return loss
 
 
 def supervised_contrast(
