@@ -19,9 +19,9 @@
 //                        sum_j p_ij k_j, its gradient (no rows unless with_slope), in float32 (float64 for float64)
 // similarity_logsumexp_key_gradient   [N, d], scale sum_i grad_i p_ij q_i, in the keys' dtype
 // pseudo_group_contrast  query, key [B, d], queue [C, D, d], target [B] -> the row losses [B], in cross-entropy form
-//                        or as KL divergence, 0 where the target is ignore_index, else NaN where it is no class; their
-//                        sum [], or their mean [] over the rows that are not ignored; and the gradient [B, d] with
-//                        respect to the queries (no rows unless with_slope)
+//                        or as KL divergence, 0 where the target is ignore_index; their sum [], or their mean [] over
+//                        the rows that are not ignored; and the gradient [B, d] with respect to the queries (no rows
+//                        unless with_slope). A target that is no class raises, on CUDA its loss is NaN
 //
 // disagreement           predictions [K, B, R, C] of K members -> the row losses [B], divided by B for the mean, and
 //                        their gradient [K, B, R, C] (no members unless with_gradient), in float32 (float64 for

@@ -247,18 +247,14 @@ def pseudo_group_contrast(
     )
     require_device(query)
     weighted = sample_weight is not None
-    loss = contrast.pseudo_group_contrast(
-        query,
-        key,
-        queue,
-        target,
-        slot_count,
-        temperature,
-        form == "kl",
-        ignore_index,
-        "none" if weighted else reduction,
-    )
-    check_classes(target, queue.shape[0], ignore_index, loss)
+    row_reduction = "none" if weighted else reduction
+    try:
+        loss = contrast.pseudo_group_contrast(
+            query, key, queue, target, slot_count, temperature, form == "kl", ignore_index, row_reduction
+        )
+    except RuntimeError:
+        check_classes(target, queue.shape[0], ignore_index)  # the operator has looked at every target already
+        raise
     return reduce_rows(loss, target != ignore_index, sample_weight, reduction) if weighted else loss
 
 

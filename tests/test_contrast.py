@@ -173,20 +173,34 @@ def test_each_side_may_have_its_own_dtype(device: str, query_dtype: torch.dtype,
 def test_a_target_that_is_no_class(device: str) -> None:
     query, key, queue, target = group_batch(0, 5, 3, 2, 8, torch.float32, device)
     target[1], target[3] = 3, -7
+    if device == "cpu":
+        for ignored, found in ((-1, 3), (3, -7), (-7, 3)):
+            message = f"target must hold classes 0..2 or ignore_index={ignored}, got {found}"
+            with pytest.raises(RuntimeError, match=message):
+                torch.ops.dadl.pseudo_group_contrast(query, key, queue, target, None, 0.1, False, ignored, "sum", True)
+            for module in (functional, reference):
+                with pytest.raises(ValueError, match=message):
+                    module.pseudo_group_contrast(query, key, queue, target, ignore_index=ignored)
+        return
     rows, slope = torch.ops.dadl.pseudo_group_contrast(query, key, queue, target, None, 0.1, False, -1, "none", True)
     assert rows.isnan().tolist() == [False, True, False, True, False]
     assert not slope[1::2].any()
-    for ignored in (3, -7):
-        options = (None, 0.1, False, ignored, "none", False)
-        rows, _ = torch.ops.dadl.pseudo_group_contrast(query, key, queue, target, *options)
-        assert not rows[target == ignored].any()
-    if device == "cpu":
-        with pytest.raises(ValueError, match="target must hold classes"):
-            functional.pseudo_group_contrast(query, key, queue, target)
-        return
     rows = functional.pseudo_group_contrast(query, key, queue, target, ignore_index=-7, reduction="none")
     assert rows.isnan().tolist() == [False, True, False, False, False]
     assert rows[3] == 0
+
+
+@pytest.mark.parametrize("keys", [1, 5, 33])
+def test_fewer_keys_than_threads_could_share(device: str, keys: int) -> None:
+    query = torch.randn(2048, 256, device=device)
+    key = torch.randn(keys, 256, device=device)
+    results = []
+    for module in (functional, reference):
+        leaf = query.clone().requires_grad_()
+        lse = module.similarity_logsumexp(leaf, key, scale=0.1)
+        lse.sum().backward()
+        results.append((lse.detach(), leaf.grad))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-5)
 
 
 def test_large_logits_do_not_overflow(device: str) -> None:

@@ -45,19 +45,28 @@ void with_tile(Body body) {
   body(std::type_identity<blas::KeyTile<T>>{});
 }
 
-struct Tiling {
-  int64_t tile, chunk, chunks;
-};
+// Chunks of equal size, as many as a power of two, so that the threads get equal shares; each in tiles of equal size.
+class Tiling {
+ public:
+  Tiling(int64_t widest, int64_t queries, int64_t keys, int64_t d) : keys_(keys) {
+    if (keys == 0) return;
+    const int64_t state = std::max<int64_t>(queries * d * static_cast<int64_t>(sizeof(double)), 1);
+    const int64_t wanted = std::min({kMostChunks, kStateBytes / state, queries * keys * d / kWorthChunk, keys / kStep});
+    chunks = static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(std::max<int64_t>(wanted, 1))));
+    int64_t longest = 0;
+    for (int64_t k = 0; k < chunks; ++k) longest = std::max(longest, first(k + 1) - first(k));
+    const int64_t tiles = (longest + widest - 1) / widest;
+    tile = ((longest + tiles - 1) / tiles + kStep - 1) / kStep * kStep;
+  }
 
-// Chunks of equal size, as many as a power of two: the threads get equal shares.
-Tiling make_tiling(int64_t widest, int64_t queries, int64_t keys, int64_t d) {
-  if (keys == 0) return {0, 0, 0};
-  const auto divide = [](int64_t length, int64_t parts) { return ((length + parts - 1) / parts + 15) / 16 * 16; };
-  const int64_t state = std::max<int64_t>(queries * d * static_cast<int64_t>(sizeof(double)), 1);
-  const int64_t wanted = std::min({kMostChunks, kStateBytes / state, queries * keys * d / kWorthChunk});
-  const int64_t chunk = divide(keys, std::bit_floor(static_cast<uint64_t>(std::max<int64_t>(wanted, 1))));
-  return {divide(chunk, (chunk + widest - 1) / widest), chunk, (keys + chunk - 1) / chunk};
-}
+  int64_t first(int64_t chunk) const { return chunk == chunks ? keys_ : chunk * keys_ / chunks / kStep * kStep; }
+
+  int64_t tile = 0, chunks = 0;
+
+ private:
+  static constexpr int64_t kStep = 16;
+  int64_t keys_;
+};
 
 // lse [B] and, where wanted, slope [B, d] = scale sum_j p_ij key_j, its gradient. `own` is an additional key [B, d] of
 // each query, or null. finish(begin, end) is called once for every row, when it is ready.
@@ -66,7 +75,7 @@ void attend(const Tensor& query, const Keys<T>& keys, const A* own, double scale
   const int64_t queries = query.size(0), d = keys.d;
   const typename KeyTile::Query scaled(query, scale, false);
   const int64_t rows = scaled.padded, width = scaled.width;
-  const Tiling tiling = make_tiling(KeyTile::size(queries, d), queries, keys.count, d);
+  const Tiling tiling(KeyTile::size(queries, d), queries, keys.count, d);
   constexpr A kNothing = -std::numeric_limits<A>::infinity();
   std::vector<A> largest(tiling.chunks * rows, kNothing), sum(tiling.chunks * rows);
   const std::unique_ptr<A[]> weighted(new A[slope ? tiling.chunks * rows * width : 0]);
@@ -77,7 +86,7 @@ void attend(const Tensor& query, const Keys<T>& keys, const A* own, double scale
     for (int64_t chunk = begin; chunk < end; ++chunk) {
       const Softmax<A> state{largest.data() + chunk * rows, sum.data() + chunk * rows,
                              slope ? states + chunk * rows * width : nullptr};
-      const int64_t chunk_first = chunk * tiling.chunk, chunk_last = std::min(chunk_first + tiling.chunk, keys.count);
+      const int64_t chunk_first = tiling.first(chunk), chunk_last = tiling.first(chunk + 1);
       for (int64_t first = chunk_first; first < chunk_last; first += tiling.tile) {
         tile.attend(first, std::min(first + tiling.tile, chunk_last), state, first > chunk_first);
       }
@@ -120,11 +129,20 @@ struct Positives {
   const T* queue;
   const int64_t* target;
   const int64_t* valid_slots;
-  int64_t classes, slots, d, ignore_index;
+  int64_t slots, d, ignore_index;
   A inverse_temperature, gain;
   bool kl;
   A *loss, *slope;
 };
+
+// Half of the slots lie in another core's cache, and classes follow each other at random.
+template <typename T>
+void fetch_slots(const Positives<T>& p, int64_t c) {
+  if (c == p.ignore_index) return;
+  constexpr int64_t kLine = 64 / sizeof(T);
+  const T* first = p.queue + c * p.slots * p.d;
+  for (int64_t e = 0; e < p.valid_slots[c] * p.d; e += kLine) __builtin_prefetch(first + e);
+}
 
 template <typename T>
 void subtract_positive_rows(const Positives<T>& p, int64_t begin, int64_t end) {
@@ -133,11 +151,12 @@ void subtract_positive_rows(const Positives<T>& p, int64_t begin, int64_t end) {
   std::vector<A> positive(d);
   for (int64_t i = begin; i < end; ++i) {
     const int64_t c = p.target[i];
-    if (c < 0 || c >= p.classes) {
-      p.loss[i] = c == p.ignore_index ? 0 : std::numeric_limits<A>::quiet_NaN();
+    if (c == p.ignore_index) {
+      p.loss[i] = 0;
       if (p.slope) std::fill_n(p.slope + i * d, d, A{0});
       continue;
     }
+    if (i + 1 < end) fetch_slots(p, p.target[i + 1]);
     std::copy_n(p.own + i * d, d, positive.data());
     const T* slot = p.queue + c * p.slots * d;
     for (int64_t s = 0; s < p.valid_slots[c]; ++s, slot += d) {
@@ -231,6 +250,18 @@ Tensor similarity_logsumexp_key_gradient(Tensor grad, Tensor query, Tensor key, 
   return as_contiguous(gradient, key.scalar_type());
 }
 
+// The number of those that are not ignored.
+int64_t count_targets(const int64_t* target, int64_t queries, int64_t classes, int64_t ignore_index) {
+  int64_t counted = 0;
+  for (int64_t i = 0; i < queries; ++i) {
+    if (target[i] == ignore_index) continue;
+    STD_TORCH_CHECK(0 <= target[i] && target[i] < classes, "target must hold classes 0..", classes - 1,
+                    " or ignore_index=", ignore_index, ", got ", target[i]);
+    ++counted;
+  }
+  return counted;
+}
+
 // Row losses LSE - mean positive logit over {own key} and the queue, and their gradients with respect to the queries.
 std::tuple<Tensor, Tensor> pseudo_group_contrast(Tensor query, Tensor key, Tensor queue, Tensor target,
                                                  std::optional<Tensor> slot_count, double temperature, bool kl,
@@ -254,27 +285,24 @@ std::tuple<Tensor, Tensor> pseudo_group_contrast(Tensor query, Tensor key, Tenso
   with_keys(queue, mask, false, [&](const auto& keys, auto tag) {
     using A = decltype(tag);
     const Tensor q = as_arithmetic<A>(query), own = as_arithmetic<A>(key);
-    A* loss = mutable_data<A>(rows);
-    A* slope = with_slope ? mutable_data<A>(slopes) : nullptr;
-    const int64_t* targets = data<int64_t>(target);
-    const int64_t counted = reduction == "mean" ? queries - std::count(targets, targets + queries, ignore_index) : 1;
-    const Positives<key_type<decltype(keys)>> positives{data<A>(q),
-                                                        data<A>(own),
-                                                        keys.values,
-                                                        targets,
-                                                        valid_slots.data(),
-                                                        classes,
-                                                        slots,
-                                                        d,
-                                                        ignore_index,
-                                                        static_cast<A>(1 / temperature),
-                                                        1 / static_cast<A>(std::max<int64_t>(counted, 1)),
-                                                        kl,
-                                                        loss,
-                                                        slope};
+    const int64_t counted = count_targets(data<int64_t>(target), queries, classes, ignore_index);
+    Positives<key_type<decltype(keys)>> positives;
+    positives.query = data<A>(q);
+    positives.own = data<A>(own);
+    positives.queue = keys.values;
+    positives.target = data<int64_t>(target);
+    positives.valid_slots = valid_slots.data();
+    positives.slots = slots;
+    positives.d = d;
+    positives.ignore_index = ignore_index;
+    positives.inverse_temperature = static_cast<A>(1 / temperature);
+    positives.gain = reduction == "mean" ? 1 / static_cast<A>(std::max<int64_t>(counted, 1)) : A{1};
+    positives.kl = kl;
+    positives.loss = mutable_data<A>(rows);
+    positives.slope = with_slope ? mutable_data<A>(slopes) : nullptr;
     with_tile<key_type<decltype(keys)>>([&](auto tile) {
       attend<typename decltype(tile)::type>(
-          q, keys, positives.own, 1 / temperature, loss, slope,
+          q, keys, positives.own, 1 / temperature, positives.loss, positives.slope,
           [&](int64_t begin, int64_t end) { subtract_positives(positives, begin, end); });
     });
   });

@@ -84,19 +84,29 @@ class Query {
  public:
   Query(const Tensor& query, double scale, bool for_key_gradient)
       : count(query.size(0)),
+        d(query.size(1)),
         padded((count + kBlock - 1) / kBlock * kBlock),
-        depth(tiles_along(query.size(1))),
-        width(depth * kSide) {
-    const int64_t d = query.size(1);
-    const float* values = data<float>(query);
+        depth(tiles_along(d)),
+        width(depth * kSide),
+        values_(data<float>(query)),
+        scale_(static_cast<float>(scale)),
+        for_key_gradient_(for_key_gradient) {
+    constexpr int64_t kOwn = 512;  // tiles
+    if (padded / kSide * depth * kCrossed > kOwn) prepare();
+  }
+
+  // Large queries are packed once for all tasks, small ones by every task for itself: to fetch what another core has
+  // written takes longer.
+  void prepare() {
+    if (crossed_) return;
     const int64_t blocks = padded / kSide;
     crossed_.reset(new Tile[blocks * depth * kCrossed]);
-    if (for_key_gradient) plain_.reset(new Tile[blocks * depth * kPlain]);
+    if (for_key_gradient_) plain_.reset(new Tile[blocks * depth * kPlain]);
     torch::stable::parallel_for(0, blocks, grain_rows(kSide * d), [&](int64_t begin, int64_t end) {
       for (int64_t block = begin; block < end; ++block) {
         const int64_t first = block * kSide, rows = std::clamp<int64_t>(count - first, 0, kSide);
         std::vector<float> scaled(kSide * d);
-        for (int64_t e = 0; e < rows * d; ++e) scaled[e] = values[first * d + e] * static_cast<float>(scale);
+        for (int64_t e = 0; e < rows * d; ++e) scaled[e] = values_[first * d + e] * scale_;
         pack<kCrossed, true>(scaled.data(), d, kSide, d, depth, crossed_.get() + block * depth * kCrossed);
         if (plain_) pack<kPlain, false>(scaled.data(), d, kSide, d, depth, plain_.get() + block * depth * kPlain);
       }
@@ -117,10 +127,13 @@ class Query {
     }
   }
 
-  const int64_t count, padded, depth, width;
+  const int64_t count, d, padded, depth, width;
 
  private:
-  std::unique_ptr<Tile[]> crossed_, plain_;
+  const float* values_;
+  float scale_;
+  bool for_key_gradient_;
+  std::shared_ptr<Tile[]> crossed_, plain_;
 };
 
 template <typename T>
@@ -139,7 +152,9 @@ class KeyTile {
         keys_(keys),
         tiles_(new Tile[tiles_along(size) * query.depth * kPlain]),
         weights_(new Tile[tiles_along(size) * 2 * kCrossed]),
-        logits_(new Row[size]) {}
+        logits_(new Row[size]) {
+    query_.prepare();
+  }
 
   void attend(int64_t first, int64_t last, const Softmax<float>& state, bool add) {
     load(first, last);
@@ -236,7 +251,7 @@ class KeyTile {
     float values[kBlock];
   };
 
-  const Query& query_;
+  Query query_;
   const Keys<T>& keys_;
   std::unique_ptr<Tile[]> tiles_, weights_;
   std::unique_ptr<Row[]> logits_;

@@ -53,14 +53,14 @@ def pseudo_group_contrast(
         query, key, queue, target, temperature, form, ignore_index, sample_weight, slot_count, reduction
     )
     classes, slots, _ = queue.shape
+    check_classes(target, classes, ignore_index)
     q, k, keys = _arithmetic(query), _arithmetic(key.detach()).to(_arithmetic(query).dtype), queue.detach()
     keys = keys.to(q.dtype)
     valid = torch.ones(classes, slots, dtype=torch.bool, device=query.device)
     if slot_count is not None:
         valid = torch.arange(slots, device=query.device) < slot_count[:, None]
     counted = target != ignore_index
-    is_class = (target >= 0) & (target < classes)
-    own_class = torch.where(is_class, target, 0)
+    own_class = torch.where(counted, target, 0)
 
     own = (q * k).sum(dim=-1, keepdim=True) / temperature
     others = torch.einsum("bd,cnd->bcn", q, keys) / temperature
@@ -71,9 +71,7 @@ def pseudo_group_contrast(
     loss = denominator - positives / count.to(q.dtype)
     if form == "kl":
         loss = loss - count.to(q.dtype).log()
-    loss = reduce_rows(loss.masked_fill(~is_class, torch.nan), counted, sample_weight, reduction)
-    check_classes(target, classes, ignore_index, loss)
-    return loss
+    return reduce_rows(loss, counted, sample_weight, reduction)
 
 
 def supervised_contrast(
