@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 
 #include "../tensors.h"
 
@@ -34,6 +35,44 @@ inline int x86_level() {
   return level;
 }
 #endif
+
+// Working memory of a thread, of which a purpose has one at a time. It stays from call to call unless it is large:
+// fresh pages from the system take as long as the work on them.
+template <typename Purpose>
+class WorkingMemory {
+ public:
+  explicit WorkingMemory(int64_t bytes) {
+    constexpr int64_t kMostLines = 1 << 16;  // 4 MiB
+    thread_local std::unique_ptr<Line[]> kept;
+    thread_local int64_t kept_lines = 0;
+    const int64_t lines = lines_of(bytes);
+    if (lines > kMostLines) {
+      own_.reset(new Line[lines]);
+    } else if (lines > kept_lines) {
+      kept.reset(new Line[lines]);
+      kept_lines = lines;
+    }
+    next_ = own_ ? own_.get() : kept.get();
+  }
+
+  // Uninitialised, on a line of its own.
+  template <typename T>
+  T* take(int64_t count) {
+    Line* taken = next_;
+    next_ += lines_of(count * static_cast<int64_t>(sizeof(T)));
+    return reinterpret_cast<T*>(taken);
+  }
+
+ private:
+  static constexpr int64_t kLine = 64;
+  struct alignas(kLine) Line {
+    char bytes[kLine];
+  };
+  static constexpr int64_t lines_of(int64_t bytes) { return (bytes + kLine - 1) / kLine; }
+
+  std::unique_ptr<Line[]> own_;
+  Line* next_ = nullptr;
+};
 
 // Work below this many elements is not worth a thread.
 constexpr int64_t kGrainElements = 16384;

@@ -61,6 +61,8 @@ class Tiling {
 
   int64_t first(int64_t chunk) const { return chunk == chunks ? keys_ : chunk * keys_ / chunks / kStep * kStep; }
 
+  Range tile_from(int64_t start, int64_t chunk) const { return {start, std::min(start + tile, first(chunk + 1))}; }
+
   int64_t tile = 0, chunks = 0;
 
  private:
@@ -78,17 +80,22 @@ void attend(const Tensor& query, const Keys<T>& keys, const A* own, double scale
   const Tiling tiling(KeyTile::size(queries, d), queries, keys.count, d);
   constexpr A kNothing = -std::numeric_limits<A>::infinity();
   std::vector<A> largest(tiling.chunks * rows, kNothing), sum(tiling.chunks * rows);
-  const std::unique_ptr<A[]> weighted(new A[slope ? tiling.chunks * rows * width : 0]);
-  A* states = weighted.get();
+  const int64_t weighted = slope ? tiling.chunks * rows * width : 0;
+  WorkingMemory<Softmax<A>> memory(weighted * static_cast<int64_t>(sizeof(A)));
+  A* states = memory.template take<A>(weighted);
 
   torch::stable::parallel_for(0, tiling.chunks, 1, [&](int64_t begin, int64_t end) {
     KeyTile tile(scaled, keys, std::min(tiling.tile, keys.count));
     for (int64_t chunk = begin; chunk < end; ++chunk) {
       const Softmax<A> state{largest.data() + chunk * rows, sum.data() + chunk * rows,
                              slope ? states + chunk * rows * width : nullptr};
-      const int64_t chunk_first = tiling.first(chunk), chunk_last = tiling.first(chunk + 1);
-      for (int64_t first = chunk_first; first < chunk_last; first += tiling.tile) {
-        tile.attend(first, std::min(first + tiling.tile, chunk_last), state, first > chunk_first);
+      const Range whole{tiling.first(chunk), tiling.first(chunk + 1)};
+      for (Range now = tiling.tile_from(whole.first, chunk); now.first < whole.last;) {
+        const Range next = now.last < whole.last ? tiling.tile_from(now.last, chunk)
+                           : chunk + 1 < end     ? tiling.tile_from(now.last, chunk + 1)
+                                                 : Range{now.last, now.last};
+        tile.attend(now, next, state, now.first > whole.first);
+        now = next;
       }
     }
   });
@@ -240,9 +247,10 @@ Tensor similarity_logsumexp_key_gradient(Tensor grad, Tensor query, Tensor key, 
                     tiles = size ? (keys.count + size - 1) / size : 0;
       torch::stable::parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) {
         KeyTile tile(scaled, keys, size);
-        for (int64_t first = begin * size; first < std::min(end * size, keys.count); first += size) {
-          tile.key_gradient(first, std::min(first + size, keys.count), data<A>(lse), data<A>(grad),
-                            mutable_data<A>(gradient));
+        const int64_t stop = std::min(end * size, keys.count);
+        const auto from = [&](int64_t first) { return Range{first, std::min(first + size, stop)}; };
+        for (Range now = from(begin * size); now.first < stop; now = from(now.last)) {
+          tile.key_gradient(now, from(now.last), data<A>(lse), data<A>(grad), mutable_data<A>(gradient));
         }
       });
     });

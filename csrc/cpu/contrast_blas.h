@@ -131,8 +131,8 @@ class KeyTile {
     if (!std::is_same_v<T, A> || keys.mask) own_values_.resize(size * keys.d);
   }
 
-  void attend(int64_t first, int64_t last, const Softmax<A>& state, bool add) {
-    load(first, last);
+  void attend(Range keys, Range, const Softmax<A>& state, bool add) {
+    load(keys.first, keys.last);
     const int64_t queries = query_.count, d = keys_.d;
     exponentiate(logits_.data(), state.largest, state.sum, rescale_.data(), queries, count_);
     if (!state.weighted) return;
@@ -143,11 +143,11 @@ class KeyTile {
     add_product(logits(), view(values_, count_, d, d, 1), 1.0, add ? 1.0 : 0.0, view(state.weighted, queries, d, d, 1));
   }
 
-  void key_gradient(int64_t first, int64_t last, const A* lse, const A* grad, A* gradient) {
-    load(first, last);
+  void key_gradient(Range keys, Range, const A* lse, const A* grad, A* gradient) {
+    load(keys.first, keys.last);
     weigh(logits_.data(), lse, grad, query_.count, count_);
     add_product(view(logits_.data(), count_, query_.count, 1, count_), query_.values, query_.scale, 0.0,
-                view(gradient + first * keys_.d, count_, keys_.d, keys_.d, 1));
+                view(gradient + keys.first * keys_.d, count_, keys_.d, keys_.d, 1));
   }
 
  private:

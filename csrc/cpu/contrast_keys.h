@@ -13,6 +13,10 @@ struct Keys {
   bool exclude_self;  // key i is left out for query i
 };
 
+struct Range {
+  int64_t first, last;
+};
+
 // Of a chunk of keys: per query the largest logit, the sum of exp(logit - largest) and, unless null, the sum of the
 // keys weighted by these, which lie as the tile's queries say.
 template <typename A>

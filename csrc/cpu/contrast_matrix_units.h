@@ -88,35 +88,41 @@ class Query {
         padded((count + kBlock - 1) / kBlock * kBlock),
         depth(tiles_along(d)),
         width(depth * kSide),
+        tiles_(padded / kSide * depth),
         values_(data<float>(query)),
         scale_(static_cast<float>(scale)),
         for_key_gradient_(for_key_gradient) {
-    constexpr int64_t kOwn = 512;  // tiles
-    if (padded / kSide * depth * kCrossed > kOwn) prepare();
+    constexpr int64_t kMostCopied = 512;  // tiles
+    if (own_tiles() <= kMostCopied) return;
+    shared_.reset(new Tile[own_tiles()]);
+    prepare(shared_.get());
   }
 
-  // Large queries are packed once for all tasks, small ones by every task for itself: to fetch what another core has
-  // written takes longer.
-  void prepare() {
+  // Large queries are packed once for all tasks, small ones by every task into own_tiles() of its own: to fetch what
+  // another core has written takes longer.
+  int64_t own_tiles() const { return crossed_ ? 0 : tiles_ * (kCrossed + (for_key_gradient_ ? kPlain : 0)); }
+
+  void prepare(Tile* memory) {
     if (crossed_) return;
-    const int64_t blocks = padded / kSide;
-    crossed_.reset(new Tile[blocks * depth * kCrossed]);
-    if (for_key_gradient_) plain_.reset(new Tile[blocks * depth * kPlain]);
-    torch::stable::parallel_for(0, blocks, grain_rows(kSide * d), [&](int64_t begin, int64_t end) {
+    crossed_ = memory;
+    plain_ = memory + tiles_ * kCrossed;
+    torch::stable::parallel_for(0, padded / kSide, grain_rows(kSide * d), [&](int64_t begin, int64_t end) {
       for (int64_t block = begin; block < end; ++block) {
         const int64_t first = block * kSide, rows = std::clamp<int64_t>(count - first, 0, kSide);
         std::vector<float> scaled(kSide * d);
         for (int64_t e = 0; e < rows * d; ++e) scaled[e] = values_[first * d + e] * scale_;
-        pack<kCrossed, true>(scaled.data(), d, kSide, d, depth, crossed_.get() + block * depth * kCrossed);
-        if (plain_) pack<kPlain, false>(scaled.data(), d, kSide, d, depth, plain_.get() + block * depth * kPlain);
+        pack<kCrossed, true>(scaled.data(), d, kSide, d, depth, crossed_ + block * depth * kCrossed);
+        if (for_key_gradient_) {
+          pack<kPlain, false>(scaled.data(), d, kSide, d, depth, plain_ + block * depth * kPlain);
+        }
       }
     });
   }
 
   Factor crossed(int64_t first) const {
-    return {crossed_.get() + first / kSide * depth * kCrossed, depth * kCrossed, kCrossed};
+    return {crossed_ + first / kSide * depth * kCrossed, depth * kCrossed, kCrossed};
   }
-  Factor plain(int64_t column) const { return {plain_.get() + column / kSide * kPlain, kPlain, depth * kPlain}; }
+  Factor plain(int64_t column) const { return {plain_ + column / kSide * kPlain, kPlain, depth * kPlain}; }
 
   // target [d] += factor times a row of the weighted sums. These lie in blocks of 32 x 32: in rows, their lines would
   // meet in few sets of the cache.
@@ -130,10 +136,12 @@ class Query {
   const int64_t count, d, padded, depth, width;
 
  private:
+  int64_t tiles_;
   const float* values_;
   float scale_;
   bool for_key_gradient_;
-  std::shared_ptr<Tile[]> crossed_, plain_;
+  Tile *crossed_ = nullptr, *plain_ = nullptr;
+  std::shared_ptr<Tile[]> shared_;
 };
 
 template <typename T>
@@ -150,16 +158,18 @@ class KeyTile {
   KeyTile(const Query& query, const Keys<T>& keys, int64_t size)
       : query_(query),
         keys_(keys),
-        tiles_(new Tile[tiles_along(size) * query.depth * kPlain]),
-        weights_(new Tile[tiles_along(size) * 2 * kCrossed]),
-        logits_(new Row[size]) {
-    query_.prepare();
+        memory_((2 * key_tiles(size) + weight_tiles(size) + query.own_tiles()) * static_cast<int64_t>(sizeof(Tile)) +
+                size * kBlock * static_cast<int64_t>(sizeof(float))),
+        tiles_(memory_.template take<Tile>(key_tiles(size))),
+        next_tiles_(memory_.template take<Tile>(key_tiles(size))),
+        weights_(memory_.template take<Tile>(weight_tiles(size))),
+        logits_(memory_.template take<float>(size * kBlock)) {
+    query_.prepare(memory_.template take<Tile>(query.own_tiles()));
   }
 
-  void attend(int64_t first, int64_t last, const Softmax<float>& state, bool add) {
-    load(first, last);
+  void attend(Range keys, Range next, const Softmax<float>& state, bool add) {
+    take(keys, next, state.weighted != nullptr);
     const int64_t width = query_.width;
-    fetch_next(state.weighted != nullptr);
     for (int64_t q = 0; q < query_.padded; q += kBlock) {
       float rescale[kBlock];
       float* logits = multiply(q);
@@ -172,19 +182,17 @@ class KeyTile {
           for (int64_t e = 0; e < kBlock; ++e) row[e] *= rescale[l];
         }
       }
-      pack<kCrossed, true>(logits, kBlock, count_, kBlock, 2, weights_.get());
+      pack<kCrossed, true>(logits, kBlock, count_, kBlock, 2, weights_);
       for (int64_t c = 0; c < width; c += kBlock) {
-        product<true>({weights_.get(), kCrossed, 2 * kCrossed},
-                      {tiles_.get() + c / kSide * kPlain, kPlain, query_.depth * kPlain}, (count_ + kSide - 1) / kSide,
-                      weighted + c * kBlock, kBlock, kBlock, kBlock, add, &ahead_);
+        product<true>({weights_, kCrossed, 2 * kCrossed}, {tiles_ + c / kSide * kPlain, kPlain, query_.depth * kPlain},
+                      (count_ + kSide - 1) / kSide, weighted + c * kBlock, kBlock, kBlock, kBlock, add, between());
       }
     }
   }
 
   // gradient [N, d] = scale sum_i grad_i p_ij query_i
-  void key_gradient(int64_t first, int64_t last, const float* lse, const float* grad, float* gradient) {
-    load(first, last);
-    fetch_next(true);
+  void key_gradient(Range keys, Range next, const float* lse, const float* grad, float* gradient) {
+    take(keys, next, true);
     for (int64_t q = 0; q < query_.padded; q += kBlock) {
       float base[kBlock] = {}, factor[kBlock] = {};
       for (int64_t l = 0; l < std::min(kBlock, query_.count - q); ++l) {
@@ -194,49 +202,54 @@ class KeyTile {
       }
       float* logits = multiply(q);
       weigh_columns(logits, base, factor, count_);
-      pack<kCrossed, false>(logits, kBlock, count_, kBlock, 2, weights_.get());
+      pack<kCrossed, false>(logits, kBlock, count_, kBlock, 2, weights_);
       for (int64_t j = 0; j < count_; j += kBlock) {
         for (int64_t c = 0; c < keys_.d; c += kBlock) {
           Factor queries = query_.plain(c);
           queries.tiles += q / kSide * queries.sum_step;
-          product<true>({weights_.get() + j / kSide * 2 * kCrossed, 2 * kCrossed, kCrossed}, queries, 2,
-                        gradient + (first + j) * keys_.d + c, keys_.d, std::min(kBlock, count_ - j),
-                        std::min(kBlock, keys_.d - c), q > 0, &ahead_);
+          product<true>({weights_ + j / kSide * 2 * kCrossed, 2 * kCrossed, kCrossed}, queries, 2,
+                        gradient + (keys.first + j) * keys_.d + c, keys_.d, std::min(kBlock, count_ - j),
+                        std::min(kBlock, keys_.d - c), q > 0, between());
         }
       }
     }
   }
 
  private:
-  // Keys that do not take part become zeros: what they hold must not show, not even as 0 NaN.
-  void load(int64_t first, int64_t last) {
-    first_ = first;
-    count_ = last - first;
-    pack<kPlain, false>(keys_.values + first * keys_.d, keys_.d, count_, keys_.d, query_.depth, tiles_.get());
+  // The keys that were packed during the products of those before, or if these are the first, now.
+  void take(Range keys, Range next, bool weighted) {
+    if (packed_.first != keys.first || packed_.last != keys.last) prepare(keys, 1);
+    packing_.finish();
+    std::swap(tiles_, next_tiles_);
+    first_ = keys.first;
+    count_ = keys.last - keys.first;
+    // Keys that do not take part become zeros: what they hold must not show, not even as 0 NaN.
     for (int64_t j = 0; keys_.mask && j < count_; ++j) {
-      if (keys_.mask[first + j]) continue;
-      Tile* row = tiles_.get() + j / kSide * query_.depth * kPlain;
+      if (keys_.mask[first_ + j]) continue;
+      Tile* row = tiles_ + j / kSide * query_.depth * kPlain;
       for (int64_t t = 0; t < query_.depth * kPlain; ++t) std::fill_n(row[t].words[j % kSide], kSide, 0);
     }
+    const int64_t blocks = query_.padded / kBlock, key_blocks = (count_ + kBlock - 1) / kBlock;
+    prepare(next, blocks * key_blocks * query_.depth * (weighted ? 2 : 1));
   }
 
-  // While the units multiply, the next tile's keys come into the cache: memory and units work at the same time.
-  void fetch_next(bool weighted) {
-    const T* next = keys_.values + (first_ + count_) * keys_.d;
-    const T* end = keys_.values + std::min(first_ + 2 * count_, keys_.count) * keys_.d;
-    const int64_t blocks = query_.padded / kBlock, key_blocks = (count_ + kBlock - 1) / kBlock;
-    const int64_t steps = blocks * key_blocks * (query_.depth + (weighted ? query_.width / kSide : 0));
-    ahead_ = Ahead(next, end, steps);
+  void prepare(Range keys, int64_t steps) {
+    packed_ = keys;
+    packing_ = Packing<T>(keys_.values + keys.first * keys_.d, keys.last - keys.first, keys_.d, query_.depth,
+                          next_tiles_, steps);
+  }
+
+  auto between() {
+    return [this] { packing_.step(); };
   }
 
   // logits [keys, 32] of the queries from q on, -inf where a key does not take part
   float* multiply(int64_t q) {
     constexpr float kLeftOut = -std::numeric_limits<float>::infinity();
-    float* logits = logits_[0].values;
+    float* logits = logits_;
     for (int64_t j = 0; j < count_; j += kBlock) {
-      product<false>({tiles_.get() + j / kSide * query_.depth * kPlain, query_.depth * kPlain, kPlain},
-                     query_.crossed(q), query_.depth, logits + j * kBlock, kBlock, std::min(kBlock, count_ - j), kBlock,
-                     false, &ahead_);
+      product<false>({tiles_ + j / kSide * query_.depth * kPlain, query_.depth * kPlain, kPlain}, query_.crossed(q),
+                     query_.depth, logits + j * kBlock, kBlock, std::min(kBlock, count_ - j), kBlock, false, between());
     }
     for (int64_t j = 0; keys_.mask && j < count_; ++j) {
       if (!keys_.mask[first_ + j]) std::fill_n(logits + j * kBlock, kBlock, kLeftOut);
@@ -247,16 +260,17 @@ class KeyTile {
     return logits;
   }
 
-  struct alignas(64) Row {
-    float values[kBlock];
-  };
+  int64_t key_tiles(int64_t size) const { return tiles_along(size) * query_.depth * kPlain; }
+  static int64_t weight_tiles(int64_t size) { return tiles_along(size) * 2 * kCrossed; }
 
   Query query_;
   const Keys<T>& keys_;
-  std::unique_ptr<Tile[]> tiles_, weights_;
-  std::unique_ptr<Row[]> logits_;
+  WorkingMemory<KeyTile> memory_;
+  Tile *tiles_, *next_tiles_, *weights_;
+  float* logits_;
   int64_t first_ = 0, count_ = 0;
-  Ahead ahead_;
+  Range packed_{0, 0};
+  Packing<T> packing_;
   Registers registers_;
 };
 

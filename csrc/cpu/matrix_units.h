@@ -160,23 +160,81 @@ inline __attribute__((always_inline)) void transpose(__m512 (&x)[kSide]) {
   }
 }
 
-// The tiles of source [rows, columns], zero beyond it, `depth` of them in a row; each transposed in itself where
-// wanted.
+// The tile of source [rows, columns], zero beyond it; transposed where wanted.
+template <int64_t kParts, bool kTransposed, typename T>
+void pack_tile(const T* source, int64_t stride, int64_t rows, int64_t columns, Tile* tiles) {
+  const auto lanes = static_cast<__mmask16>((1u << std::clamp<int64_t>(columns, 0, kSide)) - 1);
+  __m512 x[kSide];
+  for (int64_t r = 0; r < kSide; ++r) x[r] = r < rows ? load(source + r * stride, lanes) : _mm512_setzero_ps();
+  if constexpr (kTransposed) transpose(x);
+  for (int64_t r = 0; r < kSide; ++r) split<kParts>(x[r], tiles, r);
+}
+
+// The tiles of source [rows, columns], `depth` of them in a row; each transposed in itself where wanted.
 template <int64_t kParts, bool kTransposed, typename T>
 void pack(const T* source, int64_t stride, int64_t rows, int64_t columns, int64_t depth, Tile* tiles) {
-  for (int64_t first_row = 0; first_row < rows; first_row += kSide) {
-    for (int64_t first = 0; first < depth * kSide; first += kSide, tiles += kParts) {
-      const int64_t width = std::clamp<int64_t>(columns - first, 0, kSide);
-      const auto lanes = static_cast<__mmask16>((1u << width) - 1);
-      __m512 x[kSide];
-      for (int64_t r = 0; r < kSide; ++r) {
-        x[r] = first_row + r < rows ? load(source + (first_row + r) * stride + first, lanes) : _mm512_setzero_ps();
-      }
-      if constexpr (kTransposed) transpose(x);
-      for (int64_t r = 0; r < kSide; ++r) split<kParts>(x[r], tiles, r);
+  for (int64_t row = 0; row < rows; row += kSide) {
+    for (int64_t column = 0; column < depth * kSide; column += kSide, tiles += kParts) {
+      pack_tile<kParts, kTransposed>(source + row * stride + column, stride, rows - row, columns - column, tiles);
     }
   }
 }
+
+// pack<kPlain, false>() piece by piece, as part of the steps of a product: the units multiply at the same time.
+template <typename T>
+class Packing {
+ public:
+  Packing() = default;
+  Packing(const T* source, int64_t rows, int64_t columns, int64_t depth, Tile* tiles, int64_t steps)
+      : source_(source),
+        rows_(rows),
+        columns_(columns),
+        width_(depth * kSide),
+        tiles_(tiles),
+        ahead_{0, kAhead * kSide} {
+    const int64_t pieces = (rows + kSide - 1) / kSide * depth;
+    pieces_of_step_ = (pieces + steps - 1) / std::max<int64_t>(steps, 1);
+    normalise(ahead_);
+  }
+
+  void step() {
+    for (int64_t i = 0; i < pieces_of_step_ && next_.row < rows_; ++i) pack_piece();
+  }
+  void finish() {
+    while (next_.row < rows_) pack_piece();
+  }
+
+ private:
+  static constexpr int64_t kAhead = 8;  // pieces
+  struct Place {
+    int64_t row, column;
+  };
+
+  void normalise(Place& place) const {
+    while (place.column >= width_ && place.row < rows_) {
+      place.column -= width_;
+      place.row += kSide;
+    }
+  }
+
+  void pack_piece() {
+    for (int64_t row = ahead_.row; row < std::min(ahead_.row + kSide, rows_); ++row) {
+      _mm_prefetch(source_ + row * columns_ + ahead_.column, _MM_HINT_T0);
+    }
+    pack_tile<kPlain, false>(source_ + next_.row * columns_ + next_.column, columns_, rows_ - next_.row,
+                             columns_ - next_.column, tiles_);
+    tiles_ += kPlain;
+    for (Place* place : {&next_, &ahead_}) {
+      place->column += kSide;
+      normalise(*place);
+    }
+  }
+
+  const T* source_ = nullptr;
+  int64_t rows_ = 0, columns_ = 0, width_ = 0, pieces_of_step_ = 0;
+  Tile* tiles_ = nullptr;
+  Place next_{0, 0}, ahead_{0, 0};
+};
 
 // Tiles 0 to 3 += tiles (4, 5) times tiles (6, 7).
 inline __attribute__((always_inline)) void multiply_tiles() {
@@ -219,29 +277,11 @@ inline __attribute__((always_inline)) void accumulate(float* result, int64_t str
   for (int64_t r = 0; r < rows; ++r) std::memcpy(result + r * stride, corner + r * kBlock, columns * sizeof(float));
 }
 
-// Memory to be read next, a part of it fetched into the cache at every step of the products before.
-class Ahead {
- public:
-  Ahead() = default;
-  Ahead(const void* begin, const void* end, int64_t steps)
-      : next_(static_cast<const char*>(begin)), end_(static_cast<const char*>(end)) {
-    constexpr int64_t kLine = 64;
-    bytes_ = ((end_ - next_) / kLine / std::max<int64_t>(steps, 1) + 1) * kLine;
-  }
-  inline __attribute__((always_inline)) void fetch() {
-    const char* last = std::min(next_ + bytes_, end_);
-    for (; next_ < last; next_ += 64) _mm_prefetch(next_, _MM_HINT_T1);
-  }
-
- private:
-  const char *next_ = nullptr, *end_ = nullptr;
-  int64_t bytes_ = 0;
-};
-
 // result [rows, columns], at most 32 each, = a b, or that added to it; `a` is the plain factor, or the crossed one.
-template <bool kCrossedFirst>
+// between() is called at every step of the sum.
+template <bool kCrossedFirst, typename Between>
 void product(Factor a, Factor b, int64_t sum_tiles, float* result, int64_t stride, int64_t rows, int64_t columns,
-             bool add, Ahead* ahead_of) {
+             bool add, Between between) {
   // A missing second block is the first once more.
   const Tile *a0 = a.tiles, *a1 = rows > kSide ? a0 + a.step : a0, *b0 = b.tiles,
              *b1 = columns > kSide ? b0 + b.step : b0;
@@ -250,9 +290,8 @@ void product(Factor a, Factor b, int64_t sum_tiles, float* result, int64_t strid
   constexpr int64_t kA[] = {0, kCrossedFirst ? 1 : 0, kCrossedFirst ? 2 : 1};
   constexpr int64_t kB[] = {0, kCrossedFirst ? 0 : 1, kCrossedFirst ? 1 : 2};
   accumulate(result, stride, rows, columns, add, [&]() __attribute__((always_inline)) {
-    Ahead ahead = *ahead_of;
     for (int64_t k = 0; k < sum_tiles; ++k) {
-      ahead.fetch();
+      between();
 #pragma GCC unroll 3
       for (int part = 0; part < 3; ++part) {
         if (part == 0 || kA[part] != kA[part - 1]) {
@@ -280,7 +319,6 @@ void product(Factor a, Factor b, int64_t sum_tiles, float* result, int64_t strid
       b0 += b.sum_step;
       b1 += b.sum_step;
     }
-    *ahead_of = ahead;
   });
 }
 
