@@ -25,6 +25,7 @@ namespace {
 constexpr int64_t kStateBytes = 1 << 25;  // of all chunks' weighted sums
 constexpr int64_t kMostChunks = 16;
 constexpr int64_t kWorthChunk = 1 << 20;  // multiply-adds
+constexpr int64_t kLeastKeys = 64;        // of a chunk: with fewer, adding up the weighted sums takes too long
 
 template <typename A>
 constexpr ScalarType kScalarType = std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float;
@@ -51,7 +52,8 @@ class Tiling {
   Tiling(int64_t widest, int64_t queries, int64_t keys, int64_t d) : keys_(keys) {
     if (keys == 0) return;
     const int64_t state = std::max<int64_t>(queries * d * static_cast<int64_t>(sizeof(double)), 1);
-    const int64_t wanted = std::min({kMostChunks, kStateBytes / state, queries * keys * d / kWorthChunk, keys / kStep});
+    const int64_t wanted =
+        std::min({kMostChunks, kStateBytes / state, queries * keys * d / kWorthChunk, keys / kLeastKeys});
     chunks = static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(std::max<int64_t>(wanted, 1))));
     int64_t longest = 0;
     for (int64_t k = 0; k < chunks; ++k) longest = std::max(longest, first(k + 1) - first(k));
@@ -243,8 +245,10 @@ Tensor similarity_logsumexp_key_gradient(Tensor grad, Tensor query, Tensor key, 
       using KeyTile = typename decltype(tag)::type;
       const Tensor values = as_arithmetic<A>(query);
       const typename KeyTile::Query scaled(values, scale, true);
-      const int64_t size = std::min(KeyTile::size(queries, d), keys.count),
-                    tiles = size ? (keys.count + size - 1) / size : 0;
+      // Smaller than the cache would hold where there would be too few for the threads.
+      const int64_t share = std::max(keys.count / kMostChunks, kLeastKeys) / 32 * 32;
+      const int64_t size = std::min({KeyTile::size(queries, d), share, keys.count});
+      const int64_t tiles = size ? (keys.count + size - 1) / size : 0;
       torch::stable::parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) {
         KeyTile tile(scaled, keys, size);
         const int64_t stop = std::min(end * size, keys.count);
