@@ -1,7 +1,9 @@
 """Fingerprints: the same where nothing has changed, also of copied data, and others after every change."""
 
+import os
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from dadl.self_tuning_train import SelfTuningRecipe
 from rich.console import Console
 from test_cli import image_folder
 from test_cmw_net_recipe import idx_folder  # noqa: F401 (a fixture)
+from test_image_cache import replace_quietly
 from torch import Tensor, nn
 
 QUIET = Console(quiet=True)
@@ -135,19 +138,27 @@ def recipes_of(folder: Path) -> dict[str, Recipe]:
     }
 
 
-def test_of_images_path_size_and_target_count_wherever_they_are(tmp_path: Path) -> None:
-    pytest.importorskip("PIL", reason="needs pip install 'dadl[train]'")
+@pytest.fixture(params=["memory", "disk"])
+def kept(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where decoded images are."""
+    image_lists = pytest.importorskip("dadl.image_lists", reason="needs pip install 'dadl[train]'")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(image_lists, "KEPT_IN_MEMORY", 2**30 if request.param == "memory" else 0)
+
+
+@pytest.mark.usefixtures("kept")
+def test_of_images_path_pixels_and_target_count_wherever_they_are(tmp_path: Path) -> None:
     recipes = recipes_of(image_folder(tmp_path / "data"))
     before = {name: fingerprints(recipe) for name, recipe in recipes.items()}
     shutil.copytree(tmp_path / "data", tmp_path / "copy", copy_function=shutil.copyfile)  # with times of their own
     recipes = recipes_of(tmp_path / "copy")
     assert {name: fingerprints(recipe) for name, recipe in recipes.items()} == before
 
-    with (tmp_path / "copy" / "15.png").open("ab") as file:
-        file.write(b"more")
+    replace_quietly(tmp_path / "copy" / "15.png", tmp_path / "copy" / "13.png")
     for name, recipe in recipes.items():
         assert changed_parts(before[name], fingerprints(recipe)) == {"test"}, name
     shutil.copyfile(tmp_path / "data" / "15.png", tmp_path / "copy" / "15.png")
+    assert {name: fingerprints(recipe) for name, recipe in recipes.items()} == before
 
     for name in ("train_100.txt", "train.txt"):
         edit(tmp_path / "copy" / name, lambda lines: [*lines[:-1], lines[-1].replace(" 1", " 0")])
@@ -159,6 +170,20 @@ def test_of_images_path_size_and_target_count_wherever_they_are(tmp_path: Path) 
     for name in ("test.txt", "ages.csv"):
         edit(tmp_path / "copy" / name, swapped)
     assert all("test" in changed_parts(before[name], fingerprints(recipe)) for name, recipe in recipes.items())
+
+
+@pytest.mark.usefixtures("kept")
+def test_a_resumed_run_takes_no_other_images_but_touched_ones(tmp_path: Path) -> None:
+    folder = image_folder(tmp_path / "data")
+    recipe = replace(recipes_of(folder)["ranksim"], epochs=1, batch_size=4)
+    again = RunOptions(output=tmp_path / "run", device="cpu", resume=True)
+    table = train_run(recipe, again, QUIET)
+    for file in folder.glob("*.png"):
+        os.utime(file, (0, 0))
+    assert train_run(recipe, again, QUIET) == table
+    replace_quietly(folder / "9.png", folder / "11.png")
+    with pytest.raises(SettingsError, match=r"ages\.csv has changed since .*: as many samples, .* images .* in val; "):
+        train_run(recipe, again, QUIET)
 
 
 def test_of_files_that_are_read_whole_every_pixel_counts(idx_folder: Path) -> None:  # noqa: F811
