@@ -1,7 +1,9 @@
 """Fingerprints: the same where nothing has changed, also of copied data, and others after every change."""
 
+import os
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from dadl.self_tuning_train import SelfTuningRecipe
 from rich.console import Console
 from test_cli import image_folder
 from test_cmw_net_recipe import idx_folder  # noqa: F401 (a fixture)
+from test_image_cache import replace_quietly
 from torch import Tensor, nn
 
 QUIET = Console(quiet=True)
@@ -120,6 +123,46 @@ def test_texts_count(tmp_path: Path) -> None:
     assert changed_parts(before, fingerprints(recipe)) == {"train", "test"}
 
 
+def other_line(number: int, old: str, new: str) -> Callable[[list[str]], list[str]]:
+    def change(lines: list[str]) -> list[str]:
+        assert old in lines[number]
+        return [*lines[:number], lines[number].replace(old, new, 1), *lines[number + 1 :]]
+
+    return change
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_of_a_table_every_input_counts(tmp_path: Path, separator: str) -> None:
+    pytest.importorskip("transformers", reason="needs pip install 'dadl[train]'")
+    parts = ["train"] * 8 + ["val"] * 2 + ["test"] * 2
+    lines = [f"{i},{i}.5,text {i},{'ab'[i % 2]},{part}" for i, part in enumerate(parts)]
+    data = tmp_path / "data.csv"
+    data.write_text("\n".join(["y,n,t,c,split", *lines, ""]).replace(",", separator))
+    whole = data.read_text()
+    table = RankSimRecipe(data=data, target="y", features=("n",), one_hot=("c",), split="split")
+    texts = RankSimRecipe(data=data, target="y", text=("t",), split="split", fine_tune=True)
+    before = fingerprints(table), fingerprints(texts)
+    for number, old, new, of_table, of_texts in (
+        (3, f"2{separator}", f"7{separator}", {"train"}, {"train"}),
+        (9, "8.5", "8.25", {"val"}, set()),
+        (2, "text 1", "Text 1", set(), {"train"}),
+        (12, f"{separator}b{separator}", f"{separator}a{separator}", {"test"}, set()),
+    ):
+        edit(data, other_line(number, old, new))
+        assert changed_parts(before[0], fingerprints(table)) == of_table
+        assert changed_parts(before[1], fingerprints(texts)) == of_texts
+        data.write_text(whole)
+
+
+def test_scores_of_sentences_count(tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="needs pip install 'dadl[train]'")
+    data = shutil.copytree(FIXTURES / "sts-b", tmp_path / "sts-b")
+    recipe = RankSimRecipe(data=data, fine_tune=True)
+    before = fingerprints(recipe)
+    edit(data / "dev_new.tsv", lambda lines: [*lines[:-1], lines[-1].rpartition("\t")[0] + "\t2.125\n"])
+    assert changed_parts(before, fingerprints(recipe)) == {"val"}
+
+
 def recipes_of(folder: Path) -> dict[str, Recipe]:
     """On the same images."""
     (folder / "train.txt").write_text((folder / "train_100.txt").read_text())
@@ -135,19 +178,27 @@ def recipes_of(folder: Path) -> dict[str, Recipe]:
     }
 
 
-def test_of_images_path_size_and_target_count_wherever_they_are(tmp_path: Path) -> None:
-    pytest.importorskip("PIL", reason="needs pip install 'dadl[train]'")
+@pytest.fixture(params=["memory", "disk"])
+def kept(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where decoded images are."""
+    image_lists = pytest.importorskip("dadl.image_lists", reason="needs pip install 'dadl[train]'")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(image_lists, "KEPT_IN_MEMORY", 2**30 if request.param == "memory" else 0)
+
+
+@pytest.mark.usefixtures("kept")
+def test_of_images_path_pixels_and_target_count_wherever_they_are(tmp_path: Path) -> None:
     recipes = recipes_of(image_folder(tmp_path / "data"))
     before = {name: fingerprints(recipe) for name, recipe in recipes.items()}
     shutil.copytree(tmp_path / "data", tmp_path / "copy", copy_function=shutil.copyfile)  # with times of their own
     recipes = recipes_of(tmp_path / "copy")
     assert {name: fingerprints(recipe) for name, recipe in recipes.items()} == before
 
-    with (tmp_path / "copy" / "15.png").open("ab") as file:
-        file.write(b"more")
+    replace_quietly(tmp_path / "copy" / "15.png", tmp_path / "copy" / "13.png")
     for name, recipe in recipes.items():
         assert changed_parts(before[name], fingerprints(recipe)) == {"test"}, name
     shutil.copyfile(tmp_path / "data" / "15.png", tmp_path / "copy" / "15.png")
+    assert {name: fingerprints(recipe) for name, recipe in recipes.items()} == before
 
     for name in ("train_100.txt", "train.txt"):
         edit(tmp_path / "copy" / name, lambda lines: [*lines[:-1], lines[-1].replace(" 1", " 0")])
@@ -156,20 +207,45 @@ def test_of_images_path_size_and_target_count_wherever_they_are(tmp_path: Path) 
     # The label of an unlabelled image is not used.
     assert parts == {"ranksim": {"train"}, "self-tuning": set(), "chi-model": set(), "cmw-net": {"train"}}
 
+    for name in ("train_30.txt", "train_100.txt", "meta.txt"):
+        edit(tmp_path / "copy" / name, other_line(0, " 0", " 1"))
+    parts = {name: changed_parts(before[name], fingerprints(recipe)) for name, recipe in recipes.items()}
+    assert parts == {
+        "ranksim": {"train"},
+        "self-tuning": {"labelled"},
+        "chi-model": {"labelled"},
+        "cmw-net": {"train", "meta"},
+    }
+
     for name in ("test.txt", "ages.csv"):
         edit(tmp_path / "copy" / name, swapped)
     assert all("test" in changed_parts(before[name], fingerprints(recipe)) for name, recipe in recipes.items())
 
 
-def test_of_files_that_are_read_whole_every_pixel_counts(idx_folder: Path) -> None:  # noqa: F811
+@pytest.mark.usefixtures("kept")
+def test_a_resumed_run_takes_no_other_images_but_touched_ones(tmp_path: Path) -> None:
+    folder = image_folder(tmp_path / "data")
+    recipe = replace(recipes_of(folder)["ranksim"], epochs=1, batch_size=4)
+    again = RunOptions(output=tmp_path / "run", device="cpu", resume=True)
+    table = train_run(recipe, again, QUIET)
+    for file in folder.glob("*.png"):
+        os.utime(file, (0, 0))
+    assert train_run(recipe, again, QUIET) == table
+    replace_quietly(folder / "9.png", folder / "11.png")
+    with pytest.raises(SettingsError, match=r"ages\.csv has changed since .*: as many samples, .* images .* in val; "):
+        train_run(recipe, again, QUIET)
+
+
+def test_of_files_that_are_read_whole_every_pixel_and_label_counts(idx_folder: Path) -> None:  # noqa: F811
     recipe = CMWNetRecipe(data=idx_folder, method="ce", noise="symmetric", noise_rate=0.2)
     before = fingerprints(recipe)
     assert fingerprints(recipe) == before
-    file = idx_folder / "train-images-idx3-ubyte"
-    content = bytearray(file.read_bytes())
-    content[-1] ^= 1
-    file.write_bytes(content)
-    assert changed_parts(before, fingerprints(recipe)) == {"train"}
+    for name, part in (("train-images-idx3", "train"), ("t10k-labels-idx1", "test")):
+        file = idx_folder / f"{name}-ubyte"
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 2]))
+        assert changed_parts(before, fingerprints(recipe)) == {part}
+        file.write_bytes(whole)
 
 
 def test_of_drawn_images_every_pixel_and_value_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,15 +8,17 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
 pytest.importorskip("PIL", reason="needs pip install 'dadl[train]'")
 
 from dadl import image_lists
-from dadl.image_cache import ImageCacheError, kept_on_disk
+from dadl.image_cache import ImageCacheError, Store, kept_on_disk
 from dadl.image_lists import ImageListError, Row, load_images
 from PIL import Image
 
@@ -69,38 +71,61 @@ def test_images_on_disk_are_those_in_memory_and_decoded_once(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(image_lists, "KEPT_IN_MEMORY", 2**30)
-        expected = load_images(folder, rows(), SIZE, nothing, channels=channels)[:]
+        in_memory, digests = load_images(folder, rows(), SIZE, nothing, channels=channels)
+        expected = in_memory[:]
     assert not cache.exists()
     opened.clear()
     for decoded in (6, 6, 6):
         loaded: list[int] = []
-        images = load_images(folder, rows(), SIZE, lambda loaded=loaded: loaded.append(1), channels=channels)[:]
-        assert torch.equal(images, expected)
+        images, kept = load_images(folder, rows(), SIZE, lambda loaded=loaded: loaded.append(1), channels=channels)
+        assert torch.equal(images[:], expected)
+        assert torch.equal(kept, digests)
         assert torch.equal(images[torch.tensor([4, 1, 1])], expected[[4, 1, 1]])
         assert len(loaded) == 6
         assert len(opened) == decoded
     assert [file.suffix for file in cache.iterdir()] == [".npy"]
 
 
-@pytest.mark.parametrize("change", ["file", "rows", "size", "order"])
+def replace_quietly(file: Path, other: Path) -> None:
+    """By an image of another content, but of the same size in bytes, and of the same time."""
+    status = file.stat()
+    content = other.read_bytes()
+    assert len(content) == status.st_size
+    assert content != file.read_bytes()
+    while file.stat().st_ctime_ns == status.st_ctime_ns:  # clocks of file systems tick a few hundred times a second
+        file.write_bytes(content)
+        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert file.stat().st_mtime_ns == status.st_mtime_ns
+
+
+@pytest.mark.parametrize("change", ["file", "content", "time", "rows", "size", "order"])
 def test_what_has_changed_is_decoded_anew(folder: Path, cache: Path, change: str, opened: list[Path]) -> None:
-    before = load_images(folder, rows(), SIZE, nothing)[:]
+    for i in (2, 5):
+        Image.new("RGB", (20, 24), (i, 0, 0)).save(folder / f"{i}.png", compress_level=0)  # as many bytes of each
+    images, digests = load_images(folder, rows(), SIZE, nothing)
+    before = images[:]
     opened.clear()
     wanted, size = rows(), SIZE
     if change == "file":
-        shutil.copy(folder / "5.png", folder / "2.png")
+        shutil.copy(folder / "4.png", folder / "2.png")
+    elif change == "content":
+        replace_quietly(folder / "2.png", folder / "5.png")
+    elif change == "time":
+        os.utime(folder / "2.png", (0, 0))
     elif change == "rows":
         wanted = wanted[:5]
     elif change == "order":
         wanted = wanted[::-1]
     else:
         size += 1
-    images = load_images(folder, wanted, size, nothing)
+    images, after = load_images(folder, wanted, size, nothing)
     assert len(opened) == (0 if change == "order" else len(wanted))
-    if change == "file":
-        assert torch.equal(images[2], before[5])
-    if change == "order":
-        assert torch.equal(images[:], before.flip(0))
+    if change != "size":
+        others = {"file": [0, 1, 4, 3, 4, 5], "content": [0, 1, 5, 3, 4, 5], "rows": [0, 1, 2, 3, 4]}
+        same = others.get(change, [5, 4, 3, 2, 1, 0] if change == "order" else [0, 1, 2, 3, 4, 5])
+        assert torch.equal(images[:], before[same])
+        assert torch.equal(after, digests[same])
+    assert len(set(digests.tolist())) == 6
     assert len(list(cache.glob("*.npy"))) == (1 if change == "order" else 2)  # the earlier one is still there
 
 
@@ -114,16 +139,30 @@ def test_bad_images_are_all_named_and_nothing_is_kept(folder: Path, cache: Path)
     assert [file.suffix for file in cache.iterdir()] == [".lock"]
     (folder / "1.png").write_bytes(whole)
     (folder / "4.png").write_bytes(whole)
-    images = load_images(folder, rows(), SIZE, nothing)
+    images, _ = load_images(folder, rows(), SIZE, nothing)
     assert torch.equal(images[1], images[4])
 
 
-@pytest.mark.parametrize("damage", [b"", b"no array", None])
-def test_a_damaged_file_is_written_again(folder: Path, cache: Path, damage: bytes | None) -> None:
-    expected = load_images(folder, rows(), SIZE, nothing)[:]
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda content: b"",
+    "no array": lambda content: b"no array",
+    "cut digests": lambda content: content[:-1],
+    "no digests": lambda content: content[: content.rindex(b"\x93NUMPY")],
+    "cut images": lambda content: content[: content.rindex(b"\x93NUMPY") - 1],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_written_again(folder: Path, cache: Path, damage: str) -> None:
+    images, digests = load_images(folder, rows(), SIZE, nothing)
+    expected = images[:]
     (file,) = cache.glob("*.npy")
-    file.write_bytes(file.read_bytes()[:-1] if damage is None else damage)
-    assert torch.equal(load_images(folder, rows(), SIZE, nothing)[:], expected)
+    whole = file.read_bytes()
+    file.write_bytes(DAMAGES[damage](whole))
+    images, again = load_images(folder, rows(), SIZE, nothing)
+    assert torch.equal(images[:], expected)
+    assert torch.equal(again, digests)
+    assert file.read_bytes() == whole
 
 
 def in_children(*jobs: Callable[[], None]) -> list[int | None]:
@@ -139,20 +178,25 @@ def in_children(*jobs: Callable[[], None]) -> list[int | None]:
 def test_of_a_reader_that_is_killed_half_way_nothing_is_used(folder: Path, cache: Path) -> None:
     shape = (6, 3, SIZE, SIZE)
 
-    def decode_half(store: Callable[[int, np.ndarray], None]) -> None:
+    def decode_half(store: Store) -> NoReturn:
         store(5, np.full(shape[1:], 7, dtype=np.uint8))  # the file has its full length
         os.kill(os.getpid(), signal.SIGKILL)
 
     assert in_children(lambda: kept_on_disk("key", shape, decode_half) and None) == [-signal.SIGKILL]
     assert sorted(file.suffix for file in cache.iterdir()) == [".lock", ".part"]
-    fill = lambda store: [store(i, np.full(shape[1:], i, dtype=np.uint8)) for i in range(6)]
-    images = kept_on_disk("key", shape, lambda store: (fill(store), None)[1])
-    assert images[:, 2, 3, 4].tolist() == list(range(6))
+
+    def decode(store: Store) -> npt.NDArray[np.int64]:
+        for i in range(6):
+            store(i, np.full(shape[1:], i, dtype=np.uint8))
+        return np.arange(6)
+
+    images, digests = kept_on_disk("key", shape, decode)
+    assert images[:, 2, 3, 4].tolist() == digests.tolist() == list(range(6))
     assert [file.suffix for file in cache.iterdir()] == [".npy"]
 
 
 def test_of_several_processes_one_decodes(folder: Path, cache: Path, tmp_path: Path) -> None:
-    expected = load_images(folder, rows(), SIZE, nothing)[:].numpy()
+    expected = load_images(folder, rows(), SIZE, nothing)[0][:].numpy()
     shutil.rmtree(cache)
     names = tmp_path / "decoded"
     open_image = Image.open
@@ -164,7 +208,7 @@ def test_of_several_processes_one_decodes(folder: Path, cache: Path, tmp_path: P
             return open_image(path)
 
         Image.open = tell  # type: ignore[assignment]
-        images = load_images(folder, rows(), SIZE, nothing)  # no torch, whose threads a fork does not have
+        images, _ = load_images(folder, rows(), SIZE, nothing)  # no torch, whose threads a fork does not have
         assert np.array_equal(images.tensor.numpy()[images.chosen.numpy()], expected)
 
     assert in_children(job, job, job) == [0, 0, 0]
@@ -202,7 +246,7 @@ def read_many(folder: Path) -> None:
     many = [row for _ in range(256) for row in rows()]
     load_images(folder, rows(), 256, nothing)  # with everything that is loaded at first
     before = peak()
-    images = load_images(folder, many, 256, nothing)
+    images, _ = load_images(folder, many, 256, nothing)
     assert images.tensor.nbytes > 300e6
     assert images[torch.randint(len(images), (16,))].float().div(255).isfinite().all()
     assert peak() - before < 100, f"{peak():.0f} MB, before it {before:.0f}"

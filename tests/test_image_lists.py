@@ -54,7 +54,7 @@ def test_with_all_labels_nothing_is_unlabelled(folder: Path) -> None:
 
 def test_images_are_colours_of_one_size_in_order(folder: Path) -> None:
     loaded: list[int] = []
-    images = load_images(folder, read_lists(folder, 100).labelled, 16, lambda: loaded.append(1))[:]
+    images = load_images(folder, read_lists(folder, 100).labelled, 16, lambda: loaded.append(1))[0][:]
     assert images.shape == (6, 3, 16, 16)
     assert images.dtype == torch.uint8
     assert len(loaded) == 6
@@ -183,3 +183,21 @@ def test_every_bad_row_of_values_is_named_at_once(folder: Path) -> None:
         found = " ".join(problem for problem in problems if problem.startswith(f"train_30.txt:{number}:"))
         assert all(part in found for part in parts), (number, found)
     assert any("there is no column 3" in problem for problem in problems)
+
+
+def test_a_recipe_has_the_images_of_each_list(folder: Path) -> None:
+    pytest.importorskip("lightning_fabric", reason="needs pip install 'dadl[train]'")
+    from dadl.report import JobProgress
+    from dadl.self_tuning_train import SelfTuningRecipe
+    from rich.console import Console
+
+    for i in range(8):
+        Image.new("L", (8, 8), i).save(folder / "a b" / f"{i}.png")
+    (folder / "val.txt").write_text("a b/5.png 1\na b/2.png 0\na b/7.png 1\n")
+    task = SelfTuningRecipe(data=folder, labels=30, image_size=32).read(JobProgress(Console(quiet=True)))
+    assert task.validation is not None
+    for part, greys in ((task.validation, [5, 2, 7]), (task.test, [6, 7])):
+        assert part.names == [f"a b/{grey}.png" for grey in greys]
+        assert [int(image[0, 0, 0]) for (images,) in part.loader for image in images] == greys
+    trained = {(int(x[0, 0, 0]), int(y)) for images, target in task.loader for x, y in zip(images, target, strict=True)}
+    assert trained == {(0, 0), (3, 1), *((grey, -1) for grey in (1, 2, 4, 5))}

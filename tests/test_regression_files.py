@@ -61,7 +61,7 @@ def test_ages(ages: Path) -> None:
     assert len(checked) == 8
     assert data.train.target.tolist() == [31, 59, 31, 7]
     assert data.test.where == ["ages.csv:8", "ages.csv:9"]
-    images = load_images(data.folder, data.val.images, 4, lambda: None)[:]
+    images = load_images(data.folder, data.val.images, 4, lambda: None)[0][:]
     assert images[:, 0, 0, 0].tolist() == [5, 6]
     assert data.train.texts == []
     assert data.train.features.shape == (4, 0)

@@ -323,7 +323,7 @@ def test_a_run_that_dies_before_any_of_its_files_is_in_place_resumes(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("all", "other values, names, files or another order in train, validation, test"),
+        ("all", "other values, names, images or another order in train, validation, test"),
         ("rows", "train had 48 samples and not 52"),
         ("input", "other .* in train"),
         ("order", "other .* in validation"),

@@ -236,7 +236,7 @@ class CMWNetRecipe(Recipe):
         channels, height, width = facts["image_shape"]
         folder = data if data.is_dir() else data.parent
         progress.start("Reading images", total=len(rows))
-        images = load_images(folder, rows, min(height, width), progress.advance, channels=channels)
+        images, _ = load_images(folder, rows, min(height, width), progress.advance, channels=channels)
         return Evaluation([row.path for row in rows], tensor_loader(images, batch_size=self.batch_size), unscored)
 
     def prediction_columns(self, predicted: Tensor, facts: Mapping[str, Any]) -> Mapping[str, Sequence[Any]]:
@@ -253,18 +253,20 @@ class CMWNetRecipe(Recipe):
         given = (lists.train, lists.meta, lists.validation, lists.test)
         rows = [row for part in given for row in part]
         progress.start("Reading images", total=len(rows))
-        images = load_images(self.data, rows, stored, progress.advance)
+        images, digests = load_images(self.data, rows, stored, progress.advance)
+        sizes = [len(part) for part in given]
 
         def samples(part: Sequence[Row[int]], images: ChosenRows) -> Samples:
             return Samples([row.path for row in part], images, torch.tensor([row.label for row in part]))
 
-        parts = zip(given, images.split([len(part) for part in given]), strict=True)
+        parts = zip(given, images.split(sizes), strict=True)
         train, meta, validation, test = (samples(part, its) if part else None for part, its in parts)
         assert train is not None
         assert test is not None
+        names = ("train", "meta", "validation", "test")
         fingerprints = {
-            name: image_fingerprint(self.data, [row.path for row in part], [row.label for row in part])
-            for name, part in zip(("train", "meta", "validation", "test"), given, strict=True)
+            name: image_fingerprint([row.path for row in part], its, [row.label for row in part])
+            for name, part, its in zip(names, given, digests.split(sizes), strict=True)
         }
         return Parts(train, meta, validation, test, size, fingerprints)
 

@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import PIL
 import torch
 from PIL import Image, UnidentifiedImageError
+from torch import Tensor
 
 from .errors import UserError
-from .fingerprint import fingerprint
+from .fingerprint import fingerprint, pixel_digest
 from .image_cache import Store, kept_on_disk
 from .rows import ChosenRows
 
@@ -276,8 +278,10 @@ def _read_list(
 
 def load_images(
     folder: Path, rows: Sequence[ImageRow], size: int, on_loaded: Callable[[], None], *, channels: int = 3
-) -> ChosenRows:
+) -> tuple[ChosenRows, Tensor]:
     """Decode every image, resized to a square: ``[N, channels, size, size]``, uint8, colours or 1 channel of greys.
+
+    Returns with them the :func:`.pixel_digest` of each, ``[N]``, int64.
 
     Those of more than ``KEPT_IN_MEMORY`` bytes, ``channels · N · size²``, are kept in a file of the user's cache, see
     :func:`dadl.image_cache.kept_on_disk`, and are decoded anew only when a file changes; the tensor is then read-only.
@@ -290,7 +294,9 @@ def load_images(
     chosen = torch.tensor([positions[i] for i in range(len(rows))])
     mode = "RGB" if channels == 3 else "L"
 
-    def decode(store: Store) -> None:
+    def decode(store: Store) -> npt.NDArray[np.int64]:
+        digests = np.empty(len(rows), dtype=np.int64)
+
         def load(index: int) -> str | None:
             try:
                 with Image.open(folder / rows[index].path) as image:
@@ -298,10 +304,12 @@ def load_images(
             except DECODING_ERRORS as error:
                 return _unreadable(folder, rows[index], error)
             store(positions[index], pixels.reshape(size, size, channels).transpose(2, 0, 1))
+            digests[positions[index]] = pixel_digest(pixels)
             return None
 
         if problems := _problems(len(rows), load, on_loaded):
             raise ImageListError(problems)
+        return digests
 
     def count_all() -> None:
         for _ in rows:
@@ -309,22 +317,25 @@ def load_images(
 
     if math.prod(shape) > KEPT_IN_MEMORY:
         key = _key(folder, [rows[i] for i in order], shape)
-        return ChosenRows(kept_on_disk(key, shape, decode, count_all), chosen)
-    images = np.empty(shape, dtype=np.uint8)
-    decode(images.__setitem__)
-    return ChosenRows(torch.from_numpy(images), chosen)
+        images, digests = kept_on_disk(key, shape, decode, count_all)
+    else:
+        pixels = np.empty(shape, dtype=np.uint8)
+        digests = torch.from_numpy(decode(pixels.__setitem__))
+        images = torch.from_numpy(pixels)
+    return ChosenRows(images, chosen), digests[chosen]
 
 
 def _key(folder: Path, rows: Sequence[ImageRow], shape: tuple[int, ...]) -> str:
     """A digest of everything that decoded images depend on, without reading the files."""
     whole = folder.resolve()
 
-    def states() -> Iterator[tuple[str, int, int]]:
+    def states() -> Iterator[tuple[str, int, int, int]]:
         for row in rows:
             file = whole / row.path
             with contextlib.suppress(OSError):  # decoding says which are missing
                 status = file.stat()
-                yield str(file), status.st_size, status.st_mtime_ns
+                # The time of the last change of any kind too, as that of the contents can be set back.
+                yield str(file), status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
     return fingerprint([DECODING, PIL.__version__, shape], states())
 

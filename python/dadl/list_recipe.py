@@ -73,35 +73,36 @@ class ListRecipe(Recipe, Generic[LabelT]):
         lists = self.read_lists()
         if self.patience is not None and not lists.validation:
             raise SettingsError(f"patience needs validation images: {self.data} has no val.txt")
-        rows = [*lists.labelled, *lists.unlabelled]
-        progress.start("Reading images", total=len(rows) + len(lists.validation) + len(lists.test))
-        images = self._images(self.data, rows, progress)
         parts = {
             "labelled": lists.labelled,
             "unlabelled": lists.unlabelled,
             "validation": lists.validation,
             "test": lists.test,
         }
+        sizes = [len(part) for part in parts.values()]
+        rows = [row for part in parts.values() for row in part]
+        images, digests = self._images(self.data, rows, progress)
+        train = images.take(slice(len(lists.labelled) + len(lists.unlabelled)))
+        *_, validation, test = images.split(sizes)
         return Task(
             facts=self.describe(lists),
-            sizes={name: len(part) for name, part in parts.items()},
+            sizes=dict(zip(parts, sizes, strict=True)),
             fingerprints={
                 name: image_fingerprint(
-                    self.data,
                     [row.path for row in part],
+                    its,
                     [row.label for row in part if name != "unlabelled"],  # which are not used
                 )
-                for name, part in parts.items()
+                for (name, part), its in zip(parts.items(), digests.split(sizes), strict=True)
             },
-            loader=self.make_loader(lists, images),
-            validation=self._evaluation(lists.validation, progress) if lists.validation else None,
-            test=self._evaluation(lists.test, progress),
+            loader=self.make_loader(lists, train),
+            validation=self._evaluation(lists.validation, validation) if lists.validation else None,
+            test=self._evaluation(lists.test, test),
         )
 
     def read_unseen(self, data: Path, facts: Mapping[str, Any], progress: JobProgress) -> Evaluation:
         rows = read_image_names(data)
-        progress.start("Reading images", total=len(rows))
-        images = self._images(data if data.is_dir() else data.parent, rows, progress)
+        images, _ = self._images(data if data.is_dir() else data.parent, rows, progress)
         return Evaluation([row.path for row in rows], tensor_loader(images, batch_size=self.batch_size), unscored)
 
     def make_view(self, **options: Any) -> View:
@@ -109,12 +110,12 @@ class ListRecipe(Recipe, Generic[LabelT]):
         stored = stored_size(self.image_size)
         return training_view(self.augment, self.image_size, (3, stored, stored), **options)
 
-    def _evaluation(self, rows: Sequence[Row[LabelT]], progress: JobProgress) -> Evaluation:
-        images = self._images(self.data, rows, progress)
+    def _evaluation(self, rows: Sequence[Row[LabelT]], images: ChosenRows) -> Evaluation:
         score = lambda predicted: self.score(rows, predicted)
         return Evaluation([row.path for row in rows], tensor_loader(images, batch_size=self.batch_size), score)
 
-    def _images(self, folder: Path, rows: Sequence[ImageRow], progress: JobProgress) -> ChosenRows:
+    def _images(self, folder: Path, rows: Sequence[ImageRow], progress: JobProgress) -> tuple[ChosenRows, Tensor]:
+        progress.start("Reading images", total=len(rows))
         return load_images(folder, rows, stored_size(self.image_size), progress.advance)
 
 

@@ -229,7 +229,7 @@ class RankSimRecipe(Recipe):
         parts = (data.train, data.val, data.test)
         labels = [bin_labels(part.target, *bins) for part in parts]
         counts = torch.bincount(labels[0], minlength=bins[2])
-        inputs, facts = self._inputs(parts, data.folder, progress)
+        inputs, digests, facts = self._inputs(parts, data.folder, progress)
         numbers = data.train.features
         mean = numbers.mean(dim=0)
         deviation = (numbers - mean).square().mean(dim=0).sqrt()
@@ -259,9 +259,9 @@ class RankSimRecipe(Recipe):
             sizes={name: len(part.where) for name, part in named.items()},
             fingerprints={
                 name: image_fingerprint(
-                    data.folder, [image.path for image in part.images], part.target, part.texts, part.features
+                    [image.path for image in part.images], its, part.target, part.texts, part.features
                 )
-                for name, part in named.items()
+                for (name, part), its in zip(named.items(), digests, strict=True)
             },
             loader=self._loader(inputs[0], target.float(), weights),
             validation=evaluation(data.val, labels[1], inputs[1]),
@@ -309,7 +309,7 @@ class RankSimRecipe(Recipe):
             samples = read_unseen_csv(
                 data, image=self.image, text=self.text, features=self.features, categories=facts["categories"]
             )
-        (inputs,), _ = self._inputs([samples], data.parent, progress)
+        (inputs,), _, _ = self._inputs([samples], data.parent, progress)
         return Evaluation(_names(samples), tensor_loader(inputs, batch_size=self.batch_size), unscored)
 
     def prediction_columns(self, predicted: Tensor, facts: Mapping[str, Any]) -> Mapping[str, Sequence[Any]]:
@@ -370,24 +370,25 @@ class RankSimRecipe(Recipe):
 
     def _inputs(
         self, parts: Sequence[Samples], folder: Path, progress: JobProgress
-    ) -> tuple[Sequence[Rows], dict[str, Any]]:
-        """What the encoder gets of each part, and the facts that say what it is."""
+    ) -> tuple[Sequence[Rows], Sequence[Tensor], dict[str, Any]]:
+        """What the encoder gets of each part, digests of its images, and the facts that say what it is."""
         sizes = [len(part.where) for part in parts]
         if parts[0].images:
             files = [image for part in parts for image in part.images]
             progress.start("Reading images", total=len(files))
-            images = load_images(folder, files, stored_size(self.image_size), progress.advance)
-            return images.split(sizes), {"inputs": "images"}
+            images, digests = load_images(folder, files, stored_size(self.image_size), progress.advance)
+            return images.split(sizes), digests.split(sizes), {"inputs": "images"}
+        no_digests = [torch.empty(0)] * len(parts)
         numbers = torch.cat([part.features for part in parts]).float()
         texts = [sample for part in parts for sample in part.texts]
         if texts:
             from .text_encoder import encode, tokenize  # takes seconds
 
             if self.fine_tune:
-                return list(tokenize(texts).split(sizes)), {"inputs": "tokens", "texts": len(texts[0])}
+                return list(tokenize(texts).split(sizes)), no_digests, {"inputs": "tokens", "texts": len(texts[0])}
             progress.start("Encoding texts", total=len(texts))
             numbers = torch.cat([numbers, encode(texts, on_encoded=progress.advance)], dim=1)
-        return list(numbers.split(sizes)), {"inputs": "numbers", "width": numbers.shape[1]}
+        return list(numbers.split(sizes)), no_digests, {"inputs": "numbers", "width": numbers.shape[1]}
 
     def _loader(self, inputs: Rows, target: Tensor, weights: Tensor) -> DataLoader[Any]:
         rows = TensorRows(inputs, target, weights)

@@ -351,7 +351,7 @@ def _check_data(recipe: Recipe, beginning: Mapping[str, Any], folder: Path) -> N
             f"{part} had {began['samples'].get(part)} samples and not {beginning['samples'][part]}" for part in sizes
         )
     elif parts := differ("fingerprints"):
-        what = f"as many samples, but other values, names, files or another order in {', '.join(parts)}"
+        what = f"as many samples, but other values, names, images or another order in {', '.join(parts)}"
     else:
         what = f"other {', '.join(differ('facts'))}"
     raise SettingsError(
