@@ -229,8 +229,7 @@ def check_classes(target: Tensor, classes: int, ignore_index: int) -> None:
     outside = (target != ignore_index) & ((target < 0) | (target >= classes))
     if outside.any():
         raise ValueError(
-            f"target must hold classes 0..{classes - 1} or ignore_index={ignore_index}, "
-            f"got {target[outside][0].item()}"
+            f"target must hold classes 0..{classes - 1} or ignore_index={ignore_index}, got {target[outside][0].item()}"
         )
 
 
