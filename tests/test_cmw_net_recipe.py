@@ -46,8 +46,11 @@ def true_classes(images: Tensor) -> Tensor:
 
 @pytest.fixture
 def idx_folder(tmp_path: Path) -> Path:
+    return write_idx_files(tmp_path / "data")
+
+
+def write_idx_files(folder: Path) -> Path:
     """240 training and 60 test images of three classes."""
-    folder = tmp_path / "data"
     folder.mkdir()
     for part, n, seed in (("train", 240, 0), ("t10k", 60, 1)):
         target = (np.arange(n) % CLASSES).astype(np.uint8)

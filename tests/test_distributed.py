@@ -1,17 +1,23 @@
-"""Two gloo processes give one loss with gradients to the local rows, one class queue, one set of FDS statistics."""
+"""Two gloo processes give one loss with gradients to the local rows, one class queue, one set of FDS statistics, and
+sample weights that are learnt from the rows of both."""
 
+import copy
 import tempfile
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from dadl import FeatureDistributionSmoothing
+from dadl import CMWNet, FeatureDistributionSmoothing, MetaReweighter, meta_weight_gradient
+from dadl.soft_labels import SoftLabelReweighter, mixed_objective
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import SGD, Adam
 
 from dadl_ext import ClassQueue, PseudoGroupContrastLoss, RankSimLoss, functional, reference
 
@@ -174,3 +180,121 @@ def test_feature_statistics_of_two_processes_equal_one() -> None:
     for part in in_two_processes(feature_statistics):
         for name, expected in whole.items():
             torch.testing.assert_close(part[name], expected)
+
+
+META_SIZES = (5, 3)
+LABELS = 4
+VARIANTS: dict[str, dict[str, Any]] = {
+    "jvp": {},
+    "sum, every second": {"normalize": "sum", "interval": 2},
+    "double backward": {"method": "double_backward"},
+    "finite difference": {"method": "finite_difference"},
+    "soft labels": {},
+}
+
+
+class MixedWithinProcesses(SoftLabelReweighter):
+    """With the same λ and the same partners whether the rows of two processes come apart or together."""
+
+    def objective(self, batch: Any) -> Any:
+        inputs, targets = batch
+        soft_labels = self.teacher.eval()(inputs).softmax(dim=1)
+        sizes = SIZES if len(targets) == sum(SIZES) else (len(targets),)
+        partner = torch.cat([rows.flip(0) for rows in torch.arange(len(targets)).split(sizes)])
+        return mixed_objective(inputs, targets, soft_labels, 0.7, partner)
+
+
+def weighted_network() -> nn.Module:
+    torch.manual_seed(5)
+    return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, LABELS)).double()
+
+
+def make_reweighter(variant: str) -> MetaReweighter:
+    model = weighted_network()
+    optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01)
+    net = CMWNet([5, 50, 51, 500]).double()
+    kind = MixedWithinProcesses if variant == "soft labels" else MetaReweighter
+    return kind(model, optimizer, net, meta_optimizer=Adam(net.parameters(), lr=1e-2), **VARIANTS[variant])
+
+
+def labelled_rows(sizes: tuple[int, ...], seed: int, rank: int | None) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(sum(sizes), 6, generator=generator, dtype=torch.float64)
+    target = torch.randint(LABELS, (sum(sizes),), generator=generator)
+    return (inputs, target) if rank is None else (inputs.split(sizes)[rank], target.split(sizes)[rank])
+
+
+def reweighted_steps(rank: int | None) -> dict[str, Any]:
+    results: dict[str, Any] = {}
+    for variant in VARIANTS:
+        reweighter = make_reweighter(variant)
+        steps = []
+        for i in range(4):
+            result = reweighter.step(
+                labelled_rows(SIZES, i, rank),
+                labelled_rows(META_SIZES, 100 + i, rank) if reweighter.needs_meta_batch else None,
+            )
+            states = [copy.deepcopy(m.state_dict()) for m in (reweighter.model, reweighter.weight_net)]
+            steps.append((result.loss, result.meta_loss, states, result.weights))
+        results[variant] = steps
+    model = weighted_network()
+    weights = torch.rand(sum(SIZES), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    results["gradient"] = meta_weight_gradient(
+        model,
+        labelled_rows(SIZES, 0, rank),
+        labelled_rows(META_SIZES, 100, rank),
+        weights if rank is None else local(weights, rank),
+        loss_fn=lambda output, target: F.cross_entropy(output, target, reduction="none"),
+        optimizer_or_lr=0.1,
+        normalize="sum",
+    )
+    return results
+
+
+def test_weights_of_two_processes_are_learnt_as_in_one() -> None:
+    first, second = in_two_processes(reweighted_steps)
+    whole = reweighted_steps(None)
+    for variant in VARIANTS:
+        close = {"rtol": 1e-4, "atol": 1e-7} if variant == "finite difference" else {"rtol": 1e-9, "atol": 1e-12}
+        for one, a, b in zip(whole[variant], first[variant], second[variant], strict=True):
+            for value, in_a, in_b in zip(one[:2], a[:2], b[:2], strict=True):
+                assert in_a == in_b
+                torch.testing.assert_close(in_a, value, **close)
+            for states in zip(one[2], a[2], b[2], strict=True):
+                for name, value in states[0].items():
+                    assert torch.equal(states[1][name], states[2][name]), (variant, name)
+                    torch.testing.assert_close(states[1][name], value, **close, msg=f"{variant}, {name}")
+            if variant == "soft labels":  # first those of the samples, then those of their partners
+                weights = torch.cat([torch.cat(parts) for parts in zip(a[3].chunk(2), b[3].chunk(2), strict=True)])
+            else:
+                weights = torch.cat([a[3], b[3]])
+            torch.testing.assert_close(weights, one[3], **close)
+    torch.testing.assert_close(torch.cat([first["gradient"], second["gradient"]]), whole["gradient"])
+
+
+def steps_with_an_infinite_loss(rank: int) -> dict[str, Any]:
+    reweighter = make_reweighter("jvp")
+    batch, meta_batch = labelled_rows(SIZES, 0, rank), labelled_rows(META_SIZES, 100, rank)
+    before = copy.deepcopy((reweighter.model.state_dict(), reweighter.weight_net.state_dict()))
+    messages = []
+    for i, spoilt in enumerate((batch, meta_batch)):
+        inputs = spoilt[0].clone()
+        inputs[2] = torch.inf if rank == 1 else inputs[2]
+        wrong = (inputs, spoilt[1])
+        with pytest.raises(FloatingPointError) as error:
+            reweighter.step(*((wrong, meta_batch) if i == 0 else (batch, wrong)))
+        messages.append(str(error.value))
+    after = (reweighter.model.state_dict(), reweighter.weight_net.state_dict())
+    same = all(torch.equal(a, b[name]) for state, b in zip(before, after, strict=True) for name, a in state.items())
+    return {"messages": messages, "same": same, "loss": reweighter.step(batch, meta_batch).loss}
+
+
+def test_no_process_steps_where_the_loss_of_another_is_infinite() -> None:
+    first, second = in_two_processes(steps_with_an_infinite_loss)
+    for part, message, other in zip(("batch", "meta batch"), second["messages"], first["messages"], strict=True):
+        assert message.startswith(f"the loss in the {part} of row 2 is ")
+        assert other == f"a loss in the {part} of another process is not finite"
+    assert first["same"]
+    assert second["same"]
+    assert first["loss"] == second["loss"]
+    torch.testing.assert_close(first["loss"], reweighted_steps(None)["jvp"][0][0])

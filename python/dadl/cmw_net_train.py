@@ -77,7 +77,6 @@ class CMWNetRecipe(Recipe):
     """
 
     name: ClassVar[str] = "cmw-net"
-    distributed: ClassVar[bool] = False
     shape_facts: ClassVar[tuple[str, ...]] = ("classes", "image_shape", "view_size")
     search_space: ClassVar[Mapping[str, tuple[float, float]]] = {"lr": (1e-3, 0.5), "meta_lr": (1e-4, 1e-1)}
 
@@ -88,7 +87,7 @@ class CMWNetRecipe(Recipe):
     """Passes over the training data."""
 
     batch_size: PositiveInt = 100
-    """Samples of a step; as many meta samples join."""
+    """Samples of a step in each process; as many meta samples join."""
 
     lr: Positive | None = None
     """Learning rate of SGD. [default: resnet32 0.1, others 0.01]"""

@@ -14,6 +14,7 @@ from torch.func import functional_call
 from torch.optim import Optimizer
 
 from .forward_mode import ForwardRecord, NoForwardRuleError, Pushforward
+from .processes import total, total_count, totals
 from .virtual_step import check_optimizer, virtual_step
 
 Batch = tuple[Tensor, Tensor]
@@ -141,6 +142,10 @@ def meta_weight_gradient(
     and random numbers are drawn once for the batch and once for the meta batch. The step is that of SGD (with momentum,
     dampening, weight decay, Nesterov's variant), Adam or AdamW, in the state that the optimiser is in.
 
+    With several processes, all of which must call this with the same network, the batch, the meta batch and the weights
+    are each process's own rows of the whole ones: N, the step and the meta loss are of all rows, and the result is that
+    of one process for the rows of this one. Batch normalisation has the statistics of each process's own rows.
+
     Args:
         model: inputs to outputs.
         batch: inputs ``[n, ...]`` and targets ``[n, ...]`` of the training step.
@@ -157,7 +162,7 @@ def meta_weight_gradient(
         ``[n]``, of the losses' type.
 
     Raises:
-        FloatingPointError: a loss that is not finite, naming its row in the batch.
+        FloatingPointError: a loss that is not finite, naming its row in the batch; in every process, if in one.
         TypeError: an optimiser whose step is not known.
         ValueError: an unknown method or normalisation, losses or weights of another shape than ``[n]``, parameters of
             the optimiser that are not the model's.
@@ -201,40 +206,43 @@ class MetaStep:
         if twice:
             self._weights = self._weights.clone().requires_grad_()
         loss = forward.terms.total(self._weights) / divisor
-        gradients = forward.gradients(loss, retain_graph=keep_graph or twice, create_graph=twice)
-        if not twice:  # all that the step depends on
-            gradients = {name: g if g is None else g.requires_grad_() for name, g in gradients.items()}
+        known = forward.gradients(loss, retain_graph=keep_graph or twice, create_graph=twice)
+        own = {name: g for name, g in known.items() if g is not None}
+        leaves = {name: g.requires_grad_() for name, g in totals(own).items()}  # all that the step depends on
 
-        moved = virtual_step(optimizer_or_lr, list(forward.parameters.values()), list(gradients.values()))
+        gradients = [leaves.get(name) for name in forward.parameters]
+        moved = virtual_step(optimizer_or_lr, list(forward.parameters.values()), gradients)
         inputs, targets = meta_batch
         changes = _copied_buffers(forward.model) | dict(zip(forward.parameters, moved, strict=True))
         losses = sample_losses(loss_fn, functional_call(forward.model, changes, (inputs,)), targets)
         check_finite(losses, "loss in the meta batch", len(inputs))
-        meta_loss = losses.mean()
-        self.meta_loss = meta_loss.detach()
+        meta_loss = losses.sum() / total_count(len(losses), losses.device)
+        self.meta_loss = total(meta_loss)
 
-        if twice:
-            with without_autocast(meta_loss):
+        with without_autocast(meta_loss):
+            values = torch.autograd.grad(meta_loss, list(leaves.values()), allow_unused=True)
+            direction = totals(dict(zip(leaves, values, strict=True)))
+            # What the rows of this process contribute to the change along it, all that depends on their weights.
+            change = torch.as_tensor(sum((g * direction[name]).sum() for name, g in own.items() if name in direction))
+            if twice:
                 (gradient,) = torch.autograd.grad(
-                    meta_loss, self._weights, retain_graph=keep_graph, materialize_grads=True
+                    change, self._weights, retain_graph=keep_graph, materialize_grads=True
                 )
-        else:
-            leaves = {name: g for name, g in gradients.items() if g is not None}
-            with without_autocast(meta_loss):
-                values = torch.autograd.grad(meta_loss, list(leaves.values()), allow_unused=True)
-            direction = {name: u for name, u in zip(leaves, values, strict=True) if u is not None}
-            expected = sum((leaves[name].detach() * u).sum() for name, u in direction.items())
-            gradient = self._along(direction, divisor * torch.as_tensor(expected)) / divisor
+        if not twice:
+            gradient = self._along(direction, divisor * change, divisor * total(change)) / divisor
             forward.record.clear()  # or it would keep alive what the next backward pass frees
-        if not bool(gradient.isfinite().all()):
+        if total_count(int((~gradient.isfinite()).sum()), gradient.device) > 0:
             raise FloatingPointError("the gradient of the meta loss is not finite, although the losses are")
         self.weight_gradient = gradient.detach()
 
-    def _along(self, direction: dict[str, Tensor], expected: Tensor) -> Tensor:
-        """The derivative of the slopes along ``direction``; that of their weighted total should be ``expected``."""
+    def _along(self, direction: dict[str, Tensor], expected: Tensor, whole: Tensor) -> Tensor:
+        """The derivative of the slopes along ``direction``; that of their weighted total should be ``expected``.
+
+        It is ``whole`` for the rows of all processes.
+        """
         if self.method == "jvp":
             try:
-                return _forward_difference(self._forward, direction, self._weights, expected)
+                return _forward_difference(self._forward, direction, self._weights, expected, whole)
             except NotImplementedError as error:
                 warnings.warn(
                     f"{_failed_layer(error, self._forward.model)} has no forward-mode derivative, so the meta gradient "
@@ -246,7 +254,7 @@ class MetaStep:
 
 
 def _forward_difference(
-    forward: ForwardPass, direction: dict[str, Tensor], weights: Tensor, expected: Tensor
+    forward: ForwardPass, direction: dict[str, Tensor], weights: Tensor, expected: Tensor, whole: Tensor
 ) -> Tensor:
     with fwd.dual_level():
         duals = {name: fwd.make_dual(forward.parameters[name].detach(), u) for name, u in direction.items()}
@@ -256,7 +264,8 @@ def _forward_difference(
     slope = torch.zeros_like(terms.slope) if slope is None else slope
     total = torch.zeros_like(expected) if total is None else total
     # The gradient of the total is known from the virtual step, so a tangent that was lost on the way shows here.
-    scale = torch.maximum((weights * slope).abs().sum(), expected.abs())
+    # Beside that of all rows: the few of one process may all be learnt, and leave nothing but rounding.
+    scale = torch.stack([(weights * slope).abs().sum(), expected.abs(), whole.abs()]).max()
     if bool((total - expected).abs() > _tolerance(slope) * scale):
         raise NoForwardRuleError(
             f"forward mode gives a directional derivative of {total.item():.3g}, backward mode {expected.item():.3g}"
@@ -321,19 +330,24 @@ def check_steps(model: nn.Module, optimizer_or_lr: Optimizer | float) -> None:
 
 
 def check_finite(values: Tensor, what: str, rows: int) -> None:
-    """Raise a ``FloatingPointError`` that names the first of the batch's ``rows`` whose value is not finite."""
+    """Raise a ``FloatingPointError`` that names the first of the batch's ``rows`` whose value is not finite.
+
+    Every process raises if one does, or else the others would wait for it.
+    """
     wrong = (~values.isfinite()).nonzero()
-    if len(wrong) > 0:
+    if total_count(len(wrong), values.device) > 0:
+        if len(wrong) == 0:
+            raise FloatingPointError(f"a {what} of another process is not finite")
         index = int(wrong[0])
         others = f", and {len(wrong) - 1} more are not finite" if len(wrong) > 1 else ""
         raise FloatingPointError(f"the {what} of row {index % rows} is {values[index].item()}{others}")
 
 
 def normalizer(weights: Tensor, normalize: Normalize, rows: int) -> Tensor | int:
-    """N of a batch of ``rows`` samples; the sum of the weights is a constant, and not 0 where they all are."""
+    """N of a batch with ``rows`` samples here; the sum of the weights is a constant, and not 0 where they all are."""
     if normalize == "mean":
-        return rows
-    return weights.detach().sum().clamp(min=torch.finfo(weights.dtype).tiny)
+        return total_count(rows, weights.device)
+    return total(weights.sum()).clamp(min=torch.finfo(weights.dtype).tiny)
 
 
 def without_autocast(tensor: Tensor) -> torch.autocast:

@@ -30,6 +30,7 @@ from .meta_gradient import (
     weighted_batch,
     without_autocast,
 )
+from .processes import process_count, total, total_count, totals
 
 COLLAPSED = 1e-3
 
@@ -38,7 +39,10 @@ cross_entropy = partial(F.cross_entropy, reduction="none")
 
 @dataclass(frozen=True)
 class Reweighted:
-    """A batch's training loss, the meta loss (``None`` without a meta step) and the samples' weights, detached."""
+    """A batch's training loss, the meta loss (``None`` without a meta step) and the samples' weights, detached.
+
+    With several processes the losses are those of all rows, the same everywhere; the weights are of the own ones.
+    """
 
     loss: Tensor
     meta_loss: Tensor | None
@@ -69,8 +73,19 @@ class MetaReweighter:
 
     Mixed precision: call :meth:`step` inside ``torch.autocast`` with bfloat16.
 
+    Several processes, as soon as ``torch.distributed`` is initialised: each brings its own rows of the batch and of the
+    meta batch, as many as it likes, and N, both losses and all gradients are sums over the processes. Networks and
+    optimisers that begin equal stay equal, and a step is that of one process with all rows. The exception is batch
+    normalisation, which has the statistics of each process's own rows; its buffers differ unless
+    ``DistributedDataParallel`` hands them round. All processes must call the same method, and an error in one alone,
+    other than a loss that is not finite, leaves the others waiting for it.
+
+    What :meth:`loss` returns is then the loss of all rows, the same everywhere, with gradients to the local ones: a
+    loop that averages gradients multiplies it by the number of processes. ``DistributedDataParallel`` may wrap whatever
+    calls :meth:`loss` if it does not hold the weighting network, which has been trained already.
+
     Args:
-        model: inputs to outputs, in training mode; in one process, not wrapped.
+        model: inputs to outputs, in training mode, not wrapped.
         optimizer: SGD, Adam or AdamW of the model's parameters and no others.
         weight_net: losses and targets ``[n]`` to weights ``[n]``, e.g. :class:`dadl.CMWNet`.
         meta_optimizer: of ``weight_net``.
@@ -81,7 +96,8 @@ class MetaReweighter:
         loss_fn: outputs and targets to losses ``[n]``, without parameters of its own; also of the meta batch.
 
     Raises:
-        FloatingPointError: in a step, a loss that is not finite, naming its row in the batch.
+        FloatingPointError: in a step, a loss that is not finite, naming its row in the batch; in every process, if in
+            one.
         TypeError: an optimiser whose step is not known.
         ValueError: an unknown option, an interval below 1, parameters of the optimiser that are not the model's;
             in a step, losses that are not ``[n]``, no meta batch where one is needed.
@@ -126,10 +142,10 @@ class MetaReweighter:
         """Train on one batch; ``meta_batch`` may be ``None`` where no meta step is due (:attr:`needs_meta_batch`)."""
         with self._all_or_nothing():
             result, forward = self._reweigh(batch, meta_batch)
-            gradients = forward.gradients(result.loss)
+            gradients = totals(forward.gradients(result.loss))
             with _restored(self.optimizer), _restored_parameters(forward.parameters.values()):
                 for name, parameter in forward.parameters.items():
-                    parameter.grad = gradients[name]
+                    parameter.grad = gradients.get(name)
                 self.optimizer.step()
             # Autocast keeps its copies of the parameters until it ends, which may be after this step.
             torch.clear_autocast_cache()
@@ -179,6 +195,8 @@ class MetaReweighter:
         weights = weights.detach()
         self._report_collapse(weights)
         loss = forward.terms.total(weights) / normalizer(weights, self.normalize, rows)
+        if process_count() > 1:
+            loss = loss - loss.detach() + total(loss)
         return Reweighted(loss, meta_loss, weights), forward
 
     def _weigh(self, forward: ForwardPass) -> Tensor:
@@ -187,14 +205,17 @@ class MetaReweighter:
         return weights
 
     def _meta_step(self, weights: Tensor, gradient: Tensor) -> None:
-        self.meta_optimizer.zero_grad()
+        learnt = {name: p for name, p in self.weight_net.named_parameters() if p.requires_grad}
         with without_autocast(weights):
-            weights.backward(gradient.to(weights.dtype))
+            values = torch.autograd.grad(weights, list(learnt.values()), gradient.to(weights.dtype), allow_unused=True)
+        self.meta_optimizer.zero_grad()
+        for name, whole in totals(dict(zip(learnt, values, strict=True))).items():
+            learnt[name].grad = whole
         self.meta_optimizer.step()
         self.meta_optimizer.zero_grad()
 
     def _report_collapse(self, weights: Tensor) -> None:
-        if not self._told_of_collapse and bool((weights < COLLAPSED).all()):
+        if not self._told_of_collapse and total_count(int((weights >= COLLAPSED).sum()), weights.device) == 0:
             self._told_of_collapse = True
             warnings.warn(
                 f"all weights of batch {self.batches} are below {COLLAPSED:g}, so it hardly trains the network; "

@@ -10,18 +10,22 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 from torch.utils.data import DataLoader, Dataset
+
+from dadl_ext._distributed import gather_batch
 
 from .cmw_net import CMWNet
 from .data import lowest_loss_subset
 from .meta_gradient import Normalize
 from .meta_reweighter import MetaReweighter
 from .momentum_encoder import MomentumEncoder
+from .processes import process_count, process_rank
 from .rows import Rows
 from .soft_labels import SoftLabelReweighter
-from .training import Method, TensorRows, as_fetched
+from .training import Method, TensorRows, as_fetched, of_all_processes
 
 TEACHER_MOMENTUM = 0.99
 
@@ -59,7 +63,10 @@ class LearntWeights(CrossEntropy):
     """Cross-entropy weighted by :class:`dadl.CMWNet`, which learns on a meta set meanwhile.
 
     The first ``warm_up`` of the steps are plain cross-entropy, as weights mean little while all losses are alike. For
-    one process and steps that are not accumulated.
+    steps that are not accumulated.
+
+    With several processes the weighting network learns from the rows of all, see :class:`dadl.MetaReweighter`; each
+    draws its own meta samples, and mixes its own rows where there are soft labels. They must begin with equal networks.
 
     Args:
         class_counts: training samples per class as their labels say.
@@ -112,6 +119,10 @@ class LearntWeights(CrossEntropy):
     def configure_optimizer(self, total_steps: int) -> tuple[Optimizer, LRScheduler]:
         optimizer, scheduler = super().configure_optimizer(total_steps)
         meta_optimizer = Adam(self.weight_net.parameters(), lr=self.meta_lr, weight_decay=1e-4)
+        # The weighting network learns within a step, where the gradients of all processes are summed already, and the
+        # meta set is too large to be handed round in every step.
+        own = [*(f"weight_net.{name}" for name in self.weight_net.state_dict()), "meta_images", "meta_target"]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, own)
         options: dict[str, Any] = {"meta_optimizer": meta_optimizer, "interval": self.interval}
         self.reweighter: MetaReweighter
         if self.soft_labels:
@@ -136,7 +147,7 @@ class LearntWeights(CrossEntropy):
         if self.reweighter.needs_meta_batch:
             meta_images, meta_target = self._meta_samples(batch)
             meta_batch = self.view(meta_images), meta_target
-        return self.reweighter.loss((self.view(images), target), meta_batch).loss
+        return of_all_processes(self.reweighter.loss((self.view(images), target), meta_batch).loss)
 
     def _meta_samples(self, batch: Sequence[Tensor]) -> Sequence[Tensor]:
         """Those of the batch, or as many as it has samples of the meta set."""
@@ -166,7 +177,8 @@ class LowestLossMeta(LearntWeights):
     """Weights learnt, without clean samples, on the training samples that have the lowest losses of their class.
 
     Wrong labels seldom have low losses. After each epoch the samples are chosen anew by a moving average of the
-    network, up to ``per_class`` of each class; until the first choice, training is plain cross-entropy.
+    network, up to ``per_class`` of each class; until the first choice, training is plain cross-entropy. Several
+    processes choose out of the samples of all, each of which counts once.
 
     Args:
         image_shape: of the loader's images, ``[C, H, W]``, which are uint8.
@@ -204,16 +216,24 @@ class LowestLossMeta(LearntWeights):
     @torch.no_grad()
     def after_epoch(self, epoch: int, loader: DataLoader[Any]) -> None:
         self.eval()
+        # Process r of w gets samples r, r + w, ...; the last one may be repeated to give each as many.
+        left = len(range(process_rank(), len(loader.dataset), process_count()))  # type: ignore[arg-type]
         kept: list[Tensor] = []  # losses, images and labels
         for images, target in loader:
             losses = F.cross_entropy(self.teacher(self.view(images)), target, reduction="none")
-            new = [losses, images, target]
-            candidates = [torch.cat(parts) for parts in zip(kept, new, strict=True)] if kept else new
-            lowest = lowest_loss_subset(candidates[0], candidates[2], self.per_class).to(target.device)
-            kept = [part[lowest] for part in candidates]
-        self.meta_images.copy_(kept[1])
-        self.meta_target.copy_(kept[2])
+            new = [part[:left] for part in (losses, images, target)]
+            left -= len(new[0])
+            kept = self._lowest([torch.cat(parts) for parts in zip(kept, new, strict=True)] if kept else new)
+        _, images, target = self._lowest(gather_batch(*kept))
+        self.meta_images.copy_(images)
+        self.meta_target.copy_(target)
         self.train()
+
+    def _lowest(self, candidates: Sequence[Tensor]) -> list[Tensor]:
+        """Of losses, images and labels those of the lowest losses of each class."""
+        losses, _, target = candidates
+        lowest = lowest_loss_subset(losses, target, self.per_class).to(target.device)
+        return [part[lowest] for part in candidates]
 
 
 class MetaRows(Dataset[tuple[Tensor, ...]]):

@@ -60,9 +60,6 @@ class Recipe(ABC):
     name: ClassVar[str]
     """Of the recipe, as ``dadl train`` takes it."""
 
-    distributed: ClassVar[bool] = True
-    """Whether several processes can train together."""
-
     shape_facts: ClassVar[tuple[str, ...]] = ()
     """Facts that say what a method takes and gives, and that other data to judge it by must share."""
 

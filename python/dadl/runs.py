@@ -85,9 +85,8 @@ def train_run(recipe: Recipe, options: RunOptions, console: Console) -> Table:
     # Seconds within which numbers are in the file, should the process be killed.
     loggers = [TensorBoardLogger(output, name=None, version="tensorboard", flush_secs=5)] if options.tensorboard else []
     fabric = make_fabric(options.device, recipe.precision, loggers)
-    if fabric.world_size > 1 and not (recipe.distributed and options.search is None):
-        what = recipe.name if options.search is None else "a search"
-        raise SettingsError(f"{what} trains in one process, not in {fabric.world_size}")
+    if fabric.world_size > 1 and options.search is not None:
+        raise SettingsError(f"a search trains in one process, not in {fabric.world_size}")
     if not fabric.is_global_zero:
         console = Console(quiet=True)
     try:

@@ -30,6 +30,8 @@ class SoftLabelReweighter(MetaReweighter):
     Otherwise this is :class:`MetaReweighter`, with weights ``[2n]``, v and then v'. A loop that calls :meth:`loss`
     calls :meth:`update_teacher` after each step of its optimiser.
 
+    With several processes each mixes its own rows, with its own λ and permutation.
+
     Args:
         mixup: a of the Beta distribution.
         momentum: of the moving average.

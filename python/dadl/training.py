@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from .errors import UserError
 from .files import CheckpointError, load_checkpoint, save_checkpoint, write_csv
+from .processes import process_count
 from .rows import Rows
 
 LAST, BEST, LOG = "last.ckpt", "best.ckpt", "log.csv"
@@ -181,6 +182,7 @@ def fit(
                 f"the training loss of epoch {epoch} is {mean} (learning rate {lr:g}): lower the learning rate, or "
                 "look for targets and inputs of extreme size"
             )
+        _share_buffers(fabric, method)  # all gather statistics of one network
         method.after_epoch(epoch, batches)
         _share_buffers(fabric, method)
         history.append({"epoch": epoch, "step": epoch * steps, "loss": mean, "lr": float(lr)})
@@ -261,8 +263,7 @@ def of_all_processes(loss: Tensor) -> Tensor:
     Each process has the same value, and the gradient of its own rows. The gradient of the whole batch is their sum;
     several processes average, so here it is multiplied by their number. The value stays as it is.
     """
-    processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-    return loss + (processes - 1) * (loss - loss.detach())
+    return loss + (process_count() - 1) * (loss - loss.detach())
 
 
 @torch.no_grad()
