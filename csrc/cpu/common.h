@@ -41,6 +41,7 @@ inline int x86_level() {
 template <typename Purpose>
 class WorkingMemory {
  public:
+  // The sum of what will be taken, each of whole lines.
   explicit WorkingMemory(int64_t bytes) {
     constexpr int64_t kMostLines = 1 << 16;  // 4 MiB
     thread_local std::unique_ptr<Line[]> kept;
