@@ -97,8 +97,9 @@ def test_columns_are_found_or_named(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("a,b,b\n1,2,3\n")
     problems: list[str] = []
     table = read_table(tmp_path / "t.csv", problems)
-    assert table.positions(["a", "b", "c"], problems) == {"a": 0}
+    assert table.positions(["a", "b", "c", "a,b"], problems) == {"a": 0}
     assert [problem.split(": ", 1)[1] for problem in problems] == [
         "2 columns 'b'; there are 'a', 'b', 'b'",
         "no column 'c'; there are 'a', 'b', 'b'",
+        "no column 'a,b'; there are 'a', 'b', 'b', several of which are separated by spaces",
     ]

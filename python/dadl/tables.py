@@ -44,7 +44,9 @@ class Table:
                 found[column] = self.header.index(column)
             else:
                 how = f"{count} columns" if count else "no column"
-                problems.append(f"{self.path}: {how} {column!r}; there are {', '.join(map(repr, self.header))}")
+                several = "," in column and all(part.strip() in self.header for part in column.split(","))
+                hint = ", several of which are separated by spaces" if several else ""
+                problems.append(f"{self.path}: {how} {column!r}; there are {', '.join(map(repr, self.header))}{hint}")
         return found
 
 
