@@ -49,6 +49,7 @@ struct Factor {
 #ifdef DADL_MATRIX_UNITS
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // in the compiler's own intrinsics
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC push_options
 #pragma GCC target("arch=x86-64-v4,amx-tile,amx-bf16,avx512bf16")
 
@@ -116,17 +117,18 @@ inline __attribute__((always_inline)) __m512 load(const Half* x, __mmask16 lanes
   return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes, x));
 }
 
+inline __attribute__((always_inline)) __m512i word(__m512i lower, __m512i upper) {
+  return _mm512_or_si512(_mm512_srli_epi32(lower, 16), upper);
+}
+
 template <int64_t kParts>
 inline __attribute__((always_inline)) void split(__m512 x, Tile* tiles, int64_t row) {
   const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xFFFF0000));
-  const auto cut = [&]() __attribute__((always_inline)) {
-    const __m512i part = _mm512_and_si512(_mm512_castps_si512(x), upper);
-    x = _mm512_sub_ps(x, _mm512_castsi512_ps(part));
-    return part;
-  };
-  const __m512i h = cut(), m = cut(), l = cut();
-  const auto word = [](__m512i lower, __m512i upper)
-                        __attribute__((always_inline)) { return _mm512_or_si512(_mm512_srli_epi32(lower, 16), upper); };
+  const __m512i h = _mm512_and_si512(_mm512_castps_si512(x), upper);
+  x = _mm512_sub_ps(x, _mm512_castsi512_ps(h));
+  const __m512i m = _mm512_and_si512(_mm512_castps_si512(x), upper);
+  x = _mm512_sub_ps(x, _mm512_castsi512_ps(m));
+  const __m512i l = _mm512_and_si512(_mm512_castps_si512(x), upper);
   _mm512_store_si512(tiles[0].words[row], word(h, m));
   if constexpr (kParts == kCrossed) {
     _mm512_store_si512(tiles[1].words[row], word(m, h));
@@ -285,35 +287,34 @@ void product(Factor a, Factor b, int64_t sum_tiles, float* result, int64_t strid
   // A missing second block is the first once more.
   const Tile *a0 = a.tiles, *a1 = rows > kSide ? a0 + a.step : a0, *b0 = b.tiles,
              *b1 = columns > kSide ? b0 + b.step : b0;
+  const Tile *&plain0 = kCrossedFirst ? b0 : a0, *&plain1 = kCrossedFirst ? b1 : a1;
+  const Tile *&crossed0 = kCrossedFirst ? a0 : b0, *&crossed1 = kCrossedFirst ? a1 : b1;
   constexpr int64_t kBytes = sizeof(Tile::words[0]);
-  // The parts of both factors that meet.
-  constexpr int64_t kA[] = {0, kCrossedFirst ? 1 : 0, kCrossedFirst ? 2 : 1};
-  constexpr int64_t kB[] = {0, kCrossedFirst ? 0 : 1, kCrossedFirst ? 1 : 2};
+  const auto load_plain = [&](int64_t part) __attribute__((always_inline)) {
+    // It passes by; the cache is for the crossed factor, which meets more of it.
+    _tile_stream_loadd(4, plain0 + part, kBytes);
+    _tile_stream_loadd(5, plain1 + part, kBytes);
+  };
+  const auto multiply_crossed = [&](int64_t part) __attribute__((always_inline)) {
+    _tile_loadd(6, crossed0 + part, kBytes);
+    _tile_loadd(7, crossed1 + part, kBytes);
+    if constexpr (kCrossedFirst) {
+      _tile_dpbf16ps(0, 6, 4);
+      _tile_dpbf16ps(1, 6, 5);
+      _tile_dpbf16ps(2, 7, 4);
+      _tile_dpbf16ps(3, 7, 5);
+    } else {
+      multiply_tiles();
+    }
+  };
   accumulate(result, stride, rows, columns, add, [&]() __attribute__((always_inline)) {
     for (int64_t k = 0; k < sum_tiles; ++k) {
       between();
-#pragma GCC unroll 3
-      for (int part = 0; part < 3; ++part) {
-        if (part == 0 || kA[part] != kA[part - 1]) {
-          if constexpr (kCrossedFirst) {
-            _tile_loadd(4, a0 + kA[part], kBytes);
-            _tile_loadd(5, a1 + kA[part], kBytes);
-          } else {
-            _tile_stream_loadd(4, a0 + kA[part], kBytes);
-            _tile_stream_loadd(5, a1 + kA[part], kBytes);
-          }
-        }
-        if (part == 0 || kB[part] != kB[part - 1]) {
-          if constexpr (kCrossedFirst) {
-            _tile_stream_loadd(6, b0 + kB[part], kBytes);
-            _tile_stream_loadd(7, b1 + kB[part], kBytes);
-          } else {
-            _tile_loadd(6, b0 + kB[part], kBytes);
-            _tile_loadd(7, b1 + kB[part], kBytes);
-          }
-        }
-        multiply_tiles();
-      }
+      load_plain(0);
+      multiply_crossed(0);
+      multiply_crossed(1);
+      load_plain(1);
+      multiply_crossed(2);
       a0 += a.sum_step;
       a1 += a.sum_step;
       b0 += b.sum_step;

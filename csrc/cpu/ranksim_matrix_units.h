@@ -18,6 +18,7 @@
 #ifdef DADL_MATRIX_UNITS
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // in the compiler's own intrinsics
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC push_options
 #pragma GCC target("arch=x86-64-v4,amx-tile,amx-bf16,avx512bf16,prefer-vector-width=512")
 
