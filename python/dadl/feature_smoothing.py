@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from .processes import process_count
 from .reweighting import Kernel, LabelDistributionSmoothing, bin_labels
 
 Parts = tuple[Tensor, Tensor, Tensor]
@@ -204,8 +205,8 @@ def _merged(count: Tensor, mean: Tensor, squares: Tensor) -> Parts:
 
 def _of_all_processes(value: Tensor) -> Tensor:
     """Every process's value, ``[k, ...]``."""
-    if not (dist.is_available() and dist.is_initialized()):
+    if process_count() == 1:
         return value[None]
-    gathered = [torch.empty_like(value) for _ in range(dist.get_world_size())]
+    gathered = [torch.empty_like(value) for _ in range(process_count())]
     dist.all_gather(gathered, value)
     return torch.stack(gathered)
