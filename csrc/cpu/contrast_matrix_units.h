@@ -33,39 +33,93 @@ inline __attribute__((always_inline)) __m512 exp_nonpositive(__m512 x) {
   return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_NLE_UQ), p, n);
 }
 
-// logits [keys, 32] become exp(logit - largest); sums and largest are updated, `rescale` is what earlier sums are
-// multiplied with.
-inline void exponentiate_columns(float* logits, float* largest, float* sum, float* rescale, int64_t keys) {
-  const __m512 nothing = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
-  constexpr int kHalves = kBlock / kSide;
-  __m512 next[kHalves], base[kHalves], total[kHalves];
-  for (int h = 0; h < kHalves; ++h) next[h] = _mm512_loadu_ps(largest + h * kSide);
-  for (int64_t j = 0; j < keys; ++j) {
+// Turns the logits [keys, 32] of a block of queries into weights exp(logit - largest) and packs these, unless `tiles`
+// is null; updates the queries' largest and sum. Piece by piece, as part of the steps of another block's product: the
+// units multiply at the same time.
+class Weighing {
+ public:
+  Weighing() = default;
+  Weighing(float* logits, int64_t keys, float* largest, float* sum, Tile* tiles, int64_t steps)
+      : logits_(logits),
+        keys_(keys),
+        pace_(maxima() + strips() * kPiecesOfStrip, steps),
+        largest_(largest),
+        sum_(sum),
+        tiles_(tiles) {
     for (int h = 0; h < kHalves; ++h) {
-      // NaN gives way here and comes back with the sum.
-      next[h] = _mm512_max_ps(_mm512_load_ps(logits + j * kBlock + h * kSide), next[h]);
+      next_largest_[h] = _mm512_loadu_ps(largest + h * kSide);
+      total_[h] = _mm512_setzero_ps();
     }
   }
-  for (int h = 0; h < kHalves; ++h) {
-    base[h] = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(next[h], nothing, _CMP_NEQ_UQ), next[h]);
-    total[h] = _mm512_setzero_ps();
+
+  void step() {
+    pace_.step([this](int64_t i) { piece(i); });
   }
-  for (int64_t j = 0; j < keys; ++j) {
+
+  // What earlier sums of weighted keys are multiplied with is in rescale [32] then.
+  void finish(float* rescale) {
+    pace_.finish([this](int64_t i) { piece(i); });
     for (int h = 0; h < kHalves; ++h) {
-      float* logit = logits + j * kBlock + h * kSide;
-      const __m512 weight = exp_nonpositive(_mm512_sub_ps(_mm512_load_ps(logit), base[h]));
+      const int64_t first = h * kSide;
+      const __m512 factor = exp_nonpositive(_mm512_sub_ps(_mm512_loadu_ps(largest_ + first), base(h)));
+      _mm512_storeu_ps(rescale + first, factor);
+      _mm512_storeu_ps(sum_ + first, _mm512_fmadd_ps(_mm512_loadu_ps(sum_ + first), factor, total_[h]));
+      _mm512_storeu_ps(largest_ + first, next_largest_[h]);
+    }
+  }
+
+ private:
+  static constexpr int kHalves = kBlock / kSide, kPiecesOfStrip = 2 * kHalves;
+
+  int64_t maxima() const { return (keys_ + kBlock - 1) / kBlock; }
+  int64_t strips() const { return (keys_ + kSide - 1) / kSide; }
+
+  void piece(int64_t i) {
+    if (i < maxima()) return find_largest(i * kBlock);
+    i -= maxima();
+    const int64_t strip = i / kPiecesOfStrip * kSide, half = i / 2 % kHalves;
+    i % 2 ? pack_strip(strip, half) : exponentiate_strip(strip, half);
+  }
+
+  __m512 base(int half) const {
+    const __m512 nothing = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(next_largest_[half], nothing, _CMP_NEQ_UQ), next_largest_[half]);
+  }
+
+  void find_largest(int64_t first) {
+    for (int64_t j = first; j < std::min(first + kBlock, keys_); ++j) {
+      for (int h = 0; h < kHalves; ++h) {
+        // NaN gives way here and comes back with the sum.
+        next_largest_[h] = _mm512_max_ps(_mm512_load_ps(logits_ + j * kBlock + h * kSide), next_largest_[h]);
+      }
+    }
+  }
+
+  void exponentiate_strip(int64_t first, int64_t half) {
+    const __m512 largest = base(half);
+    __m512 total = total_[half];
+    for (int64_t j = first; j < std::min(first + kSide, keys_); ++j) {
+      float* logit = logits_ + j * kBlock + half * kSide;
+      const __m512 weight = exp_nonpositive(_mm512_sub_ps(_mm512_load_ps(logit), largest));
       _mm512_store_ps(logit, weight);
-      total[h] = _mm512_add_ps(total[h], weight);
+      total = _mm512_add_ps(total, weight);
     }
+    total_[half] = total;
   }
-  for (int h = 0; h < kHalves; ++h) {
-    const int64_t first = h * kSide;
-    const __m512 factor = exp_nonpositive(_mm512_sub_ps(_mm512_loadu_ps(largest + first), base[h]));
-    _mm512_storeu_ps(rescale + first, factor);
-    _mm512_storeu_ps(sum + first, _mm512_fmadd_ps(_mm512_loadu_ps(sum + first), factor, total[h]));
-    _mm512_storeu_ps(largest + first, next[h]);
+
+  void pack_strip(int64_t first, int64_t half) {
+    if (!tiles_) return;
+    pack_tile<kCrossed, true>(logits_ + first * kBlock + half * kSide, kBlock, keys_ - first, kSide,
+                              tiles_ + (first / kSide * kHalves + half) * kCrossed);
   }
-}
+
+  float* logits_ = nullptr;
+  int64_t keys_ = 0;
+  Pace pace_;
+  float *largest_ = nullptr, *sum_ = nullptr;
+  Tile* tiles_ = nullptr;
+  __m512 next_largest_[kHalves], total_[kHalves];
+};
 
 // logits [keys, 32] become factor exp(logit - base)
 inline void weigh_columns(float* logits, const float* base, const float* factor, int64_t keys) {
@@ -159,66 +213,87 @@ class KeyTile {
   KeyTile(const Query& query, const Keys<T>& keys, int64_t size)
       : query_(query),
         keys_(keys),
-        memory_((2 * key_tiles(size) + weight_tiles(size) + query.own_tiles()) * static_cast<int64_t>(sizeof(Tile)) +
-                size * kBlock * static_cast<int64_t>(sizeof(float))),
+        memory_((2 * (key_tiles(size) + weight_tiles(size)) + query.own_tiles()) * static_cast<int64_t>(sizeof(Tile)) +
+                2 * size * kBlock * static_cast<int64_t>(sizeof(float))),
         tiles_(memory_.template take<Tile>(key_tiles(size))),
-        next_tiles_(memory_.template take<Tile>(key_tiles(size))),
-        weights_(memory_.template take<Tile>(weight_tiles(size))),
-        logits_(memory_.template take<float>(size * kBlock)) {
+        next_tiles_(memory_.template take<Tile>(key_tiles(size))) {
+    for (Block& block : blocks_) {
+      block.logits = memory_.template take<float>(size * kBlock);
+      block.weights = memory_.template take<Tile>(weight_tiles(size));
+    }
     query_.prepare(memory_.template take<Tile>(query.own_tiles()));
   }
 
   void attend(Range keys, Range next, const Softmax<float>& state, bool add) {
-    take(keys, next, state.weighted != nullptr);
-    const int64_t width = query_.width;
-    for (int64_t q = 0; q < query_.padded; q += kBlock) {
-      float rescale[kBlock];
-      float* logits = multiply(q);
-      exponentiate_columns(logits, state.largest + q, state.sum + q, rescale, count_);
-      if (!state.weighted) continue;
-      float* weighted = state.weighted + q * width;
-      for (int64_t l = 0; add && l < kBlock; ++l) {
-        if (rescale[l] == 1) continue;
-        for (float* row = weighted + l * kBlock; row < weighted + width * kBlock; row += kBlock * kBlock) {
-          for (int64_t e = 0; e < kBlock; ++e) row[e] *= rescale[l];
-        }
+    const int64_t blocks = query_.padded / kBlock;
+    if (!state.weighted) {
+      take(keys, next, blocks * logit_steps(keys));
+      for (int64_t b = 0; b < blocks; ++b) {
+        multiply(b, packing_);
+        weigh(b, state, 1);
+        finish_weighing(b);
       }
-      pack<kCrossed, true>(logits, kBlock, count_, kBlock, 2, weights_);
-      for (int64_t c = 0; c < width; c += kBlock) {
-        product<true>({weights_, kCrossed, 2 * kCrossed}, {tiles_ + c / kSide * kPlain, kPlain, query_.depth * kPlain},
-                      (count_ + kSide - 1) / kSide, weighted + c * kBlock, kBlock, kBlock, kBlock, add, between());
+      return;
+    }
+    // While the units multiply for one block of queries, the weights of the next are formed or the next keys packed.
+    take(keys, next, std::max<int64_t>(blocks - 1, 1) * logit_steps(keys) + sum_steps(keys));
+    multiply(0, packing_);
+    weigh(0, state, logit_steps(keys));
+    if (blocks > 1) multiply(1, blocks_[0].weighing);
+    finish_weighing(0);
+    for (int64_t b = 0; b < blocks; ++b) {
+      if (add) rescale(b, state);
+      if (b + 1 < blocks) {
+        weigh(b + 1, state, sum_steps(keys));
+        add_weighted(b, state, add, blocks_[(b + 1) % 2].weighing);
+        finish_weighing(b + 1);
+      } else {
+        add_weighted(b, state, add, packing_);
       }
+      if (b + 2 < blocks) multiply(b + 2, packing_);
     }
   }
 
   // gradient [N, d] = scale sum_i grad_i p_ij query_i
   void key_gradient(Range keys, Range next, const float* lse, const float* grad, float* gradient) {
-    take(keys, next, true);
-    for (int64_t q = 0; q < query_.padded; q += kBlock) {
+    const int64_t blocks = query_.padded / kBlock;
+    take(keys, next, 2 * blocks * logit_steps(keys));
+    for (int64_t b = 0; b < blocks; ++b) {
       float base[kBlock] = {}, factor[kBlock] = {};
+      const int64_t q = b * kBlock;
       for (int64_t l = 0; l < std::min(kBlock, query_.count - q); ++l) {
         if (lse[q + l] == -std::numeric_limits<float>::infinity()) continue;
         base[l] = lse[q + l];
         factor[l] = grad[q + l];
       }
-      float* logits = multiply(q);
-      weigh_columns(logits, base, factor, count_);
-      pack<kCrossed, false>(logits, kBlock, count_, kBlock, 2, weights_);
+      const Block& block = blocks_[b % 2];
+      multiply(b, packing_);
+      weigh_columns(block.logits, base, factor, count_);
+      pack<kCrossed, false>(block.logits, kBlock, count_, kBlock, 2, block.weights);
       for (int64_t j = 0; j < count_; j += kBlock) {
         for (int64_t c = 0; c < keys_.d; c += kBlock) {
           Factor queries = query_.plain(c);
           queries.tiles += q / kSide * queries.sum_step;
-          product<true>({weights_ + j / kSide * 2 * kCrossed, 2 * kCrossed, kCrossed}, queries, 2,
+          product<true>({block.weights + j / kSide * 2 * kCrossed, 2 * kCrossed, kCrossed}, queries, 2,
                         gradient + (keys.first + j) * keys_.d + c, keys_.d, std::min(kBlock, count_ - j),
-                        std::min(kBlock, keys_.d - c), q > 0, between());
+                        std::min(kBlock, keys_.d - c), b > 0, [this] { packing_.step(); });
         }
       }
     }
   }
 
  private:
-  // The keys that were packed during the products of those before, or if these are the first, now.
-  void take(Range keys, Range next, bool weighted) {
+  // Of 32 queries. Two of them are at work at a time.
+  struct Block {
+    float* logits;
+    Tile* weights;
+    Weighing weighing;
+    float rescale[kBlock];
+  };
+
+  // The keys that were packed during the products of those before, or if these are the first, now. The next are packed
+  // during `steps` of these.
+  void take(Range keys, Range next, int64_t steps) {
     if (packed_.first != keys.first || packed_.last != keys.last) prepare(keys, 1);
     packing_.finish();
     std::swap(tiles_, next_tiles_);
@@ -230,8 +305,7 @@ class KeyTile {
       Tile* row = tiles_ + j / kSide * query_.depth * kPlain;
       for (int64_t t = 0; t < query_.depth * kPlain; ++t) std::fill_n(row[t].words[j % kSide], kSide, 0);
     }
-    const int64_t blocks = query_.padded / kBlock, key_blocks = (count_ + kBlock - 1) / kBlock;
-    prepare(next, blocks * key_blocks * query_.depth * (weighted ? 2 : 1));
+    prepare(next, steps);
   }
 
   void prepare(Range keys, int64_t steps) {
@@ -240,17 +314,20 @@ class KeyTile {
                           next_tiles_, steps);
   }
 
-  auto between() {
-    return [this] { packing_.step(); };
-  }
+  // Of the products of a block.
+  int64_t logit_steps(Range keys) const { return (keys.last - keys.first + kBlock - 1) / kBlock * query_.depth; }
+  int64_t sum_steps(Range keys) const { return (keys.last - keys.first + kSide - 1) / kSide * (query_.width / kBlock); }
 
-  // logits [keys, 32] of the queries from q on, -inf where a key does not take part
-  float* multiply(int64_t q) {
+  // The block's logits [keys, 32], -inf where a key does not take part.
+  template <typename Meanwhile>
+  void multiply(int64_t b, Meanwhile& meanwhile) {
     constexpr float kLeftOut = -std::numeric_limits<float>::infinity();
-    float* logits = logits_;
+    const int64_t q = b * kBlock;
+    float* logits = blocks_[b % 2].logits;
     for (int64_t j = 0; j < count_; j += kBlock) {
       product<false>({tiles_ + j / kSide * query_.depth * kPlain, query_.depth * kPlain, kPlain}, query_.crossed(q),
-                     query_.depth, logits + j * kBlock, kBlock, std::min(kBlock, count_ - j), kBlock, false, between());
+                     query_.depth, logits + j * kBlock, kBlock, std::min(kBlock, count_ - j), kBlock, false,
+                     [&] { meanwhile.step(); });
     }
     for (int64_t j = 0; keys_.mask && j < count_; ++j) {
       if (!keys_.mask[first_ + j]) std::fill_n(logits + j * kBlock, kBlock, kLeftOut);
@@ -258,7 +335,47 @@ class KeyTile {
     for (int64_t j = std::max(first_, q); keys_.exclude_self && j < std::min(first_ + count_, q + kBlock); ++j) {
       logits[(j - first_) * kBlock + j - q] = kLeftOut;
     }
-    return logits;
+  }
+
+  void weigh(int64_t b, const Softmax<float>& state, int64_t steps) {
+    Block& block = blocks_[b % 2];
+    block.weighing = Weighing(block.logits, count_, state.largest + b * kBlock, state.sum + b * kBlock,
+                              state.weighted ? block.weights : nullptr, steps);
+  }
+
+  void finish_weighing(int64_t b) {
+    Block& block = blocks_[b % 2];
+    block.weighing.finish(block.rescale);
+  }
+
+  void rescale(int64_t b, const Softmax<float>& state) {
+    float* weighted = state.weighted + b * kBlock * query_.width;
+    for (int64_t l = 0; l < kBlock; ++l) {
+      const float factor = blocks_[b % 2].rescale[l];
+      if (factor == 1) continue;
+      for (float* row = weighted + l * kBlock; row < weighted + query_.width * kBlock; row += kBlock * kBlock) {
+        for (int64_t e = 0; e < kBlock; ++e) row[e] *= factor;
+      }
+    }
+  }
+
+  template <typename Meanwhile>
+  void add_weighted(int64_t b, const Softmax<float>& state, bool add, Meanwhile& meanwhile) {
+    const int64_t width = query_.width, steps = (count_ + kSide - 1) / kSide;
+    float* weighted = state.weighted + b * kBlock * width;
+    // In parts of which the weights stay in the nearest cache.
+    constexpr int64_t kMostSteps = 8;
+    const int64_t parts = (steps + kMostSteps - 1) / kMostSteps;
+    for (int64_t part = 0; part < parts; ++part) {
+      const int64_t first = steps * part / parts, last = steps * (part + 1) / parts;
+      const Tile* weights = blocks_[b % 2].weights + first * 2 * kCrossed;
+      const Tile* values = tiles_ + first * query_.depth * kPlain;
+      for (int64_t c = 0; c < width; c += kBlock) {
+        product<true>({weights, kCrossed, 2 * kCrossed}, {values + c / kSide * kPlain, kPlain, query_.depth * kPlain},
+                      last - first, weighted + c * kBlock, kBlock, kBlock, kBlock, add || part > 0,
+                      [&] { meanwhile.step(); });
+      }
+    }
   }
 
   int64_t key_tiles(int64_t size) const { return tiles_along(size) * query_.depth * kPlain; }
@@ -267,8 +384,8 @@ class KeyTile {
   Query query_;
   const Keys<T>& keys_;
   WorkingMemory<KeyTile> memory_;
-  Tile *tiles_, *next_tiles_, *weights_;
-  float* logits_;
+  Tile *tiles_, *next_tiles_;
+  Block blocks_[2];
   int64_t first_ = 0, count_ = 0;
   Range packed_{0, 0};
   Packing<T> packing_;

@@ -40,10 +40,13 @@ constexpr int64_t kCrossed = 3;  // (h,m), (m,h), (l,h)
 // Of a length padded to whole blocks.
 inline int64_t tiles_along(int64_t length) { return (length + kBlock - 1) / kBlock * 2; }
 
-// The steps, in tiles, from one block of 16 to the next: along the result, and along the sum.
+// The steps, in tiles, from one block of 16 to the next: along the result, and along the sum. Two words, because larger
+// ones are passed in memory, where they would wait for all of a product's result to be stored.
 struct Factor {
+  Factor(const Tile* tiles, int64_t step, int64_t sum_step)
+      : tiles(tiles), step(static_cast<int32_t>(step)), sum_step(static_cast<int32_t>(sum_step)) {}
   const Tile* tiles;
-  int64_t step, sum_step;
+  int32_t step, sum_step;
 };
 
 #ifdef DADL_MATRIX_UNITS
@@ -117,21 +120,25 @@ inline __attribute__((always_inline)) __m512 load(const Half* x, __mmask16 lanes
   return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes, x));
 }
 
-inline __attribute__((always_inline)) __m512i word(__m512i lower, __m512i upper) {
-  return _mm512_or_si512(_mm512_srli_epi32(lower, 16), upper);
+// The digit of `lower`, and above it that of `upper`.
+inline __attribute__((always_inline)) __m512i word(__m512 lower, __m512 upper) {
+  return _mm512_mask_blend_epi16(0xAAAAAAAA, _mm512_srli_epi32(_mm512_castps_si512(lower), 16),
+                                 _mm512_castps_si512(upper));
+}
+
+// x less its leading digit.
+inline __attribute__((always_inline)) __m512 remainder(__m512 x) {
+  const __m512i digit = _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(static_cast<int>(0xFFFF0000)));
+  return _mm512_sub_ps(x, _mm512_castsi512_ps(digit));
 }
 
 template <int64_t kParts>
-inline __attribute__((always_inline)) void split(__m512 x, Tile* tiles, int64_t row) {
-  const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xFFFF0000));
-  const __m512i h = _mm512_and_si512(_mm512_castps_si512(x), upper);
-  x = _mm512_sub_ps(x, _mm512_castsi512_ps(h));
-  const __m512i m = _mm512_and_si512(_mm512_castps_si512(x), upper);
-  x = _mm512_sub_ps(x, _mm512_castsi512_ps(m));
-  const __m512i l = _mm512_and_si512(_mm512_castps_si512(x), upper);
-  _mm512_store_si512(tiles[0].words[row], word(h, m));
+inline __attribute__((always_inline)) void split(__m512 h, Tile* tiles, int64_t row) {
+  const __m512 m = remainder(h), l = remainder(m);
+  const __m512i hm = word(h, m);
+  _mm512_store_si512(tiles[0].words[row], hm);
   if constexpr (kParts == kCrossed) {
-    _mm512_store_si512(tiles[1].words[row], word(m, h));
+    _mm512_store_si512(tiles[1].words[row], _mm512_rol_epi32(hm, 16));
     _mm512_store_si512(tiles[2].words[row], word(l, h));
   } else {
     _mm512_store_si512(tiles[1].words[row], word(h, l));
@@ -182,7 +189,26 @@ void pack(const T* source, int64_t stride, int64_t rows, int64_t columns, int64_
   }
 }
 
-// pack<kPlain, false>() piece by piece, as part of the steps of a product: the units multiply at the same time.
+// Spreads pieces of other work over the steps of products: the units multiply at the same time.
+class Pace {
+ public:
+  Pace() = default;
+  Pace(int64_t pieces, int64_t steps) : pieces_(pieces), steps_(std::max<int64_t>(steps, 1)) {}
+
+  template <typename Work>
+  void step(Work work) {
+    for (due_ += pieces_; due_ >= steps_ && next_ < pieces_; due_ -= steps_) work(next_++);
+  }
+  template <typename Work>
+  void finish(Work work) {
+    while (next_ < pieces_) work(next_++);
+  }
+
+ private:
+  int64_t pieces_ = 0, steps_ = 1, next_ = 0, due_ = 0;
+};
+
+// pack<kPlain, false>() piece by piece.
 template <typename T>
 class Packing {
  public:
@@ -193,17 +219,16 @@ class Packing {
         columns_(columns),
         width_(depth * kSide),
         tiles_(tiles),
+        pace_((rows + kSide - 1) / kSide * depth, steps),
         ahead_{0, kAhead * kSide} {
-    const int64_t pieces = (rows + kSide - 1) / kSide * depth;
-    pieces_of_step_ = (pieces + steps - 1) / std::max<int64_t>(steps, 1);
     normalise(ahead_);
   }
 
   void step() {
-    for (int64_t i = 0; i < pieces_of_step_ && next_.row < rows_; ++i) pack_piece();
+    pace_.step([this](int64_t) { pack_piece(); });
   }
   void finish() {
-    while (next_.row < rows_) pack_piece();
+    pace_.finish([this](int64_t) { pack_piece(); });
   }
 
  private:
@@ -233,8 +258,9 @@ class Packing {
   }
 
   const T* source_ = nullptr;
-  int64_t rows_ = 0, columns_ = 0, width_ = 0, pieces_of_step_ = 0;
+  int64_t rows_ = 0, columns_ = 0, width_ = 0;
   Tile* tiles_ = nullptr;
+  Pace pace_;
   Place next_{0, 0}, ahead_{0, 0};
 };
 
