@@ -1,17 +1,22 @@
 // What the contrast operators ask of their tensors on every device.
 #pragma once
 
+#include <cmath>
 #include <optional>
+#include <string>
 
 #include "tensors.h"
 
 namespace dadl {
 
-inline void check_contrast(const Tensor& query, const Tensor& key, const std::optional<Tensor>& mask,
+inline void check_contrast(const Tensor& query, const Tensor& key, const std::optional<Tensor>& mask, double scale,
                            bool exclude_self) {
+  STD_TORCH_CHECK(is_floating(query) && is_floating(key),
+                  "query and key must be float32, float64, float16 or bfloat16");
   STD_TORCH_CHECK(query.dim() == 2 && key.dim() == 2 && query.size(1) == key.size(1),
                   "query must be [B, d] and key [N, d]");
   STD_TORCH_CHECK(is_double(query) == is_double(key), "query and key must both be float64, or neither");
+  STD_TORCH_CHECK(std::isfinite(scale), "scale must be finite, got ", scale);
   STD_TORCH_CHECK(!exclude_self || query.size(0) == key.size(0), "exclude_self needs one key per query");
   STD_TORCH_CHECK(
       !mask || (mask->dim() == 1 && mask->size(0) == key.size(0) && mask->scalar_type() == ScalarType::Bool),
@@ -26,7 +31,10 @@ inline void check_upstream(const Tensor& grad, const Tensor& lse, const Tensor& 
 }
 
 inline void check_group_contrast(const Tensor& query, const Tensor& key, const Tensor& queue, const Tensor& target,
-                                 const std::optional<Tensor>& slot_count, const std::string& reduction) {
+                                 const std::optional<Tensor>& slot_count, double temperature, const std::string& form,
+                                 int64_t ignore_index, const std::string& reduction) {
+  STD_TORCH_CHECK(is_floating(query) && is_floating(key) && is_floating(queue),
+                  "query, key and queue must be float32, float64, float16 or bfloat16");
   STD_TORCH_CHECK(query.dim() == 2 && key.dim() == 2 && key.size(0) == query.size(0) && key.size(1) == query.size(1) &&
                       queue.dim() == 3 && queue.size(2) == query.size(1) && queue.size(0) > 0,
                   "query and key must be [B, d] and queue [C, D, d]");
@@ -37,6 +45,11 @@ inline void check_group_contrast(const Tensor& query, const Tensor& key, const T
   STD_TORCH_CHECK(!slot_count || (slot_count->dim() == 1 && slot_count->size(0) == queue.size(0) &&
                                   slot_count->scalar_type() == ScalarType::Long),
                   "slot_count must be int64 [C]");
+  STD_TORCH_CHECK(std::isfinite(temperature) && temperature > 0, "temperature must be positive and finite, got ",
+                  temperature);
+  STD_TORCH_CHECK(form == "cross_entropy" || form == "kl", "form must be cross_entropy or kl, got ", form);
+  STD_TORCH_CHECK(ignore_index < 0 || ignore_index >= queue.size(0), "ignore_index must not be a class, got ",
+                  ignore_index);
   STD_TORCH_CHECK(reduction == "none" || reduction == "mean" || reduction == "sum",
                   "reduction must be none, mean or sum, got ", reduction);
 }

@@ -18,8 +18,8 @@
 //                        part (key_mask [N] bool; exclude_self: not key i for query i), and slope [B, d] = scale
 //                        sum_j p_ij k_j, its gradient (no rows unless with_slope), in float32 (float64 for float64)
 // similarity_logsumexp_key_gradient   [N, d], scale sum_i grad_i p_ij q_i, in the keys' dtype
-// pseudo_group_contrast  query, key [B, d], queue [C, D, d], target [B] -> the row losses [B], in cross-entropy form
-//                        or as KL divergence, 0 where the target is ignore_index; their sum [], or their mean [] over
+// pseudo_group_contrast  query, key [B, d], queue [C, D, d], target [B] -> the row losses [B] of the form cross_entropy
+//                        or kl, 0 where the target is ignore_index; their sum [], or their mean [] over
 //                        the rows that are not ignored; and the gradient [B, d] with respect to the queries (no rows
 //                        unless with_slope). A target that is no class raises, on CUDA its loss is NaN
 //
@@ -61,7 +61,7 @@ STABLE_TORCH_LIBRARY(dadl, m) {
       "float scale, bool exclude_self) -> Tensor");
   m.def(
       "pseudo_group_contrast(Tensor query, Tensor key, Tensor queue, Tensor target, Tensor? slot_count, "
-      "float temperature, bool kl, int ignore_index, str reduction, bool with_slope) -> (Tensor loss, Tensor slope)");
+      "float temperature, str form, int ignore_index, str reduction, bool with_slope) -> (Tensor loss, Tensor slope)");
   m.def(
       "disagreement(Tensor predictions, int measure, bool mean, bool with_gradient) -> (Tensor rows, Tensor gradient)");
   m.def("dropout_linear(Tensor features, Tensor weight, Tensor? bias, Tensor seed, float p, int samples) -> Tensor");

@@ -23,6 +23,12 @@ using torch::stable::Tensor;
 
 inline bool is_double(const Tensor& tensor) { return tensor.scalar_type() == ScalarType::Double; }
 
+inline bool is_floating(const Tensor& tensor) {
+  const ScalarType type = tensor.scalar_type();
+  return type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::Half ||
+         type == ScalarType::BFloat16;
+}
+
 inline ScalarType arithmetic_type(const Tensor& tensor) {
   return is_double(tensor) ? ScalarType::Double : ScalarType::Float;
 }
@@ -107,7 +113,7 @@ using ranksim_rows_backward = Tensor(Tensor, Tensor, Tensor, Tensor, Tensor, Ten
 using similarity_logsumexp = std::tuple<Tensor, Tensor>(Tensor, Tensor, std::optional<Tensor>, double, bool, bool);
 using similarity_logsumexp_key_gradient = Tensor(Tensor, Tensor, Tensor, std::optional<Tensor>, Tensor, double, bool);
 using pseudo_group_contrast = std::tuple<Tensor, Tensor>(Tensor, Tensor, Tensor, Tensor, std::optional<Tensor>, double,
-                                                         bool, int64_t, std::string, bool);
+                                                         std::string, int64_t, std::string, bool);
 using disagreement = std::tuple<Tensor, Tensor>(Tensor, int64_t, bool, bool);
 using dropout_linear = Tensor(Tensor, Tensor, std::optional<Tensor>, Tensor, double, int64_t);
 using dropout_linear_backward = std::tuple<Tensor, Tensor>(Tensor, Tensor, Tensor, Tensor, double, bool, bool);

@@ -30,12 +30,12 @@ def check_floating(name: str, value: Tensor) -> None:
         raise TypeError(f"{name} must be a dense tensor, got layout {value.layout}; convert with {name}.to_dense()")
 
 
-def check_no_tangent(function: str, value: Tensor) -> None:
-    """Custom operators drop forward-mode tangents silently; ranks have none to give, so say so."""
-    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(value).tangent is not None:
+def check_no_tangent(function: str, *values: Tensor) -> None:
+    """Custom operators drop forward-mode tangents silently, so say that there is none."""
+    if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(value).tangent is not None for value in values):
         raise NotImplementedError(
-            f"{function} has no forward-mode derivative: ranks are piecewise constant and their surrogate gradient is "
-            "defined for reverse mode only"
+            f"{function} has no forward-mode derivative, its gradient is formed for reverse mode only; "
+            f"leave it out of what needs one"
         )
 
 
@@ -177,8 +177,6 @@ def check_contrast(query: Tensor, key: Tensor, scale: float, key_mask: Tensor | 
         raise ValueError(
             f"exclude_self needs one key per query, got query {tuple(query.shape)} and key {tuple(key.shape)}"
         )
-    check_no_tangent("similarity_logsumexp", query)
-    check_no_tangent("similarity_logsumexp", key)
 
 
 def check_group_contrast(
@@ -186,11 +184,10 @@ def check_group_contrast(
     key: Tensor,
     queue: Tensor,
     target: Tensor,
+    slot_count: Tensor | None,
     temperature: float,
     form: str,
     ignore_index: int,
-    sample_weight: Tensor | None,
-    slot_count: Tensor | None,
     reduction: str,
 ) -> None:
     check_floating("query", query)
@@ -211,16 +208,17 @@ def check_group_contrast(
     check_reduction(reduction)
     if 0 <= ignore_index < queue.shape[0]:
         raise ValueError(f"ignore_index must not be a class, got {ignore_index} with {queue.shape[0]} classes")
-    if sample_weight is not None:
-        check_floating("sample_weight", sample_weight)
-        if sample_weight.shape != target.shape or sample_weight.device != query.device:
-            raise ValueError(
-                f"sample_weight must be {tuple(target.shape)} on {query.device}, got "
-                f"{tuple(sample_weight.shape)} on {sample_weight.device}"
-            )
     if slot_count is not None:
         check_integer("slot_count", slot_count, (queue.shape[0],), query.device)
-    check_no_tangent("pseudo_group_contrast", query)
+
+
+def check_sample_weight(sample_weight: Tensor, target: Tensor) -> None:
+    check_floating("sample_weight", sample_weight)
+    if sample_weight.shape != target.shape or sample_weight.device != target.device:
+        raise ValueError(
+            f"sample_weight must be {tuple(target.shape)} on {target.device}, got "
+            f"{tuple(sample_weight.shape)} on {sample_weight.device}"
+        )
 
 
 def check_classes(target: Tensor, classes: int, ignore_index: int) -> None:

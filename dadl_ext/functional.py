@@ -11,9 +11,11 @@ from ._checks import (
     check_dropout,
     check_group_contrast,
     check_measure,
+    check_no_tangent,
     check_rank,
     check_ranksim,
     check_reduction,
+    check_sample_weight,
     check_supervised_contrast,
 )
 from ._distributed import gather_batch
@@ -191,9 +193,14 @@ def similarity_logsumexp(
     weights in that dtype. Deterministic for a number of threads, which may change the bits through BLAS; on CUDA for
     a GPU model. A second derivative raises ``RuntimeError``.
     """
-    check_contrast(query, key, scale, key_mask, exclude_self)
-    require_device(query)
-    return contrast.similarity_logsumexp(query, key, key_mask, scale, exclude_self)
+    check_no_tangent("similarity_logsumexp", query, key)
+    try:
+        return contrast.similarity_logsumexp(query, key, key_mask, scale, exclude_self)
+    except Exception:
+        # What the operator has refused, this tells with what to do about it.
+        check_contrast(query, key, scale, key_mask, exclude_self)
+        require_device(query)
+        raise
 
 
 def pseudo_group_contrast(
@@ -242,20 +249,24 @@ def pseudo_group_contrast(
     Deterministic for a number of threads, which may change the bits through BLAS; on CUDA for a GPU model. A second
     derivative raises ``RuntimeError``.
     """
-    check_group_contrast(
-        query, key, queue, target, temperature, form, ignore_index, sample_weight, slot_count, reduction
-    )
-    require_device(query)
-    weighted = sample_weight is not None
-    row_reduction = "none" if weighted else reduction
+    check_no_tangent("pseudo_group_contrast", query)
+    if sample_weight is not None:
+        check_sample_weight(sample_weight, target)
+        check_reduction(reduction)
+    row_reduction = reduction if sample_weight is None else "none"
     try:
         loss = contrast.pseudo_group_contrast(
-            query, key, queue, target, slot_count, temperature, form == "kl", ignore_index, row_reduction
+            query, key, queue, target, slot_count, temperature, form, ignore_index, row_reduction
         )
-    except RuntimeError:
-        check_classes(target, queue.shape[0], ignore_index)  # the operator has looked at every target already
+    except Exception:
+        # What the operator has refused, this tells with what to do about it.
+        check_group_contrast(query, key, queue, target, slot_count, temperature, form, ignore_index, reduction)
+        check_classes(target, queue.shape[0], ignore_index)
+        require_device(query)
         raise
-    return reduce_rows(loss, target != ignore_index, sample_weight, reduction) if weighted else loss
+    if sample_weight is None:
+        return loss
+    return reduce_rows(loss, target != ignore_index, sample_weight, reduction)
 
 
 def supervised_contrast(

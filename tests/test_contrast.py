@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from conftest import DEVICES
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from dadl_ext import ClassQueue, PseudoGroupContrastLoss, SupervisedContrastLoss, functional, reference
 
@@ -177,12 +179,12 @@ def test_a_target_that_is_no_class(device: str) -> None:
         for ignored, found in ((-1, 3), (3, -7), (-7, 3)):
             message = f"target must hold classes 0..2 or ignore_index={ignored}, got {found}"
             with pytest.raises(RuntimeError, match=message):
-                torch.ops.dadl.pseudo_group_contrast(query, key, queue, target, None, 0.1, False, ignored, "sum", True)
+                torch.ops.dadl.pseudo_group_contrast(query, key, queue, target, None, 0.1, "kl", ignored, "sum", True)
             for module in (functional, reference):
                 with pytest.raises(ValueError, match=message):
                     module.pseudo_group_contrast(query, key, queue, target, ignore_index=ignored)
         return
-    rows, slope = torch.ops.dadl.pseudo_group_contrast(query, key, queue, target, None, 0.1, False, -1, "none", True)
+    rows, slope = torch.ops.dadl.pseudo_group_contrast(query, key, queue, target, None, 0.1, "kl", -1, "none", True)
     assert rows.isnan().tolist() == [False, True, False, True, False]
     assert not slope[1::2].any()
     rows = functional.pseudo_group_contrast(query, key, queue, target, ignore_index=-7, reduction="none")
@@ -316,26 +318,102 @@ def test_reset_forgets() -> None:
     torch.testing.assert_close(queue.keys.norm(dim=-1), torch.ones(3, 2))
 
 
-def test_bad_input_is_refused() -> None:
+# What differs from good input, and what the error says.
+BAD_GROUP_INPUT: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"target": torch.tensor([0, 1, 2, 3])}, ValueError, r"target must hold classes 0..2 or ignore_index=-1, got 3"),
+    ({"key": torch.randn(3, 8)}, ValueError, r"\(4, 8\), \(3, 8\)"),
+    ({"query": torch.randn(4)}, ValueError, r"query and key must be \[B, d\]"),
+    ({"queue": torch.randn(3, 2, 7)}, ValueError, r"queue \(3, 2, 7\) must have the query's last dimension"),
+    ({"queue": torch.randn(0, 2, 8)}, ValueError, "at least one class"),
+    ({"target": torch.zeros(4, dtype=torch.int32)}, TypeError, r"int64.*target\.long\(\)"),
+    ({"target": torch.zeros(3, dtype=torch.int64)}, ValueError, r"target must be of shape \(4,\)"),
+    ({"query": torch.ones(4, 8, dtype=torch.int64)}, TypeError, r"query.*query\.float\(\)"),
+    ({"key": torch.ones(4, 8, dtype=torch.int64)}, TypeError, r"key.*key\.float\(\)"),
+    ({"queue": torch.ones(3, 2, 8, dtype=torch.int64)}, TypeError, r"queue.*queue\.float\(\)"),
+    ({"queue": torch.randn(3, 2, 8, dtype=torch.float64)}, TypeError, "mixes float64"),
+    ({"key": torch.randn(4, 8).to_sparse()}, TypeError, r"key.*to_dense"),
+    ({"query": [1.0]}, TypeError, r"query must be a torch\.Tensor, got list"),
+    ({"target": [0, 1, 2, 0]}, TypeError, r"target must be a torch\.Tensor, got list"),
+    ({"slot_count": torch.zeros(4, dtype=torch.int64)}, ValueError, r"slot_count must be of shape \(3,\)"),
+    ({"slot_count": torch.zeros(3)}, TypeError, "slot_count must be int64"),
+    ({"temperature": 0.0}, ValueError, "temperature"),
+    ({"temperature": float("nan")}, ValueError, "temperature"),
+    ({"form": "nce"}, ValueError, "form must be one of"),
+    ({"ignore_index": 1}, ValueError, "ignore_index must not be a class"),
+    ({"reduction": "max"}, ValueError, "reduction must be one of"),
+]
+
+
+@pytest.mark.parametrize(("changed", "error", "message"), BAD_GROUP_INPUT)
+def test_bad_input_is_refused_by_the_function_the_operator_and_the_reference(
+    changed: dict[str, Any], error: type[Exception], message: str
+) -> None:
     query, key, queue, target = group_batch(0, 4, 3, 2, 8, torch.float32)
-    with pytest.raises(ValueError, match=r"target must hold classes 0..2 or ignore_index=-1, got 3"):
-        functional.pseudo_group_contrast(query, key, queue, torch.tensor([0, 1, 2, 3]))
-    with pytest.raises(ValueError, match=r"\(4, 8\), \(3, 8\)"):
-        functional.pseudo_group_contrast(query, key[:3], queue, target)
-    with pytest.raises(TypeError, match="int64"):
-        functional.pseudo_group_contrast(query, key, queue, target.int())
-    with pytest.raises(TypeError, match="mixes float64"):
-        functional.pseudo_group_contrast(query, key, queue.double(), target)
-    with pytest.raises(ValueError, match="temperature"):
-        functional.pseudo_group_contrast(query, key, queue, target, temperature=0)
-    with pytest.raises(ValueError, match="form"):
-        functional.pseudo_group_contrast(query, key, queue, target, form="nce")
-    with pytest.raises(ValueError, match="one key per query"):
-        functional.similarity_logsumexp(query, key[:3], exclude_self=True)
-    with pytest.raises(TypeError, match="bool"):
-        functional.similarity_logsumexp(query, key, key_mask=torch.ones(4))
+    tensors = {"query": query, "key": key, "queue": queue, "target": target}
+    settings = {"slot_count": None, "temperature": 0.1, "form": "kl", "ignore_index": -1, "reduction": "mean"}
+    arguments = tensors | settings | changed
+    for requires_grad in (False, True):
+        if requires_grad and isinstance(arguments["query"], torch.Tensor) and arguments["query"].is_floating_point():
+            arguments["query"] = arguments["query"].requires_grad_()
+        for module in (functional, reference):
+            with pytest.raises(error, match=message):
+                module.pseudo_group_contrast(**arguments)
+    # The function asks only where the operator has refused.
+    with pytest.raises((RuntimeError, TypeError)):
+        torch.ops.dadl.pseudo_group_contrast.default(*arguments.values(), False)
+
+
+BAD_SIMILARITY_INPUT: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"key": torch.randn(3, 8), "exclude_self": True}, ValueError, "one key per query"),
+    ({"key": torch.randn(3, 7)}, ValueError, "last dimension"),
+    ({"key": torch.randn(3)}, ValueError, r"key \[N, d\]"),
+    ({"key": torch.ones(4, 8, dtype=torch.int32)}, TypeError, r"key\.float\(\)"),
+    ({"query": torch.ones(4, 8, dtype=torch.bool)}, TypeError, r"query\.float\(\)"),
+    ({"query": torch.randn(4, 8, dtype=torch.float64)}, TypeError, "mixes float64"),
+    ({"key_mask": torch.ones(4)}, TypeError, "bool"),
+    ({"key_mask": torch.ones(3, dtype=torch.bool)}, ValueError, r"key_mask must be \[4\]"),
+    ({"scale": float("inf")}, ValueError, "scale must be finite"),
+]
+
+
+@pytest.mark.parametrize(("changed", "error", "message"), BAD_SIMILARITY_INPUT)
+def test_bad_similarities_are_refused_by_the_function_the_operator_and_the_reference(
+    changed: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    arguments = {"query": torch.randn(4, 8), "key": torch.randn(4, 8), "key_mask": None, "scale": 1.0}
+    arguments = arguments | {"exclude_self": False} | changed
+    for module in (functional, reference):
+        with pytest.raises(error, match=message):
+            module.similarity_logsumexp(**arguments)
+    with pytest.raises((RuntimeError, TypeError)):
+        torch.ops.dadl.similarity_logsumexp.default(*arguments.values(), False)
+
+
+def test_bad_weights_are_refused() -> None:
+    batch = group_batch(0, 4, 3, 2, 8, torch.float32)
+    for module in (functional, reference):
+        with pytest.raises(ValueError, match=r"sample_weight must be \(4,\)"):
+            module.pseudo_group_contrast(*batch, sample_weight=torch.ones(3))
+        with pytest.raises(TypeError, match="sample_weight must be"):
+            module.pseudo_group_contrast(*batch, sample_weight=torch.ones(4, dtype=torch.int64))
+        with pytest.raises(ValueError, match="reduction must be one of"):
+            module.pseudo_group_contrast(*batch, sample_weight=torch.ones(4), reduction="max")
+
+
+def test_forward_mode_raises() -> None:
+    query, key, queue, target = group_batch(0, 4, 3, 2, 8, torch.float32)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(query, torch.ones_like(query))
+        with pytest.raises(NotImplementedError, match="forward-mode"):
+            functional.pseudo_group_contrast(dual, key, queue, target)
+        for pair in ((dual, key), (query, dual)):
+            with pytest.raises(NotImplementedError, match="forward-mode"):
+                functional.similarity_logsumexp(*pair)
+
+
+def test_a_bad_queue_is_refused() -> None:
     with pytest.raises(ValueError, match=r"classes 0\.\.2, got 5"):
-        ClassQueue(3, 8).enqueue(key, torch.tensor([0, 1, 2, 5]))
+        ClassQueue(3, 8).enqueue(torch.randn(4, 8), torch.tensor([0, 1, 2, 5]))
     with pytest.raises(ValueError, match="positive"):
         ClassQueue(0, 8)
 
@@ -363,8 +441,8 @@ def test_opcheck(device: str) -> None:
         ("similarity_logsumexp_key_gradient", (lse, query, keys, mask, lse, 2.0, True)),
         ("scale_gradient", (lse, slope, query, 0)),
         ("scale_gradient", (lse[0], slope, query, 0)),
-        ("pseudo_group_contrast", (query, key, queue, target, counts, 0.1, True, -1, "mean", True)),
-        ("pseudo_group_contrast", (query, key, queue, target, None, 0.1, False, -1, "none", False)),
+        ("pseudo_group_contrast", (query, key, queue, target, counts, 0.1, "kl", -1, "mean", True)),
+        ("pseudo_group_contrast", (query, key, queue, target, None, 0.1, "cross_entropy", -1, "none", False)),
     ):
         torch.library.opcheck(getattr(torch.ops.dadl, operator).default, arguments)
 

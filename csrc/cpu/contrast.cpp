@@ -214,7 +214,7 @@ void with_keys(const Tensor& key, const std::optional<Tensor>& key_mask, bool ex
 
 std::tuple<Tensor, Tensor> similarity_logsumexp(Tensor query, Tensor key, std::optional<Tensor> key_mask, double scale,
                                                 bool exclude_self, bool with_slope) {
-  check_contrast(query, key, key_mask, exclude_self);
+  check_contrast(query, key, key_mask, scale, exclude_self);
   const int64_t queries = query.size(0), d = query.size(1);
   const ScalarType arithmetic = arithmetic_type(query);
   const Tensor lse = new_empty(query, {queries}, arithmetic);
@@ -233,7 +233,7 @@ std::tuple<Tensor, Tensor> similarity_logsumexp(Tensor query, Tensor key, std::o
 // The gradient with respect to the keys: scale sum_i grad_i p_ij query_i.
 Tensor similarity_logsumexp_key_gradient(Tensor grad, Tensor query, Tensor key, std::optional<Tensor> key_mask,
                                          Tensor lse, double scale, bool exclude_self) {
-  check_contrast(query, key, key_mask, exclude_self);
+  check_contrast(query, key, key_mask, scale, exclude_self);
   const int64_t queries = query.size(0), d = query.size(1);
   check_upstream(grad, lse, query);
   grad = as_contiguous(grad);
@@ -276,9 +276,9 @@ int64_t count_targets(const int64_t* target, int64_t queries, int64_t classes, i
 
 // Row losses LSE - mean positive logit over {own key} and the queue, and their gradients with respect to the queries.
 std::tuple<Tensor, Tensor> pseudo_group_contrast(Tensor query, Tensor key, Tensor queue, Tensor target,
-                                                 std::optional<Tensor> slot_count, double temperature, bool kl,
+                                                 std::optional<Tensor> slot_count, double temperature, std::string form,
                                                  int64_t ignore_index, std::string reduction, bool with_slope) {
-  check_group_contrast(query, key, queue, target, slot_count, reduction);
+  check_group_contrast(query, key, queue, target, slot_count, temperature, form, ignore_index, reduction);
   const int64_t queries = query.size(0), d = query.size(1), classes = queue.size(0), slots = queue.size(1);
   target = as_contiguous(target);
   std::vector<int64_t> valid_slots(classes, slots);
@@ -309,7 +309,7 @@ std::tuple<Tensor, Tensor> pseudo_group_contrast(Tensor query, Tensor key, Tenso
     positives.ignore_index = ignore_index;
     positives.inverse_temperature = static_cast<A>(1 / temperature);
     positives.gain = reduction == "mean" ? 1 / static_cast<A>(std::max<int64_t>(counted, 1)) : A{1};
-    positives.kl = kl;
+    positives.kl = form == "kl";
     positives.loss = mutable_data<A>(rows);
     positives.slope = with_slope ? mutable_data<A>(slopes) : nullptr;
     with_tile<key_type<decltype(keys)>>([&](auto tile) {

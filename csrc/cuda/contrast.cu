@@ -12,8 +12,9 @@
 namespace dadl::cuda {
 namespace {
 
-void check_sides(const Tensor& query, const Tensor& key, const std::optional<Tensor>& mask, bool exclude_self) {
-  check_contrast(query, key, mask, exclude_self);
+void check_sides(const Tensor& query, const Tensor& key, const std::optional<Tensor>& mask, double scale,
+                 bool exclude_self) {
+  check_contrast(query, key, mask, scale, exclude_self);
   check_device(key, query, "key");
   if (mask) check_device(*mask, query, "key_mask");
 }
@@ -46,7 +47,7 @@ void with_rows(const Tensor& query, const Tensor& key, int64_t count, Body body)
 
 std::tuple<Tensor, Tensor> similarity_logsumexp(Tensor query, Tensor key, std::optional<Tensor> key_mask, double scale,
                                                 bool exclude_self, bool with_slope) {
-  check_sides(query, key, key_mask, exclude_self);
+  check_sides(query, key, key_mask, scale, exclude_self);
   TorchBackend backend(query);
   if (key_mask) key_mask = as_contiguous(*key_mask);
   const ScalarType arithmetic = arithmetic_type(query);
@@ -65,7 +66,7 @@ std::tuple<Tensor, Tensor> similarity_logsumexp(Tensor query, Tensor key, std::o
 
 Tensor similarity_logsumexp_key_gradient(Tensor grad, Tensor query, Tensor key, std::optional<Tensor> key_mask,
                                          Tensor lse, double scale, bool exclude_self) {
-  check_sides(query, key, key_mask, exclude_self);
+  check_sides(query, key, key_mask, scale, exclude_self);
   check_upstream(grad, lse, query);
   check_device(grad, query, "grad");
   check_device(lse, query, "lse");
@@ -91,9 +92,9 @@ Tensor similarity_logsumexp_key_gradient(Tensor grad, Tensor query, Tensor key, 
 }
 
 std::tuple<Tensor, Tensor> pseudo_group_contrast(Tensor query, Tensor key, Tensor queue, Tensor target,
-                                                 std::optional<Tensor> slot_count, double temperature, bool kl,
+                                                 std::optional<Tensor> slot_count, double temperature, std::string form,
                                                  int64_t ignore_index, std::string reduction, bool with_slope) {
-  check_group_contrast(query, key, queue, target, slot_count, reduction);
+  check_group_contrast(query, key, queue, target, slot_count, temperature, form, ignore_index, reduction);
   const int64_t queries = query.size(0), d = query.size(1), classes = queue.size(0), slots = queue.size(1);
   check_device(key, query, "key");
   check_device(queue, query, "queue");
@@ -111,7 +112,7 @@ std::tuple<Tensor, Tensor> pseudo_group_contrast(Tensor query, Tensor key, Tenso
   choice.slot_count = slot_count ? data<int64_t>(*slot_count) : nullptr;
   choice.classes = static_cast<int>(classes);
   choice.slots = static_cast<int>(slots);
-  choice.kl = kl;
+  choice.kl = form == "kl";
   choice.mean = reduction == "mean";
   choice.ignore_index = ignore_index;
   with_rows(query, queue, classes * slots, [&](const auto& query_rows, const auto& keys) {

@@ -9,17 +9,13 @@ from ._rules import below_autograd, register_no_derivative
 
 def scale_gradient(grad: Tensor, gradient: Tensor, input: Tensor, dim: int = 0) -> Tensor:
     """``grad · gradient`` in the input's dtype, for upstream gradients ``[]`` or along ``dim``."""
-    if gradient.dtype == input.dtype and _is_one(grad):
+    # A gradient times 1 is passed on as it is: not where looking would stop the device, nor where a second derivative
+    # may be asked for, which must raise.
+    looking = grad.is_cpu and not torch.compiler.is_compiling() and not torch.is_grad_enabled()
+    if looking and gradient.dtype == input.dtype and grad.dim() == 0 and grad.item() == 1:
         return gradient
     with below_autograd():
         return torch.ops.dadl.scale_gradient.default(grad, gradient, input, dim)  # type: ignore[no-any-return]
-
-
-def _is_one(grad: Tensor) -> bool:
-    """Whether the gradient may be passed on as it is: not where looking would stop the device, nor where a second
-    derivative may be asked for, which must raise."""
-    looking = grad.is_cpu and not torch.compiler.is_compiling() and not torch.is_grad_enabled()
-    return looking and grad.dim() == 0 and grad.item() == 1
 
 
 @torch.library.register_fake("dadl::scale_gradient")

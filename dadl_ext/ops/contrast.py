@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import _library as _library  # the operators must be loaded before rules can be registered
+from .._checks import check_contrast, check_group_contrast
 from ._gradient import scale_gradient
 from ._rules import arithmetic_dtype, below_autograd, register_float32_autocast, register_no_derivative
 
@@ -52,13 +53,13 @@ def pseudo_group_contrast(
     target: Tensor,
     slot_count: Tensor | None,
     temperature: float,
-    kl: bool,
+    form: str,
     ignore_index: int,
     reduction: str,
 ) -> Tensor:
     """The losses, as in :func:`dadl_ext.functional.pseudo_group_contrast`; the gradient comes from the same pass."""
-    arguments = (query, key, queue, target, slot_count, temperature, kl, ignore_index, reduction)
-    if torch.is_grad_enabled() and query.requires_grad:
+    arguments = (query, key, queue, target, slot_count, temperature, form, ignore_index, reduction)
+    if query.requires_grad and torch.is_grad_enabled():
         return _PseudoGroupContrast.apply(*arguments)  # type: ignore[no-any-return]
     return torch.ops.dadl.pseudo_group_contrast.default(*arguments, False)[0]  # type: ignore[no-any-return]
 
@@ -80,6 +81,7 @@ class _PseudoGroupContrast(torch.autograd.Function):
 def _(
     query: Tensor, key: Tensor, key_mask: Tensor | None, scale: float, exclude_self: bool, with_slope: bool
 ) -> tuple[Tensor, Tensor]:
+    check_contrast(query, key, scale, key_mask, exclude_self)
     dtype, (queries, d) = arithmetic_dtype(query), query.shape
     return query.new_empty(queries, dtype=dtype), query.new_empty((queries if with_slope else 0, d), dtype=dtype)
 
@@ -90,9 +92,20 @@ def _(grad: Tensor, query: Tensor, key: Tensor, *arguments: Any) -> Tensor:
 
 
 @torch.library.register_fake("dadl::pseudo_group_contrast")
-def _(query: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+def _(
+    query: Tensor,
+    key: Tensor,
+    queue: Tensor,
+    target: Tensor,
+    slot_count: Tensor | None,
+    temperature: float,
+    form: str,
+    ignore_index: int,
+    reduction: str,
+    with_slope: bool,
+) -> tuple[Tensor, Tensor]:
+    check_group_contrast(query, key, queue, target, slot_count, temperature, form, ignore_index, reduction)
     dtype, (queries, d) = arithmetic_dtype(query), query.shape
-    *_, reduction, with_slope = arguments
     shape = (queries,) if reduction == "none" else ()
     return query.new_empty(shape, dtype=dtype), query.new_empty((queries if with_slope else 0, d), dtype=dtype)
 

@@ -3,7 +3,13 @@
 import torch
 from torch import Tensor
 
-from .._checks import check_classes, check_contrast, check_group_contrast, check_supervised_contrast
+from .._checks import (
+    check_classes,
+    check_contrast,
+    check_group_contrast,
+    check_sample_weight,
+    check_supervised_contrast,
+)
 from .._reduction import reduce_rows
 
 __all__ = ["pseudo_group_contrast", "similarity_logsumexp", "supervised_contrast"]
@@ -49,9 +55,9 @@ def pseudo_group_contrast(
     reduction: str = "mean",
 ) -> Tensor:
     """See :func:`dadl_ext.functional.pseudo_group_contrast`."""
-    check_group_contrast(
-        query, key, queue, target, temperature, form, ignore_index, sample_weight, slot_count, reduction
-    )
+    check_group_contrast(query, key, queue, target, slot_count, temperature, form, ignore_index, reduction)
+    if sample_weight is not None:
+        check_sample_weight(sample_weight, target)
     classes, slots, _ = queue.shape
     check_classes(target, classes, ignore_index)
     q, k, keys = _arithmetic(query), _arithmetic(key.detach()).to(_arithmetic(query).dtype), queue.detach()
