@@ -69,7 +69,7 @@ class Weighing {
   }
 
  private:
-  static constexpr int kHalves = kBlock / kSide, kPiecesOfStrip = 2 * kHalves;
+  static constexpr int kHalves = kBlock / kSide, kPiecesOfStrip = 1 + kHalves;
 
   int64_t maxima() const { return (keys_ + kBlock - 1) / kBlock; }
   int64_t strips() const { return (keys_ + kSide - 1) / kSide; }
@@ -77,8 +77,8 @@ class Weighing {
   void piece(int64_t i) {
     if (i < maxima()) return find_largest(i * kBlock);
     i -= maxima();
-    const int64_t strip = i / kPiecesOfStrip * kSide, half = i / 2 % kHalves;
-    i % 2 ? pack_strip(strip, half) : exponentiate_strip(strip, half);
+    const int64_t strip = i / kPiecesOfStrip * kSide, kind = i % kPiecesOfStrip;
+    kind ? pack_strip(strip, kind - 1) : exponentiate_strip(strip);
   }
 
   __m512 base(int half) const {
@@ -95,16 +95,15 @@ class Weighing {
     }
   }
 
-  void exponentiate_strip(int64_t first, int64_t half) {
-    const __m512 largest = base(half);
-    __m512 total = total_[half];
+  void exponentiate_strip(int64_t first) {
     for (int64_t j = first; j < std::min(first + kSide, keys_); ++j) {
-      float* logit = logits_ + j * kBlock + half * kSide;
-      const __m512 weight = exp_nonpositive(_mm512_sub_ps(_mm512_load_ps(logit), largest));
-      _mm512_store_ps(logit, weight);
-      total = _mm512_add_ps(total, weight);
+      for (int h = 0; h < kHalves; ++h) {
+        float* logit = logits_ + j * kBlock + h * kSide;
+        const __m512 weight = exp_nonpositive(_mm512_sub_ps(_mm512_load_ps(logit), base(h)));
+        _mm512_store_ps(logit, weight);
+        total_[h] = _mm512_add_ps(total_[h], weight);
+      }
     }
-    total_[half] = total;
   }
 
   void pack_strip(int64_t first, int64_t half) {

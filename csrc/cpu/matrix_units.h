@@ -189,23 +189,24 @@ void pack(const T* source, int64_t stride, int64_t rows, int64_t columns, int64_
   }
 }
 
-// Spreads pieces of other work over the steps of products: the units multiply at the same time.
+// Spreads pieces of other work over the steps of products.
 class Pace {
  public:
   Pace() = default;
-  Pace(int64_t pieces, int64_t steps) : pieces_(pieces), steps_(std::max<int64_t>(steps, 1)) {}
+  Pace(int64_t pieces, int64_t steps)
+      : pieces_(pieces), pieces_of_step_((pieces + steps - 1) / std::max<int64_t>(steps, 1)) {}
 
   template <typename Work>
   void step(Work work) {
-    for (due_ += pieces_; due_ >= steps_ && next_ < pieces_; due_ -= steps_) work(next_++);
+    for (const int64_t end = std::min(next_ + pieces_of_step_, pieces_); next_ < end; ++next_) work(next_);
   }
   template <typename Work>
   void finish(Work work) {
-    while (next_ < pieces_) work(next_++);
+    for (; next_ < pieces_; ++next_) work(next_);
   }
 
  private:
-  int64_t pieces_ = 0, steps_ = 1, next_ = 0, due_ = 0;
+  int64_t pieces_ = 0, pieces_of_step_ = 0, next_ = 0;
 };
 
 // pack<kPlain, false>() piece by piece.
