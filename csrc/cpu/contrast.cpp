@@ -72,6 +72,58 @@ class Tiling {
   int64_t keys_;
 };
 
+// What the chunks left behind [chunks, rows], brought together: lse, and in place of the largest logits what the
+// chunks' weighted sums are to be multiplied with, scale exp(largest - lse). `own`, the logits of the queries'
+// additional keys, becomes their factors likewise.
+template <typename A>
+struct Parts {
+  int64_t chunks, rows;
+  A *largest, *sum, *own, *lse;
+  A scale;
+};
+
+template <typename A>
+void combine_rows(const Parts<A>& parts, int64_t begin, int64_t end) {
+  constexpr int64_t kLanes = 16;
+  for (int64_t first = begin; first < end; first += kLanes) {
+    const int64_t lanes = std::min(kLanes, end - first);
+    A base[kLanes], total[kLanes];
+    A *own = parts.own + first, *lse = parts.lse + first;
+    for (int64_t l = 0; l < lanes; ++l) base[l] = own[l];
+    for (int64_t k = 0; k < parts.chunks; ++k) {
+      const A* largest = parts.largest + k * parts.rows + first;
+      for (int64_t l = 0; l < lanes; ++l) base[l] = largest[l] > base[l] ? largest[l] : base[l];
+    }
+    for (int64_t l = 0; l < lanes; ++l) {
+      base[l] = base[l] == -std::numeric_limits<A>::infinity() ? 0 : base[l];
+      own[l] = total[l] = exp_nonpositive(own[l] - base[l]);
+    }
+    for (int64_t k = 0; k < parts.chunks; ++k) {
+      A* largest = parts.largest + k * parts.rows + first;
+      const A* sum = parts.sum + k * parts.rows + first;
+      for (int64_t l = 0; l < lanes; ++l) {
+        largest[l] = exp_nonpositive(largest[l] - base[l]);
+        total[l] += sum[l] * largest[l];
+      }
+    }
+    for (int64_t l = 0; l < lanes; ++l) {
+      lse[l] = base[l] + std::log(total[l]);
+      total[l] = total[l] == 0 ? 0 : parts.scale / total[l];
+      own[l] *= total[l];
+    }
+    for (int64_t k = 0; k < parts.chunks; ++k) {
+      A* factor = parts.largest + k * parts.rows + first;
+      for (int64_t l = 0; l < lanes; ++l) factor[l] *= total[l];
+    }
+  }
+}
+
+#define DADL_COMBINE(A) \
+  DADL_CLONES void combine(const Parts<A>& parts, int64_t begin, int64_t end) { combine_rows<A>(parts, begin, end); }
+DADL_COMBINE(float)
+DADL_COMBINE(double)
+#undef DADL_COMBINE
+
 // lse [B] and, where wanted, slope [B, d] = scale sum_j p_ij key_j, its gradient. `own` is an additional key [B, d] of
 // each query, or null. finish(begin, end) is called once for every row, when it is ready.
 template <typename KeyTile, typename T, typename A, typename Finish>
@@ -81,7 +133,7 @@ void attend(const Tensor& query, const Keys<T>& keys, const A* own, double scale
   const int64_t rows = scaled.padded, width = scaled.width;
   const Tiling tiling(KeyTile::size(queries, d), queries, keys.count, d);
   constexpr A kNothing = -std::numeric_limits<A>::infinity();
-  std::vector<A> largest(tiling.chunks * rows, kNothing), sum(tiling.chunks * rows);
+  std::vector<A> largest(tiling.chunks * rows, kNothing), sum(tiling.chunks * rows), own_factor(queries, kNothing);
   const int64_t weighted = slope ? tiling.chunks * rows * width : 0;
   WorkingMemory<Softmax<A>> memory(weighted * static_cast<int64_t>(sizeof(A)));
   A* states = memory.template take<A>(weighted);
@@ -104,26 +156,15 @@ void attend(const Tensor& query, const Keys<T>& keys, const A* own, double scale
 
   const A* q = data<A>(query);
   torch::stable::parallel_for(0, queries, grain_rows((tiling.chunks + 1) * d), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      A own_logit = kNothing;
-      if (own) own_logit = static_cast<A>(scale) * blas::dot(q + i * d, own + i * d, d);
-      A highest = own_logit;
-      for (int64_t k = 0; k < tiling.chunks; ++k) highest = std::max(highest, largest[k * rows + i]);
-      const A base = highest == kNothing ? 0 : highest;
-      const A own_weight = own ? exp_nonpositive(own_logit - base) : A{0};
-      A total = own_weight;
-      for (int64_t k = 0; k < tiling.chunks; ++k) {
-        total += sum[k * rows + i] * exp_nonpositive(largest[k * rows + i] - base);
-      }
-      lse[i] = base + std::log(total);
-      if (!slope) continue;
+    const A own_scale = static_cast<A>(scale);
+    for (int64_t i = begin; own && i < end; ++i) own_factor[i] = own_scale * blas::dot(q + i * d, own + i * d, d);
+    combine(Parts<A>{tiling.chunks, rows, largest.data(), sum.data(), own_factor.data(), lse, own_scale}, begin, end);
+    for (int64_t i = begin; slope && i < end; ++i) {
       A* out = slope + i * d;
-      const A inverse = total == 0 ? 0 : static_cast<A>(scale) / total;
       std::fill_n(out, d, A{0});
-      if (own) blas::add_scaled(own + i * d, own_weight * inverse, out, d);
+      if (own) blas::add_scaled(own + i * d, own_factor[i], out, d);
       for (int64_t k = 0; k < tiling.chunks; ++k) {
-        const A factor = exp_nonpositive(largest[k * rows + i] - base) * inverse;
-        scaled.add_row(states + k * rows * width, i, factor, out, d);
+        scaled.add_row(states + k * rows * width, i, largest[k * rows + i], out, d);
       }
     }
     finish(begin, end);
