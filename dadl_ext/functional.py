@@ -193,12 +193,14 @@ def similarity_logsumexp(
     weights in that dtype. Deterministic for a number of threads, which may change the bits through BLAS; on CUDA for
     a GPU model. A second derivative raises ``RuntimeError``.
     """
-    check_no_tangent("similarity_logsumexp", query, key)
     try:
-        return contrast.similarity_logsumexp(query, key, key_mask, scale, exclude_self)
+        return contrast.SimilarityLogsumexp.apply(  # type: ignore[no-any-return, no-untyped-call]
+            query, key, key_mask, scale, exclude_self, torch.is_grad_enabled()
+        )
     except Exception:
         # What the operator has refused, this tells with what to do about it.
         check_contrast(query, key, scale, key_mask, exclude_self)
+        check_no_tangent("similarity_logsumexp", query, key)
         require_device(query)
         raise
 
@@ -249,19 +251,28 @@ def pseudo_group_contrast(
     Deterministic for a number of threads, which may change the bits through BLAS; on CUDA for a GPU model. A second
     derivative raises ``RuntimeError``.
     """
-    check_no_tangent("pseudo_group_contrast", query)
     if sample_weight is not None:
         check_sample_weight(sample_weight, target)
         check_reduction(reduction)
     row_reduction = reduction if sample_weight is None else "none"
     try:
-        loss = contrast.pseudo_group_contrast(
-            query, key, queue, target, slot_count, temperature, form, ignore_index, row_reduction
+        loss: Tensor = contrast.PseudoGroupContrast.apply(  # type: ignore[no-untyped-call]
+            query,
+            torch.is_grad_enabled(),
+            key,
+            queue,
+            target,
+            slot_count,
+            temperature,
+            form,
+            ignore_index,
+            row_reduction,
         )
     except Exception:
         # What the operator has refused, this tells with what to do about it.
         check_group_contrast(query, key, queue, target, slot_count, temperature, form, ignore_index, reduction)
         check_classes(target, queue.shape[0], ignore_index)
+        check_no_tangent("pseudo_group_contrast", query, key, queue)
         require_device(query)
         raise
     if sample_weight is None:
@@ -297,7 +308,7 @@ def supervised_contrast(
     """
     features, labels = check_supervised_contrast(features, labels, temperature, reduction)
     require_device(features)
-    denominator = contrast.similarity_logsumexp(features, features, None, 1 / temperature, True)
+    denominator = similarity_logsumexp(features, features, scale=1 / temperature, exclude_self=True)
     z = features.to(denominator.dtype)
     classes, group = torch.unique(labels, return_inverse=True)
     count = torch.bincount(group, minlength=len(classes))[group] - 1

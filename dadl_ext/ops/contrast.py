@@ -11,21 +11,20 @@ from ._gradient import scale_gradient
 from ._rules import arithmetic_dtype, below_autograd, register_float32_autocast, register_no_derivative
 
 
-def similarity_logsumexp(
-    query: Tensor, key: Tensor, key_mask: Tensor | None, scale: float, exclude_self: bool
-) -> Tensor:
-    """``log Σ_j exp(scale · q_i k_j)``, ``[B]``; the slope for the query's gradient come from the same pass."""
-    if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad):
-        return _SimilarityLogsumexp.apply(query, key, key_mask, scale, exclude_self)  # type: ignore[no-any-return]
-    return torch.ops.dadl.similarity_logsumexp.default(query, key, key_mask, scale, exclude_self, False)[0]  # type: ignore[no-any-return]
+class SimilarityLogsumexp(torch.autograd.Function):
+    """``log Σ_j exp(scale · q_i k_j)``, ``[B]``; the slope for the query's gradient comes from the same pass."""
 
-
-class _SimilarityLogsumexp(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, key_mask: Tensor | None, scale: float, exclude_self: bool
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        key_mask: Tensor | None,
+        scale: float,
+        exclude_self: bool,
+        grad_enabled: bool,
     ) -> Tensor:
-        wanted = bool(ctx.needs_input_grad[0])
+        wanted = grad_enabled and ctx.needs_input_grad[0]
         with below_autograd():
             lse, slope = torch.ops.dadl.similarity_logsumexp.default(query, key, key_mask, scale, exclude_self, wanted)
         ctx.save_for_backward(query, key, key_mask, lse.detach(), slope)
@@ -43,38 +42,23 @@ class _SimilarityLogsumexp(torch.autograd.Function):
                 key_gradient = torch.ops.dadl.similarity_logsumexp_key_gradient.default(
                     grad, query, key, key_mask, lse, ctx.scale, ctx.exclude_self
                 )
-        return query_gradient, key_gradient, None, None, None
+        return query_gradient, key_gradient, None, None, None, None
 
 
-def pseudo_group_contrast(
-    query: Tensor,
-    key: Tensor,
-    queue: Tensor,
-    target: Tensor,
-    slot_count: Tensor | None,
-    temperature: float,
-    form: str,
-    ignore_index: int,
-    reduction: str,
-) -> Tensor:
+class PseudoGroupContrast(torch.autograd.Function):
     """The losses, as in :func:`dadl_ext.functional.pseudo_group_contrast`; the gradient comes from the same pass."""
-    arguments = (query, key, queue, target, slot_count, temperature, form, ignore_index, reduction)
-    if query.requires_grad and torch.is_grad_enabled():
-        return _PseudoGroupContrast.apply(*arguments)  # type: ignore[no-any-return]
-    return torch.ops.dadl.pseudo_group_contrast.default(*arguments, False)[0]  # type: ignore[no-any-return]
 
-
-class _PseudoGroupContrast(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, query: Tensor, *arguments: Any) -> Tensor:
+    def forward(ctx: Any, query: Tensor, grad_enabled: bool, *arguments: Any) -> Tensor:
+        wanted = grad_enabled and ctx.needs_input_grad[0]
         with below_autograd():
-            loss, slope = torch.ops.dadl.pseudo_group_contrast.default(query, *arguments, True)
+            loss, slope = torch.ops.dadl.pseudo_group_contrast.default(query, *arguments, wanted)
         ctx.save_for_backward(slope, query)
         return loss  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        return scale_gradient(grad, *ctx.saved_tensors), *(None,) * 8
+        return scale_gradient(grad, *ctx.saved_tensors), *(None,) * 9
 
 
 @torch.library.register_fake("dadl::similarity_logsumexp")
