@@ -26,6 +26,7 @@ constexpr int64_t kStateBytes = 1 << 25;  // of all chunks' weighted sums
 constexpr int64_t kMostChunks = 16;
 constexpr int64_t kWorthChunk = 1 << 20;  // multiply-adds
 constexpr int64_t kLeastKeys = 64;        // of a chunk: with fewer, adding up the weighted sums takes too long
+constexpr int64_t kStep = 16;             // of the keys that chunks and tiles begin with
 
 template <typename A>
 constexpr ScalarType kScalarType = std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float;
@@ -46,30 +47,39 @@ void with_tile(Body body) {
   body(std::type_identity<blas::KeyTile<T>>{});
 }
 
-// Chunks of equal size, as many as a power of two, so that the threads get equal shares; each in tiles of equal size.
-class Tiling {
+// Of equal size, as many as a power of two, so that the threads get equal shares.
+class Chunks {
  public:
-  Tiling(int64_t widest, int64_t queries, int64_t keys, int64_t d) : keys_(keys) {
-    if (keys == 0) return;
+  Chunks(int64_t queries, int64_t keys, int64_t d) : keys_(keys) {
     const int64_t state = std::max<int64_t>(queries * d * static_cast<int64_t>(sizeof(double)), 1);
     const int64_t wanted =
         std::min({kMostChunks, kStateBytes / state, queries * keys * d / kWorthChunk, keys / kLeastKeys});
-    chunks = static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(std::max<int64_t>(wanted, 1))));
-    int64_t longest = 0;
-    for (int64_t k = 0; k < chunks; ++k) longest = std::max(longest, first(k + 1) - first(k));
-    const int64_t tiles = (longest + widest - 1) / widest;
-    tile = ((longest + tiles - 1) / tiles + kStep - 1) / kStep * kStep;
+    if (keys > 0) count = static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(std::max<int64_t>(wanted, 1))));
   }
 
-  int64_t first(int64_t chunk) const { return chunk == chunks ? keys_ : chunk * keys_ / chunks / kStep * kStep; }
+  // Of this chunk on, the first key.
+  int64_t operator[](int64_t chunk) const { return chunk == count ? keys_ : chunk * keys_ / count / kStep * kStep; }
 
-  Range tile_from(int64_t start, int64_t chunk) const { return {start, std::min(start + tile, first(chunk + 1))}; }
-
-  int64_t tile = 0, chunks = 0;
+  int64_t count = 0;
 
  private:
-  static constexpr int64_t kStep = 16;
   int64_t keys_;
+};
+
+// Tiles of equal size, at most `widest`, of the keys from first to last.
+class Tiling {
+ public:
+  Tiling(Range keys, int64_t widest) : last_(keys.last) {
+    const int64_t count = keys.last - keys.first, tiles = (count + widest - 1) / widest;
+    size = ((count + tiles - 1) / tiles + kStep - 1) / kStep * kStep;
+  }
+
+  Range from(int64_t first) const { return {first, std::min(first + size, last_)}; }
+
+  int64_t size;
+
+ private:
+  int64_t last_;
 };
 
 // What the chunks left behind [chunks, rows], brought together: lse, and in place of the largest logits what the
@@ -131,40 +141,37 @@ void attend(const Tensor& query, const Keys<T>& keys, const A* own, double scale
   const int64_t queries = query.size(0), d = keys.d;
   const typename KeyTile::Query scaled(query, scale, false);
   const int64_t rows = scaled.padded, width = scaled.width;
-  const Tiling tiling(KeyTile::size(queries, d), queries, keys.count, d);
+  const Chunks chunks(queries, keys.count, d);
   constexpr A kNothing = -std::numeric_limits<A>::infinity();
-  std::vector<A> largest(tiling.chunks * rows, kNothing), sum(tiling.chunks * rows), own_factor(queries, kNothing);
-  const int64_t weighted = slope ? tiling.chunks * rows * width : 0;
+  std::vector<A> largest(chunks.count * rows, kNothing), sum(chunks.count * rows), own_factor(queries, kNothing);
+  const int64_t weighted = slope ? chunks.count * rows * width : 0;
   WorkingMemory<Softmax<A>> memory(weighted * static_cast<int64_t>(sizeof(A)));
   A* states = memory.template take<A>(weighted);
 
-  torch::stable::parallel_for(0, tiling.chunks, 1, [&](int64_t begin, int64_t end) {
-    KeyTile tile(scaled, keys, std::min(tiling.tile, keys.count));
-    for (int64_t chunk = begin; chunk < end; ++chunk) {
-      const Softmax<A> state{largest.data() + chunk * rows, sum.data() + chunk * rows,
-                             slope ? states + chunk * rows * width : nullptr};
-      const Range whole{tiling.first(chunk), tiling.first(chunk + 1)};
-      for (Range now = tiling.tile_from(whole.first, chunk); now.first < whole.last;) {
-        const Range next = now.last < whole.last ? tiling.tile_from(now.last, chunk)
-                           : chunk + 1 < end     ? tiling.tile_from(now.last, chunk + 1)
-                                                 : Range{now.last, now.last};
-        tile.attend(now, next, state, now.first > whole.first);
-        now = next;
-      }
+  torch::stable::parallel_for(0, chunks.count, 1, [&](int64_t begin, int64_t end) {
+    // A thread leaves what its chunks have in common in the first one's place.
+    const Softmax<A> state{largest.data() + begin * rows, sum.data() + begin * rows,
+                           slope ? states + begin * rows * width : nullptr};
+    const Range whole{chunks[begin], chunks[end]};
+    const Tiling tiling(whole, KeyTile::size(queries, d, whole.last - whole.first));
+    KeyTile tile(scaled, keys, tiling.size);
+    for (Range now = tiling.from(whole.first); now.first < whole.last; now = tiling.from(now.last)) {
+      tile.attend(now, tiling.from(now.last), state, now.first > whole.first);
     }
   });
 
   const A* q = data<A>(query);
-  torch::stable::parallel_for(0, queries, grain_rows((tiling.chunks + 1) * d), [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, queries, grain_rows((chunks.count + 1) * d), [&](int64_t begin, int64_t end) {
     const A own_scale = static_cast<A>(scale);
     for (int64_t i = begin; own && i < end; ++i) own_factor[i] = own_scale * blas::dot(q + i * d, own + i * d, d);
-    combine(Parts<A>{tiling.chunks, rows, largest.data(), sum.data(), own_factor.data(), lse, own_scale}, begin, end);
+    combine(Parts<A>{chunks.count, rows, largest.data(), sum.data(), own_factor.data(), lse, own_scale}, begin, end);
     for (int64_t i = begin; slope && i < end; ++i) {
       A* out = slope + i * d;
       std::fill_n(out, d, A{0});
       if (own) blas::add_scaled(own + i * d, own_factor[i], out, d);
-      for (int64_t k = 0; k < tiling.chunks; ++k) {
-        scaled.add_row(states + k * rows * width, i, largest[k * rows + i], out, d);
+      for (int64_t k = 0; k < chunks.count; ++k) {
+        const A factor = largest[k * rows + i];
+        if (factor != 0) scaled.add_row(states + k * rows * width, i, factor, out, d);
       }
     }
     finish(begin, end);
@@ -288,7 +295,7 @@ Tensor similarity_logsumexp_key_gradient(Tensor grad, Tensor query, Tensor key, 
       const typename KeyTile::Query scaled(values, scale, true);
       // Smaller than the cache would hold where there would be too few for the threads.
       const int64_t share = std::max(keys.count / kMostChunks, kLeastKeys) / 32 * 32;
-      const int64_t size = std::min({KeyTile::size(queries, d), share, keys.count});
+      const int64_t size = std::min({KeyTile::size(queries, d, keys.count), share, keys.count});
       const int64_t tiles = size ? (keys.count + size - 1) / size : 0;
       torch::stable::parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) {
         KeyTile tile(scaled, keys, size);

@@ -120,7 +120,7 @@ class KeyTile {
   using A = Arithmetic;
   using Query = blas::Query;
 
-  static int64_t size(int64_t queries, int64_t d) {
+  static int64_t size(int64_t queries, int64_t d, int64_t) {
     constexpr int64_t kBytes = 1 << 19;  // of a tile's keys and of its logits: both stay in a core's L2 cache
     const int64_t widest = kBytes / static_cast<int64_t>(sizeof(A)) / std::max<int64_t>({queries, d, 1});
     return std::clamp<int64_t>(widest / 16 * 16, 16, 1024);

@@ -203,10 +203,13 @@ class KeyTile {
  public:
   using Query = matrix_units::Query;
 
-  static int64_t size(int64_t, int64_t d) {
-    constexpr int64_t kBytes = 1 << 19;  // of a tile's keys: they stay in a core's L2 cache
+  // Of tiles of which the keys stay in a core's L2 cache; and rather eight of them than fewer: working memory that has
+  // not been touched for long is slower than what a tile has left behind.
+  static int64_t size(int64_t, int64_t d, int64_t keys) {
+    constexpr int64_t kBytes = 1 << 19, kLeast = 64, kMost = 256, kTiles = 8;
     const int64_t row = tiles_along(d) * kSide * kPlain * static_cast<int64_t>(sizeof(uint32_t));
-    return std::clamp<int64_t>(kBytes / std::max<int64_t>(row, 1) / kBlock * kBlock, kBlock, 256);
+    const int64_t most = std::clamp(keys / kTiles, kLeast, kMost);
+    return std::clamp(kBytes / std::max<int64_t>(row, 1), kBlock, most) / kBlock * kBlock;
   }
 
   KeyTile(const Query& query, const Keys<T>& keys, int64_t size)
