@@ -190,7 +190,7 @@ def similarity_logsumexp(
         TypeError, ValueError: unsupported dtypes, shapes that do not fit, tensors on different devices.
 
     The gradient goes to both sides. On CUDA, where query and key share float16 or bfloat16, tensor cores form it from
-    weights in that dtype. Deterministic for a number of threads, which may change the bits through BLAS; on CUDA for
+    weights in that dtype. Deterministic for a number of threads, which may change the rounding; on CUDA for
     a GPU model. A second derivative raises ``RuntimeError``.
     """
     try:
@@ -248,7 +248,7 @@ def pseudo_group_contrast(
             is no class (on CUDA such a row is NaN instead, because looking would stop the device).
 
     On CUDA, where query and queue share float16 or bfloat16, tensor cores form the gradient from weights in that dtype.
-    Deterministic for a number of threads, which may change the bits through BLAS; on CUDA for a GPU model. A second
+    Deterministic for a number of threads, which may change the rounding; on CUDA for a GPU model. A second
     derivative raises ``RuntimeError``.
     """
     if sample_weight is not None:
