@@ -155,7 +155,7 @@ def _measure(table: Table, harness: Harness, console: Console) -> dict[str, Numb
     with JobProgress(console) as progress:
         progress.start(table.name, total=len(table.cases))
         for case in table.cases:
-            torch.compiler.reset()  # else torch.compile takes the sizes for variable after the first case, and is slower
+            torch.compiler.reset()  # else it takes sizes for variable from the second case on, which may be slower
             done = case(harness)
             rows |= done
             progress.advance("; ".join(done))
