@@ -1,9 +1,9 @@
 // Streaming log-sum-exp of similarities, and pseudo group contrast on it, on the CPU.
 //
 // The keys are cut into chunks, and those of a thread into tiles. A thread keeps, per query, the largest logit, the sum
-// of exponentials and the sum of keys weighted by them; a tile of logits lives in the cache between its two products, so
-// the keys are read once. The threads' parts are combined in order. In float32 the products are the matrix units' where
-// the processor has them, else BLAS'.
+// of exponentials and the sum of keys weighted by them; a tile of logits lives in the cache between its two products,
+// so the keys are read once. The threads' parts are combined in order. In float32 the products are the matrix units'
+// where the processor has them, else BLAS'.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
