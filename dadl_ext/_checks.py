@@ -35,7 +35,7 @@ def check_no_tangent(function: str, *values: Tensor) -> None:
     if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(value).tangent is not None for value in values):
         raise NotImplementedError(
             f"{function} has no forward-mode derivative, its gradient is formed for reverse mode only; "
-            f"leave it out of what needs one"
+            "leave it out of what needs one"
         )
 
 

@@ -139,6 +139,7 @@ DADL_COMBINE(double)
 template <typename KeyTile, typename T, typename A, typename Finish>
 void attend(const Tensor& query, const Keys<T>& keys, const A* own, double scale, A* lse, A* slope, Finish finish) {
   const int64_t queries = query.size(0), d = keys.d;
+  if (queries == 0) return;
   const typename KeyTile::Query scaled(query, scale, false);
   const int64_t rows = scaled.padded, width = scaled.width;
   const Chunks chunks(queries, keys.count, d);

@@ -34,8 +34,8 @@ inline __attribute__((always_inline)) __m512 exp_nonpositive(__m512 x) {
 }
 
 // Turns the logits [keys, 32] of a block of queries into weights exp(logit - largest) and packs these, unless `tiles`
-// is null; updates the queries' largest and sum. Piece by piece, as part of the steps of another block's product: the
-// units multiply at the same time.
+// is null; updates the queries' largest and sum. Piece by piece, between the steps of another block's product, which is
+// quicker than all at once.
 class Weighing {
  public:
   Weighing() = default;
