@@ -251,9 +251,6 @@ def pseudo_group_contrast(
     Deterministic for a number of threads, which may change the rounding; on CUDA for a GPU model. A second
     derivative raises ``RuntimeError``.
     """
-    if sample_weight is not None:
-        check_sample_weight(sample_weight, target)
-        check_reduction(reduction)
     row_reduction = reduction if sample_weight is None else "none"
     try:
         loss: Tensor = contrast.PseudoGroupContrast.apply(  # type: ignore[no-untyped-call]
@@ -277,6 +274,8 @@ def pseudo_group_contrast(
         raise
     if sample_weight is None:
         return loss
+    check_sample_weight(sample_weight, target)
+    check_reduction(reduction)
     return reduce_rows(loss, target != ignore_index, sample_weight, reduction)
 
 

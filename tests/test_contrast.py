@@ -398,6 +398,8 @@ def test_bad_weights_are_refused() -> None:
             module.pseudo_group_contrast(*batch, sample_weight=torch.ones(4, dtype=torch.int64))
         with pytest.raises(ValueError, match="reduction must be one of"):
             module.pseudo_group_contrast(*batch, sample_weight=torch.ones(4), reduction="max")
+        with pytest.raises(TypeError, match=r"target must be a torch\.Tensor, got list"):
+            module.pseudo_group_contrast(*batch[:3], [0, 1, 2, 0], sample_weight=torch.ones(4))
 
 
 def test_forward_mode_raises() -> None:
