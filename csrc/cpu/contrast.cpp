@@ -16,7 +16,7 @@
 #include <vector>
 
 #include "../contrast_checks.h"
-#include "contrast_blas.h"
+#include "contrast_lanes.h"
 #include "contrast_matrix_units.h"
 
 namespace dadl::cpu {
@@ -44,7 +44,11 @@ void with_tile(Body body) {
     if (matrix_units::available()) return body(std::type_identity<matrix_units::KeyTile<T>>{});
   }
 #endif
-  body(std::type_identity<blas::KeyTile<T>>{});
+#ifdef DADL_X86
+  if (x86_level() == 4) return body(std::type_identity<v4::KeyTile<T>>{});
+  if (x86_level() == 3) return body(std::type_identity<v3::KeyTile<T>>{});
+#endif
+  body(std::type_identity<v1::KeyTile<T>>{});
 }
 
 // Of equal size, as many as a power of two, so that the threads get equal shares.
@@ -69,9 +73,9 @@ class Chunks {
 // Tiles of equal size, at most `widest`, of the keys from first to last.
 class Tiling {
  public:
-  Tiling(Range keys, int64_t widest) : last_(keys.last) {
+  Tiling(Range keys, int64_t widest, int64_t step) : last_(keys.last) {
     const int64_t count = keys.last - keys.first, tiles = (count + widest - 1) / widest;
-    size = ((count + tiles - 1) / tiles + kStep - 1) / kStep * kStep;
+    size = ((count + tiles - 1) / tiles + step - 1) / step * step;
   }
 
   Range from(int64_t first) const { return {first, std::min(first + size, last_)}; }
@@ -128,8 +132,17 @@ void combine_rows(const Parts<A>& parts, int64_t begin, int64_t end) {
   }
 }
 
+template <typename A>
+void add_scaled_values(const A* source, A factor, A* target, int64_t count) {
+  for (int64_t e = 0; e < count; ++e) target[e] += factor * source[e];
+}
+
 #define DADL_COMBINE(A) \
-  DADL_CLONES void combine(const Parts<A>& parts, int64_t begin, int64_t end) { combine_rows<A>(parts, begin, end); }
+  DADL_CLONES void combine(const Parts<A>& parts, int64_t begin, int64_t end) { combine_rows<A>(parts, begin, end); } \
+  DADL_CLONES void add_scaled(const A* source, A factor, A* target, int64_t count) {                        \
+    add_scaled_values<A>(source, factor, target, count);                                                    \
+  }                                                                                                         \
+  DADL_CLONES A dot(const A* x, const A* y, int64_t count) { return inner_product<A>(x, y, count); }
 DADL_COMBINE(float)
 DADL_COMBINE(double)
 #undef DADL_COMBINE
@@ -154,22 +167,23 @@ void attend(const Tensor& query, const Keys<T>& keys, const A* own, double scale
     const Softmax<A> state{largest.data() + begin * rows, sum.data() + begin * rows,
                            slope ? states + begin * rows * width : nullptr};
     const Range whole{chunks[begin], chunks[end]};
-    const Tiling tiling(whole, KeyTile::size(queries, d, whole.last - whole.first));
+    const Tiling tiling(whole, KeyTile::size(queries, d, whole.last - whole.first), KeyTile::kStep);
     KeyTile tile(scaled, keys, tiling.size);
     for (Range now = tiling.from(whole.first); now.first < whole.last; now = tiling.from(now.last)) {
       tile.attend(now, tiling.from(now.last), state, now.first > whole.first);
     }
+    tile.finish(state);
   });
 
   const A* q = data<A>(query);
   torch::stable::parallel_for(0, queries, grain_rows((chunks.count + 1) * d), [&](int64_t begin, int64_t end) {
     const A own_scale = static_cast<A>(scale);
-    for (int64_t i = begin; own && i < end; ++i) own_factor[i] = own_scale * blas::dot(q + i * d, own + i * d, d);
+    for (int64_t i = begin; own && i < end; ++i) own_factor[i] = own_scale * dot(q + i * d, own + i * d, d);
     combine(Parts<A>{chunks.count, rows, largest.data(), sum.data(), own_factor.data(), lse, own_scale}, begin, end);
     for (int64_t i = begin; slope && i < end; ++i) {
       A* out = slope + i * d;
       std::fill_n(out, d, A{0});
-      if (own) blas::add_scaled(own + i * d, own_factor[i], out, d);
+      if (own) add_scaled(own + i * d, own_factor[i], out, d);
       for (int64_t k = 0; k < chunks.count; ++k) {
         const A factor = largest[k * rows + i];
         if (factor != 0) scaled.add_row(states + k * rows * width, i, factor, out, d);
@@ -290,6 +304,10 @@ Tensor similarity_logsumexp_key_gradient(Tensor grad, Tensor query, Tensor key, 
   const Tensor gradient = new_empty(key, {key.size(0), d}, arithmetic_type(query));
   with_keys(key, key_mask, exclude_self, [&](const auto& keys, auto tag) {
     using A = decltype(tag);
+    if (queries == 0) {
+      std::fill_n(mutable_data<A>(gradient), keys.count * d, A{0});
+      return;
+    }
     with_tile<key_type<decltype(keys)>>([&](auto tag) {
       using KeyTile = typename decltype(tag)::type;
       const Tensor values = as_arithmetic<A>(query);

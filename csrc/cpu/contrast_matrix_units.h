@@ -202,6 +202,7 @@ template <typename T>
 class KeyTile {
  public:
   using Query = matrix_units::Query;
+  static constexpr int64_t kStep = kSide;
 
   // Of tiles of which the keys stay in a core's L2 cache; and rather eight of them than fewer: working memory that has
   // not been touched for long is slower than what a tile has left behind.
@@ -255,6 +256,8 @@ class KeyTile {
       if (b + 2 < blocks) multiply(b + 2, packing_);
     }
   }
+
+  void finish(const Softmax<float>&) {}
 
   // gradient [N, d] = scale sum_i grad_i p_ij query_i
   void key_gradient(Range keys, Range next, const float* lse, const float* grad, float* gradient) {
