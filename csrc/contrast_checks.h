@@ -3,11 +3,14 @@
 
 #include <cmath>
 #include <optional>
-#include <string>
 
 #include "tensors.h"
 
 namespace dadl {
+
+// As in FORMS and REDUCTIONS of dadl_ext.
+constexpr int64_t kCrossEntropy = 0, kKl = 1;
+constexpr int64_t kNone = 0, kMean = 1, kSum = 2;
 
 inline void check_contrast(const Tensor& query, const Tensor& key, const std::optional<Tensor>& mask, double scale,
                            bool exclude_self) {
@@ -31,8 +34,8 @@ inline void check_upstream(const Tensor& grad, const Tensor& lse, const Tensor& 
 }
 
 inline void check_group_contrast(const Tensor& query, const Tensor& key, const Tensor& queue, const Tensor& target,
-                                 const std::optional<Tensor>& slot_count, double temperature, const std::string& form,
-                                 int64_t ignore_index, const std::string& reduction) {
+                                 const std::optional<Tensor>& slot_count, double temperature, int64_t form,
+                                 int64_t ignore_index, int64_t reduction) {
   STD_TORCH_CHECK(is_floating(query) && is_floating(key) && is_floating(queue),
                   "query, key and queue must be float32, float64, float16 or bfloat16");
   STD_TORCH_CHECK(query.dim() == 2 && key.dim() == 2 && key.size(0) == query.size(0) && key.size(1) == query.size(1) &&
@@ -47,11 +50,11 @@ inline void check_group_contrast(const Tensor& query, const Tensor& key, const T
                   "slot_count must be int64 [C]");
   STD_TORCH_CHECK(std::isfinite(temperature) && temperature > 0, "temperature must be positive and finite, got ",
                   temperature);
-  STD_TORCH_CHECK(form == "cross_entropy" || form == "kl", "form must be cross_entropy or kl, got ", form);
+  STD_TORCH_CHECK(form == kCrossEntropy || form == kKl, "form must be 0 (cross_entropy) or 1 (kl), got ", form);
   STD_TORCH_CHECK(ignore_index < 0 || ignore_index >= queue.size(0), "ignore_index must not be a class, got ",
                   ignore_index);
-  STD_TORCH_CHECK(reduction == "none" || reduction == "mean" || reduction == "sum",
-                  "reduction must be none, mean or sum, got ", reduction);
+  STD_TORCH_CHECK(kNone <= reduction && reduction <= kSum, "reduction must be 0 (none), 1 (mean) or 2 (sum), got ",
+                  reduction);
 }
 
 }  // namespace dadl

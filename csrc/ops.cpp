@@ -61,7 +61,7 @@ STABLE_TORCH_LIBRARY(dadl, m) {
       "float scale, bool exclude_self) -> Tensor");
   m.def(
       "pseudo_group_contrast(Tensor query, Tensor key, Tensor queue, Tensor target, Tensor? slot_count, "
-      "float temperature, str form, int ignore_index, str reduction, bool with_slope) -> (Tensor loss, Tensor slope)");
+      "float temperature, int form, int ignore_index, int reduction, bool with_slope) -> (Tensor loss, Tensor slope)");
   m.def(
       "disagreement(Tensor predictions, int measure, bool mean, bool with_gradient) -> (Tensor rows, Tensor gradient)");
   m.def("dropout_linear(Tensor features, Tensor weight, Tensor? bias, Tensor seed, float p, int samples) -> Tensor");

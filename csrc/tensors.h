@@ -101,7 +101,8 @@ inline int64_t row_length(const Tensor& input) {
   return n;
 }
 
-// The operators of ops.cpp as functions. Boxing checks a signature only when it is called, so the build checks it.
+// The operators of ops.cpp as functions, without strings: the stable ABI of torch 2.13 never frees those that it passes
+// (its issue 191340). Boxing checks a signature only when it is called, so the build checks it.
 namespace signature {
 using Similarity = std::optional<Tensor>;
 using rank = Tensor(Tensor, double);
@@ -113,7 +114,7 @@ using ranksim_rows_backward = Tensor(Tensor, Tensor, Tensor, Tensor, Tensor, Ten
 using similarity_logsumexp = std::tuple<Tensor, Tensor>(Tensor, Tensor, std::optional<Tensor>, double, bool, bool);
 using similarity_logsumexp_key_gradient = Tensor(Tensor, Tensor, Tensor, std::optional<Tensor>, Tensor, double, bool);
 using pseudo_group_contrast = std::tuple<Tensor, Tensor>(Tensor, Tensor, Tensor, Tensor, std::optional<Tensor>, double,
-                                                         std::string, int64_t, std::string, bool);
+                                                         int64_t, int64_t, int64_t, bool);
 using disagreement = std::tuple<Tensor, Tensor>(Tensor, int64_t, bool, bool);
 using dropout_linear = Tensor(Tensor, Tensor, std::optional<Tensor>, Tensor, double, int64_t);
 using dropout_linear_backward = std::tuple<Tensor, Tensor>(Tensor, Tensor, Tensor, Tensor, double, bool, bool);

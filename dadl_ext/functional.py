@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 
 from ._checks import (
+    FORMS,
+    REDUCTIONS,
     LabelSimilarity,
     check_classes,
     check_contrast,
@@ -261,9 +263,9 @@ def pseudo_group_contrast(
             target,
             slot_count,
             temperature,
-            form,
+            FORMS.index(form),
             ignore_index,
-            row_reduction,
+            REDUCTIONS.index(row_reduction),
         )
     except Exception:
         # What the operator has refused, this tells with what to do about it.

@@ -359,6 +359,8 @@ def test_bad_input_is_refused_by_the_function_the_operator_and_the_reference(
             with pytest.raises(error, match=message):
                 module.pseudo_group_contrast(**arguments)
     # The function asks only where the operator has refused.
+    for name, choices in (("form", FORMS), ("reduction", REDUCTIONS)):
+        arguments[name] = choices.index(arguments[name]) if arguments[name] in choices else len(choices)
     with pytest.raises((RuntimeError, TypeError)):
         torch.ops.dadl.pseudo_group_contrast.default(*arguments.values(), False)
 
@@ -443,8 +445,8 @@ def test_opcheck(device: str) -> None:
         ("similarity_logsumexp_key_gradient", (lse, query, keys, mask, lse, 2.0, True)),
         ("scale_gradient", (lse, slope, query, 0)),
         ("scale_gradient", (lse[0], slope, query, 0)),
-        ("pseudo_group_contrast", (query, key, queue, target, counts, 0.1, "kl", -1, "mean", True)),
-        ("pseudo_group_contrast", (query, key, queue, target, None, 0.1, "cross_entropy", -1, "none", False)),
+        ("pseudo_group_contrast", (query, key, queue, target, counts, 0.1, 1, -1, 1, True)),
+        ("pseudo_group_contrast", (query, key, queue, target, None, 0.1, 0, -1, 0, False)),
     ):
         torch.library.opcheck(getattr(torch.ops.dadl, operator).default, arguments)
 

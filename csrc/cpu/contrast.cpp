@@ -10,6 +10,7 @@
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <functional>
 #include <limits>
 #include <optional>
 #include <tuple>
@@ -36,19 +37,45 @@ using key_type = std::remove_const_t<std::remove_pointer_t<decltype(std::declval
 
 // ---- passes over the keys ----
 
-// body(tag of the tile that is quickest here)
+#define DADL_WIDEN(T)                                                                  \
+  DADL_CLONES const float* widen(const T* source, float* target, int64_t count) {      \
+    for (int64_t e = 0; e < count; ++e) target[e] = to_float(source[e]);               \
+    return target;                                                                     \
+  }
+DADL_WIDEN(Half)
+DADL_WIDEN(BFloat16)
+#undef DADL_WIDEN
+
+template <typename T>
+auto as_any(const Keys<T>& keys) {
+  using A = typename Storage<T>::Arithmetic;
+  AnyKeys<A> any{keys.values, keys.d * static_cast<int64_t>(sizeof(T)), keys.count, keys.d, keys.mask,
+                 keys.exclude_self, nullptr};
+  any.read = [](const void* key, A* buffer, int64_t d) -> const A* {
+    const T* row = static_cast<const T*>(key);
+    if constexpr (std::is_same_v<T, A>) {
+      return row;
+    } else {
+      return widen(row, buffer, d);
+    }
+  };
+  return any;
+}
+
+// body(tag of the tile that is quickest here, the keys as it takes them)
 template <typename T, typename Body>
-void with_tile(Body body) {
+void with_tile(const Keys<T>& keys, Body body) {
 #ifdef DADL_MATRIX_UNITS
   if constexpr (!std::is_same_v<T, double>) {
-    if (matrix_units::available()) return body(std::type_identity<matrix_units::KeyTile<T>>{});
+    if (matrix_units::available()) return body(std::type_identity<matrix_units::KeyTile<T>>{}, keys);
   }
 #endif
+  using A = typename Storage<T>::Arithmetic;
 #ifdef DADL_X86
-  if (x86_level() == 4) return body(std::type_identity<v4::KeyTile<T>>{});
-  if (x86_level() == 3) return body(std::type_identity<v3::KeyTile<T>>{});
+  if (x86_level() == 4) return body(std::type_identity<v4::KeyTile<A>>{}, as_any(keys));
+  if (x86_level() == 3) return body(std::type_identity<v3::KeyTile<A>>{}, as_any(keys));
 #endif
-  body(std::type_identity<v1::KeyTile<T>>{});
+  body(std::type_identity<v1::KeyTile<A>>{}, as_any(keys));
 }
 
 // Of equal size, as many as a power of two, so that the threads get equal shares.
@@ -149,8 +176,9 @@ DADL_COMBINE(double)
 
 // lse [B] and, where wanted, slope [B, d] = scale sum_j p_ij key_j, its gradient. `own` is an additional key [B, d] of
 // each query, or null. finish(begin, end) is called once for every row, when it is ready.
-template <typename KeyTile, typename T, typename A, typename Finish>
-void attend(const Tensor& query, const Keys<T>& keys, const A* own, double scale, A* lse, A* slope, Finish finish) {
+template <typename KeyTile, typename SomeKeys, typename A>
+void attend(const Tensor& query, const SomeKeys& keys, const A* own, double scale, A* lse, A* slope,
+            const std::function<void(int64_t, int64_t)>& finish) {
   const int64_t queries = query.size(0), d = keys.d;
   if (queries == 0) return;
   const typename KeyTile::Query scaled(query, scale, false);
@@ -284,7 +312,7 @@ std::tuple<Tensor, Tensor> similarity_logsumexp(Tensor query, Tensor key, std::o
   const Tensor slope = new_empty(query, {with_slope ? queries : 0, d}, arithmetic);
   with_keys(key, key_mask, exclude_self, [&](const auto& keys, auto tag) {
     using A = decltype(tag);
-    with_tile<key_type<decltype(keys)>>([&](auto tile) {
+    with_tile(keys, [&](auto tile, const auto& keys) {
       attend<typename decltype(tile)::type>(as_arithmetic<A>(query), keys, static_cast<const A*>(nullptr), scale,
                                             mutable_data<A>(lse), with_slope ? mutable_data<A>(slope) : nullptr,
                                             [](int64_t, int64_t) {});
@@ -308,7 +336,7 @@ Tensor similarity_logsumexp_key_gradient(Tensor grad, Tensor query, Tensor key, 
       std::fill_n(mutable_data<A>(gradient), keys.count * d, A{0});
       return;
     }
-    with_tile<key_type<decltype(keys)>>([&](auto tag) {
+    with_tile(keys, [&](auto tag, const auto& keys) {
       using KeyTile = typename decltype(tag)::type;
       const Tensor values = as_arithmetic<A>(query);
       const typename KeyTile::Query scaled(values, scale, true);
@@ -343,8 +371,8 @@ int64_t count_targets(const int64_t* target, int64_t queries, int64_t classes, i
 
 // Row losses LSE - mean positive logit over {own key} and the queue, and their gradients with respect to the queries.
 std::tuple<Tensor, Tensor> pseudo_group_contrast(Tensor query, Tensor key, Tensor queue, Tensor target,
-                                                 std::optional<Tensor> slot_count, double temperature, std::string form,
-                                                 int64_t ignore_index, std::string reduction, bool with_slope) {
+                                                 std::optional<Tensor> slot_count, double temperature, int64_t form,
+                                                 int64_t ignore_index, int64_t reduction, bool with_slope) {
   check_group_contrast(query, key, queue, target, slot_count, temperature, form, ignore_index, reduction);
   const int64_t queries = query.size(0), d = query.size(1), classes = queue.size(0), slots = queue.size(1);
   target = as_contiguous(target);
@@ -375,17 +403,17 @@ std::tuple<Tensor, Tensor> pseudo_group_contrast(Tensor query, Tensor key, Tenso
     positives.d = d;
     positives.ignore_index = ignore_index;
     positives.inverse_temperature = static_cast<A>(1 / temperature);
-    positives.gain = reduction == "mean" ? 1 / static_cast<A>(std::max<int64_t>(counted, 1)) : A{1};
-    positives.kl = form == "kl";
+    positives.gain = reduction == kMean ? 1 / static_cast<A>(std::max<int64_t>(counted, 1)) : A{1};
+    positives.kl = form == kKl;
     positives.loss = mutable_data<A>(rows);
     positives.slope = with_slope ? mutable_data<A>(slopes) : nullptr;
-    with_tile<key_type<decltype(keys)>>([&](auto tile) {
+    with_tile(keys, [&](auto tile, const auto& keys) {
       attend<typename decltype(tile)::type>(
           q, keys, positives.own, 1 / temperature, positives.loss, positives.slope,
           [&](int64_t begin, int64_t end) { subtract_positives(positives, begin, end); });
     });
   });
-  if (reduction == "none") return {rows, slopes};
+  if (reduction == kNone) return {rows, slopes};
   const Tensor total = new_empty(query, {}, arithmetic);
   const auto add_up = [&](auto tag) {
     using A = decltype(tag);

@@ -13,6 +13,17 @@ struct Keys {
   bool exclude_self;  // key i is left out for query i
 };
 
+// The same of any dtype.
+template <typename A>
+struct AnyKeys {
+  const void* values;
+  int64_t row_bytes, count, d;
+  const bool* mask;
+  bool exclude_self;
+  // One key [d] as A, where it lies or in the buffer.
+  const A* (*read)(const void* key, A* buffer, int64_t d);
+};
+
 struct Range {
   int64_t first, last;
 };

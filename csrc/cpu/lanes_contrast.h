@@ -70,11 +70,11 @@ inline __attribute__((always_inline)) Vector<A> exponential(Vector<A> x) {
 }
 
 // result [4][vectors], rows `stride` apart, = factor [vectors] times itself, or 0 without one,
-//   + sum over parts and k < length of a[part * part_step + k * sum_step + row * row_step] b[part * length + k].
-template <int kCount, typename A>
-inline __attribute__((always_inline)) void product(const A* a, int64_t row_step, int64_t sum_step, int64_t part_step,
-                                                   int64_t parts, int64_t length, const A* b, A* result, int64_t stride,
-                                                   const A* factor) {
+//   + sum over parts and k < length of a[part * part_step + k * kSumStep + row * kRowStep] b[part * length + k].
+template <int kCount, int64_t kRowStep, int64_t kSumStep, int64_t kLength, typename A>
+void product(const A* a, int64_t part_step, int64_t parts, int64_t length, const A* b, A* result, int64_t stride,
+             const A* factor) {
+  if (kLength > 0) length = kLength;
   Vector<A> sum[kNumbers][kCount] = {};
 #pragma GCC unroll 4
   for (int r = 0; factor && r < kNumbers; ++r) {
@@ -89,7 +89,7 @@ inline __attribute__((always_inline)) void product(const A* a, int64_t row_step,
       for (int v = 0; v < kCount; ++v) x[v] = load(b + v * kLanes<A>);
 #pragma GCC unroll 4
       for (int r = 0; r < kNumbers; ++r) {
-        const Vector<A> number = a[k * sum_step + r * row_step] - Vector<A>{};
+        const Vector<A> number = a[k * kSumStep + r * kRowStep] - Vector<A>{};
         for (int v = 0; v < kCount; ++v) sum[r][v] = multiply_add(number, x[v], sum[r][v]);
       }
     }
@@ -202,10 +202,9 @@ class Queries {
   A *lanes_, *columns_;
 };
 
-template <typename T>
+template <typename A>
 class KeyTile {
  public:
-  using A = typename Storage<T>::Arithmetic;
   using Query = Queries<A>;
   static constexpr int64_t kStep = kNumbers;
 
@@ -213,12 +212,12 @@ class KeyTile {
   static int64_t size(int64_t, int64_t d, int64_t) {
     static const int64_t kMost = getenv("KMOST") ? atoi(getenv("KMOST")) : 192;
     static const int64_t kBytes = getenv("KBYTES") ? atoi(getenv("KBYTES")) : 1<<17;
-    constexpr int64_t kLeast = 32;
+    static const int64_t kLeast = getenv("KLEAST") ? atoi(getenv("KLEAST")) :32;
     const int64_t row = std::max<int64_t>(d, 1) * static_cast<int64_t>(sizeof(A));
     return std::clamp(kBytes / row, kLeast, kMost) / kStep * kStep;
   }
 
-  KeyTile(const Query& query, const Keys<T>& keys, int64_t size)
+  KeyTile(const Query& query, const AnyKeys<A>& keys, int64_t size)
       : query_(query),
         keys_(keys),
         rows_(std::max(up_to(kNumbers, size), kMostLanes)),
@@ -239,8 +238,8 @@ class KeyTile {
       constexpr int64_t kWidth = kCount * kLanes<A>;
       A* weighted = state.weighted + first * query_.width;
       for (int64_t c = 0; c < query_.width; c += kNumbers) {
-        product<kCount>(panels_ + c * rows_, 1, kNumbers, 0, 1, count_, logits_, weighted + c * kWidth, kWidth,
-                        add ? rescale : nullptr);
+        product<kCount, 1, kNumbers, 0>(panels_ + c * rows_, 0, 1, count_, logits_, weighted + c * kWidth, kWidth,
+                                        add ? rescale : nullptr);
       }
     });
   }
@@ -281,9 +280,9 @@ class KeyTile {
           const bool whole = rows == kNumbers && columns == kColumns;
           A corner[kNumbers * kColumns] = {};
           if (!whole && first > 0) copy(result, keys_.d, rows, columns, corner, kColumns);
-          product<kColumnCount>(logits_ + j * kWidth, kWidth, 1, 0, 1, kWidth,
-                                query_.column_block(c) + first * kColumns, whole ? result : corner,
-                                whole ? keys_.d : kColumns, first > 0 ? one : nullptr);
+          product<kColumnCount, kWidth, 1, kWidth>(
+              logits_ + j * kWidth, 0, 1, kWidth, query_.column_block(c) + first * kColumns, whole ? result : corner,
+              whole ? keys_.d : kColumns, first > 0 ? one : nullptr);
           if (!whole) copy(corner, kColumns, rows, columns, result, keys_.d);
         }
       });
@@ -297,6 +296,8 @@ class KeyTile {
     for (int64_t r = 0; r < rows; ++r) std::copy_n(source + r * source_stride, columns, target + r * stride);
   }
 
+  const char* key(int64_t j) const { return static_cast<const char*>(keys_.values) + j * keys_.row_bytes; }
+
   // Keys that do not take part become zeros: what they hold must not show, not even as 0 NaN.
   void pack(Range keys) {
     first_ = keys.first;
@@ -308,14 +309,7 @@ class KeyTile {
         for (int64_t c = 0; c < query_.width; c += kNumbers) std::fill_n(target + c * rows_, kNumbers, A{0});
         continue;
       }
-      const T* source = keys_.values + (first_ + j) * d;
-      const A* row;
-      if constexpr (std::is_same_v<T, A>) {
-        row = source;
-      } else {
-        for (int64_t e = 0; e < d; ++e) row_[e] = to_float(source[e]);
-        row = row_;
-      }
+      const A* row = keys_.read(key(first_ + j), row_, d);
       for (int64_t c = 0; c < whole; c += kNumbers) std::memcpy(target + c * rows_, row + c, kNumbers * sizeof(A));
       if (whole == d) continue;
       std::fill_n(target + whole * rows_, kNumbers, A{0});
@@ -325,8 +319,8 @@ class KeyTile {
 
   // Fetches the next keys while these are multiplied.
   void look_ahead(Range next) {
-    ahead_ = reinterpret_cast<const char*>(keys_.values + next.first * keys_.d);
-    ahead_end_ = reinterpret_cast<const char*>(keys_.values + next.last * keys_.d);
+    ahead_ = key(next.first);
+    ahead_end_ = key(next.last);
     const int64_t steps = std::max<int64_t>(query_.blocks.count * (count_ / kNumbers), 1);
     ahead_step_ = ((ahead_end_ - ahead_) / steps / kLine + 1) * kLine;
   }
@@ -342,8 +336,9 @@ class KeyTile {
     constexpr A kLeftOut = -std::numeric_limits<A>::infinity();
     constexpr int64_t kWidth = kCount * kLanes<A>;
     for (int64_t j = 0; j < count_; j += kNumbers) {
-      product<kCount>(panels_ + j * kNumbers, kNumbers, 1, rows_ * kNumbers, query_.width / kNumbers, kNumbers,
-                      query_.block(first), logits_ + j * kWidth, kWidth, static_cast<const A*>(nullptr));
+      product<kCount, kNumbers, 1, kNumbers>(panels_ + j * kNumbers, rows_ * kNumbers, query_.width / kNumbers,
+                                             kNumbers, query_.block(first), logits_ + j * kWidth, kWidth,
+                                             static_cast<const A*>(nullptr));
       fetch();
     }
     for (int64_t j = 0; keys_.mask && j < count_; ++j) {
@@ -355,7 +350,7 @@ class KeyTile {
   }
 
   const Query& query_;
-  const Keys<T>& keys_;
+  const AnyKeys<A>& keys_;
   const int64_t rows_;  // of a panel
   WorkingMemory<KeyTile> memory_;
   A *panels_, *logits_, *row_;

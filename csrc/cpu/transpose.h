@@ -43,13 +43,13 @@ inline void transpose(const T* source, int64_t source_stride, T* target, int64_t
   typename blocks::Block<T>::Vector v[kSize];
   whole = rows / kSize * kSize;
   for (int64_t row = 0; row < whole; row += kSize) {
-    int64_t column = 0;
-    for (; column + kSize <= columns; column += kSize) {
+    const int64_t whole_columns = columns / kSize * kSize;
+    for (int64_t column = 0; column < whole_columns; column += kSize) {
       for (int r = 0; r < kSize; ++r) std::memcpy(&v[r], source + (row + r) * source_stride + column, sizeof(v[r]));
       blocks::transpose(v);
       for (int c = 0; c < kSize; ++c) std::memcpy(target + (column + c) * target_stride + row, &v[c], sizeof(v[c]));
     }
-    for (; column < columns; ++column) {
+    for (int64_t column = whole_columns; column < columns; ++column) {
       for (int64_t r = row; r < row + kSize; ++r)
         target[column * target_stride + r] = source[r * source_stride + column];
     }

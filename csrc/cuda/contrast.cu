@@ -92,8 +92,8 @@ Tensor similarity_logsumexp_key_gradient(Tensor grad, Tensor query, Tensor key, 
 }
 
 std::tuple<Tensor, Tensor> pseudo_group_contrast(Tensor query, Tensor key, Tensor queue, Tensor target,
-                                                 std::optional<Tensor> slot_count, double temperature, std::string form,
-                                                 int64_t ignore_index, std::string reduction, bool with_slope) {
+                                                 std::optional<Tensor> slot_count, double temperature, int64_t form,
+                                                 int64_t ignore_index, int64_t reduction, bool with_slope) {
   check_group_contrast(query, key, queue, target, slot_count, temperature, form, ignore_index, reduction);
   const int64_t queries = query.size(0), d = query.size(1), classes = queue.size(0), slots = queue.size(1);
   check_device(key, query, "key");
@@ -112,15 +112,15 @@ std::tuple<Tensor, Tensor> pseudo_group_contrast(Tensor query, Tensor key, Tenso
   choice.slot_count = slot_count ? data<int64_t>(*slot_count) : nullptr;
   choice.classes = static_cast<int>(classes);
   choice.slots = static_cast<int>(slots);
-  choice.kl = form == "kl";
-  choice.mean = reduction == "mean";
+  choice.kl = form == kKl;
+  choice.mean = reduction == kMean;
   choice.ignore_index = ignore_index;
   with_rows(query, queue, classes * slots, [&](const auto& query_rows, const auto& keys) {
     using A = typename Storage<std::remove_const_t<std::remove_pointer_t<decltype(keys.values)>>>::Arithmetic;
     contrast(backend, query_rows, keys, choice, data<A>(own), 1 / temperature, mutable_data<A>(rows),
              with_slope ? mutable_data<A>(slope) : nullptr);
   });
-  return {reduction == "none" ? rows : torch::stable::sum(rows), slope};
+  return {reduction == kNone ? rows : torch::stable::sum(rows), slope};
 }
 
 }  // namespace

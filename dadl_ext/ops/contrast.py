@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import _library as _library  # the operators must be loaded before rules can be registered
-from .._checks import check_contrast, check_group_contrast
+from .._checks import FORMS, REDUCTIONS, check_contrast, check_group_contrast
 from ._gradient import scale_gradient
 from ._rules import arithmetic_dtype, below_autograd, register_float32_autocast, register_no_derivative
 
@@ -83,14 +83,16 @@ def _(
     target: Tensor,
     slot_count: Tensor | None,
     temperature: float,
-    form: str,
+    form: int,
     ignore_index: int,
-    reduction: str,
+    reduction: int,
     with_slope: bool,
 ) -> tuple[Tensor, Tensor]:
-    check_group_contrast(query, key, queue, target, slot_count, temperature, form, ignore_index, reduction)
+    check_group_contrast(
+        query, key, queue, target, slot_count, temperature, FORMS[form], ignore_index, REDUCTIONS[reduction]
+    )
     dtype, (queries, d) = arithmetic_dtype(query), query.shape
-    shape = (queries,) if reduction == "none" else ()
+    shape = (queries,) if REDUCTIONS[reduction] == "none" else ()
     return query.new_empty(shape, dtype=dtype), query.new_empty((queries if with_slope else 0, d), dtype=dtype)
 
 
