@@ -254,24 +254,17 @@ def pseudo_group_contrast(
     derivative raises ``RuntimeError``.
     """
     row_reduction = reduction if sample_weight is None else "none"
+    check_no_tangent("pseudo_group_contrast", query, key, queue)
     try:
+        numbers = temperature, FORMS.index(form), ignore_index, REDUCTIONS.index(row_reduction)
+        with_slope = query.requires_grad and torch.is_grad_enabled()
         loss: Tensor = contrast.PseudoGroupContrast.apply(  # type: ignore[no-untyped-call]
-            query,
-            torch.is_grad_enabled(),
-            key,
-            queue,
-            target,
-            slot_count,
-            temperature,
-            FORMS.index(form),
-            ignore_index,
-            REDUCTIONS.index(row_reduction),
+            query, (key, queue, target, slot_count, *numbers, with_slope)
         )
     except Exception:
         # What the operator has refused, this tells with what to do about it.
         check_group_contrast(query, key, queue, target, slot_count, temperature, form, ignore_index, reduction)
         check_classes(target, queue.shape[0], ignore_index)
-        check_no_tangent("pseudo_group_contrast", query, key, queue)
         require_device(query)
         raise
     if sample_weight is None:

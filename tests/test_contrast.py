@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from dadl_ext import ClassQueue, PseudoGroupContrastLoss, SupervisedContrastLoss, functional, reference
+from dadl_ext._checks import FORMS, REDUCTIONS
 
 
 def numpy_group_contrast(
@@ -179,12 +180,12 @@ def test_a_target_that_is_no_class(device: str) -> None:
         for ignored, found in ((-1, 3), (3, -7), (-7, 3)):
             message = f"target must hold classes 0..2 or ignore_index={ignored}, got {found}"
             with pytest.raises(RuntimeError, match=message):
-                torch.ops.dadl.pseudo_group_contrast(query, key, queue, target, None, 0.1, "kl", ignored, "sum", True)
+                torch.ops.dadl.pseudo_group_contrast(query, key, queue, target, None, 0.1, 1, ignored, 2, True)
             for module in (functional, reference):
                 with pytest.raises(ValueError, match=message):
                     module.pseudo_group_contrast(query, key, queue, target, ignore_index=ignored)
         return
-    rows, slope = torch.ops.dadl.pseudo_group_contrast(query, key, queue, target, None, 0.1, "kl", -1, "none", True)
+    rows, slope = torch.ops.dadl.pseudo_group_contrast(query, key, queue, target, None, 0.1, 1, -1, 0, True)
     assert rows.isnan().tolist() == [False, True, False, True, False]
     assert not slope[1::2].any()
     rows = functional.pseudo_group_contrast(query, key, queue, target, ignore_index=-7, reduction="none")

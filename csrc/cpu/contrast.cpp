@@ -37,10 +37,10 @@ using key_type = std::remove_const_t<std::remove_pointer_t<decltype(std::declval
 
 // ---- passes over the keys ----
 
-#define DADL_WIDEN(T)                                                                  \
-  DADL_CLONES const float* widen(const T* source, float* target, int64_t count) {      \
-    for (int64_t e = 0; e < count; ++e) target[e] = to_float(source[e]);               \
-    return target;                                                                     \
+#define DADL_WIDEN(T)                                                             \
+  DADL_CLONES const float* widen(const T* source, float* target, int64_t count) { \
+    for (int64_t e = 0; e < count; ++e) target[e] = to_float(source[e]);          \
+    return target;                                                                \
   }
 DADL_WIDEN(Half)
 DADL_WIDEN(BFloat16)
@@ -49,8 +49,8 @@ DADL_WIDEN(BFloat16)
 template <typename T>
 auto as_any(const Keys<T>& keys) {
   using A = typename Storage<T>::Arithmetic;
-  AnyKeys<A> any{keys.values, keys.d * static_cast<int64_t>(sizeof(T)), keys.count, keys.d, keys.mask,
-                 keys.exclude_self, nullptr};
+  AnyKeys<A> any{
+      keys.values, keys.d * static_cast<int64_t>(sizeof(T)), keys.count, keys.d, keys.mask, keys.exclude_self, nullptr};
   any.read = [](const void* key, A* buffer, int64_t d) -> const A* {
     const T* row = static_cast<const T*>(key);
     if constexpr (std::is_same_v<T, A>) {
@@ -164,11 +164,11 @@ void add_scaled_values(const A* source, A factor, A* target, int64_t count) {
   for (int64_t e = 0; e < count; ++e) target[e] += factor * source[e];
 }
 
-#define DADL_COMBINE(A) \
+#define DADL_COMBINE(A)                                                                                               \
   DADL_CLONES void combine(const Parts<A>& parts, int64_t begin, int64_t end) { combine_rows<A>(parts, begin, end); } \
-  DADL_CLONES void add_scaled(const A* source, A factor, A* target, int64_t count) {                        \
-    add_scaled_values<A>(source, factor, target, count);                                                    \
-  }                                                                                                         \
+  DADL_CLONES void add_scaled(const A* source, A factor, A* target, int64_t count) {                                  \
+    add_scaled_values<A>(source, factor, target, count);                                                              \
+  }                                                                                                                   \
   DADL_CLONES A dot(const A* x, const A* y, int64_t count) { return inner_product<A>(x, y, count); }
 DADL_COMBINE(float)
 DADL_COMBINE(double)

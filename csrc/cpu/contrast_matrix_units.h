@@ -257,7 +257,7 @@ class KeyTile {
     }
   }
 
-  void finish(const Softmax<float>&) {}
+  void finish(const Softmax<float>&) {}  // the rows are there
 
   // gradient [N, d] = scale sum_i grad_i p_ij query_i
   void key_gradient(Range keys, Range next, const float* lse, const float* grad, float* gradient) {

@@ -15,7 +15,7 @@ constexpr int64_t kLanes = kVectorBytes / static_cast<int64_t>(sizeof(A));
 
 inline int64_t up_to(int64_t step, int64_t length) { return (length + step - 1) / step * step; }
 
-// Lanes in blocks of up to three vectors, none of them of one if it can be helped: its sums would wait for each other.
+// Lanes in blocks of up to three vectors, and of one only where there is no other: its sums wait for each other.
 template <typename A>
 struct Blocks {
   explicit Blocks(int64_t count)
@@ -78,6 +78,7 @@ void product(const A* a, int64_t part_step, int64_t parts, int64_t length, const
   Vector<A> sum[kNumbers][kCount] = {};
 #pragma GCC unroll 4
   for (int r = 0; factor && r < kNumbers; ++r) {
+#pragma GCC unroll 3
     for (int v = 0; v < kCount; ++v) {
       sum[r][v] = load(result + r * stride + v * kLanes<A>) * load(factor + v * kLanes<A>);
     }
@@ -86,16 +87,19 @@ void product(const A* a, int64_t part_step, int64_t parts, int64_t length, const
 #pragma GCC unroll 4
     for (int64_t k = 0; k < length; ++k, b += kCount * kLanes<A>) {
       Vector<A> x[kCount];
+#pragma GCC unroll 3
       for (int v = 0; v < kCount; ++v) x[v] = load(b + v * kLanes<A>);
 #pragma GCC unroll 4
       for (int r = 0; r < kNumbers; ++r) {
         const Vector<A> number = a[k * kSumStep + r * kRowStep] - Vector<A>{};
+#pragma GCC unroll 3
         for (int v = 0; v < kCount; ++v) sum[r][v] = multiply_add(number, x[v], sum[r][v]);
       }
     }
   }
 #pragma GCC unroll 4
   for (int r = 0; r < kNumbers; ++r) {
+#pragma GCC unroll 3
     for (int v = 0; v < kCount; ++v) store<A>(sum[r][v], result + r * stride + v * kLanes<A>);
   }
 }
@@ -210,9 +214,7 @@ class KeyTile {
 
   // Of tiles of which the keys stay in a core's L2 cache.
   static int64_t size(int64_t, int64_t d, int64_t) {
-    static const int64_t kMost = getenv("KMOST") ? atoi(getenv("KMOST")) : 192;
-    static const int64_t kBytes = getenv("KBYTES") ? atoi(getenv("KBYTES")) : 1<<17;
-    static const int64_t kLeast = getenv("KLEAST") ? atoi(getenv("KLEAST")) :32;
+    constexpr int64_t kBytes = 1 << 17, kLeast = 32, kMost = 192;
     const int64_t row = std::max<int64_t>(d, 1) * static_cast<int64_t>(sizeof(A));
     return std::clamp(kBytes / row, kLeast, kMost) / kStep * kStep;
   }
@@ -221,7 +223,7 @@ class KeyTile {
       : query_(query),
         keys_(keys),
         rows_(std::max(up_to(kNumbers, size), kMostLanes)),
-        memory_((rows_ * (query.width + kMostLanes) + query.width) * static_cast<int64_t>(sizeof(A)) + 128),
+        memory_((rows_ * (query.width + kMostLanes) + query.width) * static_cast<int64_t>(sizeof(A))),
         panels_(memory_.template take<A>(rows_ * query.width)),
         logits_(memory_.template take<A>(rows_ * kMostLanes)),
         row_(memory_.template take<A>(query.width)) {}
@@ -280,9 +282,9 @@ class KeyTile {
           const bool whole = rows == kNumbers && columns == kColumns;
           A corner[kNumbers * kColumns] = {};
           if (!whole && first > 0) copy(result, keys_.d, rows, columns, corner, kColumns);
-          product<kColumnCount, kWidth, 1, kWidth>(
-              logits_ + j * kWidth, 0, 1, kWidth, query_.column_block(c) + first * kColumns, whole ? result : corner,
-              whole ? keys_.d : kColumns, first > 0 ? one : nullptr);
+          product<kColumnCount, kWidth, 1, kWidth>(logits_ + j * kWidth, 0, 1, kWidth,
+                                                   query_.column_block(c) + first * kColumns, whole ? result : corner,
+                                                   whole ? keys_.d : kColumns, first > 0 ? one : nullptr);
           if (!whole) copy(corner, kColumns, rows, columns, result, keys_.d);
         }
       });
@@ -344,7 +346,8 @@ class KeyTile {
     for (int64_t j = 0; keys_.mask && j < count_; ++j) {
       if (!keys_.mask[first_ + j]) std::fill_n(logits_ + j * kWidth, kWidth, kLeftOut);
     }
-    for (int64_t j = std::max(first_, first); keys_.exclude_self && j < std::min(first_ + count_, first + kWidth); ++j) {
+    for (int64_t j = std::max(first_, first); keys_.exclude_self && j < std::min(first_ + count_, first + kWidth);
+         ++j) {
       logits_[(j - first_) * kWidth + j - first] = kLeftOut;
     }
   }

@@ -46,19 +46,21 @@ class SimilarityLogsumexp(torch.autograd.Function):
 
 
 class PseudoGroupContrast(torch.autograd.Function):
-    """The losses, as in :func:`dadl_ext.functional.pseudo_group_contrast`; the gradient comes from the same pass."""
+    """The losses, as in :func:`dadl_ext.functional.pseudo_group_contrast`; the gradient comes from the same pass.
+
+    What has no gradient is one tuple: autograd looks at every argument, and nine took it 6 µs longer.
+    """
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, grad_enabled: bool, *arguments: Any) -> Tensor:
-        wanted = grad_enabled and ctx.needs_input_grad[0]
+    def forward(ctx: Any, query: Tensor, arguments: tuple[Any, ...]) -> Tensor:
         with below_autograd():
-            loss, slope = torch.ops.dadl.pseudo_group_contrast.default(query, *arguments, wanted)
+            loss, slope = torch.ops.dadl.pseudo_group_contrast.default(query, *arguments)
         ctx.save_for_backward(slope, query)
         return loss  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        return scale_gradient(grad, *ctx.saved_tensors), *(None,) * 9
+        return scale_gradient(grad, *ctx.saved_tensors), None
 
 
 @torch.library.register_fake("dadl::similarity_logsumexp")
