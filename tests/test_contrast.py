@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import DEVICES
+from conftest import CAPABILITIES, DEVICES
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -527,7 +527,7 @@ def test_what_left_out_keys_hold_does_not_show(device: str) -> None:
     assert torch.equal(gradients[0][1], gradients[1][1])
 
 
-@pytest.mark.parametrize("capability", ["avx512", "avx2", "default"])
+@pytest.mark.parametrize("capability", CAPABILITIES)
 def test_processors_without_matrix_units(capability: str) -> None:
     """Everything once more with vectors of every width that this processor has."""
     chosen = "matches or spans or large or nothing or nan_stays or left_out"

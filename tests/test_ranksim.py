@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import CAPABILITIES
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -575,7 +576,7 @@ torch.save(results, sys.argv[1])
 
 def test_every_instruction_set_gives_the_same_bits(tmp_path: Path) -> None:
     results = []
-    for capability in ("default", "avx2", "avx512"):
+    for capability in CAPABILITIES:
         file = tmp_path / capability
         environment = os.environ | {"ATEN_CPU_CAPABILITY": capability}
         subprocess.run([sys.executable, "-c", SAVE_RANKSIM, str(file)], env=environment, check=True)
