@@ -387,7 +387,8 @@ std::tuple<Tensor, Tensor> pseudo_group_contrast(Tensor query, Tensor key, Tenso
     }
   }
   const ScalarType arithmetic = arithmetic_type(query);
-  const Tensor rows = new_empty(query, {queries}, arithmetic);
+  const bool by_row = reduction == kNone;
+  const Tensor loss = by_row ? new_empty(query, {queries}, arithmetic) : new_empty(query, {}, arithmetic);
   const Tensor slopes = new_empty(query, {with_slope ? queries : 0, d}, arithmetic);
   with_keys(queue, mask, false, [&](const auto& keys, auto tag) {
     using A = decltype(tag);
@@ -405,22 +406,18 @@ std::tuple<Tensor, Tensor> pseudo_group_contrast(Tensor query, Tensor key, Tenso
     positives.inverse_temperature = static_cast<A>(1 / temperature);
     positives.gain = reduction == kMean ? 1 / static_cast<A>(std::max<int64_t>(counted, 1)) : A{1};
     positives.kl = form == kKl;
-    positives.loss = mutable_data<A>(rows);
+    std::vector<A> rows(by_row ? 0 : queries);
+    positives.loss = by_row ? mutable_data<A>(loss) : rows.data();
     positives.slope = with_slope ? mutable_data<A>(slopes) : nullptr;
     with_tile(keys, [&](auto tile, const auto& keys) {
       attend<typename decltype(tile)::type>(
           q, keys, positives.own, 1 / temperature, positives.loss, positives.slope,
           [&](int64_t begin, int64_t end) { subtract_positives(positives, begin, end); });
     });
+    if (by_row) return;
+    *mutable_data<A>(loss) = static_cast<A>(sum_over<double>(queries, [&](int64_t i) { return rows[i]; }));
   });
-  if (reduction == kNone) return {rows, slopes};
-  const Tensor total = new_empty(query, {}, arithmetic);
-  const auto add_up = [&](auto tag) {
-    using A = decltype(tag);
-    *mutable_data<A>(total) = static_cast<A>(sum_over<double>(queries, [&](int64_t i) { return data<A>(rows)[i]; }));
-  };
-  is_double(rows) ? add_up(double{}) : add_up(float{});
-  return {total, slopes};
+  return {loss, slopes};
 }
 
 }  // namespace

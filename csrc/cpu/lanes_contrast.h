@@ -161,7 +161,7 @@ class Queries {
         lanes_(memory_.template take<A>(padded * width)),
         columns_(memory_.template take<A>(for_key_gradient ? padded * columns.padded : 0)) {
     const A *values = data<A>(query), factor = static_cast<A>(scale);
-    torch::stable::parallel_for(0, blocks.count, grain_rows(d), [&](int64_t begin, int64_t end) {
+    torch::stable::parallel_for(0, blocks.count, grain_rows(kVectors * kLanes<A> * d), [&](int64_t begin, int64_t end) {
       blocks.each(begin, end, [&](int64_t first, auto vectors) {
         constexpr int64_t kWidth = decltype(vectors)::value * kLanes<A>;
         const int64_t rows = std::min(kWidth, count - first);
@@ -223,10 +223,10 @@ class KeyTile {
       : query_(query),
         keys_(keys),
         rows_(std::max(up_to(kNumbers, size), kMostLanes)),
-        memory_((rows_ * (query.width + kMostLanes) + query.width) * static_cast<int64_t>(sizeof(A))),
+        memory_((rows_ * (query.width + kMostLanes) + kNumbers * query.width) * static_cast<int64_t>(sizeof(A))),
         panels_(memory_.template take<A>(rows_ * query.width)),
         logits_(memory_.template take<A>(rows_ * kMostLanes)),
-        row_(memory_.template take<A>(query.width)) {}
+        buffers_(memory_.template take<A>(kNumbers * query.width)) {}
 
   void attend(Range keys, Range next, const Softmax<A>& state, bool add) {
     pack(keys);
@@ -301,21 +301,28 @@ class KeyTile {
   const char* key(int64_t j) const { return static_cast<const char*>(keys_.values) + j * keys_.row_bytes; }
 
   // Keys that do not take part become zeros: what they hold must not show, not even as 0 NaN.
+  const A* row(int64_t j, A* buffer) const {
+    if (j < count_ && !(keys_.mask && !keys_.mask[first_ + j])) return keys_.read(key(first_ + j), buffer, keys_.d);
+    std::fill_n(buffer, keys_.d, A{0});
+    return buffer;
+  }
+
   void pack(Range keys) {
     first_ = keys.first;
     count_ = keys.last - keys.first;
-    const int64_t d = keys_.d, whole = d / kNumbers * kNumbers;
-    for (int64_t j = 0; j < up_to(kNumbers, count_); ++j) {
+    const int64_t whole = keys_.d / kNumbers * kNumbers;
+    for (int64_t j = 0; j < count_; j += kNumbers) {
+      const A* rows[kNumbers];
+      for (int r = 0; r < kNumbers; ++r) rows[r] = row(j + r, buffers_ + r * query_.width);
       A* target = panels_ + j * kNumbers;
-      if (j >= count_ || (keys_.mask && !keys_.mask[first_ + j])) {
-        for (int64_t c = 0; c < query_.width; c += kNumbers) std::fill_n(target + c * rows_, kNumbers, A{0});
-        continue;
+      for (int64_t c = 0; c < whole; c += kNumbers, target += rows_ * kNumbers) {
+        // Stores wait for each other, so their lines should be there.
+        __builtin_prefetch(target + kNumbers * kNumbers, 1);
+        for (int r = 0; r < kNumbers; ++r) std::memcpy(target + r * kNumbers, rows[r] + c, kNumbers * sizeof(A));
       }
-      const A* row = keys_.read(key(first_ + j), row_, d);
-      for (int64_t c = 0; c < whole; c += kNumbers) std::memcpy(target + c * rows_, row + c, kNumbers * sizeof(A));
-      if (whole == d) continue;
-      std::fill_n(target + whole * rows_, kNumbers, A{0});
-      std::copy(row + whole, row + d, target + whole * rows_);
+      for (int64_t c = whole; c < query_.width; ++c) {
+        for (int r = 0; r < kNumbers; ++r) target[r * kNumbers + c - whole] = c < keys_.d ? rows[r][c] : A{0};
+      }
     }
   }
 
@@ -356,7 +363,7 @@ class KeyTile {
   const AnyKeys<A>& keys_;
   const int64_t rows_;  // of a panel
   WorkingMemory<KeyTile> memory_;
-  A *panels_, *logits_, *row_;
+  A *panels_, *logits_, *buffers_;
   int64_t first_ = 0, count_ = 0;
   const char *ahead_ = nullptr, *ahead_end_ = nullptr;
   int64_t ahead_step_ = 0;
