@@ -3,7 +3,7 @@
 // The keys are cut into chunks, and those of a thread into tiles. A thread keeps, per query, the largest logit, the sum
 // of exponentials and the sum of keys weighted by them; a tile of logits lives in the cache between its two products,
 // so the keys are read once. The threads' parts are combined in order. In float32 the products are the matrix units'
-// where the processor has them, else BLAS'.
+// where the processor has them, else they are formed in vector registers.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
