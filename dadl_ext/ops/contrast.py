@@ -48,7 +48,7 @@ class SimilarityLogsumexp(torch.autograd.Function):
 class PseudoGroupContrast(torch.autograd.Function):
     """The losses, as in :func:`dadl_ext.functional.pseudo_group_contrast`; the gradient comes from the same pass.
 
-    What has no gradient is one tuple: autograd looks at every argument, and nine took it 6 µs longer.
+    What has no gradient is one tuple: autograd takes its time to look at every argument.
     """
 
     @classmethod
