@@ -19,27 +19,29 @@ struct VectorOf {
   using type __attribute__((vector_size(kBytes))) = A;
 };
 
-// Of exp(x) = 2^n exp(r), as in core/exponential.h.
+// Of exp(x) = 2^n 2^f with x log2(e) = n + f and |f| <= 1/2; 2^f is a polynomial, in float one of least largest error.
 template <typename A>
 struct Exponential;
 template <>
 struct Exponential<float> {
   using Bits = int32_t;
-  static constexpr float kRound = 12582912.0f, kLog2E = 1.44269504f, kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f,
-                         kLeast = -87.0f;
-  static constexpr int kBias = 127, kMantissa = 23, kTerms = 8;
-  static constexpr float kCoefficients[kTerms] = {1.0f / 5040, 1.0f / 720, 1.0f / 120, 1.0f / 24,
-                                                  1.0f / 6,    0.5f,       1.0f,       1.0f};
+  static constexpr float kRound = 12582912.0f, kLog2E = 1.44269504f, kLeast = -87.0f;
+  static constexpr int kBias = 127, kMantissa = 23, kTerms = 7;
+  static constexpr float kCoefficients[kTerms] = {
+      1.55946764e-4f, 1.34066434e-3f, 9.61769279e-3f, 5.55031039e-2f, 2.40226522e-1f, 6.93147242e-1f, 1.0f};
 };
 template <>
 struct Exponential<double> {
   using Bits = int64_t;
-  static constexpr double kRound = 6755399441055744.0, kLog2E = 1.4426950408889634, kLn2High = 0.693147180369123816490,
-                          kLn2Low = 1.90821492927058770002e-10, kLeast = -708.0;
+  static constexpr double kRound = 6755399441055744.0, kLog2E = 1.4426950408889634, kLeast = -708.0;
   static constexpr int kBias = 1023, kMantissa = 52, kTerms = 14;
-  static constexpr double kCoefficients[kTerms] = {
-      1.0 / 6227020800, 1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320, 1.0 / 5040,
-      1.0 / 720,        1.0 / 120,       1.0 / 24,       1.0 / 6,       0.5,          1.0,         1.0};
+  static constexpr double kCoefficients[kTerms] = {1.3691488853904124e-12, 2.5678435993488196e-11,
+                                                   4.44553827187081e-10,   7.054911620801121e-09,
+                                                   1.0178086009239696e-07, 1.3215486790144305e-06,
+                                                   1.5252733804059838e-05, 1.5403530393380606e-04,
+                                                   1.3333558146428441e-03, 9.618129107628477e-03,
+                                                   5.5504108664821576e-02, 2.402265069591007e-01,
+                                                   6.931471805599453e-01,  1.0};
 };
 
 #ifdef DADL_X86

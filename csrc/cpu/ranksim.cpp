@@ -175,6 +175,45 @@ void symmetrise_tile_rows(A* g, const A* weight, const A* inverse_norm, int64_t 
   }
 }
 
+// result = w X for the rows [begin, end) of w [m, m]. Every number is one sum in the order of the rows of X: the same
+// for every thread count and instruction set, which BLAS does not promise.
+template <typename A>
+void weigh_few_rows(const A* w, const A* x, A* result, int64_t m, int64_t d, int64_t begin, int64_t end) {
+  constexpr int64_t kRows = 4, kVectors = 2;
+  using Vector __attribute__((vector_size(32))) = A;
+  constexpr int64_t kLanes = sizeof(Vector) / sizeof(A), kColumns = kVectors * kLanes;
+  for (int64_t i = begin; i < end; i += kRows) {
+    const A* weights[kRows];  // the last row again where there are no more
+    for (int64_t r = 0; r < kRows; ++r) weights[r] = w + std::min(i + r, end - 1) * m;
+    for (int64_t next = 0; next < d; next += kColumns) {
+      const int64_t first = std::max<int64_t>(std::min(next, d - kColumns), 0), columns = std::min(kColumns, d);
+      A block[kRows][kColumns] = {};
+      if (columns == kColumns) {
+        Vector sums[kRows][kVectors] = {};
+        for (int64_t j = 0; j < m; ++j) {
+          Vector row[kVectors];
+          std::memcpy(row, x + j * d + first, sizeof row);
+#pragma GCC unroll 4
+          for (int64_t r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+            for (int64_t v = 0; v < kVectors; ++v) sums[r][v] += weights[r][j] * row[v];
+          }
+        }
+        std::memcpy(block, sums, sizeof block);
+      } else {
+        for (int64_t j = 0; j < m; ++j) {
+          for (int64_t r = 0; r < kRows; ++r) {
+            for (int64_t c = 0; c < columns; ++c) block[r][c] += weights[r][j] * x[j * d + c];
+          }
+        }
+      }
+      for (int64_t r = 0; r < std::min(kRows, end - i); ++r) {
+        std::copy_n(block[r], columns, result + (i + r) * d + first);
+      }
+    }
+  }
+}
+
 // dx = (g - u <g, u>) / |x| with g = scale times the given one and u = x / |x|, without the second term where a
 // constant stands for the norm, as in F.normalize. g may be the output itself where the subset is the batch.
 template <typename A>
@@ -215,18 +254,21 @@ DADL_STORAGE_ROWS(Half)
 DADL_STORAGE_ROWS(BFloat16)
 #undef DADL_STORAGE_ROWS
 
-#define DADL_ARITHMETIC_ROWS(A)                                                                                 \
-  DADL_CLONES void rank_similarities(const RowsTask<A>& task, LabelRanks::Scratch& labels, int64_t begin,       \
-                                     int64_t end) {                                                             \
-    ranksim_tiles<A>(task, labels, begin, end);                                                                 \
-  }                                                                                                             \
-  DADL_CLONES void symmetrise(A* differences, const A* weight, const A* inverse_norm, int64_t m, int64_t begin, \
-                              int64_t end) {                                                                    \
-    symmetrise_tile_rows<A>(differences, weight, inverse_norm, m, begin, end);                                  \
-  }                                                                                                             \
-  DADL_CLONES void project(const A* g, A scale, const A* x, const double* squared, const A* inverse_norm,       \
-                           const int64_t* index, A* gradient, int64_t d, int64_t begin, int64_t end) {          \
-    project_rows<A>(g, scale, x, squared, inverse_norm, index, gradient, d, begin, end);                        \
+#define DADL_ARITHMETIC_ROWS(A)                                                                                     \
+  DADL_CLONES void rank_similarities(const RowsTask<A>& task, LabelRanks::Scratch& labels, int64_t begin,           \
+                                     int64_t end) {                                                                 \
+    ranksim_tiles<A>(task, labels, begin, end);                                                                     \
+  }                                                                                                                 \
+  DADL_CLONES void symmetrise(A* differences, const A* weight, const A* inverse_norm, int64_t m, int64_t begin,     \
+                              int64_t end) {                                                                        \
+    symmetrise_tile_rows<A>(differences, weight, inverse_norm, m, begin, end);                                      \
+  }                                                                                                                 \
+  DADL_CLONES void weigh_few(const A* w, const A* x, A* result, int64_t m, int64_t d, int64_t begin, int64_t end) { \
+    weigh_few_rows<A>(w, x, result, m, d, begin, end);                                                              \
+  }                                                                                                                 \
+  DADL_CLONES void project(const A* g, A scale, const A* x, const double* squared, const A* inverse_norm,           \
+                           const int64_t* index, A* gradient, int64_t d, int64_t begin, int64_t end) {              \
+    project_rows<A>(g, scale, x, squared, inverse_norm, index, gradient, d, begin, end);                            \
   }
 DADL_ARITHMETIC_ROWS(float)
 DADL_ARITHMETIC_ROWS(double)
@@ -323,17 +365,20 @@ Tensor wide_gram(const Tensor& features, const int64_t* index, int64_t m) {
   return inner;
 }
 
+// From here on products are large enough for BLAS and for the matrix units.
+constexpr int64_t kManyRows = 64;
+
 // Whether float32 inner products resolve the perturbation, whose typical size is strength * weight * 2 / m * (1 / 3).
 // Measured against float64, the gradient's cosine then stays above .9998, whatever the dimension and the correlation of
 // the features. Small subsets have few swaps to average over, and cost little in float64.
 bool float32_resolves(int64_t m, const RankSimSettings& settings) {
-  return m >= 64 && 2 * settings.interp_strength * settings.weight >= 1e-3 * 3 * static_cast<double>(m);
+  return m >= kManyRows && 2 * settings.interp_strength * settings.weight >= 1e-3 * 3 * static_cast<double>(m);
 }
 
 // Whether the matrix units form the products. The sum of two rank differences is less than 2^16.
 bool matrix_units_serve(int64_t m) {
 #ifdef DADL_MATRIX_UNITS
-  return 64 <= m && m <= 1 << 14 && matrix_units::available();
+  return kManyRows <= m && m <= 1 << 14 && matrix_units::available();
 #else
   return false;
 #endif
@@ -441,9 +486,18 @@ Result run(const Arguments& a, bool with_gradient, const A* row_weight) {
   for_pairs([&](int64_t begin, int64_t end) {
     symmetrise(mutable_data<A>(differences), weight.data(), inverse_norm.data(), m, begin, end);
   });
-  torch::stable::parallel_for(0, m, std::max<int64_t>(64, grain_rows(d)), [&](int64_t begin, int64_t end) {
-    add_product(matrix_view(differences, data<A>(differences) + begin * m, end - begin, m, m, 1), x, 1.0, 0.0,
-                matrix_view(unit_gradient, data<A>(unit_gradient) + begin * d, end - begin, d, d, 1));
+  const A* pair_weights = data<A>(differences);
+  A* weighed = mutable_data<A>(unit_gradient);
+  if (m < kManyRows) {
+    torch::stable::parallel_for(0, m, grain_rows(m * d / 16), [&](int64_t begin, int64_t end) {
+      weigh_few(pair_weights, data<A>(x), weighed, m, d, begin, end);
+      finish(begin, end);
+    });
+    return result;
+  }
+  torch::stable::parallel_for(0, m, std::max(kManyRows, grain_rows(d)), [&](int64_t begin, int64_t end) {
+    add_product(matrix_view(differences, pair_weights + begin * m, end - begin, m, m, 1), x, 1.0, 0.0,
+                matrix_view(unit_gradient, weighed + begin * d, end - begin, d, d, 1));
     finish(begin, end);
   });
   return result;
