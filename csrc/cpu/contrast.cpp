@@ -1,13 +1,13 @@
 // Streaming log-sum-exp of similarities, and pseudo group contrast on it, on the CPU.
 //
-// The keys are cut into chunks, and those of a thread into tiles. A thread keeps, per query, the largest logit, the sum
-// of exponentials and the sum of keys weighted by them; a tile of logits lives in the cache between its two products,
-// so the keys are read once. The threads' parts are combined in order. In float32 the products are the matrix units'
-// where the processor has them, else they are formed in vector registers.
+// The keys are cut into chunks, which the threads take one after the other, and a chunk into tiles. Of a chunk are
+// kept, per query, the largest logit, the sum of exponentials and the sum of keys weighted by them; a tile of logits
+// lives in the cache between its two products, so the keys are read once. The chunks' parts are combined in order. In
+// float32 the products are the matrix units' where the processor has them, else they are formed in vector registers.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
-#include <bit>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <functional>
@@ -24,10 +24,10 @@ namespace dadl::cpu {
 namespace {
 
 constexpr int64_t kStateBytes = 1 << 25;  // of all chunks' weighted sums
-constexpr int64_t kMostChunks = 16;
-constexpr int64_t kWorthChunk = 1 << 20;  // multiply-adds
-constexpr int64_t kLeastKeys = 64;        // of a chunk: with fewer, adding up the weighted sums takes too long
-constexpr int64_t kStep = 16;             // of the keys that chunks and tiles begin with
+constexpr int64_t kManyChunks = 16;
+constexpr int64_t kWorthThread = 1 << 20, kWorthChunk = 1 << 25;  // multiply-adds
+constexpr int64_t kLeastKeys = 64;  // of a chunk: with fewer, adding up the weighted sums takes too long
+constexpr int64_t kStep = 16;       // of the keys that chunks and tiles begin with
 
 template <typename A>
 constexpr ScalarType kScalarType = std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float;
@@ -78,39 +78,52 @@ void with_tile(const Keys<T>& keys, Body body) {
   body(std::type_identity<v1::KeyTile<A>>{}, as_any(keys));
 }
 
-// Of equal size, as many as a power of two, so that the threads get equal shares.
+// body(next) on up to `most` threads, where next() is the first of 0, 1, ... that none has taken: a thread that others
+// slow down leaves more to the rest.
+template <typename Body>
+void share_out(int64_t most, Body body) {
+  std::atomic<int64_t> taken{0};
+  torch::stable::parallel_for(0, most, 1, [&](int64_t, int64_t) { body([&] { return taken++; }); });
+}
+
+// Of equal size: one for every thread that is worth it, or some for each where there is much work.
 class Chunks {
  public:
   Chunks(int64_t queries, int64_t keys, int64_t d) : keys_(keys) {
     const int64_t state = std::max<int64_t>(queries * d * static_cast<int64_t>(sizeof(double)), 1);
-    const int64_t wanted =
-        std::min({kMostChunks, kStateBytes / state, queries * keys * d / kWorthChunk, keys / kLeastKeys});
-    if (keys > 0) count = static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(std::max<int64_t>(wanted, 1))));
+    const int64_t work = queries * keys * d, most = std::min(kStateBytes / state, keys / kLeastKeys);
+    const int64_t threads = std::min<int64_t>({torch::stable::get_num_threads(), work / kWorthThread, most});
+    if (keys == 0) return;
+    count = std::max<int64_t>(threads, 1);
+    count *= std::max<int64_t>(std::min({work / kWorthChunk, kManyChunks, most}) / count, 1);
   }
 
-  // Of this chunk on, the first key.
-  int64_t operator[](int64_t chunk) const { return chunk == count ? keys_ : chunk * keys_ / count / kStep * kStep; }
+  Range operator[](int64_t chunk) const { return {begin(chunk), begin(chunk + 1)}; }
 
   int64_t count = 0;
 
  private:
+  int64_t begin(int64_t chunk) const { return chunk == count ? keys_ : chunk * keys_ / count / kStep * kStep; }
+
   int64_t keys_;
 };
 
 // Tiles of equal size, at most `widest`, of the keys from first to last.
 class Tiling {
  public:
-  Tiling(Range keys, int64_t widest, int64_t step) : last_(keys.last) {
+  Tiling(Range keys, int64_t widest, int64_t step) : keys_(keys) {
     const int64_t count = keys.last - keys.first, tiles = (count + widest - 1) / widest;
     size = ((count + tiles - 1) / tiles + step - 1) / step * step;
   }
 
-  Range from(int64_t first) const { return {first, std::min(first + size, last_)}; }
+  Range first() const { return after({keys_.first, keys_.first}); }
+  // An empty one after the last.
+  Range after(Range tile) const { return {tile.last, std::min(tile.last + size, keys_.last)}; }
 
   int64_t size;
 
  private:
-  int64_t last_;
+  Range keys_;
 };
 
 // What the chunks left behind [chunks, rows], brought together: lse, and in place of the largest logits what the
@@ -190,17 +203,32 @@ void attend(const Tensor& query, const SomeKeys& keys, const A* own, double scal
   WorkingMemory<Softmax<A>> memory(weighted * static_cast<int64_t>(sizeof(A)));
   A* states = memory.template take<A>(weighted);
 
-  torch::stable::parallel_for(0, chunks.count, 1, [&](int64_t begin, int64_t end) {
-    // A thread leaves what its chunks have in common in the first one's place.
-    const Softmax<A> state{largest.data() + begin * rows, sum.data() + begin * rows,
-                           slope ? states + begin * rows * width : nullptr};
-    const Range whole{chunks[begin], chunks[end]};
-    const Tiling tiling(whole, KeyTile::size(queries, d, whole.last - whole.first), KeyTile::kStep);
-    KeyTile tile(scaled, keys, tiling.size);
-    for (Range now = tiling.from(whole.first); now.first < whole.last; now = tiling.from(now.last)) {
-      tile.attend(now, tiling.from(now.last), state, now.first > whole.first);
+  const auto tiling = [&](int64_t chunk) {
+    const Range whole = chunks[chunk];
+    return Tiling(whole, KeyTile::size(queries, d, whole.last - whole.first), KeyTile::kStep);
+  };
+  int64_t widest = 0;
+  for (int64_t chunk = 0; chunk < chunks.count; ++chunk) widest = std::max(widest, tiling(chunk).size);
+  share_out(chunks.count, [&](auto next_chunk) {
+    int64_t chunk = next_chunk();
+    if (chunk >= chunks.count) return;
+    KeyTile tile(scaled, keys, widest);
+    while (chunk < chunks.count) {
+      const Softmax<A> state{largest.data() + chunk * rows, sum.data() + chunk * rows,
+                             slope ? states + chunk * rows * width : nullptr};
+      const Tiling tiles = tiling(chunk);
+      bool add = false;
+      for (Range now = tiles.first(), next; now.first < now.last; now = next, add = true) {
+        next = tiles.after(now);
+        Range ahead = next;
+        if (next.first == next.last) {
+          chunk = next_chunk();
+          if (chunk < chunks.count) ahead = tiling(chunk).first();
+        }
+        tile.attend(now, ahead, state, add);
+      }
+      tile.finish(state);
     }
-    tile.finish(state);
   });
 
   const A* q = data<A>(query);
@@ -341,15 +369,20 @@ Tensor similarity_logsumexp_key_gradient(Tensor grad, Tensor query, Tensor key, 
       const Tensor values = as_arithmetic<A>(query);
       const typename KeyTile::Query scaled(values, scale, true);
       // Smaller than the cache would hold where there would be too few for the threads.
-      const int64_t share = std::max(keys.count / kMostChunks, kLeastKeys) / 32 * 32;
+      const int64_t share = std::max(keys.count / kManyChunks, kLeastKeys) / 32 * 32;
       const int64_t size = std::min({KeyTile::size(queries, d, keys.count), share, keys.count});
       const int64_t tiles = size ? (keys.count + size - 1) / size : 0;
-      torch::stable::parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) {
+      const auto keys_of = [&](int64_t tile) {
+        return Range{std::min(tile * size, keys.count), std::min((tile + 1) * size, keys.count)};
+      };
+      share_out(tiles, [&](auto next_tile) {
+        int64_t now = next_tile();
+        if (now >= tiles) return;
         KeyTile tile(scaled, keys, size);
-        const int64_t stop = std::min(end * size, keys.count);
-        const auto from = [&](int64_t first) { return Range{first, std::min(first + size, stop)}; };
-        for (Range now = from(begin * size); now.first < stop; now = from(now.last)) {
-          tile.key_gradient(now, from(now.last), data<A>(lse), data<A>(grad), mutable_data<A>(gradient));
+        while (now < tiles) {
+          const int64_t next = next_tile();
+          tile.key_gradient(keys_of(now), keys_of(next), data<A>(lse), data<A>(grad), mutable_data<A>(gradient));
+          now = next;
         }
       });
     });
