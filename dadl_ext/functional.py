@@ -302,14 +302,9 @@ def supervised_contrast(
     """
     features, labels = check_supervised_contrast(features, labels, temperature, reduction)
     require_device(features)
-    denominator = similarity_logsumexp(features, features, scale=1 / temperature, exclude_self=True)
-    z = features.to(denominator.dtype)
-    classes, group = torch.unique(labels, return_inverse=True)
-    count = torch.bincount(group, minlength=len(classes))[group] - 1
-    sums = z.new_zeros(len(classes), z.shape[1]).index_add(0, group, z)
-    mean_positive = (z * (sums[group] - z)).sum(dim=1) / (temperature * count.clamp_min(1).to(z.dtype))
-    loss = (denominator - mean_positive).masked_fill(count == 0, 0)
-    return reduce_rows(loss, torch.ones_like(group, dtype=torch.bool), None, reduction)
+    classes, target = torch.unique(labels, return_inverse=True)
+    loss = contrast.SupervisedContrast.apply(features, target, len(classes), temperature, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
+    return reduce_rows(loss, torch.ones_like(target, dtype=torch.bool), None, reduction)
 
 
 def disagreement(predictions: Tensor, measure: str = "l1", *, reduction: str = "mean") -> Tensor:

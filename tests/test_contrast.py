@@ -253,6 +253,26 @@ def test_supervised_contrast_matches_the_reference(device: str, dtype: torch.dty
             assert results[0][0][0] == 0
 
 
+@pytest.mark.parametrize("n", [0, 1, 2])
+def test_supervised_contrast_without_positives(device: str, n: int) -> None:
+    features = torch.randn(n, 4, device=device, requires_grad=True)
+    loss = functional.supervised_contrast(features, torch.arange(n, device=device))
+    loss.backward()
+    assert loss.item() == 0
+    assert torch.equal(features.grad, torch.zeros_like(features))
+
+
+def test_supervised_contrast_compiles(device: str) -> None:
+    features, labels = torch.randn(12, 6, device=device), torch.randint(4, (12,), device=device)
+    results = []
+    for function in (functional.supervised_contrast, torch.compile(functional.supervised_contrast)):
+        leaf = features.clone().requires_grad_()
+        loss = function(leaf, labels)
+        loss.backward()
+        results.append((loss.detach(), leaf.grad))
+    torch.testing.assert_close(results[0], results[1])
+
+
 def test_supervised_contrast_module_normalises(device: str) -> None:
     features, labels = torch.randn(10, 6, device=device), torch.randint(3, (10,), device=device)
     loss = SupervisedContrastLoss(temperature=0.5)(features * 100, labels)
@@ -411,6 +431,8 @@ def test_forward_mode_raises() -> None:
         dual = forward_ad.make_dual(query, torch.ones_like(query))
         with pytest.raises(NotImplementedError, match="forward-mode"):
             functional.pseudo_group_contrast(dual, key, queue, target)
+        with pytest.raises(NotImplementedError, match="forward-mode"):
+            functional.supervised_contrast(dual, target)
         for pair in ((dual, key), (query, dual)):
             with pytest.raises(NotImplementedError, match="forward-mode"):
                 functional.similarity_logsumexp(*pair)
@@ -429,6 +451,7 @@ def test_second_derivatives_raise(device: str) -> None:
     for loss in (
         functional.pseudo_group_contrast(query, key, queue, target),
         functional.similarity_logsumexp(query, queue.flatten(0, 1)).sum(),
+        functional.supervised_contrast(query, target),
     ):
         (gradient,) = torch.autograd.grad(loss, query, create_graph=True)
         with pytest.raises(RuntimeError, match="second derivative"):

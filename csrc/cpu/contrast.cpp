@@ -78,12 +78,16 @@ void with_tile(const Keys<T>& keys, Body body) {
   body(std::type_identity<v1::KeyTile<A>>{}, as_any(keys));
 }
 
-// body(next) on up to `most` threads, where next() is the first of 0, 1, ... that none has taken: a thread that others
-// slow down leaves more to the rest.
+// body(first, next) on the threads, each of which has a first of 0, ..., count - 1 for itself, so that none waits for a
+// late one; next() is one that nobody has taken, or more than the last. A thread that others slow down leaves more to
+// the rest.
 template <typename Body>
-void share_out(int64_t most, Body body) {
-  std::atomic<int64_t> taken{0};
-  torch::stable::parallel_for(0, most, 1, [&](int64_t, int64_t) { body([&] { return taken++; }); });
+void share_out(int64_t count, Body body) {
+  const int64_t workers = std::min<int64_t>(torch::stable::get_num_threads(), count);
+  std::atomic<int64_t> taken{workers};
+  torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t first = begin; first < end; ++first) body(first, [&] { return taken++; });
+  });
 }
 
 // Of equal size: one for every thread that is worth it, or some for each where there is much work.
@@ -209,9 +213,7 @@ void attend(const Tensor& query, const SomeKeys& keys, const A* own, double scal
   };
   int64_t widest = 0;
   for (int64_t chunk = 0; chunk < chunks.count; ++chunk) widest = std::max(widest, tiling(chunk).size);
-  share_out(chunks.count, [&](auto next_chunk) {
-    int64_t chunk = next_chunk();
-    if (chunk >= chunks.count) return;
+  share_out(chunks.count, [&](int64_t chunk, auto next_chunk) {
     KeyTile tile(scaled, keys, widest);
     while (chunk < chunks.count) {
       const Softmax<A> state{largest.data() + chunk * rows, sum.data() + chunk * rows,
@@ -375,9 +377,7 @@ Tensor similarity_logsumexp_key_gradient(Tensor grad, Tensor query, Tensor key, 
       const auto keys_of = [&](int64_t tile) {
         return Range{std::min(tile * size, keys.count), std::min((tile + 1) * size, keys.count)};
       };
-      share_out(tiles, [&](auto next_tile) {
-        int64_t now = next_tile();
-        if (now >= tiles) return;
+      share_out(tiles, [&](int64_t now, auto next_tile) {
         KeyTile tile(scaled, keys, size);
         while (now < tiles) {
           const int64_t next = next_tile();

@@ -45,6 +45,48 @@ class SimilarityLogsumexp(torch.autograd.Function):
         return query_gradient, key_gradient, None, None, None, None
 
 
+class SupervisedContrast(torch.autograd.Function):
+    """Row losses ``[n]`` of features whose classes are 0, ..., classes - 1, as in
+    :func:`dadl_ext.functional.supervised_contrast`. Its parts in autograd's hands would take longer than small batches.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, features: Tensor, target: Tensor, classes: int, temperature: float, grad_enabled: bool
+    ) -> Tensor:
+        wanted = grad_enabled and ctx.needs_input_grad[0]
+        with below_autograd():
+            lse, slope = torch.ops.dadl.similarity_logsumexp.default(
+                features, features, None, 1 / temperature, True, wanted
+            )
+            z = features.to(lse.dtype)
+            sums = z.new_zeros(classes, z.shape[1]).index_add(0, target, z)
+            positives = sums.index_select(0, target) - z
+            count = torch.bincount(target, minlength=classes).index_select(0, target) - 1
+            alone = count == 0
+            share = 1 / (temperature * count.clamp_min(1).to(z.dtype))
+            loss = (lse - (z * positives).sum(dim=1) * share).masked_fill(alone, 0)
+        ctx.save_for_backward(features, target, lse, slope, positives, share, alone)
+        ctx.classes, ctx.temperature = classes, temperature
+        return loss  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        features, target, lse, slope, positives, share, alone = ctx.saved_tensors
+        with below_autograd():
+            grad = grad.masked_fill(alone, 0)
+            as_query = scale_gradient(grad, slope, features)
+            as_key = torch.ops.dadl.similarity_logsumexp_key_gradient.default(
+                grad, features, features, None, lse, 1 / ctx.temperature, True
+            )
+            pull = (grad * share)[:, None]
+            pulling = pull * features
+            sums = pulling.new_zeros(ctx.classes, pulling.shape[1]).index_add(0, target, pulling)
+            pulled = pull * positives + (sums.index_select(0, target) - pulling)
+            gradient = (as_query + as_key - pulled).to(features.dtype)
+        return gradient, None, None, None, None
+
+
 class PseudoGroupContrast(torch.autograd.Function):
     """The losses, as in :func:`dadl_ext.functional.pseudo_group_contrast`; the gradient comes from the same pass.
 
