@@ -206,6 +206,31 @@ def test_fewer_keys_than_threads_could_share(device: str, keys: int) -> None:
     torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("keys", [3000, 9999])
+def test_threads_share_much_work_and_repeat_their_bits(keys: int) -> None:
+    """Whoever takes a chunk of the keys first: its part is added up in the chunk's place."""
+    query, key = torch.randn(256, 128), torch.randn(keys, 128)
+    expected = torch.logsumexp(query.double() @ key.double().T * 0.1, dim=1)
+    probability = (query.double() @ key.double().T * 0.1).softmax(dim=1)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 3, 8):
+            torch.set_num_threads(count)
+            results = []
+            for _ in range(5):
+                leaves = query.clone().requires_grad_(), key.clone().requires_grad_()
+                lse = functional.similarity_logsumexp(*leaves, scale=0.1)
+                lse.sum().backward()
+                results.append((lse.detach(), *(leaf.grad for leaf in leaves)))
+            for other in results[1:]:
+                assert all(map(torch.equal, results[0], other))
+            wanted = expected, 0.1 * probability @ key.double(), 0.1 * probability.T @ query.double()
+            for got, exact in zip(results[0], wanted, strict=True):
+                assert (got - exact).abs().max() <= 2e-6 * exact.abs().max()
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_large_logits_do_not_overflow(device: str) -> None:
     query = torch.tensor([[1e4], [-1e4], [0.0]], device=device, requires_grad=True)
     key = torch.tensor([[1.0], [-1.0]], device=device)
