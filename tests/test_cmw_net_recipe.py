@@ -320,6 +320,7 @@ def test_lists_with_a_meta_set(list_folder: Path, tmp_path: Path) -> None:
         confidence, label = trained.predict(test_images[[1, 0]]).softmax(dim=1).max(dim=1)
     predicted = rows_of(tmp_path / "predicted.csv")
     assert [row["name"] for row in predicted] == ["image 31.png", "image 30.png"]
+    assert [row["label"] for row in predicted] == [predictions[1]["label"], predictions[0]["label"]]
     assert [int(row["label"]) for row in predicted] == label.tolist()
     assert [float(row["confidence"]) for row in predicted] == confidence.tolist()
 

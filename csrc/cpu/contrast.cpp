@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "../contrast_checks.h"
+#include "../core/exponential.h"
 #include "contrast_lanes.h"
 #include "contrast_matrix_units.h"
 

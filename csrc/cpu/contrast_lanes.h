@@ -8,7 +8,6 @@
 #include <type_traits>
 #include <vector>
 
-#include "../core/exponential.h"
 #include "contrast_keys.h"
 #include "transpose.h"
 

@@ -54,8 +54,8 @@ inline __attribute__((always_inline)) void store(Vector<A> x, A* target) {
   std::memcpy(target, &x, sizeof x);
 }
 
-// x = exp(x) for arguments that are not positive, where exp_nonpositive() is 0 too. Step by step for all vectors: one's
-// steps wait for each other. The relative error grows with -x to 2e-6, while exp(x) itself falls.
+// x = exp(x) for arguments that are not positive, and 0 where exp_nonpositive() is. Step by step for all vectors, as
+// one's steps wait for each other. The relative error grows with -x to 2e-6 in float, while exp(x) itself falls.
 template <int kCount, typename A>
 inline __attribute__((always_inline)) void exponentials(Vector<A> (&x)[kCount]) {
   using E = Exponential<A>;
