@@ -44,7 +44,8 @@ NVCC_FLAGS = [
     "-DUSE_CUDA",
     *STABLE_ABI,
 ]
-NVCC_LINK_FLAGS = ["-shared", "-cudart", "static", "-Xlinker", "--no-as-needed", "-lc10", "-ltorch_cpu", "-ltorch"]
+# The runtime that PyTorch has loaded: a second one would have errors and a current device of its own.
+NVCC_LINK_FLAGS = ["-shared", "-cudart", "shared", "-Xlinker", "--no-as-needed", "-lc10", "-ltorch_cpu", "-ltorch"]
 
 DEFAULT_ARCHITECTURES = "8.0;9.0;10.0;12.0+PTX"
 MINIMUM_NVCC = (12, 8)  # the first that knows 10.0 and 12.0

@@ -26,22 +26,17 @@ Rows<T> rows_of(const Tensor& matrix, int64_t count, int64_t d) {
   return Rows<T>(data<T>(matrix), count, d);
 }
 
-// body(query, key) with Rows of the contiguous keys and of the queries: as they are where both have one dtype, else in
-// float32. `key` may have any shape of `count` rows.
+// body(query, key, A{}) with Rows of contiguous tensors of one dtype: as they are where they have one, else in float32.
+// `key` may have any shape of `count` rows.
 template <typename Body>
 void with_rows(const Tensor& query, const Tensor& key, int64_t count, Body body) {
   const int64_t queries = query.size(0), d = query.size(1);
-  const Tensor keys = as_contiguous(key);
+  const bool same = query.scalar_type() == key.scalar_type();
+  const Tensor rows = same ? as_contiguous(query) : as_contiguous(query, ScalarType::Float);
+  const Tensor keys = same ? as_contiguous(key) : as_contiguous(key, ScalarType::Float);
   dispatch_floating(keys, "key", [&](auto tag) {
-    using K = decltype(tag);
-    using A = typename Storage<K>::Arithmetic;
-    if (query.scalar_type() == key.scalar_type()) {
-      const Tensor same = as_contiguous(query);
-      body(rows_of<K>(same, queries, d), rows_of<K>(keys, count, d));
-    } else if constexpr (!std::is_same_v<K, double>) {
-      const Tensor wide = as_contiguous(query, ScalarType::Float);
-      body(rows_of<A>(wide, queries, d), rows_of<K>(keys, count, d));
-    }
+    using T = decltype(tag);
+    body(rows_of<T>(rows, queries, d), rows_of<T>(keys, count, d), typename Storage<T>::Arithmetic{});
   });
 }
 
@@ -56,8 +51,8 @@ std::tuple<Tensor, Tensor> similarity_logsumexp(Tensor query, Tensor key, std::o
   KeyChoice choice;
   choice.mask = key_mask ? data<bool>(*key_mask) : nullptr;
   choice.exclude_self = exclude_self;
-  with_rows(query, key, key.size(0), [&](const auto& queries, const auto& keys) {
-    using A = typename Storage<std::remove_const_t<std::remove_pointer_t<decltype(keys.values)>>>::Arithmetic;
+  with_rows(query, key, key.size(0), [&](const auto& queries, const auto& keys, auto tag) {
+    using A = decltype(tag);
     contrast(backend, queries, keys, choice, static_cast<const A*>(nullptr), scale, mutable_data<A>(lse),
              with_slope ? mutable_data<A>(slope) : nullptr);
   });
@@ -115,8 +110,8 @@ std::tuple<Tensor, Tensor> pseudo_group_contrast(Tensor query, Tensor key, Tenso
   choice.kl = form == kKl;
   choice.mean = reduction == kMean;
   choice.ignore_index = ignore_index;
-  with_rows(query, queue, classes * slots, [&](const auto& query_rows, const auto& keys) {
-    using A = typename Storage<std::remove_const_t<std::remove_pointer_t<decltype(keys.values)>>>::Arithmetic;
+  with_rows(query, queue, classes * slots, [&](const auto& query_rows, const auto& keys, auto tag) {
+    using A = decltype(tag);
     contrast(backend, query_rows, keys, choice, data<A>(own), 1 / temperature, mutable_data<A>(rows),
              with_slope ? mutable_data<A>(slope) : nullptr);
   });

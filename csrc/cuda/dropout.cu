@@ -49,11 +49,7 @@ Tensor dropout_linear(Tensor features, Tensor weight, std::optional<Tensor> bias
     using A = decltype(tag);
     using T = std::remove_const_t<std::remove_pointer_t<decltype(linear.features)>>;
     if (few) return dropout_predict(backend, linear, mutable_data<T>(result));
-    const Tensor wide = as_contiguous(weight, arithmetic);
-    std::optional<Tensor> wide_bias;
-    if (bias) wide_bias = as_contiguous(*bias, arithmetic);
-    dropout_multiply(backend, linear, data<A>(wide), wide_bias ? data<A>(*wide_bias) : nullptr,
-                     mutable_data<A>(result));
+    dropout_multiply(backend, linear, mutable_data<A>(result));
   });
   return as_contiguous(result, features.scalar_type());
 }
@@ -69,7 +65,7 @@ std::tuple<Tensor, Tensor> dropout_linear_backward(Tensor grad, Tensor features,
   const int64_t rows = features.size(0), width = features.size(1), outputs = weight.size(0);
   const bool few = outputs <= kFewOutputs;
   const ScalarType arithmetic = arithmetic_type(features), type = few ? features.scalar_type() : arithmetic;
-  const Tensor upstream = as_contiguous(grad, arithmetic);
+  const Tensor upstream = few ? as_contiguous(grad, arithmetic) : as_contiguous(grad);
   const Tensor features_gradient = new_empty(features, {for_features ? rows : 0, width}, type);
   const Tensor weight_gradient = new_empty(features, {for_weight ? outputs : 0, width}, type);
   with_linear(features, weight, {}, seed, p, grad.size(0), [&](const auto& linear, auto tag) {
@@ -80,8 +76,7 @@ std::tuple<Tensor, Tensor> dropout_linear_backward(Tensor grad, Tensor features,
                                for_features ? mutable_data<T>(features_gradient) : nullptr,
                                for_weight ? mutable_data<T>(weight_gradient) : nullptr, static_cast<A*>(nullptr));
     }
-    const Tensor wide = as_contiguous(weight, arithmetic);
-    dropout_multiply_back(backend, linear, data<A>(upstream), data<A>(wide),
+    dropout_multiply_back(backend, linear, data<T>(upstream),
                           for_features ? mutable_data<A>(features_gradient) : nullptr,
                           for_weight ? mutable_data<A>(weight_gradient) : nullptr);
   });

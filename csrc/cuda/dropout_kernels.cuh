@@ -29,6 +29,7 @@ struct DropoutLinear {
   int64_t rows, width, outputs, members;
 
   __device__ __forceinline__ Dropout dropout() const { return {philox_key(*seed), threshold}; }
+  double dropout_scale() const { return Dropout{{}, threshold}.scale(); }
   __device__ __host__ __forceinline__ int64_t groups() const { return (width + kMaskGroup - 1) / kMaskGroup; }
 };
 
@@ -231,42 +232,48 @@ __global__ void __launch_bounds__(kThreads)
 
 // ---- many outputs ---------------------------------------------------------------------------------------------------
 
-// tile [count, F] = masked and scaled features; row i is that of (member, row) number first + i, counted through all
-// rows of a member first.
+// tile [count, F] = masked features, not scaled, so that they are exact in T; row i is that of (member, row) number
+// first + i, counted through all rows of a member first.
 template <typename T, typename A = typename Storage<T>::Arithmetic>
 __global__ void __launch_bounds__(kThreads)
-    dropout_mask_kernel(DropoutLinear<T> linear, int64_t first, int64_t count, A* tile) {
+    dropout_mask_kernel(DropoutLinear<T> linear, int64_t first, int64_t count, T* tile) {
   const int64_t item = static_cast<int64_t>(blockIdx.x) * kMaskTeams + mask_team();
   const int64_t i = item / linear.groups(), group = item % linear.groups(), width = linear.width;
   if (i >= count) return;
   const int64_t member = (first + i) / linear.rows, row = (first + i) % linear.rows;
   const Dropout dropout = linear.dropout();
-  const A scale = static_cast<A>(dropout.scale());
   for_features_of_lane<A>(kept_of_lane(dropout, member, row, group), group, width, [&](int, int64_t f, A keep) {
-    tile[i * width + f] = keep * scale * static_cast<A>(to_float(linear.features[row * width + f]));
+    tile[i * width + f] = Storage<T>::round(keep * static_cast<A>(to_float(linear.features[row * width + f])));
   });
 }
 
-// for_features [B, F] += mask scale back, with back [count, F] the upstream gradients times the weight, in whose place
-// the tile of dropout_mask_kernel comes if that is wanted. A row and group of features belongs to one team.
+// result [count, C] = bias in each row.
+template <typename T, typename A>
+__global__ void __launch_bounds__(kThreads)
+    dropout_bias_kernel(const T* bias /* [C] */, int64_t size, int64_t outputs, A* result) {
+  const int64_t i = element_index();
+  if (i < size) result[i] = static_cast<A>(to_float(bias[i % outputs]));
+}
+
+// for_features [B, F] += mask back, with back [count, F] the scaled upstream gradients times the weight; and, unless
+// null, the tile of dropout_mask_kernel. A row and group of features belongs to one team.
 template <typename T, typename A = typename Storage<T>::Arithmetic>
 __global__ void __launch_bounds__(kThreads, 1)
-    dropout_mask_back_kernel(DropoutLinear<T> linear, int64_t first, int64_t count, A* back, bool with_tile,
+    dropout_mask_back_kernel(DropoutLinear<T> linear, int64_t first, int64_t count, const A* back, T* tile,
                              A* for_features) {
   const int64_t item = static_cast<int64_t>(blockIdx.x) * kMaskTeams + mask_team();
   const int64_t start = item / linear.groups(), group = item % linear.groups(), width = linear.width;
   if (start >= linear.rows) return;
   const int64_t row = (first + start) % linear.rows;
   const Dropout dropout = linear.dropout();
-  const A scale = static_cast<A>(dropout.scale());
   A sums[kLaneFeatures] = {};
 #pragma unroll 1
   for (int64_t i = start; i < count; i += linear.rows) {
     const uint32_t kept = kept_of_lane(dropout, (first + i) / linear.rows, row, group);
     for_features_of_lane<A>(kept, group, width, [&](int j, int64_t f, A keep) {
-      A& value = back[i * width + f];
-      sums[j] += keep * scale * value;
-      if (with_tile) value = keep * scale * static_cast<A>(to_float(linear.features[row * width + f]));
+      sums[j] += keep * back[i * width + f];
+      if (tile)
+        tile[i * width + f] = Storage<T>::round(keep * static_cast<A>(to_float(linear.features[row * width + f])));
     });
   }
   for_features_of_lane<A>(0, group, width, [&](int j, int64_t f, A) { for_features[row * width + f] += sums[j]; });
@@ -289,21 +296,23 @@ void dropout_predict(Backend& backend, const DropoutLinear<T>& linear, Out* resu
   }
 }
 
-// result [K, B, C] in the arithmetic type, for many outputs; weight [C, F] and bias [C] or null in that type too
+// result [K, B, C] in the arithmetic type, for many outputs
 template <typename T, typename A, typename Backend>
-void dropout_multiply(Backend& backend, const DropoutLinear<T>& linear, const A* weight, const A* bias, A* result,
+void dropout_multiply(Backend& backend, const DropoutLinear<T>& linear, A* result,
                       int64_t tile_elements = kDropoutTileElements) {
   const int64_t all = linear.members * linear.rows, width = linear.width, outputs = linear.outputs;
   const int64_t size = std::clamp<int64_t>(tile_elements / width, 1, std::max<int64_t>(all, 1));
-  auto tile = backend.template buffer<A>(all ? size * width : 0);
+  if (linear.bias && all > 0) {
+    backend.launch(dropout_bias_kernel<T, A>, dim3(blocks_for(all * outputs, kThreads)), dim3(kThreads), linear.bias,
+                   all * outputs, outputs, result);
+  }
+  auto tile = backend.template buffer<T>(all ? size * width : 0);
   for (int64_t first = 0; first < all; first += size) {
     const int64_t count = std::min(size, all - first);
     backend.launch(dropout_mask_kernel<T>, dim3(blocks_for(count * linear.groups(), kMaskTeams)), dim3(kThreads),
                    linear, first, count, tile.data());
-    const Matrix<A> out{result + first * outputs, count, outputs, outputs, 1};
-    const Matrix<A> bias_rows{bias, count, outputs, 0, 1};
-    backend.multiply(Matrix<A>{tile.data(), count, width, width, 1}, Matrix<A>{weight, width, outputs, 1, width}, out,
-                     bias ? &bias_rows : nullptr);
+    backend.multiply(Matrix<T>{tile.data(), count, width, width, 1}, Matrix<T>{linear.weight, width, outputs, 1, width},
+                     result + first * outputs, outputs, linear.bias != nullptr, static_cast<A>(linear.dropout_scale()));
   }
 }
 
@@ -341,32 +350,33 @@ void dropout_gradients(Backend& backend, const DropoutLinear<T>& linear, const A
 // The gradients [B, F] and [C, F] in the arithmetic type for the upstream gradient [K, B, C], for many outputs; null
 // where not wanted.
 template <typename T, typename A, typename Backend>
-void dropout_multiply_back(Backend& backend, const DropoutLinear<T>& linear, const A* upstream, const A* weight,
-                           A* for_features, A* for_weight, int64_t tile_elements = kDropoutTileElements) {
+void dropout_multiply_back(Backend& backend, const DropoutLinear<T>& linear, const T* upstream, A* for_features,
+                           A* for_weight, int64_t tile_elements = kDropoutTileElements) {
   const int64_t all = linear.members * linear.rows, width = linear.width, outputs = linear.outputs;
   const int64_t size = std::clamp<int64_t>(tile_elements / width, 1, std::max<int64_t>(all, 1));
+  const A scale = static_cast<A>(linear.dropout_scale());
   if (all == 0) {
     if (for_weight) backend.zero(for_weight, outputs * width);
     return;
   }
   if (for_features) backend.zero(for_features, linear.rows * width);
-  auto tile = backend.template buffer<A>(size * width);
+  auto back = backend.template buffer<A>(for_features ? size * width : 0);
+  auto tile = backend.template buffer<T>(for_weight ? size * width : 0);
   for (int64_t first = 0; first < all; first += size) {
     const int64_t count = std::min(size, all - first), rows = std::min(count, linear.rows);
-    const Matrix<A> masked{tile.data(), count, width, width, 1};
+    const T* grad = upstream + first * outputs;
     if (for_features) {
-      backend.multiply(Matrix<A>{upstream + first * outputs, count, outputs, outputs, 1},
-                       Matrix<A>{weight, outputs, width, width, 1}, masked, nullptr);
+      backend.multiply(Matrix<T>{grad, count, outputs, outputs, 1}, Matrix<T>{linear.weight, outputs, width, width, 1},
+                       back.data(), width, false, scale);
       backend.launch(dropout_mask_back_kernel<T>, dim3(blocks_for(rows * linear.groups(), kMaskTeams)), dim3(kThreads),
-                     linear, first, count, tile.data(), for_weight != nullptr, for_features);
+                     linear, first, count, back.data(), for_weight ? tile.data() : nullptr, for_features);
     } else {
       backend.launch(dropout_mask_kernel<T>, dim3(blocks_for(count * linear.groups(), kMaskTeams)), dim3(kThreads),
                      linear, first, count, tile.data());
     }
     if (!for_weight) continue;
-    const Matrix<A> out{for_weight, outputs, width, width, 1};
-    backend.multiply(Matrix<A>{upstream + first * outputs, outputs, count, 1, outputs}, masked, out,
-                     first == 0 ? nullptr : &out);
+    backend.multiply(Matrix<T>{grad, outputs, count, 1, outputs}, Matrix<T>{tile.data(), count, width, width, 1},
+                     for_weight, width, first > 0, scale);
   }
 }
 

@@ -43,7 +43,8 @@ struct Entry<uint64_t> {
   static __device__ __forceinline__ Entry make(uint64_t key, uint32_t index) { return {key, index}; }
   __device__ __forceinline__ int index() const { return static_cast<int>(element); }
   __device__ __forceinline__ bool before(Entry other) const {
-    return key < other.key || (key == other.key && element < other.element);
+    // Without branches, which a sort would take hundreds of.
+    return (key < other.key) | ((key == other.key) & (element < other.element));
   }
   __device__ __forceinline__ Entry across(int mask) const {
     return {__shfl_xor_sync(kFullWarp, key, mask), __shfl_xor_sync(kFullWarp, element, mask)};

@@ -479,7 +479,8 @@ class RankSim {
     backend_.launch(ranksim_symmetrise_kernel<T>, dim3(tiles, tiles), dim3(kTile, kTileRows), gradient_matrix(), width,
                     row_weight, inverse_norms_.data(), count_, n_);
     auto unit_gradient = backend_.template buffer<T>(n_ * d_);
-    backend_.multiply(gradient_matrix(), width, x_.data(), n_, d_, unit_gradient.data());
+    backend_.multiply(Matrix<T>{gradient_matrix(), n_, n_, width, 1}, Matrix<T>{x_.data(), n_, d_, d_, 1},
+                      unit_gradient.data(), d_, false);
     backend_.zero(gradient, n_ * d_);
     backend_.launch(ranksim_project_kernel<T, Out>, warp_rows(), dim3(kRowThreads), unit_gradient.data(), x_.data(),
                     squared_norms_.data(), inverse_norms_.data(), index_, count_, d_, gradient);
@@ -500,7 +501,8 @@ class RankSim {
     backend_.launch(ranksim_gather_kernel<F, T>, warp_rows(), dim3(kRowThreads), features, index_, count_, settings, n_,
                     d_, x_.data(), wide_x, squared_norms_.data(), inverse_norms_.data(), constants_.data(),
                     poison_.data());
-    backend_.gram(wide_x, n_, d_, similarity_.data());
+    backend_.multiply(Matrix<double>{wide_x, n_, d_, d_, 1}, Matrix<double>{wide_x, d_, n_, 1, d_}, similarity_.data(),
+                      n_, false);
     backend_.launch(ranksim_similarity_kernel, row_blocks(), dim3(kThreads), squared_norms_.data(), count_, n_,
                     similarity_.data());
   }

@@ -8,12 +8,13 @@
 #include <torch/csrc/stable/macros.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
-#include <type_traits>
 #include <utility>
 
 #include "../tensors.h"
+#include "blas.h"
 #include "device.cuh"
 
 namespace dadl::cuda {
@@ -48,6 +49,23 @@ class TorchBackend {
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
 
+  // With `bytes` of dynamic shared memory.
+  template <typename... Parameters, typename... Arguments>
+  void launch_with(size_t bytes, void (*kernel)(Parameters...), dim3 grid, dim3 block, Arguments... arguments) {
+    allow(kernel, bytes);
+    kernel<<<grid, block, bytes, stream_>>>(static_cast<Parameters>(arguments)...);
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+  }
+
+  // How many blocks of a kernel the device holds at once.
+  template <typename... Parameters>
+  int64_t resident_blocks(void (*kernel)(Parameters...), int threads, size_t bytes) const {
+    allow(kernel, bytes);
+    int blocks = 0;
+    STD_CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, bytes));
+    return std::max(blocks, 1) * multiprocessors();
+  }
+
   template <typename T>
   Buffer<T> buffer(int64_t size) {
     const std::array<int64_t, 1> bytes{size * static_cast<int64_t>(sizeof(T))};
@@ -56,6 +74,7 @@ class TorchBackend {
 
   template <typename T>
   void zero(T* values, int64_t size) {
+    if (size == 0) return;
     STD_CUDA_CHECK(cudaMemsetAsync(values, 0, size * sizeof(T), stream_));
   }
 
@@ -68,55 +87,28 @@ class TorchBackend {
   // Positions' elements in the stable ascending order of each of `rows` rows of n keys.
   template <typename Signed>
   Buffer<int64_t> sort(Signed* keys, int64_t rows, int64_t n) {
+    constexpr ScalarType kType = sizeof(Signed) == 4 ? ScalarType::Int : ScalarType::Long;
+    const std::array<int64_t, 2> sizes{rows, n}, strides{n, 1};
+    const Tensor matrix = torch::stable::from_blob(keys, sizes, strides, like_.device(), kType);
     int32_t stable = 1;
     AtenTensorHandle sorted = nullptr, elements = nullptr;
-    TORCH_ERROR_CODE_CHECK(
-        aoti_torch_cuda_sort_stable(view(keys, rows, n, n, 1).get(), &stable, 1, 0, &sorted, &elements));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_cuda_sort_stable(matrix.get(), &stable, 1, 0, &sorted, &elements));
     static_cast<void>(Tensor(sorted));  // owned from here, and not needed
     return Buffer<int64_t>(Tensor(elements));
   }
 
-  // out [n, n] = x x^T
-  template <typename T>
-  void gram(T* x /* [n, d] */, int64_t n, int64_t d, T* out) {
-    mm(view(x, n, d, d, 1), view(x, d, n, 1, d), view(out, n, n, n, 1));
-  }
-
-  // out [n, d] = a x, for the first n columns of a
-  template <typename T>
-  void multiply(T* a /* [n, width] */, int64_t width, T* x /* [n, d] */, int64_t n, int64_t d, T* out) {
-    mm(view(a, n, n, width, 1), view(x, n, d, d, 1), view(out, n, d, d, 1));
-  }
-
-  // out = a b, plus the addend unless null, which may be out itself
-  template <typename T>
-  void multiply(const Matrix<T>& a, const Matrix<T>& b, const Matrix<T>& out,
-                const std::type_identity_t<Matrix<T>>* addend) {
-    const Tensor result = view(out);
-    if (!addend) return mm(view(a), view(b), result);
-    const Tensor added = addend->values == out.values ? result : view(*addend);
-    TORCH_ERROR_CODE_CHECK(aoti_torch_cuda_addmm_out(result.get(), added.get(), view(a).get(), view(b).get(), 1, 1));
+  // See blas.h.
+  template <typename T, typename A>
+  void multiply(const Matrix<T>& a, const Matrix<T>& b, A* out, int64_t out_stride, bool accumulate, A factor = 1) {
+    cuda::multiply(a, b, out, out_stride, accumulate, factor);
   }
 
  private:
-  template <typename T>
-  Tensor view(T* values, int64_t rows, int64_t columns, int64_t row_stride, int64_t column_stride) const {
-    constexpr ScalarType kType = std::is_same_v<T, float>     ? ScalarType::Float
-                                 : std::is_same_v<T, double>  ? ScalarType::Double
-                                 : std::is_same_v<T, int32_t> ? ScalarType::Int
-                                                              : ScalarType::Long;
-    const std::array<int64_t, 2> sizes{rows, columns}, strides{row_stride, column_stride};
-    return torch::stable::from_blob(values, sizes, strides, like_.device(), kType);
-  }
-
-  template <typename T>
-  Tensor view(const Matrix<T>& matrix) const {
-    return view(const_cast<T*>(matrix.values), matrix.rows, matrix.columns, matrix.row_stride, matrix.column_stride);
-  }
-
-  // Not through the dispatcher, where autocast would round the matrices to half precision.
-  static void mm(const Tensor& a, const Tensor& b, const Tensor& out) {
-    TORCH_ERROR_CODE_CHECK(aoti_torch_cuda_mm_out(out.get(), a.get(), b.get()));
+  // Beyond 48 KiB a kernel must be allowed its dynamic memory.
+  template <typename... Parameters>
+  static void allow(void (*kernel)(Parameters...), size_t bytes) {
+    STD_CUDA_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                        cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
   }
 
   torch::stable::accelerator::DeviceGuard guard_;

@@ -34,6 +34,9 @@
   using name##_type = __VA_ARGS__; \
   name##_type& name = *static_cast<name##_type*>(dadl::sim::shared_memory(#name, sizeof(name##_type)))
 
+#define DADL_DYNAMIC_SHARED(name, ...) \
+  auto& name = *static_cast<__VA_ARGS__*>(dadl::sim::shared_memory("dynamic", sizeof(__VA_ARGS__)))
+
 struct dim3 {
   unsigned x, y, z;
   constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
@@ -150,7 +153,15 @@ struct Group {
   std::array<std::array<uint64_t, kLanes>, 2> values;
 };
 
+// A copy that has been asked for and arrives when its group is waited for.
+struct Copy {
+  void* to;
+  const void* from;
+  bool real;
+};
+
 struct Thread {
+  std::vector<std::vector<Copy>> copies{1};  // by group, the last one open
   Fiber fiber;
   dim3 index;
   Group* waits_in = nullptr;
@@ -236,6 +247,30 @@ inline void* shared_memory(const char* name, size_t bytes) {
   return block.shared.back().memory.data();
 }
 
+inline void copy_async(void* to, const void* from, bool real) {
+  if (reinterpret_cast<uintptr_t>(to) % 16 || reinterpret_cast<uintptr_t>(from) % 16) {
+    throw std::runtime_error("an asynchronous copy begins at no multiple of 16 bytes");
+  }
+  this_thread().copies.back().push_back({to, from, real});
+}
+
+inline void commit_copies() { this_thread().copies.emplace_back(); }
+
+inline void wait_for_copies(size_t left) {
+  auto& groups = this_thread().copies;
+  const size_t arrived = groups.size() - 1 > left ? groups.size() - 1 - left : 0;
+  for (size_t i = 0; i < arrived; ++i) {
+    for (const Copy& copy : groups[i]) {
+      if (copy.real) {
+        std::memcpy(copy.to, copy.from, 16);
+      } else {
+        std::memset(copy.to, 0, 16);
+      }
+    }
+  }
+  groups.erase(groups.begin(), groups.begin() + static_cast<std::ptrdiff_t>(arrived));
+}
+
 inline void run_block(Order order) {
   block.shared.clear();
   block.all = Group{};
@@ -246,6 +281,7 @@ inline void run_block(Order order) {
     Thread& thread = block.threads[t];
     thread.waits_in = nullptr;
     thread.finished = false;
+    thread.copies.assign(1, {});
     thread.index = dim3(static_cast<unsigned>(t % blockDim.x), static_cast<unsigned>(t / blockDim.x % blockDim.y),
                         static_cast<unsigned>(t / blockDim.x / blockDim.y));
     thread.fiber.start(thread_main);

@@ -44,6 +44,16 @@ class Backend {
     sim::launch(order_, kernel, grid, block, arguments...);
   }
 
+  template <typename... Parameters, typename... Arguments>
+  void launch_with(size_t, void (*kernel)(Parameters...), dim3 grid, dim3 block, Arguments... arguments) {
+    sim::launch(order_, kernel, grid, block, arguments...);
+  }
+
+  template <typename... Parameters>
+  int64_t resident_blocks(void (*)(Parameters...), int, size_t) const {
+    return 2 * multiprocessors_;
+  }
+
   template <typename T>
   Buffer<T> buffer(int64_t size) {
     return Buffer<T>(size);
@@ -65,37 +75,18 @@ class Backend {
     return elements;
   }
 
-  template <typename T>
-  void gram(T* x, int64_t n, int64_t d, T* out) {
-    for (int64_t i = 0; i < n; ++i) {
-      for (int64_t j = 0; j < n; ++j) {
-        out[i * n + j] = std::inner_product(x + i * d, x + (i + 1) * d, x + j * d, T{0});
-      }
-    }
-  }
-
-  template <typename T>
-  void multiply(T* a, int64_t width, T* x, int64_t n, int64_t d, T* out) {
-    std::fill_n(out, n * d, T{0});
-    for (int64_t i = 0; i < n; ++i) {
-      for (int64_t j = 0; j < n; ++j) {
-        for (int64_t c = 0; c < d; ++c) out[i * d + c] += a[i * width + j] * x[j * d + c];
-      }
-    }
-  }
-
-  template <typename T>
-  void multiply(const Matrix<T>& a, const Matrix<T>& b, const Matrix<T>& out,
-                const std::type_identity_t<Matrix<T>>* addend) {
-    const auto at = [](const Matrix<T>& m, int64_t i, int64_t j) -> T& {
-      return const_cast<T*>(m.values)[i * m.row_stride + j * m.column_stride];
+  template <typename T, typename A>
+  void multiply(const Matrix<T>& a, const Matrix<T>& b, A* out, int64_t out_stride, bool accumulate, A factor = 1) {
+    if (a.columns != b.rows) throw std::logic_error("sizes");
+    const auto at = [](const Matrix<T>& m, int64_t i, int64_t j) {
+      return static_cast<A>(to_float(m.values[i * m.row_stride + j * m.column_stride]));
     };
-    if (a.rows != out.rows || b.columns != out.columns || a.columns != b.rows) throw std::logic_error("sizes");
-    for (int64_t i = 0; i < out.rows; ++i) {
-      for (int64_t j = 0; j < out.columns; ++j) {
-        T sum = addend ? at(*addend, i, j) : T{0};
+    for (int64_t i = 0; i < a.rows; ++i) {
+      for (int64_t j = 0; j < b.columns; ++j) {
+        A sum = 0;
         for (int64_t c = 0; c < a.columns; ++c) sum += at(a, i, c) * at(b, c, j);
-        at(out, i, j) = sum;
+        A& element = out[i * out_stride + j];
+        element = (accumulate ? element : A{0}) + factor * sum;
       }
     }
   }
@@ -253,7 +244,7 @@ const T* optional_data(const py::object& array) {
   return array.is_none() ? nullptr : data<T>(array.cast<Array>());
 }
 
-// body(query, key, A{}) with Rows: query [B, d], key [N, d] or [C, D, d].
+// body(query, key, A{}) with Rows: query [B, d], key [N, d] or [C, D, d], in float32 where their dtypes differ.
 template <typename Body>
 void with_rows(const Array& query, const std::string& query_dtype, const Array& key, const std::string& key_dtype,
                Body body) {
@@ -261,12 +252,12 @@ void with_rows(const Array& query, const std::string& query_dtype, const Array& 
   dispatch_floating(key_dtype, [&](auto tag) {
     using K = decltype(tag);
     using A = typename Storage<K>::Arithmetic;
-    const Rows<K> keys(data<K>(key), count, d);
     if (query_dtype == key_dtype) {
-      body(Rows<K>(data<K>(query), query.shape(0), d), keys, A{});
-    } else {
-      body(Rows<A>(data<A>(query), query.shape(0), d), keys, A{});
+      return body(Rows<K>(data<K>(query), query.shape(0), d), Rows<K>(data<K>(key), count, d), A{});
     }
+    std::vector<A> wide(static_cast<size_t>(count * d));
+    std::transform(data<K>(key), data<K>(key) + count * d, wide.begin(), [](K value) { return to_float(value); });
+    body(Rows<A>(data<A>(query), query.shape(0), d), Rows<A>(wide.data(), count, d), A{});
   });
 }
 
@@ -349,7 +340,7 @@ struct Dropouts {
   int64_t samples;
   int64_t tile_elements, multiprocessors;
 
-  // body(DropoutLinear<T>, A{}, weight and bias in A)
+  // body(DropoutLinear<T>, A{})
   template <typename Body>
   void with_linear(Body body) const {
     dispatch_floating(dtype, [&](auto tag) {
@@ -358,10 +349,7 @@ struct Dropouts {
       const DropoutLinear<T> linear{data<T>(features),   data<T>(weight), optional_data<T>(bias),
                                     data<int64_t>(seed), threshold,       features.shape(0),
                                     features.shape(1),   weight.shape(0), samples};
-      std::vector<A> wide(weight.size()), wide_bias(bias.is_none() ? 0 : linear.outputs);
-      for (size_t i = 0; i < wide.size(); ++i) wide[i] = to_float(linear.weight[i]);
-      for (size_t i = 0; i < wide_bias.size(); ++i) wide_bias[i] = to_float(linear.bias[i]);
-      body(linear, A{}, wide.data(), linear.bias ? wide_bias.data() : nullptr);
+      body(linear, A{});
     });
   }
 };
@@ -376,7 +364,7 @@ Dropouts dropouts(const Array& features, const Array& weight, const py::object& 
 Array dropout_linear(const Dropouts& task, bool reverse) {
   Backend backend(reverse, task.multiprocessors);
   Array result;
-  task.with_linear([&](const auto& linear, auto tag, const auto* weight, const auto* bias) {
+  task.with_linear([&](const auto& linear, auto tag) {
     using A = decltype(tag);
     using T = std::remove_const_t<std::remove_pointer_t<decltype(linear.features)>>;
     const std::vector<py::ssize_t> shape{linear.members, linear.rows, linear.outputs};
@@ -385,7 +373,7 @@ Array dropout_linear(const Dropouts& task, bool reverse) {
       dropout_predict(backend, linear, mutable_data<T>(result));
     } else {
       result = empty<A>(shape);
-      dropout_multiply(backend, linear, weight, bias, mutable_data<A>(result), task.tile_elements);
+      dropout_multiply(backend, linear, mutable_data<A>(result), task.tile_elements);
     }
   });
   return result;
@@ -396,7 +384,7 @@ std::tuple<Array, Array> dropout_linear_backward(const Dropouts& task, const Arr
                                                  bool for_weight, bool reverse) {
   Backend backend(reverse, task.multiprocessors);
   Array features_gradient, weight_gradient;
-  task.with_linear([&](const auto& linear, auto tag, const auto* weight, const auto*) {
+  task.with_linear([&](const auto& linear, auto tag) {
     using A = decltype(tag);
     using T = std::remove_const_t<std::remove_pointer_t<decltype(linear.features)>>;
     const auto run = [&](auto out, auto gradients) {
@@ -411,8 +399,11 @@ std::tuple<Array, Array> dropout_linear_backward(const Dropouts& task, const Arr
         dropout_gradients(backend, linear, data<A>(grad), A{1}, to_features, to_weight, static_cast<A*>(nullptr));
       });
     } else {
+      std::vector<T> upstream(static_cast<size_t>(grad.size()));
+      std::transform(data<A>(grad), data<A>(grad) + grad.size(), upstream.begin(), Storage<T>::round);
       run(A{}, [&](A* to_features, A* to_weight) {
-        dropout_multiply_back(backend, linear, data<A>(grad), weight, to_features, to_weight, task.tile_elements);
+        dropout_multiply_back(backend, linear, static_cast<const T*>(upstream.data()), to_features, to_weight,
+                              task.tile_elements);
       });
     }
   });
@@ -424,7 +415,7 @@ std::tuple<Array, Array, Array, Array> dropout_disagree(const Dropouts& task, in
                                                         bool with_gradient, bool reverse) {
   Backend backend(reverse, task.multiprocessors);
   Array loss, features_gradient, weight_gradient, bias_gradient;
-  task.with_linear([&](const auto& linear, auto tag, const auto*, const auto*) {
+  task.with_linear([&](const auto& linear, auto tag) {
     using A = decltype(tag);
     loss = empty<A>({linear.rows});
     features_gradient = empty<A>({with_gradient ? linear.rows : 0, linear.width});
