@@ -12,6 +12,7 @@
 #include "async_copy.cuh"
 #include "contrast_stream.cuh"
 #include "mma.cuh"
+#include "wgmma.cuh"
 
 namespace dadl {
 
@@ -23,34 +24,19 @@ constexpr int kFlashFeatures = 256;  // up to which there is a kernel
 constexpr int kCopied = 8;           // values of 16 bits in an asynchronous copy
 constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 
-template <typename T, int kD>
-struct Flash {
-  static constexpr int kRowTiles = kD <= 128 ? 2 : 1;  // of 16 rows, for each warp; their sums fill the registers
-  static constexpr int kWarpRows = 16 * kRowTiles;
-  static constexpr int kRows = kFlashWarps * kWarpRows;
+// ---- bringing rows to shared memory ---------------------------------------------------------------------------------
 
-  alignas(16) T owned[kRows * kD];
-  alignas(16) T streamed[2][kFlashColumns * kD];
-  alignas(16) float bias[2][kFlashColumns];  // times log2(e)
-  alignas(16) float sign[2][kFlashColumns];
-};
-
-// Where 16 bytes of a row of kD values are: eight rows of one column lie in different banks.
-template <int kD>
-__device__ __forceinline__ int swizzled(int row, int copy) {
-  return row * kD + (copy ^ (row % 8)) * kCopied;
-}
-
-// tile [kHeight, kD] from `first` on, by the block, asynchronously where rows are aligned. Zero beyond `end`, beyond
-// the features, and for absent rows.
-template <int kHeight, int kD, typename T>
-__device__ __forceinline__ void stage_rows(const Rows<T>& source, int first, int end, const float* bias, T* tile) {
+// kHeight rows of kD values from `first` on, by a block of kThreadsOfBlock, asynchronously where rows are aligned; 16
+// bytes go to tile + place(row, copy). Zero beyond `end`, beyond the features, and for absent rows.
+template <int kHeight, int kD, int kThreadsOfBlock, typename T, typename Place>
+__device__ __forceinline__ void stage_rows(const Rows<T>& source, int first, int end, const float* bias, T* tile,
+                                           Place place) {
   constexpr int kCopies = kD / kCopied;
 #pragma unroll
-  for (int i = threadIdx.x; i < kHeight * kCopies; i += kFlashThreads) {
+  for (int i = threadIdx.x; i < kHeight * kCopies; i += kThreadsOfBlock) {
     const int row = i / kCopies, copy = i % kCopies, j = first + row, feature = copy * kCopied;
     const bool present = j < end && !(bias && bias[j] == minus_infinity<float>());
-    T* target = tile + swizzled<kD>(row, copy);
+    T* target = tile + place(row, copy);
     const T* values = source.row(present ? j : 0);
     if (source.aligned) {
       const bool real = present && feature < source.d;
@@ -64,6 +50,171 @@ __device__ __forceinline__ void stage_rows(const Rows<T>& source, int first, int
   }
 }
 
+// Bias, times log2(e), and sign of kFlashColumns streamed rows from `first` on; rows beyond `end` are absent.
+__device__ __forceinline__ void stage_terms(const Logits<float>& logits, int first, int end, float* bias, float* sign) {
+  const int thread = static_cast<int>(threadIdx.x), j = first + thread;
+  if (thread >= kFlashColumns) return;
+  const float term = logits.bias && j < end ? logits.bias[j] * kLog2E : 0.f;
+  bias[thread] = j < end ? term : minus_infinity<float>();
+  sign[thread] = logits.sign && j < end ? logits.sign[j] : 1.f;
+}
+
+// ---- between the two products ---------------------------------------------------------------------------------------
+
+// A lane's rows: 16 m + 8 h + g of its warp.
+template <int kRowTiles>
+struct RowStates {
+  float largest[kRowTiles][2], sum[kRowTiles][2], keep[kRowTiles][2];  // in powers of 2; the sum over its own columns
+
+  __device__ __forceinline__ RowStates() {
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m) {
+      largest[m][0] = largest[m][1] = minus_infinity<float>();
+      sum[m][0] = sum[m][1] = 0;
+    }
+  }
+};
+
+// From similarities to weights relative to the largest logit so far; whether that moved for some row of the warp. `row`
+// and `column` are those of the first similarity, looked at where the diagonal is left out.
+template <int kRowTiles, int kColumnTiles>
+__device__ __forceinline__ bool weigh(float (&values)[kRowTiles][kColumnTiles][4], RowStates<kRowTiles>& states,
+                                      float scale, const float* bias_of, bool without_diagonal, int row, int column) {
+  const int g = lane_index() / 4, t = lane_index() % 4;
+  float next[kRowTiles][2];
+#pragma unroll
+  for (int m = 0; m < kRowTiles; ++m) next[m][0] = states.largest[m][0], next[m][1] = states.largest[m][1];
+#pragma unroll
+  for (int n = 0; n < kColumnTiles; ++n) {
+    const float bias[2] = {bias_of[8 * n + 2 * t], bias_of[8 * n + 2 * t + 1]};
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        float& value = values[m][n][e];
+        value = fmaf(value, scale, bias[e % 2]);
+        if (without_diagonal && row + 16 * m + 8 * (e / 2) + g == column + 8 * n + 2 * t + e % 2) {
+          value = minus_infinity<float>();
+        }
+        next[m][e / 2] = fmaxf(next[m][e / 2], value);  // a NaN is never larger: it shows in the sums
+      }
+    }
+  }
+  bool moved = false;
+#pragma unroll
+  for (int m = 0; m < kRowTiles; ++m) {
+    float base[2];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      next[m][h] = fmaxf(next[m][h], __shfl_xor_sync(kFullWarp, next[m][h], 1));
+      next[m][h] = fmaxf(next[m][h], __shfl_xor_sync(kFullWarp, next[m][h], 2));
+      base[h] = base_of(next[m][h]);
+      states.keep[m][h] = fast_exp2(states.largest[m][h] - base[h]);
+      moved |= next[m][h] != states.largest[m][h];
+      states.largest[m][h] = next[m][h];
+      states.sum[m][h] *= states.keep[m][h];
+    }
+#pragma unroll
+    for (int n = 0; n < kColumnTiles; ++n) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        values[m][n][e] = fast_exp2(values[m][n][e] - base[e / 2]);
+        states.sum[m][e / 2] += values[m][n][e];
+      }
+    }
+  }
+  return __any_sync(kFullWarp, moved);
+}
+
+template <int kRowTiles, int kTiles>
+__device__ __forceinline__ void rescale(float (&weighted)[kRowTiles][kTiles][4], const RowStates<kRowTiles>& states) {
+#pragma unroll
+  for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) weighted[m][n][e] *= states.keep[m][e / 2];
+    }
+  }
+}
+
+// Weights as the second product's operand, times the signs unless null; whether some weight of the warp is not 0 in T.
+template <typename T, int kRowTiles, int kColumnTiles>
+__device__ __forceinline__ bool round_weights(const float (&values)[kRowTiles][kColumnTiles][4], const float* sign_of,
+                                              uint32_t (&weights)[kRowTiles][kColumnTiles / 2][4]) {
+  const int t = lane_index() % 4;
+  uint32_t some = 0;
+#pragma unroll
+  for (int n = 0; n < kColumnTiles; ++n) {
+    float sign[2] = {1, 1};
+    if (sign_of) {
+      sign[0] = sign_of[8 * n + 2 * t];
+      sign[1] = sign_of[8 * n + 2 * t + 1];
+    }
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const uint32_t word = pack_pair<T>(sign[0] * values[m][n][2 * h], sign[1] * values[m][n][2 * h + 1]);
+        weights[m][n / 2][n % 2 * 2 + h] = word;
+        some |= word;
+      }
+    }
+  }
+  return __any_sync(kFullWarp, (some & 0x7FFF7FFFu) != 0);
+}
+
+// By a warp whose first row is `row`, of `rows`.
+template <int kRowTiles, int kTiles>
+__device__ __forceinline__ void leave_partials(const float (&weighted)[kRowTiles][kTiles][4],
+                                               const RowStates<kRowTiles>& states, int row, int rows, int split,
+                                               const Partials<float>& partials) {
+  const int g = lane_index() / 4, t = lane_index() % 4, d = partials.d;
+#pragma unroll
+  for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int i = row + 16 * m + 8 * h + g;
+      float total = states.sum[m][h];
+      total += __shfl_xor_sync(kFullWarp, total, 1);
+      total += __shfl_xor_sync(kFullWarp, total, 2);
+      if (i >= rows) continue;
+      const int64_t at = partials.at(split, i);
+      if (t == 0) {
+        partials.largest[at] = states.largest[m][h] * kLn2;
+        partials.sum[at] = total;
+      }
+      if (!partials.weighted) continue;
+      float* out = partials.weighted + at * d;
+#pragma unroll
+      for (int n = 0; n < kTiles; ++n) {
+        const int c = 8 * n + 2 * t;
+        if (c < d) out[c] = weighted[m][n][2 * h];
+        if (c + 1 < d) out[c + 1] = weighted[m][n][2 * h + 1];
+      }
+    }
+  }
+}
+
+// ---- by warps, on every device --------------------------------------------------------------------------------------
+
+template <typename T, int kD>
+struct Flash {
+  static constexpr int kRowTiles = kD <= 128 ? 2 : 1;  // of 16 rows, for each warp; their sums fill the registers
+  static constexpr int kWarpRows = 16 * kRowTiles;
+  static constexpr int kRows = kFlashWarps * kWarpRows;
+
+  alignas(16) T owned[kRows * kD];
+  alignas(16) T streamed[2][kFlashColumns * kD];
+  float bias[2][kFlashColumns], sign[2][kFlashColumns];
+};
+
+// Where 16 bytes of a row of kD values are: eight rows of one column lie in different banks.
+template <int kD>
+__device__ __forceinline__ int swizzled(int row, int copy) {
+  return row * kD + (copy ^ (row % 8)) * kCopied;
+}
+
 // Grid: tiles of owned rows by ranges of streamed rows.
 template <typename T, int kD>
 __global__ void __launch_bounds__(kFlashThreads, 2)
@@ -72,9 +223,8 @@ __global__ void __launch_bounds__(kFlashThreads, 2)
   using Memory = Flash<T, kD>;
   constexpr int kRowTiles = Memory::kRowTiles, kColumnTiles = kFlashPart / 8, kSteps = kD / 16;
   DADL_DYNAMIC_SHARED(memory, Memory);
-  const int thread = static_cast<int>(threadIdx.x), lane = lane_index(), g = lane / 4, t = lane % 4;
-  const int warp_first = thread / kWarp * Memory::kWarpRows;
-  const int first_row = static_cast<int>(blockIdx.x) * Memory::kRows, split = static_cast<int>(blockIdx.y);
+  const int lane = lane_index(), warp_first = static_cast<int>(threadIdx.x) / kWarp * Memory::kWarpRows;
+  const int first_row = static_cast<int>(blockIdx.x) * Memory::kRows + warp_first, split = blockIdx.y;
   const int begin = split * streamed_per_split;
   const int end = streamed.count - begin < streamed_per_split ? streamed.count : begin + streamed_per_split;
   const float scale = logits.scale * kLog2E;
@@ -83,22 +233,16 @@ __global__ void __launch_bounds__(kFlashThreads, 2)
   const int b_row = lane / 16 * 8 + lane % 8, b_copy = lane / 8 % 2;
 
   const auto stage_streamed = [&](int first, int buffer) {
-    stage_rows<kFlashColumns, kD>(streamed, first, end, logits.bias, memory.streamed[buffer]);
-    if (thread < kFlashColumns) {
-      const int j = first + thread;
-      const float bias = logits.bias && j < end ? logits.bias[j] * kLog2E : 0.f;
-      memory.bias[buffer][thread] = j < end ? bias : minus_infinity<float>();
-      memory.sign[buffer][thread] = logits.sign && j < end ? logits.sign[j] : 1.f;
-    }
+    stage_rows<kFlashColumns, kD, kFlashThreads>(streamed, first, end, logits.bias, memory.streamed[buffer],
+                                                 swizzled<kD>);
+    stage_terms(logits, first, end, memory.bias[buffer], memory.sign[buffer]);
     commit_copies();
   };
 
   float weighted[kRowTiles][kSteps * 2][4] = {};
-  float largest[kRowTiles][2], sum[kRowTiles][2] = {};
-#pragma unroll
-  for (int m = 0; m < kRowTiles; ++m) largest[m][0] = largest[m][1] = minus_infinity<float>();
-
-  stage_rows<Memory::kRows, kD>(owned, first_row, owned.count, nullptr, memory.owned);
+  RowStates<kRowTiles> states;
+  stage_rows<Memory::kRows, kD, kFlashThreads>(owned, first_row - warp_first, owned.count, nullptr, memory.owned,
+                                               swizzled<kD>);
   if (begin < end) stage_streamed(begin, 0);
   int buffer = 0;
 #pragma unroll 1
@@ -109,9 +253,6 @@ __global__ void __launch_bounds__(kFlashThreads, 2)
 #pragma unroll 1
     for (int part = 0; part < kFlashColumns; part += kFlashPart) {
       const T* tile = memory.streamed[buffer] + part * kD;
-      const float *bias_of = memory.bias[buffer] + part, *sign_of = memory.sign[buffer] + part;
-      const int column = first + part;
-
       float values[kRowTiles][kColumnTiles][4] = {};
 #pragma unroll
       for (int step = 0; step < kSteps; ++step) {
@@ -131,86 +272,14 @@ __global__ void __launch_bounds__(kFlashThreads, 2)
           }
         }
       }
-
-      // Logits in powers of 2, and their largest.
-      float next[kRowTiles][2];
-#pragma unroll
-      for (int m = 0; m < kRowTiles; ++m) next[m][0] = largest[m][0], next[m][1] = largest[m][1];
+      const int column = first + part;
       const bool diagonal =
-          logits.exclude_self && column < first_row + Memory::kRows && first_row < column + kFlashPart;
-#pragma unroll
-      for (int n = 0; n < kColumnTiles; ++n) {
-        const float bias[2] = {bias_of[8 * n + 2 * t], bias_of[8 * n + 2 * t + 1]};
-#pragma unroll
-        for (int m = 0; m < kRowTiles; ++m) {
-#pragma unroll
-          for (int e = 0; e < 4; ++e) {
-            float& value = values[m][n][e];
-            value = fmaf(value, scale, bias[e % 2]);
-            if (diagonal && first_row + warp_first + 16 * m + 8 * (e / 2) + g == column + 8 * n + 2 * t + e % 2) {
-              value = minus_infinity<float>();
-            }
-            next[m][e / 2] = fmaxf(next[m][e / 2], value);  // a NaN is never larger: it shows in the sums
-          }
-        }
-      }
-      float base[kRowTiles][2], keep[kRowTiles][2];
-      bool moved = false;
-#pragma unroll
-      for (int m = 0; m < kRowTiles; ++m) {
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          next[m][h] = fmaxf(next[m][h], __shfl_xor_sync(kFullWarp, next[m][h], 1));
-          next[m][h] = fmaxf(next[m][h], __shfl_xor_sync(kFullWarp, next[m][h], 2));
-          base[m][h] = base_of(next[m][h]);
-          keep[m][h] = fast_exp2(largest[m][h] - base[m][h]);
-          moved |= next[m][h] != largest[m][h];
-          largest[m][h] = next[m][h];
-          sum[m][h] *= keep[m][h];
-        }
-      }
-#pragma unroll
-      for (int m = 0; m < kRowTiles; ++m) {
-#pragma unroll
-        for (int n = 0; n < kColumnTiles; ++n) {
-#pragma unroll
-          for (int e = 0; e < 4; ++e) {
-            values[m][n][e] = fast_exp2(values[m][n][e] - base[m][e / 2]);
-            sum[m][e / 2] += values[m][n][e];
-          }
-        }
-      }
+          logits.exclude_self && column < first_row + Memory::kWarpRows && first_row < column + kFlashPart;
+      const bool moved = weigh(values, states, scale, memory.bias[buffer] + part, diagonal, first_row, column);
       if (!partials.weighted) continue;
-      if (__any_sync(kFullWarp, moved)) {
-#pragma unroll
-        for (int m = 0; m < kRowTiles; ++m) {
-#pragma unroll
-          for (int n = 0; n < 2 * kSteps; ++n) {
-#pragma unroll
-            for (int e = 0; e < 4; ++e) weighted[m][n][e] *= keep[m][e / 2];
-          }
-        }
-      }
-      uint32_t weights[kRowTiles][kColumnTiles / 2][4], some = 0;
-#pragma unroll
-      for (int n = 0; n < kColumnTiles; ++n) {
-        float sign[2] = {1, 1};
-        if (logits.sign) {
-          sign[0] = sign_of[8 * n + 2 * t];
-          sign[1] = sign_of[8 * n + 2 * t + 1];
-        }
-#pragma unroll
-        for (int m = 0; m < kRowTiles; ++m) {
-#pragma unroll
-          for (int h = 0; h < 2; ++h) {
-            const uint32_t word = pack_pair<T>(sign[0] * values[m][n][2 * h], sign[1] * values[m][n][2 * h + 1]);
-            weights[m][n / 2][n % 2 * 2 + h] = word;
-            some |= word;
-          }
-        }
-      }
-      // Weights that all vanish in T add nothing.
-      if (!__any_sync(kFullWarp, (some & 0x7FFF7FFFu) != 0)) continue;
+      if (moved) rescale(weighted, states);
+      uint32_t weights[kRowTiles][kColumnTiles / 2][4];
+      if (!round_weights<T>(values, logits.sign ? memory.sign[buffer] + part : nullptr, weights)) continue;
 #pragma unroll
       for (int j = 0; j < kFlashPart / 16; ++j) {
 #pragma unroll
@@ -226,31 +295,100 @@ __global__ void __launch_bounds__(kFlashThreads, 2)
       }
     }
   }
+  leave_partials(weighted, states, first_row, owned.count, split, partials);
+}
 
+// ---- by warp groups, on Hopper --------------------------------------------------------------------------------------
+
+constexpr int kHopperGroups = 2;
+constexpr int kHopperThreads = kHopperGroups * kWarpGroup;
+
+template <typename T, int kD>
+struct HopperFlash {
+  static constexpr int kRows = kHopperGroups * 64;
+
+  alignas(1024) T owned[kRows * kD];
+  alignas(1024) T streamed[2][kFlashColumns * kD];
+  float bias[2][kFlashColumns], sign[2][kFlashColumns];
+};
+
+// As contrast_flash_kernel, but that a warp group owns 64 rows.
+template <typename T, int kD>
+__global__ void __launch_bounds__(kHopperThreads, kD <= 128 ? 2 : 1)
+    contrast_hopper_kernel(Rows<T> owned, Rows<T> streamed, Logits<float> logits, int streamed_per_split,
+                           Partials<float> partials) {
+#if defined(DADL_WGMMA)
+  using Memory = HopperFlash<T, kD>;
+  constexpr int kColumnTiles = kFlashColumns / 8;
+  constexpr int kSums = kD < 128 ? 8 : 16, kParts = kD / 8 / kSums;  // what one product adds to, of the features
+  DADL_DYNAMIC_SHARED(memory, Memory);
+  const int group_first = static_cast<int>(threadIdx.x) / kWarpGroup * 64;
+  const int first_row = static_cast<int>(blockIdx.x) * Memory::kRows + static_cast<int>(threadIdx.x) / kWarp * 16;
+  const int split = blockIdx.y, begin = split * streamed_per_split;
+  const int end = streamed.count - begin < streamed_per_split ? streamed.count : begin + streamed_per_split;
+  const float scale = logits.scale * kLog2E;
+
+  const auto stage_streamed = [&](int first, int buffer) {
+    stage_rows<kFlashColumns, kD, kHopperThreads>(streamed, first, end, logits.bias, memory.streamed[buffer],
+                                                  panel_offset<kFlashColumns>);
+    stage_terms(logits, first, end, memory.bias[buffer], memory.sign[buffer]);
+    commit_copies();
+  };
+
+  float weighted[kParts][kSums][4] = {};
+  RowStates<1> states;
+  stage_rows<Memory::kRows, kD, kHopperThreads>(owned, static_cast<int>(blockIdx.x) * Memory::kRows, owned.count,
+                                                nullptr, memory.owned, panel_offset<Memory::kRows>);
+  if (begin < end) stage_streamed(begin, 0);
+  int buffer = 0;
+#pragma unroll 1
+  for (int first = begin; first < end; first += kFlashColumns, buffer ^= 1) {
+    wait_for_copies<0>();
+    publish_to_products();
+    __syncthreads();  // this tile is there, and nobody reads the other buffer any more
+    if (first + kFlashColumns < end) stage_streamed(first + kFlashColumns, buffer ^ 1);
+    const T* tile = memory.streamed[buffer];
+
+    float values[1][kColumnTiles][4];
+    open_products();
 #pragma unroll
-  for (int m = 0; m < kRowTiles; ++m) {
+    for (int step = 0; step < kD / 16; ++step) {
+      const int panel = step / 4, column = step % 4 * 16;
+      multiply_shared<T>(values[0],
+                         describe(memory.owned + (panel * Memory::kRows + group_first) * kPanel + column, 16),
+                         describe(tile + panel * kFlashColumns * kPanel + column, 16), step > 0);
+    }
+    finish_products();
+    const bool diagonal = logits.exclude_self && first < first_row + 16 && first_row < first + kFlashColumns;
+    const bool moved = weigh(values, states, scale, memory.bias[buffer], diagonal, first_row, first);
+    if (!partials.weighted) continue;
+    if (moved) {
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const int i = first_row + warp_first + 16 * m + 8 * h + g;
-      float total = sum[m][h];
-      total += __shfl_xor_sync(kFullWarp, total, 1);
-      total += __shfl_xor_sync(kFullWarp, total, 2);
-      if (i >= owned.count) continue;
-      const int64_t at = partials.at(split, i);
-      if (t == 0) {
-        partials.largest[at] = largest[m][h] * kLn2;
-        partials.sum[at] = total;
-      }
-      if (!partials.weighted) continue;
-      float* out = partials.weighted + at * owned.d;
+      for (int part = 0; part < kParts; ++part) {
 #pragma unroll
-      for (int n = 0; n < 2 * kSteps; ++n) {
-        const int c = 8 * n + 2 * t;
-        if (c < owned.d) out[c] = weighted[m][n][2 * h];
-        if (c + 1 < owned.d) out[c + 1] = weighted[m][n][2 * h + 1];
+        for (int n = 0; n < kSums; ++n) {
+#pragma unroll
+          for (int e = 0; e < 4; ++e) weighted[part][n][e] *= states.keep[0][e / 2];
+        }
       }
     }
+    uint32_t weights[1][kColumnTiles / 2][4];
+    round_weights<T>(values, logits.sign ? memory.sign[buffer] : nullptr, weights);
+    open_products();
+#pragma unroll
+    for (int j = 0; j < kFlashColumns / 16; ++j) {
+#pragma unroll
+      for (int part = 0; part < kParts; ++part) {
+        multiply_rows<T>(
+            weighted[part], weights[0][j],
+            describe(tile + part * 2 * kFlashColumns * kPanel + 16 * j * kPanel, kFlashColumns * kPanel * sizeof(T)));
+      }
+    }
+    finish_products();
   }
+  leave_partials(reinterpret_cast<const float (&)[1][kParts * kSums][4]>(weighted), states, first_row, owned.count,
+                 split, partials);
+#endif
 }
 
 // How the streamed rows are divided.
@@ -275,11 +413,12 @@ void stream_flash(Backend& backend, const Rows<T>& owned, const Rows<T>& streame
       return stream_flash<2 * kD>(backend, owned, streamed, logits, with_weighted, most_splits, finish);
     }
   }
-  using Memory = Flash<T, kD>;
-  const auto kernel = contrast_flash_kernel<T, kD>;
-  const unsigned row_tiles = blocks_for(owned.count, Memory::kRows);
-  const Ranges ranges =
-      divide(streamed.count, row_tiles, backend.resident_blocks(kernel, kFlashThreads, sizeof(Memory)), most_splits);
+  const bool hopper = backend.has_warp_group_products();
+  const auto kernel = hopper ? contrast_hopper_kernel<T, kD> : contrast_flash_kernel<T, kD>;
+  const int threads = hopper ? kHopperThreads : kFlashThreads;
+  const size_t bytes = hopper ? sizeof(HopperFlash<T, kD>) : sizeof(Flash<T, kD>);
+  const unsigned row_tiles = blocks_for(owned.count, hopper ? HopperFlash<T, kD>::kRows : Flash<T, kD>::kRows);
+  const Ranges ranges = divide(streamed.count, row_tiles, backend.resident_blocks(kernel, threads, bytes), most_splits);
   const int64_t rows = ranges.splits * owned.count;
   auto statistics = backend.template buffer<float>(2 * rows);
   auto weighted = backend.template buffer<float>(with_weighted ? rows * owned.d : 0);
@@ -287,8 +426,8 @@ void stream_flash(Backend& backend, const Rows<T>& owned, const Rows<T>& streame
       static_cast<int>(ranges.splits),          owned.count, owned.d, statistics.data(), statistics.data() + rows,
       with_weighted ? weighted.data() : nullptr};
   if (ranges.splits > 0) {
-    backend.launch_with(sizeof(Memory), kernel, dim3(row_tiles, static_cast<unsigned>(ranges.splits)),
-                        dim3(kFlashThreads), owned, streamed, logits, static_cast<int>(ranges.per_split), partials);
+    backend.launch_with(bytes, kernel, dim3(row_tiles, static_cast<unsigned>(ranges.splits)), dim3(threads), owned,
+                        streamed, logits, static_cast<int>(ranges.per_split), partials);
   }
   finish(partials);
 }

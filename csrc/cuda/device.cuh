@@ -12,8 +12,8 @@
   using name##_type = __VA_ARGS__; \
   __shared__ name##_type name
 // The block's memory whose size the launch gives, beyond what static variables may take: one variable in a kernel.
-#define DADL_DYNAMIC_SHARED(name, ...)                                  \
-  extern __shared__ __align__(128) unsigned char dadl_dynamic_memory[]; \
+#define DADL_DYNAMIC_SHARED(name, ...)                                   \
+  extern __shared__ __align__(1024) unsigned char dadl_dynamic_memory[]; \
   auto& name = *reinterpret_cast<__VA_ARGS__*>(dadl_dynamic_memory)
 #else
 #include "cuda_sim.h"

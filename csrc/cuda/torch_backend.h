@@ -78,6 +78,18 @@ class TorchBackend {
     STD_CUDA_CHECK(cudaMemsetAsync(values, 0, size * sizeof(T), stream_));
   }
 
+  // Whether this is a device for which the products of warp groups were built.
+  bool has_warp_group_products() const {
+#if defined(DADL_SM90A)
+    int major = 0, minor = 0;
+    STD_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, like_.get_device_index()));
+    STD_CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, like_.get_device_index()));
+    return major == 9 && minor == 0;
+#else
+    return false;
+#endif
+  }
+
   int64_t multiprocessors() const {
     int count = 0;
     STD_CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, like_.get_device_index()));

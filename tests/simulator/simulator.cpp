@@ -39,6 +39,8 @@ class Backend {
 
   int64_t multiprocessors() const { return multiprocessors_; }
 
+  bool has_warp_group_products() const { return false; }
+
   template <typename... Parameters, typename... Arguments>
   void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, Arguments... arguments) {
     sim::launch(order_, kernel, grid, block, arguments...);
