@@ -26,29 +26,52 @@ constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 
 // ---- bringing rows to shared memory ---------------------------------------------------------------------------------
 
-// kHeight rows of kD values from `first` on, by a block of kThreadsOfBlock, asynchronously where rows are aligned; 16
-// bytes go to tile + place(row, copy). Zero beyond `end`, beyond the features, and for absent rows.
-template <int kHeight, int kD, int kThreadsOfBlock, typename T, typename Place>
-__device__ __forceinline__ void stage_rows(const Rows<T>& source, int first, int end, const float* bias, T* tile,
-                                           Place place) {
-  constexpr int kCopies = kD / kCopied;
+// How a block of kThreadsOfBlock brings kHeight rows of kD values to shared memory: the rows of a thread.
+template <int kHeight, int kD, int kThreadsOfBlock>
+struct Stage {
+  static constexpr int kCopies = kD / kCopied;               // threads of a row
+  static constexpr int kAtOnce = kThreadsOfBlock / kCopies;  // rows that the block copies at once
+  static constexpr uint32_t kAll = 0xFFFFFFFFu;
+
+  // Which rows of this thread there are, from `first` on, as bits in their order.
+  static __device__ __forceinline__ uint32_t present(int first, int end, const float* bias) {
+    if (!bias && end - first >= kHeight) return kAll;
+    uint32_t bits = 0;
 #pragma unroll
-  for (int i = threadIdx.x; i < kHeight * kCopies; i += kThreadsOfBlock) {
-    const int row = i / kCopies, copy = i % kCopies, j = first + row, feature = copy * kCopied;
-    const bool present = j < end && !(bias && bias[j] == minus_infinity<float>());
-    T* target = tile + place(row, copy);
-    const T* values = source.row(present ? j : 0);
+    for (int k = 0; k < kHeight / kAtOnce; ++k) {
+      const int j = first + k * kAtOnce + static_cast<int>(threadIdx.x) / kCopies;
+      if (j < end && !(bias && bias[j] == minus_infinity<float>())) bits |= 1u << k;
+    }
+    return bits;
+  }
+
+  // Asynchronous where rows are aligned; 16 bytes go to tile + place(row, copy). Zero for rows that are not there, and
+  // beyond the features.
+  template <typename T, typename Place>
+  static __device__ __forceinline__ void rows(const Rows<T>& source, int first, uint32_t present, T* tile,
+                                              Place place) {
+    const int copy = static_cast<int>(threadIdx.x) % kCopies, own = static_cast<int>(threadIdx.x) / kCopies;
+    const int feature = copy * kCopied;
+    const T* values = source.row(first + own) + feature;
+    const int64_t step = int64_t{kAtOnce} * source.d;
     if (source.aligned) {
-      const bool real = present && feature < source.d;
-      copy_async(target, real ? values + feature : source.values, real);
-    } else {
+#pragma unroll
+      for (int k = 0; k < kHeight / kAtOnce; ++k, values += step) {
+        const bool real = feature < source.d && (present >> k & 1);
+        copy_async(tile + place(own + k * kAtOnce, copy), real ? values : source.values, real);
+      }
+      return;
+    }
+#pragma unroll 1
+    for (int k = 0; k < kHeight / kAtOnce; ++k, values += step) {
+      T* target = tile + place(own + k * kAtOnce, copy);
 #pragma unroll
       for (int e = 0; e < kCopied; ++e) {
-        target[e] = present && feature + e < source.d ? values[feature + e] : T{};
+        target[e] = feature + e < source.d && (present >> k & 1) ? values[e] : T{};
       }
     }
   }
-}
+};
 
 // Bias, times log2(e), and sign of kFlashColumns streamed rows from `first` on; rows beyond `end` are absent.
 __device__ __forceinline__ void stage_terms(const Logits<float>& logits, int first, int end, float* bias, float* sign) {
@@ -76,27 +99,47 @@ struct RowStates {
 };
 
 // From similarities to weights relative to the largest logit so far; whether that moved for some row of the warp. `row`
-// and `column` are those of the first similarity, looked at where the diagonal is left out.
+// and `column` are those of the first similarity, looked at where the diagonal is left out. `plain`: nothing is left
+// out or added, and the scale is positive.
 template <int kRowTiles, int kColumnTiles>
 __device__ __forceinline__ bool weigh(float (&values)[kRowTiles][kColumnTiles][4], RowStates<kRowTiles>& states,
-                                      float scale, const float* bias_of, bool without_diagonal, int row, int column) {
+                                      float scale, const float* bias_of, bool plain, bool without_diagonal, int row,
+                                      int column) {
   const int g = lane_index() / 4, t = lane_index() % 4;
+  if (!plain) {
+#pragma unroll
+    for (int n = 0; n < kColumnTiles; ++n) {
+      const float bias[2] = {bias_of[8 * n + 2 * t], bias_of[8 * n + 2 * t + 1]};
+#pragma unroll
+      for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) values[m][n][e] = fmaf(values[m][n][e], scale, bias[e % 2]);
+      }
+    }
+    if (without_diagonal) {
+#pragma unroll
+      for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+        for (int n = 0; n < kColumnTiles; ++n) {
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            const bool own = row + 16 * m + 8 * (e / 2) + g == column + 8 * n + 2 * t + e % 2;
+            if (own) values[m][n][e] = minus_infinity<float>();
+          }
+        }
+      }
+    }
+  }
+  const float factor = plain ? scale : 1.f;
   float next[kRowTiles][2];
 #pragma unroll
-  for (int m = 0; m < kRowTiles; ++m) next[m][0] = states.largest[m][0], next[m][1] = states.largest[m][1];
+  for (int m = 0; m < kRowTiles; ++m) {
+    next[m][0] = next[m][1] = minus_infinity<float>();
 #pragma unroll
-  for (int n = 0; n < kColumnTiles; ++n) {
-    const float bias[2] = {bias_of[8 * n + 2 * t], bias_of[8 * n + 2 * t + 1]};
-#pragma unroll
-    for (int m = 0; m < kRowTiles; ++m) {
+    for (int n = 0; n < kColumnTiles; ++n) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        float& value = values[m][n][e];
-        value = fmaf(value, scale, bias[e % 2]);
-        if (without_diagonal && row + 16 * m + 8 * (e / 2) + g == column + 8 * n + 2 * t + e % 2) {
-          value = minus_infinity<float>();
-        }
-        next[m][e / 2] = fmaxf(next[m][e / 2], value);  // a NaN is never larger: it shows in the sums
+        next[m][e / 2] = fmaxf(next[m][e / 2], values[m][n][e]);  // a NaN is never larger: it shows in the sums
       }
     }
   }
@@ -108,6 +151,7 @@ __device__ __forceinline__ bool weigh(float (&values)[kRowTiles][kColumnTiles][4
     for (int h = 0; h < 2; ++h) {
       next[m][h] = fmaxf(next[m][h], __shfl_xor_sync(kFullWarp, next[m][h], 1));
       next[m][h] = fmaxf(next[m][h], __shfl_xor_sync(kFullWarp, next[m][h], 2));
+      next[m][h] = fmaxf(factor * next[m][h], states.largest[m][h]);
       base[h] = base_of(next[m][h]);
       states.keep[m][h] = fast_exp2(states.largest[m][h] - base[h]);
       moved |= next[m][h] != states.largest[m][h];
@@ -118,7 +162,7 @@ __device__ __forceinline__ bool weigh(float (&values)[kRowTiles][kColumnTiles][4
     for (int n = 0; n < kColumnTiles; ++n) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        values[m][n][e] = fast_exp2(values[m][n][e] - base[e / 2]);
+        values[m][n][e] = fast_exp2(fmaf(values[m][n][e], factor, -base[e / 2]));
         states.sum[m][e / 2] += values[m][n][e];
       }
     }
@@ -140,22 +184,28 @@ __device__ __forceinline__ void rescale(float (&weighted)[kRowTiles][kTiles][4],
 
 // Weights as the second product's operand, times the signs unless null; whether some weight of the warp is not 0 in T.
 template <typename T, int kRowTiles, int kColumnTiles>
-__device__ __forceinline__ bool round_weights(const float (&values)[kRowTiles][kColumnTiles][4], const float* sign_of,
+__device__ __forceinline__ bool round_weights(float (&values)[kRowTiles][kColumnTiles][4], const float* sign_of,
                                               uint32_t (&weights)[kRowTiles][kColumnTiles / 2][4]) {
   const int t = lane_index() % 4;
   uint32_t some = 0;
+  if (sign_of) {
+#pragma unroll
+    for (int n = 0; n < kColumnTiles; ++n) {
+      const float sign[2] = {sign_of[8 * n + 2 * t], sign_of[8 * n + 2 * t + 1]};
+#pragma unroll
+      for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) values[m][n][e] *= sign[e % 2];
+      }
+    }
+  }
 #pragma unroll
   for (int n = 0; n < kColumnTiles; ++n) {
-    float sign[2] = {1, 1};
-    if (sign_of) {
-      sign[0] = sign_of[8 * n + 2 * t];
-      sign[1] = sign_of[8 * n + 2 * t + 1];
-    }
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        const uint32_t word = pack_pair<T>(sign[0] * values[m][n][2 * h], sign[1] * values[m][n][2 * h + 1]);
+        const uint32_t word = pack_pair<T>(values[m][n][2 * h], values[m][n][2 * h + 1]);
         weights[m][n / 2][n % 2 * 2 + h] = word;
         some |= word;
       }
@@ -228,28 +278,33 @@ __global__ void __launch_bounds__(kFlashThreads, 2)
   const int begin = split * streamed_per_split;
   const int end = streamed.count - begin < streamed_per_split ? streamed.count : begin + streamed_per_split;
   const float scale = logits.scale * kLog2E;
+  const bool all_plain = !logits.bias && scale > 0;
   // The row and the copy of a lane's address in the loads of a, b and transposed b, see mma.cuh.
   const int low = lane % 16, high = lane / 16;
   const int b_row = lane / 16 * 8 + lane % 8, b_copy = lane / 8 % 2;
 
+  using Owned = Stage<Memory::kRows, kD, kFlashThreads>;
+  using Streamed = Stage<kFlashColumns, kD, kFlashThreads>;
+  uint32_t present = Streamed::present(begin, end, logits.bias);  // of the tile that is staged next
   const auto stage_streamed = [&](int first, int buffer) {
-    stage_rows<kFlashColumns, kD, kFlashThreads>(streamed, first, end, logits.bias, memory.streamed[buffer],
-                                                 swizzled<kD>);
+    Streamed::rows(streamed, first, present, memory.streamed[buffer], swizzled<kD>);
     stage_terms(logits, first, end, memory.bias[buffer], memory.sign[buffer]);
     commit_copies();
   };
 
   float weighted[kRowTiles][kSteps * 2][4] = {};
   RowStates<kRowTiles> states;
-  stage_rows<Memory::kRows, kD, kFlashThreads>(owned, first_row - warp_first, owned.count, nullptr, memory.owned,
-                                               swizzled<kD>);
+  const int first_owned = static_cast<int>(blockIdx.x) * Memory::kRows;
+  Owned::rows(owned, first_owned, Owned::present(first_owned, owned.count, nullptr), memory.owned, swizzled<kD>);
   if (begin < end) stage_streamed(begin, 0);
+  present = Streamed::present(begin + kFlashColumns, end, logits.bias);
   int buffer = 0;
 #pragma unroll 1
   for (int first = begin; first < end; first += kFlashColumns, buffer ^= 1) {
     wait_for_copies<0>();
     __syncthreads();  // this tile is there, and nobody reads the other buffer any more
     if (first + kFlashColumns < end) stage_streamed(first + kFlashColumns, buffer ^ 1);
+    present = Streamed::present(first + 2 * kFlashColumns, end, logits.bias);
 #pragma unroll 1
     for (int part = 0; part < kFlashColumns; part += kFlashPart) {
       const T* tile = memory.streamed[buffer] + part * kD;
@@ -275,7 +330,8 @@ __global__ void __launch_bounds__(kFlashThreads, 2)
       const int column = first + part;
       const bool diagonal =
           logits.exclude_self && column < first_row + Memory::kWarpRows && first_row < column + kFlashPart;
-      const bool moved = weigh(values, states, scale, memory.bias[buffer] + part, diagonal, first_row, column);
+      const bool plain = all_plain && !diagonal && end - column >= kFlashPart;
+      const bool moved = weigh(values, states, scale, memory.bias[buffer] + part, plain, diagonal, first_row, column);
       if (!partials.weighted) continue;
       if (moved) rescale(weighted, states);
       uint32_t weights[kRowTiles][kColumnTiles / 2][4];
@@ -327,19 +383,24 @@ __global__ void __launch_bounds__(kHopperThreads, kD <= 128 ? 2 : 1)
   const int split = blockIdx.y, begin = split * streamed_per_split;
   const int end = streamed.count - begin < streamed_per_split ? streamed.count : begin + streamed_per_split;
   const float scale = logits.scale * kLog2E;
+  const bool all_plain = !logits.bias && scale > 0;
 
+  using Owned = Stage<Memory::kRows, kD, kHopperThreads>;
+  using Streamed = Stage<kFlashColumns, kD, kHopperThreads>;
+  uint32_t present = Streamed::present(begin, end, logits.bias);  // of the tile that is staged next
   const auto stage_streamed = [&](int first, int buffer) {
-    stage_rows<kFlashColumns, kD, kHopperThreads>(streamed, first, end, logits.bias, memory.streamed[buffer],
-                                                  panel_offset<kFlashColumns>);
+    Streamed::rows(streamed, first, present, memory.streamed[buffer], panel_offset<kFlashColumns>);
     stage_terms(logits, first, end, memory.bias[buffer], memory.sign[buffer]);
     commit_copies();
   };
 
   float weighted[kParts][kSums][4] = {};
   RowStates<1> states;
-  stage_rows<Memory::kRows, kD, kHopperThreads>(owned, static_cast<int>(blockIdx.x) * Memory::kRows, owned.count,
-                                                nullptr, memory.owned, panel_offset<Memory::kRows>);
+  const int first_owned = static_cast<int>(blockIdx.x) * Memory::kRows;
+  Owned::rows(owned, first_owned, Owned::present(first_owned, owned.count, nullptr), memory.owned,
+              panel_offset<Memory::kRows>);
   if (begin < end) stage_streamed(begin, 0);
+  present = Streamed::present(begin + kFlashColumns, end, logits.bias);
   int buffer = 0;
 #pragma unroll 1
   for (int first = begin; first < end; first += kFlashColumns, buffer ^= 1) {
@@ -359,8 +420,10 @@ __global__ void __launch_bounds__(kHopperThreads, kD <= 128 ? 2 : 1)
                          describe(tile + panel * kFlashColumns * kPanel + column, 16), step > 0);
     }
     finish_products();
+    present = Streamed::present(first + 2 * kFlashColumns, end, logits.bias);
     const bool diagonal = logits.exclude_self && first < first_row + 16 && first_row < first + kFlashColumns;
-    const bool moved = weigh(values, states, scale, memory.bias[buffer], diagonal, first_row, first);
+    const bool plain = all_plain && !diagonal && end - first >= kFlashColumns;
+    const bool moved = weigh(values, states, scale, memory.bias[buffer], plain, diagonal, first_row, first);
     if (!partials.weighted) continue;
     if (moved) {
 #pragma unroll

@@ -18,8 +18,9 @@ namespace dadl {
 
 constexpr int64_t kMostSplits = kThreads;            // the combining block has a thread for each
 constexpr int64_t kContrastStateBytes = 64LL << 20;  // of weighted sums, above which there is no further parallelism
-constexpr int kCombineFeatures = 64;                 // of a block that combines
+constexpr int kCombineFeatures = 64;                 // that a block combines at once
 constexpr int kCombineGroups = kThreads / kCombineFeatures;
+constexpr int kCombineAll = 256;  // that it combines one after the other
 
 // Which keys a query meets, and which of them are its positives.
 struct KeyChoice {
@@ -115,6 +116,16 @@ __global__ void __launch_bounds__(kThreads)
   const int valid = is_class ? choice.valid_slots(target) : 0;
   const int64_t first_positive = is_class ? target * choice.slots : 0;
   const A share = A{1} / static_cast<A>(1 + valid);
+  const int group = thread / kCombineFeatures;
+  // Of a feature, over the slots of this thread's group.
+  const auto positives = [&](int c) {
+    A sum = 0;
+#pragma unroll 8
+    for (int slot = group; slot < valid; slot += kCombineGroups) {
+      sum += static_cast<A>(to_float(key.row(first_positive + slot)[c]));
+    }
+    return sum;
+  };
   A gain = 1;
   if (own && choice.mean) {
     // Every block counts for itself: few targets, and no launch of its own.
@@ -126,8 +137,8 @@ __global__ void __launch_bounds__(kThreads)
     A value = lse;
     if (own) {
       A positive = 0;
-      for (int64_t k = thread; k < static_cast<int64_t>(valid) * d; k += kThreads) {
-        positive += query_value(static_cast<int>(k % d)) * static_cast<A>(to_float(key.row(first_positive)[k]));
+      for (int c = thread % kCombineFeatures; c < d; c += kCombineFeatures) {
+        positive += query_value(c) * positives(c);
       }
       positive = own_logit + scale * block_join(positive, warps, add);
       const A missing = target == choice.ignore_index ? A{0} : static_cast<A>(NAN);
@@ -137,24 +148,25 @@ __global__ void __launch_bounds__(kThreads)
   }
   if (!slope) return;
 
-  const int c = static_cast<int>(blockIdx.y) * kCombineFeatures + thread % kCombineFeatures;
-  const int group = thread / kCombineFeatures;
-  A weighted = 0, positive = 0;
-  if (c < d) {
-    for (int k = group; k < partials.splits; k += kCombineGroups) {
-      weighted += factors[k] * partials.weighted[partials.at(k, i) * d + c];
+  const int first = static_cast<int>(blockIdx.y) * kCombineAll;
+  for (int begin = first; begin < first + kCombineAll && begin < d; begin += kCombineFeatures) {
+    const int c = begin + thread % kCombineFeatures;
+    A weighted = 0, positive = 0;
+    if (c < d) {
+#pragma unroll 8
+      for (int k = group; k < partials.splits; k += kCombineGroups) {
+        weighted += factors[k] * partials.weighted[partials.at(k, i) * d + c];
+      }
+      positive = positives(c);
     }
-    for (int slot = group; slot < valid; slot += kCombineGroups) {
-      positive += static_cast<A>(to_float(key.row(first_positive + slot)[c]));
-    }
+    weighted = sum_of_groups(weighted, parts);
+    if (own) positive = sum_of_groups(positive, parts);
+    if (group != 0 || c >= d) continue;
+    if (own) weighted += own_weight * own_row[c];
+    A result = total == 0 ? A{0} : weighted * (scale / total);
+    if (own) result = is_class ? (result - (positive + own_row[c]) * share * scale) * gain : A{0};
+    slope[static_cast<int64_t>(i) * d + c] = result;
   }
-  weighted = sum_of_groups(weighted, parts);
-  if (own) positive = sum_of_groups(positive, parts);
-  if (group != 0 || c >= d) return;
-  if (own) weighted += own_weight * own_row[c];
-  A result = total == 0 ? A{0} : weighted * (scale / total);
-  if (own) result = is_class ? (result - (positive + own_row[c]) * share * scale) * gain : A{0};
-  slope[static_cast<int64_t>(i) * d + c] = result;
 }
 
 // gradient [N, d]: zero for keys that take no part. One group of threads per key.
@@ -208,7 +220,7 @@ void contrast(Backend& backend, const Rows<T>& query, const Rows<T>& key, const 
   }
   const bool with_slope = slope && query.d > 0;
   stream(backend, query, key, logits, with_slope, [&](const Partials<A>& partials) {
-    const unsigned chunks = with_slope ? blocks_for(query.d, kCombineFeatures) : 1;
+    const unsigned chunks = with_slope ? blocks_for(query.d, kCombineAll) : 1;
     backend.launch(contrast_combine_kernel<T, A>, dim3(static_cast<unsigned>(query.count), chunks), dim3(kThreads),
                    partials, query, key, choice, own, scale, values, with_slope ? slope : nullptr);
   });
