@@ -140,7 +140,7 @@ setup(
         Extension(
             "dadl_ext._C",
             [str(Path("csrc") / source) for source in flags.CPU_SOURCES],
-            depends=[str(path.relative_to(ROOT)) for path in flags.CSRC.rglob("*.h")],
+            depends=[str(path.relative_to(ROOT)) for kind in ("*.h", "*.inc") for path in flags.CSRC.rglob(kind)],
             extra_compile_args=flags.CXX_FLAGS,
             libraries=["c10", "torch_cpu", "torch"],
             language="c++",

@@ -11,7 +11,7 @@ CPU_SOURCES = [
     "cpu/ranking.cpp",
     "cpu/contrast.cpp",
     "ops.cpp",
-    "gradient.cpp",
+    "scale_gradient.cpp",
 ]
 CUDA_SOURCES = ["cuda/contrast.cu", "cuda/disagreement.cu", "cuda/dropout.cu", "cuda/ranking.cu", "cuda/ranksim.cu"]
 

@@ -19,7 +19,7 @@
 #include "../contrast_checks.h"
 #include "../core/exponential.h"
 #include "contrast_lanes.h"
-#include "contrast_matrix_units.h"
+#include "contrast_amx.h"
 
 namespace dadl::cpu {
 namespace {

@@ -56,7 +56,7 @@ inline __attribute__((always_inline)) __m512 multiply_add(__m512 x, __m512 y, __
 inline __attribute__((always_inline)) __m512d multiply_add(__m512d x, __m512d y, __m512d z) {
   return _mm512_fmadd_pd(x, y, z);
 }
-#include "lanes_contrast.h"
+#include "contrast_lanes.inc"
 }  // namespace v4
 #pragma GCC pop_options
 
@@ -70,7 +70,7 @@ inline __attribute__((always_inline)) __m256 multiply_add(__m256 x, __m256 y, __
 inline __attribute__((always_inline)) __m256d multiply_add(__m256d x, __m256d y, __m256d z) {
   return _mm256_fmadd_pd(x, y, z);
 }
-#include "lanes_contrast.h"
+#include "contrast_lanes.inc"
 }  // namespace v3
 #pragma GCC pop_options
 #pragma GCC diagnostic pop
@@ -83,7 +83,7 @@ template <typename V>
 inline __attribute__((always_inline)) V multiply_add(V x, V y, V z) {
   return x * y + z;
 }
-#include "lanes_contrast.h"
+#include "contrast_lanes.inc"
 }  // namespace v1
 
 }  // namespace dadl::cpu

@@ -16,7 +16,7 @@
 #include "common.h"
 #include "disagreement_rows.h"
 #include "dropout_masks.h"
-#include "products.h"
+#include "blas.h"
 
 namespace dadl::cpu {
 namespace {

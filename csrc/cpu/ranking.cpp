@@ -3,7 +3,7 @@
 
 #include "../core/order.h"
 #include "common.h"
-#include "row_ranks.h"
+#include "row_ranker.h"
 
 namespace dadl::cpu {
 namespace {

@@ -15,9 +15,9 @@
 #include <vector>
 
 #include "common.h"
-#include "lanes.h"
-#include "products.h"
-#include "ranksim_matrix_units.h"
+#include "ranksim_lanes.h"
+#include "blas.h"
+#include "ranksim_amx.h"
 #include "transpose.h"
 
 namespace dadl::cpu {

@@ -8,8 +8,8 @@
 
 #include "../core/cosine.h"
 #include "../core/ranksim.h"
-#include "label_ranks.h"
-#include "row_ranks.h"
+#include "ranksim_label_ranks.h"
+#include "row_ranker.h"
 
 namespace dadl::cpu {
 

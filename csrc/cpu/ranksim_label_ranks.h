@@ -9,7 +9,7 @@
 
 #include "../core/labels.h"
 #include "common.h"
-#include "row_ranks.h"
+#include "row_ranker.h"
 
 namespace dadl::cpu {
 

@@ -9,7 +9,7 @@
 
 #include "../core/exponential.h"
 #include "contrast_keys.h"
-#include "matrix_units.h"
+#include "amx.h"
 
 #ifdef DADL_MATRIX_UNITS
 #pragma GCC diagnostic push

@@ -12,7 +12,7 @@
 #include <cstdint>
 #include <memory>
 
-#include "matrix_units.h"
+#include "amx.h"
 #include "ranksim_rows.h"
 
 #ifdef DADL_MATRIX_UNITS

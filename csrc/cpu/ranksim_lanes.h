@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "common.h"
-#include "label_ranks.h"
+#include "ranksim_label_ranks.h"
 #include "ranksim_rows.h"
 #include "transpose.h"
 
@@ -43,9 +43,9 @@ inline __attribute__((always_inline)) void order(Vector& low, Vector& high) {
   high = _mm512_max_pd(low, high);
   low = smaller;
 }
-#include "lanes_sort.h"
+#include "sorting_network.inc"
 //
-#include "lanes_ranksim.h"
+#include "ranksim_lanes.inc"
 }  // namespace v4
 #pragma GCC pop_options
 
@@ -59,9 +59,9 @@ inline __attribute__((always_inline)) void order(Vector& low, Vector& high) {
   high = _mm256_max_pd(low, high);
   low = smaller;
 }
-#include "lanes_sort.h"
+#include "sorting_network.inc"
 //
-#include "lanes_ranksim.h"
+#include "ranksim_lanes.inc"
 }  // namespace v3
 #pragma GCC pop_options
 #pragma GCC diagnostic pop
