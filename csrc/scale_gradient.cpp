@@ -3,6 +3,7 @@
 
 #include <array>
 
+#include "signatures.h"
 #include "tensors.h"
 
 namespace dadl {

@@ -1,4 +1,4 @@
-// What the operators of every backend share of torch: dtypes, pointers, and one signature for each operator.
+// What the operators of every backend use of torch: dtypes, pointers and allocation.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -8,10 +8,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <optional>
-#include <string>
-#include <tuple>
-#include <type_traits>
 #include <vector>
 
 #include "core/half.h"
@@ -94,38 +90,4 @@ void dispatch_labels(const Tensor& labels, Body body) {
   dispatch_floating(labels, "labels (or int64)", body);
 }
 
-inline int64_t row_length(const Tensor& input) {
-  STD_TORCH_CHECK(input.dim() >= 1, "rank needs at least one dimension");
-  const int64_t n = input.size(input.dim() - 1);
-  STD_TORCH_CHECK(n <= (int64_t{1} << 24), "rank is exact for rows of up to 2^24 values, got ", n);
-  return n;
-}
-
-// The operators of ops.cpp as functions, without strings: the stable ABI of torch 2.13 never frees those that it passes
-// (its issue 191340). Boxing checks a signature only when it is called, so the build checks it.
-namespace signature {
-using Similarity = std::optional<Tensor>;
-using rank = Tensor(Tensor, double);
-using rank_backward = Tensor(Tensor, Tensor, Tensor, double);
-using ranksim_select = std::tuple<Tensor, Tensor, Tensor>(Tensor, Tensor);
-using ranksim_loss = std::tuple<Tensor, Tensor>(Tensor, Tensor, Tensor, Similarity, double, double, bool, bool);
-using ranksim_rows = Tensor(Tensor, Tensor, Tensor, Tensor, Tensor, Similarity, double, double);
-using ranksim_rows_backward = Tensor(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Similarity, double, double);
-using similarity_logsumexp = std::tuple<Tensor, Tensor>(Tensor, Tensor, std::optional<Tensor>, double, bool, bool);
-using similarity_logsumexp_key_gradient = Tensor(Tensor, Tensor, Tensor, std::optional<Tensor>, Tensor, double, bool);
-using pseudo_group_contrast = std::tuple<Tensor, Tensor>(Tensor, Tensor, Tensor, Tensor, std::optional<Tensor>, double,
-                                                         int64_t, int64_t, int64_t, bool);
-using disagreement = std::tuple<Tensor, Tensor>(Tensor, int64_t, bool, bool);
-using dropout_linear = Tensor(Tensor, Tensor, std::optional<Tensor>, Tensor, double, int64_t);
-using dropout_linear_backward = std::tuple<Tensor, Tensor>(Tensor, Tensor, Tensor, Tensor, double, bool, bool);
-using dropout_disagreement = std::tuple<Tensor, Tensor, Tensor, Tensor>(Tensor, Tensor, std::optional<Tensor>, Tensor,
-                                                                        double, int64_t, int64_t, bool, bool, bool);
-using scale_gradient = Tensor(Tensor, Tensor, Tensor, int64_t);
-}  // namespace signature
-
 }  // namespace dadl
-
-// Registers `backend`::`name` for the operator of that name.
-#define DADL_IMPL(library, backend, name)                                                                     \
-  static_assert(std::is_same_v<decltype(backend::name), dadl::signature::name>, #name " has another schema"); \
-  library.impl(#name, TORCH_BOX(&backend::name))

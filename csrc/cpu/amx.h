@@ -17,14 +17,14 @@
 #include "common.h"
 
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
-#define DADL_MATRIX_UNITS
+#define DADL_AMX
 #include <cpuid.h>
 #include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
 
-namespace dadl::cpu::matrix_units {
+namespace dadl::cpu::amx {
 
 constexpr int64_t kSide = 16;          // of a tile, in words
 constexpr int64_t kBlock = 2 * kSide;  // of a product's result
@@ -49,7 +49,7 @@ struct Factor {
   int32_t step, sum_step;
 };
 
-#ifdef DADL_MATRIX_UNITS
+#ifdef DADL_AMX
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // in the compiler's own intrinsics
 #pragma GCC diagnostic ignored "-Wuninitialized"
@@ -354,4 +354,4 @@ void product(Factor a, Factor b, int64_t sum_tiles, float* result, int64_t strid
 #pragma GCC diagnostic pop
 #endif
 
-}  // namespace dadl::cpu::matrix_units
+}  // namespace dadl::cpu::amx

@@ -18,6 +18,7 @@
 
 #include "../contrast_checks.h"
 #include "../core/exponential.h"
+#include "../signatures.h"
 #include "contrast_lanes.h"
 #include "contrast_amx.h"
 
@@ -66,9 +67,9 @@ auto as_any(const Keys<T>& keys) {
 // body(tag of the tile that is quickest here, the keys as it takes them)
 template <typename T, typename Body>
 void with_tile(const Keys<T>& keys, Body body) {
-#ifdef DADL_MATRIX_UNITS
+#ifdef DADL_AMX
   if constexpr (!std::is_same_v<T, double>) {
-    if (matrix_units::available()) return body(std::type_identity<matrix_units::KeyTile<T>>{}, keys);
+    if (amx::available()) return body(std::type_identity<amx::KeyTile<T>>{}, keys);
   }
 #endif
   using A = typename Storage<T>::Arithmetic;

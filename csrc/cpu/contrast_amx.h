@@ -11,14 +11,14 @@
 #include "contrast_keys.h"
 #include "amx.h"
 
-#ifdef DADL_MATRIX_UNITS
+#ifdef DADL_AMX
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // in the compiler's own intrinsics
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC push_options
 #pragma GCC target("arch=x86-64-v4,amx-tile,amx-bf16,avx512bf16,prefer-vector-width=512")
 
-namespace dadl::cpu::matrix_units {
+namespace dadl::cpu::amx {
 
 // exp_nonpositive() of 16 numbers in half as many instructions.
 inline __attribute__((always_inline)) __m512 exp_nonpositive(__m512 x) {
@@ -201,7 +201,7 @@ class Query {
 template <typename T>
 class KeyTile {
  public:
-  using Query = matrix_units::Query;
+  using Query = amx::Query;
   static constexpr int64_t kStep = kSide;
 
   // Of tiles of which the keys stay in a core's L2 cache; and rather eight of them than fewer: working memory that has
@@ -397,7 +397,7 @@ class KeyTile {
   Registers registers_;
 };
 
-}  // namespace dadl::cpu::matrix_units
+}  // namespace dadl::cpu::amx
 
 #pragma GCC pop_options
 #pragma GCC diagnostic pop

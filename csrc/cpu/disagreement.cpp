@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../disagreement_checks.h"
+#include "../signatures.h"
 #include "common.h"
 #include "disagreement_rows.h"
 

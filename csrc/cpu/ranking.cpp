@@ -2,6 +2,8 @@
 #include <torch/csrc/stable/library.h>
 
 #include "../core/order.h"
+#include "../ranking_checks.h"
+#include "../signatures.h"
 #include "common.h"
 #include "row_ranker.h"
 
@@ -70,10 +72,7 @@ Tensor rank(Tensor input, double /* interp_strength */) {
 
 Tensor rank_backward(Tensor grad, Tensor input, Tensor ranks, double interp_strength) {
   const int64_t n = row_length(input);
-  STD_TORCH_CHECK(grad.scalar_type() == arithmetic_type(input) && ranks.scalar_type() == arithmetic_type(input),
-                  "rank_backward needs grad and ranks in rank's output dtype");
-  STD_TORCH_CHECK(grad.numel() == input.numel() && ranks.numel() == input.numel(),
-                  "rank_backward needs grad, input and ranks of one shape");
+  check_rank_backward(grad, input, ranks);
   grad = as_contiguous(grad);
   input = as_contiguous(input);
   ranks = as_contiguous(ranks);

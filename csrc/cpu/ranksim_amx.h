@@ -14,15 +14,16 @@
 
 #include "amx.h"
 #include "ranksim_rows.h"
+#include "transpose.h"
 
-#ifdef DADL_MATRIX_UNITS
+#ifdef DADL_AMX
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // in the compiler's own intrinsics
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC push_options
 #pragma GCC target("arch=x86-64-v4,amx-tile,amx-bf16,avx512bf16,prefer-vector-width=512")
 
-namespace dadl::cpu::matrix_units {
+namespace dadl::cpu::amx {
 
 constexpr int64_t kSum = 2 * kSide;  // numbers along the sum in a tile
 constexpr int64_t kParts = 3;
@@ -251,7 +252,7 @@ inline void weigh_rows(const float* differences, int64_t stride, const float* x,
   });
 }
 
-}  // namespace dadl::cpu::matrix_units
+}  // namespace dadl::cpu::amx
 
 #pragma GCC pop_options
 #pragma GCC diagnostic pop

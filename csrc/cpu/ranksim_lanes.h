@@ -43,8 +43,6 @@ inline __attribute__((always_inline)) void order(Vector& low, Vector& high) {
   high = _mm512_max_pd(low, high);
   low = smaller;
 }
-#include "sorting_network.inc"
-//
 #include "ranksim_lanes.inc"
 }  // namespace v4
 #pragma GCC pop_options
@@ -59,8 +57,6 @@ inline __attribute__((always_inline)) void order(Vector& low, Vector& high) {
   high = _mm256_max_pd(low, high);
   low = smaller;
 }
-#include "sorting_network.inc"
-//
 #include "ranksim_lanes.inc"
 }  // namespace v3
 #pragma GCC pop_options
