@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from dadl_ext import ClassQueue, PseudoGroupContrastLoss, SupervisedContrastLoss, functional, reference
-from dadl_ext._checks import FORMS, REDUCTIONS
+from dadl_ext._shared.checks import FORMS, REDUCTIONS
 
 
 def numpy_group_contrast(

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dadl_ext import functional, reference
-from dadl_ext._members import CLASS_MEASURES, MEASURES
+from dadl_ext._shared.members import CLASS_MEASURES, MEASURES
 from dadl_ext.reference.dropout import dropout_masks, philox
 
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)

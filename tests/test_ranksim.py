@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dadl_ext import RankSimLoss, functional, reference
-from dadl_ext._labels import draw_priority
+from dadl_ext._shared.label_similarity import draw_priority
 from dadl_ext.reference.ranksim import select_subset
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import _library as _library  # the operators must be loaded before rules can be registered
-from .._checks import FORMS, REDUCTIONS, check_contrast, check_group_contrast
+from .._shared.checks import FORMS, REDUCTIONS, check_contrast, check_group_contrast
 from ._gradient import scale_gradient
 from ._rules import arithmetic_dtype, below_autograd, register_float32_autocast, register_no_derivative
 

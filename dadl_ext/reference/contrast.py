@@ -3,14 +3,14 @@
 import torch
 from torch import Tensor
 
-from .._checks import (
+from .._shared.checks import (
     check_classes,
     check_contrast,
     check_group_contrast,
     check_sample_weight,
     check_supervised_contrast,
 )
-from .._reduction import reduce_rows
+from .._shared.reduction import reduce_rows
 
 __all__ = ["pseudo_group_contrast", "similarity_logsumexp", "supervised_contrast"]
 

@@ -5,8 +5,8 @@ import itertools
 import torch
 from torch import Tensor
 
-from .._checks import check_disagreement
-from .._members import as_members
+from .._shared.checks import check_disagreement
+from .._shared.members import as_members
 
 __all__ = ["disagreement"]
 

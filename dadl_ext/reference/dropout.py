@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from .._checks import check_dropout
-from .._reversal import reverse_gradient
+from .._shared.checks import check_dropout
+from .._shared.reversal import reverse_gradient
 from .disagreement import disagreement
 
 __all__ = ["dropout_disagreement", "dropout_linear", "dropout_masks", "philox"]

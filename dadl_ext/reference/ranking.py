@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._checks import check_rank
+from .._shared.checks import check_rank
 
 
 def integer_ranks(values: Tensor) -> Tensor:

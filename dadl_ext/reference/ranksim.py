@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._checks import LabelSimilarity, check_ranksim
-from .._distributed import gather_batch
-from .._labels import draw_priority, label_similarity_matrix
+from .._shared.checks import LabelSimilarity, check_ranksim
+from ..distributed import gather_batch
+from .._shared.label_similarity import draw_priority, label_similarity_matrix
 from .ranking import integer_ranks
 
 

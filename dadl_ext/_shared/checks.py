@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ._members import CLASS_MEASURES, MEASURES
+from .members import CLASS_MEASURES, MEASURES
 
 LabelSimilarity: TypeAlias = str | Tensor | Callable[[Tensor], Tensor] | None
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from . import functional as F
-from ._checks import check_measure, check_p, check_reduction, check_samples
-from ._members import CLASS_MEASURES
+from .. import functional as F
+from .._shared.checks import check_measure, check_p, check_reduction, check_samples
+from .._shared.members import CLASS_MEASURES
 
 __all__ = ["ChiModelLoss", "ChiModelTerms", "DisagreementLoss", "DropoutDisagreementLoss", "GradientReversal"]
 

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._checks import LabelSimilarity, check_similarity_matrix
+from .checks import LabelSimilarity, check_similarity_matrix
 
 
 def draw_priority(labels: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ._checks import (
+from .._shared.checks import (
     FORMS,
     REDUCTIONS,
     LabelSimilarity,
@@ -20,14 +20,14 @@ from ._checks import (
     check_sample_weight,
     check_supervised_contrast,
 )
-from ._distributed import gather_batch
-from ._labels import draw_priority, label_similarity_matrix
-from ._library import require_device
-from ._members import as_members
-from ._reduction import reduce_rows
-from ._reversal import reverse_gradient
-from .ops import contrast, dropout, ranking, ranksim
-from .ops import disagreement as disagreement_operator
+from ..distributed import gather_batch
+from .._shared.label_similarity import draw_priority, label_similarity_matrix
+from .._library import require_device
+from .._shared.members import as_members
+from .._shared.reduction import reduce_rows
+from .._shared.reversal import reverse_gradient
+from ..ops import contrast, dropout, ranking, ranksim
+from ..ops import disagreement as disagreement_operator
 
 __all__ = [
     "disagreement",

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from . import functional as F
-from ._checks import FORMS, LabelSimilarity, check_ranksim_settings, check_reduction, check_temperature
+from .. import functional as F
+from .._shared.checks import FORMS, LabelSimilarity, check_ranksim_settings, check_reduction, check_temperature
 from .class_queue import ClassQueue
 
 __all__ = ["PseudoGroupContrastLoss", "RankSimLoss", "SupervisedContrastLoss"]

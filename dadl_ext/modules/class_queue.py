@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from ._checks import FLOATING
-from ._distributed import gather_batch
+from .._shared.checks import FLOATING
+from ..distributed import gather_batch
 
 __all__ = ["ClassQueue"]
 

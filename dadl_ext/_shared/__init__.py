@@ -1,0 +1,1 @@
+"""What the compiled functions and the reference share."""
