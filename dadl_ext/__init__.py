@@ -5,9 +5,16 @@ Functions are in :mod:`dadl_ext.functional`, their plain-PyTorch meaning in :mod
 
 from . import functional, reference
 from ._library import build_info
-from .modules.chi_model import ChiModelLoss, DisagreementLoss, DropoutDisagreementLoss, GradientReversal
-from .modules.class_queue import ClassQueue
-from .modules.contrast import PseudoGroupContrastLoss, RankSimLoss, SupervisedContrastLoss
+from .modules import (
+    ChiModelLoss,
+    ClassQueue,
+    DisagreementLoss,
+    DropoutDisagreementLoss,
+    GradientReversal,
+    PseudoGroupContrastLoss,
+    RankSimLoss,
+    SupervisedContrastLoss,
+)
 
 __all__ = [
     "ChiModelLoss",
