@@ -8,14 +8,13 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from .dtypes import FLOATING, INTEGER
 from .members import CLASS_MEASURES, MEASURES
 
 LabelSimilarity: TypeAlias = str | Tensor | Callable[[Tensor], Tensor] | None
 
 REDUCTIONS = ("none", "mean", "sum")
 LABEL_SIMILARITIES = ("negative_l1", "negative_l2", "cosine")
-FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-INTEGER = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def check_floating(name: str, value: Tensor) -> None:

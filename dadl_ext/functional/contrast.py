@@ -1,12 +1,12 @@
 """Contrast between queries and many keys."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from .._library import require_device
 from .._shared.checks import (
-    FORMS,
-    REDUCTIONS,
     check_classes,
     check_contrast,
     check_group_contrast,
@@ -46,16 +46,14 @@ def similarity_logsumexp(
     weights in that dtype. Deterministic for a number of threads, which may change the rounding; on CUDA for
     a GPU model. A second derivative raises ``RuntimeError``.
     """
-    try:
-        return contrast.SimilarityLogsumexp.apply(  # type: ignore[no-any-return, no-untyped-call]
-            query, key, key_mask, scale, exclude_self, torch.is_grad_enabled()
-        )
-    except Exception:
-        # What the operator has refused, this tells with what to do about it.
+
+    def check() -> None:
         check_contrast(query, key, scale, key_mask, exclude_self)
-        check_no_tangent("similarity_logsumexp", query, key)
         require_device(query)
-        raise
+
+    check_no_tangent("similarity_logsumexp", query, key)
+    with _explained_by(check):
+        return contrast.similarity_logsumexp(query, key, key_mask, scale, exclude_self)
 
 
 def pseudo_group_contrast(
@@ -104,20 +102,18 @@ def pseudo_group_contrast(
     Deterministic for a number of threads, which may change the rounding; on CUDA for a GPU model. A second
     derivative raises ``RuntimeError``.
     """
-    row_reduction = reduction if sample_weight is None else "none"
-    check_no_tangent("pseudo_group_contrast", query, key, queue)
-    try:
-        numbers = temperature, FORMS.index(form), ignore_index, REDUCTIONS.index(row_reduction)
-        with_slope = query.requires_grad and torch.is_grad_enabled()
-        loss: Tensor = contrast.PseudoGroupContrast.apply(  # type: ignore[no-untyped-call]
-            query, (key, queue, target, slot_count, *numbers, with_slope)
-        )
-    except Exception:
-        # What the operator has refused, this tells with what to do about it.
+
+    def check() -> None:
         check_group_contrast(query, key, queue, target, slot_count, temperature, form, ignore_index, reduction)
         check_classes(target, queue.shape[0], ignore_index)
         require_device(query)
-        raise
+
+    check_no_tangent("pseudo_group_contrast", query, key, queue)
+    row_reduction = reduction if sample_weight is None else "none"
+    with _explained_by(check):
+        loss = contrast.pseudo_group_contrast(
+            query, key, queue, target, slot_count, temperature, form, ignore_index, row_reduction
+        )
     if sample_weight is None:
         return loss
     check_sample_weight(sample_weight, target)
@@ -154,5 +150,22 @@ def supervised_contrast(
     features, labels = check_supervised_contrast(features, labels, temperature, reduction)
     require_device(features)
     classes, target = torch.unique(labels, return_inverse=True)
-    loss = contrast.SupervisedContrast.apply(features, target, len(classes), temperature, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
+    loss = contrast.supervised_contrast(features, target, len(classes), temperature)
     return reduce_rows(loss, torch.ones_like(target, dtype=torch.bool), None, reduction)
+
+
+class _explained_by:
+    """Raises ``check``'s error, which says how to fix the arguments, where the operator has refused them.
+
+    The operator checks anyway; to check before each call would take a tenth of a small one.
+    """
+
+    def __init__(self, check: Callable[[], None]) -> None:
+        self.check = check
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and issubclass(kind, Exception):
+            self.check()

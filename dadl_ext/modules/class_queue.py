@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from .._shared.checks import FLOATING
+from .._shared.dtypes import FLOATING
 from ..distributed import gather_batch
 
 __all__ = ["ClassQueue"]

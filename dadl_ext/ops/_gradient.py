@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from .. import _library as _library  # the operators must be loaded before rules can be registered
 from ._rules import below_autograd, register_no_derivative
 
 

@@ -4,7 +4,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
 
 
 def below_autograd() -> AbstractContextManager[object]:
@@ -12,11 +11,6 @@ def below_autograd() -> AbstractContextManager[object]:
     derivatives: 20 µs less each."""
     needed = torch.compiler.is_compiling() or torch.is_grad_enabled()
     return nullcontext() if needed else torch._C._AutoDispatchBelowAutograd()
-
-
-def arithmetic_dtype(value: Tensor) -> torch.dtype:
-    """In which the operators compute with this input."""
-    return torch.float64 if value.dtype == torch.float64 else torch.float32
 
 
 def register_no_derivative(operator: str, reason: str) -> None:

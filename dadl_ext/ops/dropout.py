@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _library as _library  # the operators must be loaded before rules can be registered
+from .._shared.dtypes import arithmetic_dtype
 from .._shared.members import MEASURES
 from ._gradient import scale_gradient
-from ._rules import arithmetic_dtype, below_autograd, register_float32_autocast, register_no_derivative
+from ._rules import below_autograd, register_float32_autocast, register_no_derivative
 
 FEW_OUTPUTS = 8  # dropout_disagreement's, as in csrc
 

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _library as _library  # the operators must be loaded before rules can be registered
-from ._rules import arithmetic_dtype, register_float32_autocast, register_no_derivative
+from .._shared.dtypes import arithmetic_dtype
+from ._rules import register_float32_autocast, register_no_derivative
 
 
 def rank(input: Tensor, interp_strength: float) -> Tensor:

@@ -5,9 +5,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from .. import _library as _library  # the operators must be loaded before rules can be registered
+from .._shared.dtypes import arithmetic_dtype
 from ._gradient import scale_gradient
-from ._rules import arithmetic_dtype, below_autograd, register_float32_autocast, register_no_derivative
+from ._rules import below_autograd, register_float32_autocast, register_no_derivative
 
 # (index, order, count) as in csrc/ops.cpp: of fixed size, so that the count may stay on the device.
 Subset: TypeAlias = tuple[Tensor, Tensor, Tensor]

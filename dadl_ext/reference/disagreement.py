@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .._shared.checks import check_disagreement
+from .._shared.dtypes import arithmetic_dtype
 from .._shared.members import as_members
 
 __all__ = ["disagreement"]
@@ -15,8 +16,7 @@ def disagreement(predictions: Tensor, measure: str = "l1", *, reduction: str = "
     """See :func:`dadl_ext.functional.disagreement`."""
     check_disagreement(predictions, measure, reduction)
     members = as_members(predictions, measure)  # [K, B, R, C]
-    members = members if members.dtype == torch.float64 else members.float()
-    rows = _rows(members, measure)
+    rows = _rows(members.to(arithmetic_dtype(members)), measure)
     if reduction == "none":
         return rows
     total = rows.sum()

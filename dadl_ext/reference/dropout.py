@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from .._shared.checks import check_dropout
+from .._shared.dtypes import arithmetic_dtype
 from .._shared.reversal import reverse_gradient
 from .disagreement import disagreement
 
@@ -50,13 +51,13 @@ def dropout_linear(
 ) -> Tensor:
     """See :func:`dadl_ext.functional.dropout_linear`."""
     check_dropout(features, weight, bias, p, samples, seed)
-    arithmetic = torch.float64 if features.dtype == torch.float64 else torch.float32
-    rows = features.reshape(-1, features.shape[-1]).to(arithmetic)
+    dtype = arithmetic_dtype(features)
+    rows = features.reshape(-1, features.shape[-1]).to(dtype)
     keep = dropout_masks(seed, samples, len(rows), rows.shape[1], p).to(rows.device)
     masked = rows * keep * (65536 / (65536 - round(p * 65536)))
-    result = masked @ weight.to(arithmetic).T
+    result = masked @ weight.to(dtype).T
     if bias is not None:
-        result = result + bias.to(arithmetic)
+        result = result + bias.to(dtype)
     return result.to(features.dtype).reshape(samples, *features.shape[:-1], len(weight))
 
 
@@ -75,9 +76,9 @@ def dropout_disagreement(
     """See :func:`dadl_ext.functional.dropout_disagreement`."""
     if minimax:
         weight, bias = reverse_gradient(weight), None if bias is None else reverse_gradient(bias)
-    arithmetic = torch.float64 if features.dtype == torch.float64 else torch.float32
-    wide_bias = None if bias is None else bias.to(arithmetic)
+    dtype = arithmetic_dtype(features)
+    wide_bias = None if bias is None else bias.to(dtype)
     predictions = dropout_linear(
-        features.to(arithmetic), weight.to(arithmetic), wide_bias, p=p, samples=samples, seed=seed
+        features.to(dtype), weight.to(dtype), wide_bias, p=p, samples=samples, seed=seed
     )
     return disagreement(predictions.reshape(samples, -1, len(weight)), measure, reduction=reduction)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .._shared.checks import check_rank
+from .._shared.dtypes import arithmetic_dtype
 
 
 def integer_ranks(values: Tensor) -> Tensor:
@@ -36,5 +37,4 @@ class _Rank(torch.autograd.Function):
 def rank(input: Tensor, interp_strength: float = 2.0) -> Tensor:
     """See :func:`dadl_ext.functional.rank`."""
     check_rank(input, interp_strength)
-    values = input if input.dtype == torch.float64 else input.float()
-    return _Rank.apply(values, interp_strength)  # type: ignore[no-untyped-call, no-any-return]
+    return _Rank.apply(input.to(arithmetic_dtype(input)), interp_strength)  # type: ignore[no-untyped-call, no-any-return]

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from .._shared.checks import LabelSimilarity, check_ranksim
 from ..distributed import gather_batch
+from .._shared.dtypes import arithmetic_dtype
 from .._shared.label_similarity import draw_priority, label_similarity_matrix
 from .ranking import integer_ranks
 
@@ -51,11 +52,9 @@ def ranksim_loss(
     surrogate = (gradient * (unit @ unit.T)).sum(dim=1)
     rows = rows + (surrogate - surrogate.detach())  # the value of rows, the gradient of the surrogate
 
-    output_dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
-    if reduction == "none":
-        return rows.to(output_dtype)
-    loss = rows.sum() / (max(m, 1) if reduction == "mean" else 1)
-    return loss.to(output_dtype)
+    if reduction != "none":
+        rows = rows.sum() / (max(m, 1) if reduction == "mean" else 1)
+    return rows.to(arithmetic_dtype(features))
 
 
 def select_subset(labels: Tensor, priority: Tensor) -> Tensor:
