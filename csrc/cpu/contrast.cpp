@@ -19,8 +19,8 @@
 #include "../contrast_checks.h"
 #include "../core/exponential.h"
 #include "../signatures.h"
-#include "contrast_lanes.h"
 #include "contrast_amx.h"
+#include "contrast_lanes.h"
 
 namespace dadl::cpu {
 namespace {

@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "../core/exponential.h"
-#include "contrast_keys.h"
 #include "amx.h"
+#include "contrast_keys.h"
 
 #ifdef DADL_AMX
 #pragma GCC diagnostic push

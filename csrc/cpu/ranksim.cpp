@@ -1,4 +1,6 @@
 // The fused RankSim operators on the CPU. The steps and the formulas are those of dadl_ext/reference/ranksim.py.
+#include "../core/ranksim.h"
+
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -10,7 +12,6 @@
 #include <type_traits>
 #include <vector>
 
-#include "../core/ranksim.h"
 #include "../ranksim_checks.h"
 #include "../signatures.h"
 #include "blas.h"

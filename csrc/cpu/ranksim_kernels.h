@@ -157,10 +157,10 @@ void project_rows(const A* g, A scale, const A* x, const double* squared, const 
 }
 
 // target_clones does not apply to templates, so each type has its own functions.
-#define DADL_GATHER_ROWS(T, A)                                                                          \
+#define DADL_GATHER_ROWS(T, A)                                                                                 \
   DADL_CLONES inline void gather(const T* features, const int64_t* index, A* target, int64_t d, int64_t first, \
-                          int64_t columns, int64_t begin, int64_t end) {                                \
-    gather_rows<T, A>(features, index, target, d, first, columns, begin, end);                          \
+                                 int64_t columns, int64_t begin, int64_t end) {                                \
+    gather_rows<T, A>(features, index, target, d, first, columns, begin, end);                                 \
   }
 DADL_GATHER_ROWS(float, float)
 DADL_GATHER_ROWS(float, double)
@@ -171,9 +171,9 @@ DADL_GATHER_ROWS(BFloat16, float)
 DADL_GATHER_ROWS(BFloat16, double)
 #undef DADL_GATHER_ROWS
 
-#define DADL_STORAGE_ROWS(T)                                                                                  \
+#define DADL_STORAGE_ROWS(T)                                                                                         \
   DADL_CLONES inline void squared_norms(const T* features, double* squared, int64_t d, int64_t begin, int64_t end) { \
-    squared_norm_rows<T>(features, squared, d, begin, end);                                                   \
+    squared_norm_rows<T>(features, squared, d, begin, end);                                                          \
   }
 DADL_STORAGE_ROWS(float)
 DADL_STORAGE_ROWS(double)
@@ -181,21 +181,22 @@ DADL_STORAGE_ROWS(Half)
 DADL_STORAGE_ROWS(BFloat16)
 #undef DADL_STORAGE_ROWS
 
-#define DADL_ARITHMETIC_ROWS(A)                                                                                     \
-  DADL_CLONES inline void rank_similarities(const RowsTask<A>& task, LabelRanks::Scratch& labels, int64_t begin,           \
-                                     int64_t end) {                                                                 \
-    ranksim_tiles<A>(task, labels, begin, end);                                                                     \
-  }                                                                                                                 \
-  DADL_CLONES inline void symmetrise(A* differences, const A* weight, const A* inverse_norm, int64_t m, int64_t begin,     \
-                              int64_t end) {                                                                        \
-    symmetrise_tile_rows<A>(differences, weight, inverse_norm, m, begin, end);                                      \
-  }                                                                                                                 \
-  DADL_CLONES inline void weigh_few(const A* w, const A* x, A* result, int64_t m, int64_t d, int64_t begin, int64_t end) { \
-    weigh_few_rows<A>(w, x, result, m, d, begin, end);                                                              \
-  }                                                                                                                 \
-  DADL_CLONES inline void project(const A* g, A scale, const A* x, const double* squared, const A* inverse_norm,           \
-                           const int64_t* index, A* gradient, int64_t d, int64_t begin, int64_t end) {              \
-    project_rows<A>(g, scale, x, squared, inverse_norm, index, gradient, d, begin, end);                            \
+#define DADL_ARITHMETIC_ROWS(A)                                                                                        \
+  DADL_CLONES inline void rank_similarities(const RowsTask<A>& task, LabelRanks::Scratch& labels, int64_t begin,       \
+                                            int64_t end) {                                                             \
+    ranksim_tiles<A>(task, labels, begin, end);                                                                        \
+  }                                                                                                                    \
+  DADL_CLONES inline void symmetrise(A* differences, const A* weight, const A* inverse_norm, int64_t m, int64_t begin, \
+                                     int64_t end) {                                                                    \
+    symmetrise_tile_rows<A>(differences, weight, inverse_norm, m, begin, end);                                         \
+  }                                                                                                                    \
+  DADL_CLONES inline void weigh_few(const A* w, const A* x, A* result, int64_t m, int64_t d, int64_t begin,            \
+                                    int64_t end) {                                                                     \
+    weigh_few_rows<A>(w, x, result, m, d, begin, end);                                                                 \
+  }                                                                                                                    \
+  DADL_CLONES inline void project(const A* g, A scale, const A* x, const double* squared, const A* inverse_norm,       \
+                                  const int64_t* index, A* gradient, int64_t d, int64_t begin, int64_t end) {          \
+    project_rows<A>(g, scale, x, squared, inverse_norm, index, gradient, d, begin, end);                               \
   }
 DADL_ARITHMETIC_ROWS(float)
 DADL_ARITHMETIC_ROWS(double)

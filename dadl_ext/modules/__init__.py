@@ -1,5 +1,7 @@
 """The losses as modules."""
 
+import sys
+
 from .chi_model import ChiModelLoss, ChiModelTerms
 from .class_queue import ClassQueue
 from .contrast import PseudoGroupContrastLoss, SupervisedContrastLoss
@@ -17,3 +19,7 @@ __all__ = [
     "RankSimLoss",
     "SupervisedContrastLoss",
 ]
+
+# Pickles of version 0.1 name these classes by the modules that they were in.
+for _module in ("losses", "chi_model", "class_queue"):
+    sys.modules[f"dadl_ext.{_module}"] = sys.modules[__name__]

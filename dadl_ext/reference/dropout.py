@@ -78,7 +78,5 @@ def dropout_disagreement(
         weight, bias = reverse_gradient(weight), None if bias is None else reverse_gradient(bias)
     dtype = arithmetic_dtype(features)
     wide_bias = None if bias is None else bias.to(dtype)
-    predictions = dropout_linear(
-        features.to(dtype), weight.to(dtype), wide_bias, p=p, samples=samples, seed=seed
-    )
+    predictions = dropout_linear(features.to(dtype), weight.to(dtype), wide_bias, p=p, samples=samples, seed=seed)
     return disagreement(predictions.reshape(samples, -1, len(weight)), measure, reduction=reduction)

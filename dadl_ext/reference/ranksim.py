@@ -5,9 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._shared.checks import LabelSimilarity, check_ranksim
-from ..distributed import gather_batch
 from .._shared.dtypes import arithmetic_dtype
 from .._shared.label_similarity import draw_priority, label_similarity_matrix
+from ..distributed import gather_batch
 from .ranking import integer_ranks
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import CAPABILITIES, DEVICES
 from hypothesis import given
 from hypothesis import strategies as st
+from support.devices import CAPABILITIES, DEVICES
 from torch import Tensor
 from torch.autograd import forward_ad
 
@@ -483,23 +483,6 @@ def test_second_derivatives_raise(device: str) -> None:
             gradient.sum().backward()
 
 
-def test_opcheck(device: str) -> None:
-    query, key, queue, target = group_batch(0, 6, 3, 2, 8, torch.float32, device)
-    keys, mask = queue.flatten(0, 1), torch.rand(6, device=device) < 0.5
-    lse, slope = torch.ops.dadl.similarity_logsumexp(query, keys, mask, 2.0, True, True)
-    counts = torch.tensor([0, 1, 2], device=device)
-    for operator, arguments in (
-        ("similarity_logsumexp", (query, keys, mask, 2.0, True, True)),
-        ("similarity_logsumexp", (query, keys, None, 2.0, False, False)),
-        ("similarity_logsumexp_key_gradient", (lse, query, keys, mask, lse, 2.0, True)),
-        ("scale_gradient", (lse, slope, query, 0)),
-        ("scale_gradient", (lse[0], slope, query, 0)),
-        ("pseudo_group_contrast", (query, key, queue, target, counts, 0.1, 1, -1, 1, True)),
-        ("pseudo_group_contrast", (query, key, queue, target, None, 0.1, 0, -1, 0, False)),
-    ):
-        torch.library.opcheck(getattr(torch.ops.dadl, operator).default, arguments)
-
-
 def test_compiles_without_a_graph_break(device: str) -> None:
     query, key, queue, target = group_batch(0, 6, 3, 2, 8, torch.float32, device)
 
@@ -581,5 +564,5 @@ def test_processors_without_matrix_units(capability: str) -> None:
     chosen = "matches or spans or large or nothing or nan_stays or left_out"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", chosen]
     environment = os.environ | {"ATEN_CPU_CAPABILITY": capability}
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert run.returncode == 0, run.stdout

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from torch.utils import cpp_extension
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
 pytestmark = pytest.mark.skipif(NVCC is None, reason="no nvcc on PATH or in /usr/local/cuda/bin")
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CAPABILITIES
 from hypothesis import given
 from hypothesis import strategies as st
+from support.devices import CAPABILITIES
 from torch import Tensor
 
 from dadl_ext import RankSimLoss, functional, reference
@@ -463,28 +463,6 @@ def test_compile(device: str, kind: str, reduction: str) -> None:
             continue
         torch.testing.assert_close(actual, expected)
         torch.testing.assert_close(graph.grad, eager.grad)
-
-
-def test_opcheck(device: str, dtype: torch.dtype) -> None:
-    ops = torch.ops.dadl
-    for n, values in ((9, 100), (9, 4), (0, 1)):
-        x = torch.randn(n, 5, device=device).to(dtype)
-        labels = torch.randint(0, values, (n,), device=device)
-        priority = torch.rand(n, dtype=torch.float64, device=device)
-        torch.library.opcheck(ops.ranksim_select.default, (labels, priority))
-        subset = ops.ranksim_select(labels, priority)
-        leaf = x.clone().requires_grad_()
-        for matrix in (None, torch.randn(n, n, device=device)):
-            for mean in (False, True):
-                torch.library.opcheck(ops.ranksim_loss.default, (x, labels, priority, matrix, 2.0, 1.0, mean, True))
-            torch.library.opcheck(ops.ranksim_rows.default, (leaf, labels, *subset, matrix, 2.0, 1.0))
-            rows = ops.ranksim_rows(x, labels, *subset, matrix, 2.0, 1.0)
-            torch.library.opcheck(
-                ops.ranksim_rows_backward.default,
-                (torch.randn_like(rows), x, labels, *subset, matrix, 2.0, 1.0),
-            )
-        loss, gradient = ops.ranksim_loss(x, labels, priority, None, 2.0, 1.0, False, True)
-        torch.library.opcheck(ops.scale_gradient.default, (torch.randn_like(loss), gradient, x, 0))
 
 
 def test_the_bare_operator_does_not_lose_gradients_silently(device: str) -> None:

@@ -144,15 +144,6 @@ def test_same_bits_for_every_thread_count() -> None:
     assert torch.equal(results[0][1], results[1][1])
 
 
-def test_opcheck(device: str, dtype: torch.dtype) -> None:
-    for shape in ((4, 9), (0,), (3, 0), (0, 5)):
-        x = torch.randn(shape, device=device).to(dtype).requires_grad_()
-        torch.library.opcheck(torch.ops.dadl.rank.default, (x, 2.0))
-        ranks = functional.rank(x.detach())
-        arguments = (torch.randn_like(ranks), x.detach(), ranks, 2.0)
-        torch.library.opcheck(torch.ops.dadl.rank_backward.default, arguments)
-
-
 def test_compile(device: str) -> None:
     torch._dynamo.reset()
     x = torch.randn(6, 50, device=device)
