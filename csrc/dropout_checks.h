@@ -1,4 +1,4 @@
-// What the dropout operators ask of their tensors on every device.
+// What the dropout operators require of their arguments on every device.
 #pragma once
 
 #include <cmath>

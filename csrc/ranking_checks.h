@@ -1,4 +1,4 @@
-// What the ranking operators ask of their tensors on every device.
+// What the ranking operators require of their arguments on every device.
 #pragma once
 
 #include "tensors.h"

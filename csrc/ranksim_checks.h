@@ -1,4 +1,4 @@
-// What the RankSim operators ask of their tensors on every device.
+// What the RankSim operators require of their arguments on every device.
 #pragma once
 
 #include <optional>

@@ -1,4 +1,4 @@
-// scale_gradient, on every device: nothing here that ATen does not do.
+// scale_gradient, for every device, from operators of ATen.
 #include <torch/csrc/stable/library.h>
 
 #include <array>

@@ -29,7 +29,7 @@ inline ScalarType arithmetic_type(const Tensor& tensor) {
   return is_double(tensor) ? ScalarType::Double : ScalarType::Float;
 }
 
-// The same tensor where nothing is to be done: asking the dispatcher takes microseconds.
+// Returns the tensor itself where there is nothing to do: a call of the dispatcher takes microseconds.
 inline Tensor as_contiguous(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
@@ -38,8 +38,8 @@ inline Tensor as_contiguous(const Tensor& tensor, ScalarType type) {
   return as_contiguous(tensor.scalar_type() == type ? tensor : torch::stable::to(tensor, type));
 }
 
-// Uninitialised, on the device of `like`. By the C interface: torch::stable::new_empty looks the operator up by name at
-// every call, which takes longer than the allocation.
+// Uninitialised, on the device of `like`. Uses the C interface because torch::stable::new_empty looks the operator up
+// by name in every call, which takes longer than the allocation.
 inline Tensor new_empty(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes, ScalarType type) {
   const auto dims = static_cast<int64_t>(sizes.size());
   std::vector<int64_t> strides(dims);
@@ -67,7 +67,7 @@ T* mutable_data(const Tensor& tensor) {
   return static_cast<T*>(tensor.mutable_data_ptr());
 }
 
-// Calls body(T{}) with the storage type of a floating-point tensor.
+// Calls body(T{}), T being the storage type of a floating-point tensor.
 template <typename Body>
 void dispatch_floating(const Tensor& tensor, const char* name, Body body) {
   switch (tensor.scalar_type()) {

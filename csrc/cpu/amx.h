@@ -1,11 +1,11 @@
 // Products of float32 matrices on the processor's matrix units (AMX), at float32 accuracy.
 //
-// The units multiply bfloat16 and add in float32. A float32 number is the sum of three bfloat16 parts, x = h + m + l,
-// its digits' first, second and last 8; of the nine products of two numbers' parts, six are kept: the others are below
-// 2^-22 of the largest. A word holds two parts of one number, and the units add the products of the words' lower and
-// upper halves, so that
+// AMX multiplies bfloat16 and adds in float32. A float32 number is the sum of three bfloat16 parts, x = h + m + l: the
+// first, second and last 8 bits of the significand. Of the nine products of the parts of two numbers six are kept; the
+// others are below 2^-22 of the largest. A word holds two parts of a number, and AMX adds the products of the lower and
+// of the upper halves of two words, so that
 //   (h,m)(h,m) = hh + mm,   (h,m)(m,h) = hm + mh,   (h,l)(l,h) = hl + lh
-// are three instructions, whose result does not depend on which factor comes first: x y and y x have equal bits.
+// are three instructions. They do not depend on the order of the factors: x y and y x have the same bits.
 #pragma once
 
 #include <algorithm>
@@ -26,22 +26,22 @@
 
 namespace dadl::cpu::amx {
 
-constexpr int64_t kSide = 16;          // of a tile, in words
-constexpr int64_t kBlock = 2 * kSide;  // of a product's result
+constexpr int64_t kSide = 16;          // rows and words per row of a tile
+constexpr int64_t kBlock = 2 * kSide;  // rows and columns of the result of a product
 struct alignas(64) Tile {
   uint32_t words[kSide][kSide];
 };
 
-// How a matrix is laid out: tiles [rows / 16][columns / 16][kind's parts]. One factor of a product is plain, the other
-// crossed.
+// A matrix is laid out in tiles [rows / 16][columns / 16][words per number]. One factor of a product is plain, the
+// other crossed.
 constexpr int64_t kPlain = 2;    // (h,m), (h,l)
 constexpr int64_t kCrossed = 3;  // (h,m), (m,h), (l,h)
 
-// Of a length padded to whole blocks.
+// The tiles along a length that is padded to whole blocks.
 inline int64_t tiles_along(int64_t length) { return (length + kBlock - 1) / kBlock * 2; }
 
-// The steps, in tiles, from one block of 16 to the next: along the result, and along the sum. Two words, because larger
-// ones are passed in memory, where they would wait for all of a product's result to be stored.
+// A step is the distance in tiles from one block of 16 to the next, along the result or along the sum. The struct has
+// 16 bytes: a larger one would be passed in memory, and loading it would wait until the stores of a product are done.
 struct Factor {
   Factor(const Tile* tiles, int64_t step, int64_t sum_step)
       : tiles(tiles), step(static_cast<int32_t>(step)), sum_step(static_cast<int32_t>(sum_step)) {}
@@ -56,7 +56,7 @@ struct Factor {
 #pragma GCC push_options
 #pragma GCC target("arch=x86-64-v4,amx-tile,amx-bf16,avx512bf16")
 
-// The system grants the units' registers on request. PyTorch's own switch narrows the choice.
+// The operating system grants the tile registers on request. ATEN_CPU_CAPABILITY turns AMX off.
 inline bool available() {
   static const bool granted = [] {
     if (std::getenv("ATEN_CPU_CAPABILITY")) return false;
@@ -71,12 +71,12 @@ inline bool available() {
   return granted;
 }
 
-// The compiler's tile instructions do not tell it what they read and write.
+// The tile intrinsics do not tell the compiler what they read and write.
 inline __attribute__((always_inline)) void written(const void* memory) {
   __asm__ volatile("" ::"r"(memory) : "memory");
 }
 
-// A thread's registers, 8 tiles of 16 x 16 words, for as long as this lives.
+// Configures a thread's tile registers as 8 tiles of 16 x 16 words for the lifetime of this object.
 class Registers {
  public:
   Registers() {
@@ -120,16 +120,16 @@ inline __attribute__((always_inline)) __m512 load(const Half* x, __mmask16 lanes
   return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes, x));
 }
 
-// The digit of `lower`, and above it that of `upper`.
+// The leading part of `lower`, and in the upper half the one of `upper`.
 inline __attribute__((always_inline)) __m512i word(__m512 lower, __m512 upper) {
   return _mm512_mask_blend_epi16(0xAAAAAAAA, _mm512_srli_epi32(_mm512_castps_si512(lower), 16),
                                  _mm512_castps_si512(upper));
 }
 
-// x less its leading digit.
+// x without its leading bfloat16 part.
 inline __attribute__((always_inline)) __m512 remainder(__m512 x) {
-  const __m512i digit = _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(static_cast<int>(0xFFFF0000)));
-  return _mm512_sub_ps(x, _mm512_castsi512_ps(digit));
+  const __m512i leading = _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(static_cast<int>(0xFFFF0000)));
+  return _mm512_sub_ps(x, _mm512_castsi512_ps(leading));
 }
 
 template <int64_t kParts>
@@ -169,7 +169,7 @@ inline __attribute__((always_inline)) void transpose(__m512 (&x)[kSide]) {
   }
 }
 
-// The tile of source [rows, columns], zero beyond it; transposed where wanted.
+// One tile of source [rows, columns], zero beyond it, and transposed if kTransposed.
 template <int64_t kParts, bool kTransposed, typename T>
 void pack_tile(const T* source, int64_t stride, int64_t rows, int64_t columns, Tile* tiles) {
   const auto lanes = static_cast<__mmask16>((1u << std::clamp<int64_t>(columns, 0, kSide)) - 1);
@@ -179,7 +179,7 @@ void pack_tile(const T* source, int64_t stride, int64_t rows, int64_t columns, T
   for (int64_t r = 0; r < kSide; ++r) split<kParts>(x[r], tiles, r);
 }
 
-// The tiles of source [rows, columns], `depth` of them in a row; each transposed in itself where wanted.
+// All tiles of source [rows, columns], `depth` tiles per row; each tile is transposed if kTransposed.
 template <int64_t kParts, bool kTransposed, typename T>
 void pack(const T* source, int64_t stride, int64_t rows, int64_t columns, int64_t depth, Tile* tiles) {
   for (int64_t row = 0; row < rows; row += kSide) {
@@ -189,7 +189,7 @@ void pack(const T* source, int64_t stride, int64_t rows, int64_t columns, int64_
   }
 }
 
-// Spreads pieces of other work over the steps of products.
+// Spreads pieces of other work over the steps of a product.
 class Pace {
  public:
   Pace() = default;
@@ -209,7 +209,7 @@ class Pace {
   int64_t pieces_ = 0, pieces_of_step_ = 0, next_ = 0;
 };
 
-// pack<kPlain, false>() piece by piece.
+// pack<kPlain, false>(), piece by piece.
 template <typename T>
 class Packing {
  public:
@@ -273,7 +273,7 @@ inline __attribute__((always_inline)) void multiply_tiles() {
   _tile_dpbf16ps(3, 5, 7);
 }
 
-// result [rows, columns], at most 32 each, = the sum that multiply() makes in tiles 0 to 3, or that added to it.
+// result [rows, columns], at most 32 each, is set to the sum that multiply() forms in tiles 0 to 3, or increased by it.
 template <typename Multiply>
 inline __attribute__((always_inline)) void accumulate(float* result, int64_t stride, int64_t rows, int64_t columns,
                                                       bool add, Multiply multiply) {
@@ -306,19 +306,19 @@ inline __attribute__((always_inline)) void accumulate(float* result, int64_t str
   for (int64_t r = 0; r < rows; ++r) std::memcpy(result + r * stride, corner + r * kBlock, columns * sizeof(float));
 }
 
-// result [rows, columns], at most 32 each, = a b, or that added to it; `a` is the plain factor, or the crossed one.
-// between() is called at every step of the sum.
+// result [rows, columns], at most 32 each, is set to a b or increased by it. `a` is the crossed factor if
+// kCrossedFirst, else the plain one. between() is called in every step of the sum.
 template <bool kCrossedFirst, typename Between>
 void product(Factor a, Factor b, int64_t sum_tiles, float* result, int64_t stride, int64_t rows, int64_t columns,
              bool add, Between between) {
-  // A missing second block is the first once more.
+  // If there is no second block, the first stands in for it.
   const Tile *a0 = a.tiles, *a1 = rows > kSide ? a0 + a.step : a0, *b0 = b.tiles,
              *b1 = columns > kSide ? b0 + b.step : b0;
   const Tile *&plain0 = kCrossedFirst ? b0 : a0, *&plain1 = kCrossedFirst ? b1 : a1;
   const Tile *&crossed0 = kCrossedFirst ? a0 : b0, *&crossed1 = kCrossedFirst ? a1 : b1;
   constexpr int64_t kBytes = sizeof(Tile::words[0]);
   const auto load_plain = [&](int64_t part) __attribute__((always_inline)) {
-    // It passes by; the cache is for the crossed factor, which meets more of it.
+    // Streamed, because the cache is for the crossed factor, which is used more often.
     _tile_stream_loadd(4, plain0 + part, kBytes);
     _tile_stream_loadd(5, plain1 + part, kBytes);
   };

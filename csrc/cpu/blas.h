@@ -1,4 +1,4 @@
-// Matrix products by torch's BLAS, on views of memory and without the dispatcher.
+// Matrix products by PyTorch's BLAS on plain memory, bypassing the dispatcher.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
@@ -7,7 +7,7 @@
 
 namespace dadl::cpu {
 
-// Rows and columns of memory as a matrix; `owner` gives device and dtype.
+// Memory as a matrix, with the device and dtype of `owner`.
 template <typename A>
 Tensor matrix_view(const Tensor& owner, const A* first, int64_t rows, int64_t columns, int64_t row_stride,
                    int64_t column_stride) {

@@ -1,4 +1,4 @@
-// A tile of keys and its logits on the matrix units: float32 arithmetic, queries in lanes, 32 at a time.
+// A tile of keys and its logits on AMX, in float32 arithmetic. The queries are in lanes, 32 at a time.
 #pragma once
 
 #include <algorithm>
@@ -20,7 +20,7 @@
 
 namespace dadl::cpu::amx {
 
-// exp_nonpositive() of 16 numbers in half as many instructions.
+// exp_nonpositive() of 16 numbers, in half as many instructions.
 inline __attribute__((always_inline)) __m512 exp_nonpositive(__m512 x) {
   const __m512 round = _mm512_set1_ps(12582912.0f);  // adding and subtracting 1.5 * 2^23 rounds to an integer
   const __m512 n = _mm512_sub_ps(_mm512_fmadd_ps(x, _mm512_set1_ps(1.44269504f), round), round);
@@ -33,9 +33,9 @@ inline __attribute__((always_inline)) __m512 exp_nonpositive(__m512 x) {
   return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_NLE_UQ), p, n);
 }
 
-// Turns the logits [keys, 32] of a block of queries into weights exp(logit - largest) and packs these, unless `tiles`
-// is null; updates the queries' largest and sum. Piece by piece, between the steps of another block's product, which is
-// quicker than all at once.
+// Turns the logits [keys, 32] of a block of queries into weights exp(logit - largest), packs the weights unless `tiles`
+// is null, and updates the queries' largest logit and sum. Works piece by piece between the steps of another block's
+// product, which is faster than all at once.
 class Weighing {
  public:
   Weighing() = default;
@@ -56,7 +56,7 @@ class Weighing {
     pace_.step([this](int64_t i) { piece(i); });
   }
 
-  // What earlier sums of weighted keys are multiplied with is in rescale [32] then.
+  // Leaves the factor for the earlier sums of weighted keys in rescale [32].
   void finish(float* rescale) {
     pace_.finish([this](int64_t i) { piece(i); });
     for (int h = 0; h < kHalves; ++h) {
@@ -89,7 +89,7 @@ class Weighing {
   void find_largest(int64_t first) {
     for (int64_t j = first; j < std::min(first + kBlock, keys_); ++j) {
       for (int h = 0; h < kHalves; ++h) {
-        // NaN gives way here and comes back with the sum.
+        // NaN loses here, but shows in the sum.
         next_largest_[h] = _mm512_max_ps(_mm512_load_ps(logits_ + j * kBlock + h * kSide), next_largest_[h]);
       }
     }
@@ -120,13 +120,13 @@ class Weighing {
   __m512 next_largest_[kHalves], total_[kHalves];
 };
 
-// logits [keys, 32] become factor exp(logit - base)
+// Turns logits [keys, 32] into factor exp(logit - base).
 inline void weigh_columns(float* logits, const float* base, const float* factor, int64_t keys) {
   for (int64_t first = 0; first < kBlock; first += kSide) {
     const __m512 bases = _mm512_loadu_ps(base + first), factors = _mm512_loadu_ps(factor + first);
     for (int64_t j = 0; j < keys; ++j) {
       float* logit = logits + j * kBlock + first;
-      // Rounding can put a logit above the log-sum-exp by a hair.
+      // Rounding can leave a logit slightly above the log-sum-exp.
       const __m512 x = _mm512_min_ps(_mm512_setzero_ps(), _mm512_sub_ps(_mm512_load_ps(logit), bases));
       _mm512_store_ps(logit, _mm512_mul_ps(factors, exp_nonpositive(x)));
     }
@@ -152,8 +152,8 @@ class Query {
     prepare(shared_.get());
   }
 
-  // Large queries are packed once for all tasks, small ones by every task into own_tiles() of its own: to fetch what
-  // another core has written takes longer.
+  // Many queries are packed once for all tasks. Few are packed by every task into its own_tiles(), because fetching
+  // what another core has written takes longer.
   int64_t own_tiles() const { return crossed_ ? 0 : tiles_ * (kCrossed + (for_key_gradient_ ? kPlain : 0)); }
 
   void prepare(Tile* memory) {
@@ -178,8 +178,8 @@ class Query {
   }
   Factor plain(int64_t column) const { return {plain_ + column / kSide * kPlain, kPlain, depth * kPlain}; }
 
-  // target [d] += factor times a row of the weighted sums. These lie in blocks of 32 x 32: in rows, their lines would
-  // meet in few sets of the cache.
+  // target [d] += factor times a row of the weighted sums. The sums lie in blocks of 32 x 32: as plain rows they would
+  // share few sets of the cache.
   void add_row(const float* weighted, int64_t row, float factor, float* target, int64_t d) const {
     const float* source = weighted + row / kBlock * kBlock * width + row % kBlock * kBlock;
     for (int64_t c = 0; c < d; c += kBlock, source += kBlock * kBlock) {
@@ -204,8 +204,8 @@ class KeyTile {
   using Query = amx::Query;
   static constexpr int64_t kStep = kSide;
 
-  // Of tiles of which the keys stay in a core's L2 cache; and rather eight of them than fewer: working memory that has
-  // not been touched for long is slower than what a tile has left behind.
+  // The number of keys in a tile: they fit a core's L2 cache, and there are at least eight tiles if possible, because
+  // memory that the last tile has just used is faster than memory that has not been touched for long.
   static int64_t size(int64_t, int64_t d, int64_t keys) {
     constexpr int64_t kBytes = 1 << 19, kLeast = 64, kMost = 256, kTiles = 8;
     const int64_t row = tiles_along(d) * kSide * kPlain * static_cast<int64_t>(sizeof(uint32_t));
@@ -238,7 +238,7 @@ class KeyTile {
       }
       return;
     }
-    // While the units multiply for one block of queries, the weights of the next are formed or the next keys packed.
+    // While AMX multiplies for one block of queries, the weights of the next block are formed or the next keys packed.
     take(keys, next, std::max<int64_t>(blocks - 1, 1) * logit_steps(keys) + sum_steps(keys));
     multiply(0, packing_);
     weigh(0, state, logit_steps(keys));
@@ -257,7 +257,7 @@ class KeyTile {
     }
   }
 
-  void finish(const Softmax<float>&) {}  // the rows are there
+  void finish(const Softmax<float>&) {}  // the weighted sums are rows already
 
   // gradient [N, d] = scale sum_i grad_i p_ij query_i
   void key_gradient(Range keys, Range next, const float* lse, const float* grad, float* gradient) {
@@ -288,7 +288,7 @@ class KeyTile {
   }
 
  private:
-  // Of 32 queries. Two of them are at work at a time.
+  // A block of 32 queries. Two blocks are in progress at a time.
   struct Block {
     float* logits;
     Tile* weights;
@@ -296,15 +296,15 @@ class KeyTile {
     float rescale[kBlock];
   };
 
-  // The keys that were packed during the products of those before, or if these are the first, now. The next are packed
-  // during `steps` of these.
+  // Makes `keys` the current ones. They were packed during the products of the previous keys, or are packed now if they
+  // are the first. The next keys are packed during the coming `steps` of products.
   void take(Range keys, Range next, int64_t steps) {
     if (packed_.first != keys.first || packed_.last != keys.last) prepare(keys, 1);
     packing_.finish();
     std::swap(tiles_, next_tiles_);
     first_ = keys.first;
     count_ = keys.last - keys.first;
-    // Keys that do not take part become zeros: what they hold must not show, not even as 0 NaN.
+    // Masked keys become zeros, so that nothing they hold shows, not even as 0 * NaN.
     for (int64_t j = 0; keys_.mask && j < count_; ++j) {
       if (keys_.mask[first_ + j]) continue;
       Tile* row = tiles_ + j / kSide * query_.depth * kPlain;
@@ -319,11 +319,11 @@ class KeyTile {
                           next_tiles_, steps);
   }
 
-  // Of the products of a block.
+  // The steps of the products of one block.
   int64_t logit_steps(Range keys) const { return (keys.last - keys.first + kBlock - 1) / kBlock * query_.depth; }
   int64_t sum_steps(Range keys) const { return (keys.last - keys.first + kSide - 1) / kSide * (query_.width / kBlock); }
 
-  // The block's logits [keys, 32], -inf where a key does not take part.
+  // The block's logits [keys, 32], -inf for keys that do not take part.
   template <typename Meanwhile>
   void multiply(int64_t b, Meanwhile& meanwhile) {
     constexpr float kLeftOut = -std::numeric_limits<float>::infinity();
@@ -368,7 +368,7 @@ class KeyTile {
   void add_weighted(int64_t b, const Softmax<float>& state, bool add, Meanwhile& meanwhile) {
     const int64_t width = query_.width, steps = (count_ + kSide - 1) / kSide;
     float* weighted = state.weighted + b * kBlock * width;
-    // In parts of which the weights stay in the nearest cache.
+    // In parts whose weights stay in the L1 cache.
     constexpr int64_t kMostSteps = 8;
     const int64_t parts = (steps + kMostSteps - 1) / kMostSteps;
     for (int64_t part = 0; part < parts; ++part) {

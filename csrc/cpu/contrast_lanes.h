@@ -1,4 +1,4 @@
-// The tile of keys on the widest vectors that the processor has.
+// The tile of keys on vectors, once for each instruction set.
 #pragma once
 
 #include <algorithm>
@@ -18,7 +18,7 @@ struct VectorOf {
   using type __attribute__((vector_size(kBytes))) = A;
 };
 
-// Of exp(x) = 2^n 2^f with x log2(e) = n + f and |f| <= 1/2; 2^f is a polynomial, in float one of least largest error.
+// exp(x) = 2^n 2^f with x log2(e) = n + f and |f| <= 1/2. 2^f is a polynomial, in float the minimax polynomial.
 template <typename A>
 struct Exponential;
 template <>
@@ -76,7 +76,7 @@ inline __attribute__((always_inline)) __m256d multiply_add(__m256d x, __m256d y,
 #pragma GCC diagnostic pop
 #endif
 
-// For every processor.
+// For all other processors.
 namespace v1 {
 constexpr int kVectorBytes = 16;
 template <typename V>

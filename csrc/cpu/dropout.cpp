@@ -1,7 +1,7 @@
 // Linear maps of features under many dropout masks, and the disagreement of their results, on the CPU.
 //
-// Masks are drawn by groups of 128 features where they are needed, never kept for more than a row or a tile. For few
-// outputs a row is read once for all members; for many, tiles of masked features go through BLAS.
+// Masks are drawn where they are needed, for 128 features at a time, and kept for a row or a tile at most. With few
+// outputs a row is read once for all members. With many, tiles of masked features go through BLAS.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -22,11 +22,11 @@
 namespace dadl::cpu {
 namespace {
 
-constexpr int64_t kTileElements = 1 << 18;  // of masked features: a tile stays in a core's L2 cache
-constexpr int64_t kTileColumns = 256;       // of a tile of the gradients
-constexpr int64_t kMostChunks = 16;         // of rows, each with a weight gradient of its own
+constexpr int64_t kTileElements = 1 << 18;  // masked features in a tile, which fits a core's L2 cache
+constexpr int64_t kTileColumns = 256;       // columns in a tile of the gradients
+constexpr int64_t kMostChunks = 16;         // chunks of rows, each with its own weight gradient
 
-// Features [B, F] in their own type; weight [C, padded F] in the arithmetic type, zeros behind the F.
+// Features [B, F] in their own type; weight [C, padded F] in the arithmetic type, padded with zeros.
 template <typename T, typename A = typename Storage<T>::Arithmetic>
 struct Linear {
   const T* features;
@@ -51,7 +51,7 @@ void load_row(const Linear<T>& linear, int64_t row, A* values) {
 
 // ---- few outputs ----
 
-// masks [K][padded F / 16] and result [K][C], the row's predictions.
+// Draws the masks [K][padded F / 16] of a row and forms its predictions [K][C].
 template <typename T, typename A>
 void predict_row(const Linear<T>& linear, int64_t row, A* values, uint16_t* masks, A* result) {
   const int64_t groups = linear.padded / kGroup, outputs = linear.outputs;
@@ -60,7 +60,7 @@ void predict_row(const Linear<T>& linear, int64_t row, A* values, uint16_t* mask
   for (int64_t k = 0; k < linear.members; ++k) {
     uint16_t* bits = masks + k * groups * (kGroup / kLanes);
     draw(linear.dropout, k, row, 0, groups, bits);
-    // For each output two sums in turn, so that an addition need not wait for the one before.
+    // Two alternating sums for each output, so that an addition does not wait for the previous one.
     A sums[kFewOutputs][2 * kLanes] = {};
     for (int64_t group = 0; group < groups; ++group, bits += kGroup / kLanes) {
       const A* x = values + group * kGroup;
@@ -81,8 +81,8 @@ void predict_row(const Linear<T>& linear, int64_t row, A* values, uint16_t* mask
   }
 }
 
-// upstream [K][C] -> the row's gradient [F], or null, and the sum that the weight's gradient [C][padded F] gets, or
-// null.
+// From upstream [K][C]: sets the gradient for_features [F] of the row, and adds the row's part to the gradient
+// for_weight [C][padded F]. Each may be null.
 template <typename T, typename A>
 void add_row_gradients(const Linear<T>& linear, const A* values, const uint16_t* masks, const A* upstream,
                        A* for_features, A* for_weight) {
@@ -109,7 +109,7 @@ void add_row_gradients(const Linear<T>& linear, const A* values, const uint16_t*
   }
 }
 
-// What a thread needs for a row.
+// The working memory for one row.
 template <typename T, typename A>
 struct RowScratch {
   explicit RowScratch(const Linear<T>& linear)
@@ -150,8 +150,8 @@ void add_rows_gradients(const Linear<T>& linear, int64_t begin, int64_t end, con
   }
 }
 
-// Where the fused operator's results go. Of its gradients all or none are wanted; those of the weight [C, padded F] and
-// of the bias [C] are sums over rows.
+// Where the results of the fused operator go. The gradients are all wanted, or all null; those of the weight
+// [C, padded F] and of the bias [C] are sums over rows.
 template <typename A>
 struct FusedResult {
   A *loss, *for_features, *for_weight, *for_bias;
@@ -191,9 +191,9 @@ void disagree_rows(const Linear<T>& linear, Measure measure, A gain, int64_t beg
 
 // ---- many outputs ----
 
-// tile [count, columns] = masked and scaled features; row i is that of (member, row) number first + i, counted through
-// all rows of a member first. Columns are whole groups. for_features [B, F] += mask scale back, with back
-// [count, columns] the upstream gradients times the weight. A null tile or for_features is not wanted.
+// tile [count, columns] = masked and scaled features; its row i belongs to member (first + i) / B and row (first + i) %
+// B. for_features [B, F] += mask * scale * back, where back [count, columns] is the upstream gradients times the
+// weight. Columns are whole groups. tile and for_features may be null.
 template <typename T, typename A = typename Storage<T>::Arithmetic>
 void mask_tile(const Linear<T>& linear, int64_t first, int64_t count, int64_t column, int64_t columns, const A* back,
                A* tile, A* for_features) {
@@ -220,7 +220,7 @@ void mask_tile(const Linear<T>& linear, int64_t first, int64_t count, int64_t co
   }
 }
 
-// target_clones does not apply to templates, so each type has its own functions.
+// target_clones does not work on templates, so each type has its own functions.
 #define DADL_DROPOUT(T, A)                                                                                      \
   DADL_CLONES void predict(const Linear<T>& linear, int64_t begin, int64_t end, A* result) {                    \
     predict_rows<T>(linear, begin, end, result);                                                                \
@@ -245,7 +245,7 @@ DADL_DROPOUT(BFloat16, float)
 
 // ---- operators ----
 
-// body(Linear<T>, A{}) on contiguous tensors
+// Calls body(Linear<T>, A{}) with contiguous memory.
 template <typename Body>
 void with_linear(const Tensor& features, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& seed,
                  double p, int64_t samples, Body body) {
@@ -265,7 +265,7 @@ void with_linear(const Tensor& features, const Tensor& weight, const std::option
   });
 }
 
-// Rows in chunks that depend on shapes alone, each with sums of its own that are added in order.
+// Chunks of rows. They depend on shapes alone, and their sums are added in order, so results do not depend on threads.
 struct Chunks {
   int64_t size, count;
 
@@ -286,7 +286,7 @@ void add_chunks(const std::vector<A>& parts, int64_t count, int64_t outputs, int
   }
 }
 
-// result [K, B, C]. `owner` gives the products their device and dtype.
+// Sets result [K, B, C]. `owner` is a tensor of its device and dtype.
 template <typename T, typename A>
 void predict_many_outputs(const Linear<T>& linear, const Tensor& owner, A* result) {
   const int64_t outputs = linear.outputs, padded = linear.padded, all = linear.members * linear.rows;
@@ -311,7 +311,7 @@ void predict_many_outputs(const Linear<T>& linear, const Tensor& owner, A* resul
   });
 }
 
-// The gradients [B, F] and [C, F] for the upstream gradients [K, B, C]; null where not wanted.
+// Sets the gradients [B, F] and [C, F] for the upstream gradients [K, B, C]. Each may be null.
 template <typename T, typename A>
 void few_outputs_gradients(const Linear<T>& linear, const A* upstream, A* for_features, A* for_weight) {
   const int64_t rows = linear.rows, outputs = linear.outputs, padded = linear.padded;

@@ -22,7 +22,7 @@ void rank_rows(const T* input, A* output, int64_t n, int64_t begin, int64_t end)
   }
 }
 
-// -(rank(x) - rank(x + strength * grad)) / (strength + 1e-8), one row at a time.
+// -(rank(x) - rank(x + strength * grad)) / (strength + 1e-8), row by row.
 template <typename T, typename A = typename Storage<T>::Arithmetic>
 void rank_backward_rows(const A* grad, const T* input, const A* input_ranks, T* output, A strength, A divisor,
                         int64_t n, int64_t begin, int64_t end) {
@@ -39,7 +39,7 @@ void rank_backward_rows(const A* grad, const T* input, const A* input_ranks, T* 
   }
 }
 
-// target_clones does not apply to templates, so each storage type has its own pair of functions.
+// target_clones does not work on templates, so each storage type has its own functions.
 #define DADL_RANK_ROWS(T)                                                                                              \
   DADL_CLONES void rank_chunk(const T* input, Storage<T>::Arithmetic* output, int64_t n, int64_t begin, int64_t end) { \
     rank_rows<T>(input, output, n, begin, end);                                                                        \

@@ -1,4 +1,4 @@
-// The fused RankSim operators on the CPU. The steps and the formulas are those of dadl_ext/reference/ranksim.py.
+// The fused RankSim operators on the CPU. dadl_ext/reference/ranksim.py has the same steps and formulas.
 #include "../core/ranksim.h"
 
 #include <torch/csrc/stable/library.h>
@@ -22,9 +22,9 @@
 namespace dadl::cpu {
 namespace {
 
-// ---- select ---------------------------------------------------------------------------------------------------
+// ---- the subset ----
 
-// Sorts the rows by (label, priority, row). The first row of each run of equal labels is the chosen one.
+// Sorts the rows by (label, priority, row) and chooses the first row of each run of equal labels.
 template <typename Label>
 int64_t select_rows(const Label* labels, const double* priority, int64_t n, int64_t k, int64_t* index, int64_t* order) {
   struct Row {
@@ -83,14 +83,14 @@ std::tuple<Tensor, Tensor, Tensor> ranksim_select(Tensor labels, Tensor priority
   return {index, order, count};
 }
 
-// ---- the operators ----
+// ---- the loss and its gradient ----
 
 struct Subset {
   const int64_t *index, *order;
   int64_t count;
 };
 
-// Makes index and order contiguous, whose memory the subset uses.
+// Makes index and order contiguous; the subset points into them.
 Subset make_subset(Tensor& index, Tensor& order, const Tensor& count, int64_t n) {
   check_ranksim_subset(index, order, count, n);
   const int64_t m = *data<int64_t>(count);
@@ -123,7 +123,7 @@ std::unique_ptr<LabelRanks> make_label_ranks(const Arguments& a) {
   return std::make_unique<MatrixLabelRanks<float>>(data<float>(matrix), matrix.size(1), m);
 }
 
-// The features of the subset as a matrix of A, the features themselves where they are that already.
+// Columns of the subset's features in the type A; the features themselves if that is what they are.
 template <typename T, typename A>
 Tensor subset_columns(const Tensor& features, const int64_t* index, int64_t m, int64_t first, int64_t columns) {
   const int64_t d = features.size(1);
@@ -136,8 +136,8 @@ Tensor subset_columns(const Tensor& features, const int64_t* index, int64_t m, i
   return x;
 }
 
-// inner = X X^T + beta inner, panel by panel up to the diagonal. A panel and its mirror image together are equal work
-// for everyone; products within are single-threaded.
+// inner = X X^T + beta inner, panel by panel up to the diagonal. A panel and its mirror image together are the same
+// work for all panels. Each product is single-threaded.
 template <typename G>
 void add_gram_panels(const Tensor& x, double beta, const Tensor& inner) {
   const int64_t m = x.size(0), d = x.size(1), panel = panel_rows(m), panels = (m + panel - 1) / panel;
@@ -155,7 +155,7 @@ void add_gram_panels(const Tensor& x, double beta, const Tensor& inner) {
   });
 }
 
-// In float64 by blocks of columns, so that no large float64 copy of X is held.
+// In float64, by blocks of columns, to avoid a large float64 copy of X.
 template <typename T>
 Tensor wide_gram(const Tensor& features, const int64_t* index, int64_t m) {
   const int64_t d = features.size(1);
@@ -168,17 +168,17 @@ Tensor wide_gram(const Tensor& features, const int64_t* index, int64_t m) {
   return inner;
 }
 
-// From here on products are large enough for BLAS and for the matrix units.
+// From this number of rows on, products are large enough for BLAS and AMX.
 constexpr int64_t kManyRows = 64;
 
 // Whether float32 inner products resolve the perturbation, whose typical size is strength * weight * 2 / m * (1 / 3).
-// Measured against float64, the gradient's cosine then stays above .9998, whatever the dimension and the correlation of
-// the features. Small subsets have few swaps to average over, and cost little in float64.
+// If so, the measured cosine between the gradient and the one in float64 is above .9998, whatever the dimension and the
+// correlation of the features. Small subsets average over few swaps, and cost little in float64.
 bool float32_resolves(int64_t m, const RankSimSettings& settings) {
   return m >= kManyRows && 2 * settings.interp_strength * settings.weight >= 1e-3 * 3 * static_cast<double>(m);
 }
 
-// Whether the matrix units form the products. The sum of two rank differences is less than 2^16.
+// Whether AMX forms the products. The sum of two rank differences must be below 2^16.
 bool amx_serves(int64_t m) {
 #ifdef DADL_AMX
   return kManyRows <= m && m <= 1 << 14 && amx::available();
@@ -187,14 +187,14 @@ bool amx_serves(int64_t m) {
 #endif
 }
 
-// Whether the Gram matrix by parts is as good as by BLAS: few groups of columns to add up, and no part of a number that
-// counts outside bfloat16's range.
+// Whether the Gram matrix from bfloat16 parts is as accurate as from BLAS: few groups of columns to add up, and no part
+// that counts outside bfloat16's range.
 bool parts_resolve(int64_t d, const std::vector<double>& squared_norms) {
   return d <= 4096 && std::all_of(squared_norms.begin(), squared_norms.end(),
                                   [](double square) { return square == 0 || (1e-30 <= square && square <= 1e30); });
 }
 
-// Of float32 rows.
+// In float32.
 Tensor narrow_gram(const Tensor& x, bool by_amx) {
   const int64_t m = x.size(0);
   const Tensor inner = new_empty(x, {m, m}, ScalarType::Float);
@@ -213,13 +213,13 @@ struct Result {
   Tensor gradient;           // [n, d], [0, d] without gradient
 };
 
-// The row losses of the subset and, if wanted, the gradient of their weighted sum.
+// One call: the row losses of the subset and, if wanted, the gradient of their weighted sum.
 template <typename T>
 class Run {
  public:
   using A = typename Storage<T>::Arithmetic;
 
-  // row_weight: [n] upstream gradients of the rows, null for ones.
+  // row_weight: the upstream gradients [n] of the rows; null means ones.
   Run(const Arguments& arguments, const A* row_weight)
       : a_(arguments),
         row_weight_(row_weight),
@@ -343,7 +343,7 @@ class Run {
   const Arguments& a_;
   const A* row_weight_;
   const int64_t n_, d_, m_, tiles_;
-  const bool wide_, amx_;  // whether ranks need float64 similarities, whether AMX forms products
+  const bool wide_, amx_;  // whether the Gram matrix is in float64; whether AMX forms products
   const int64_t stride_;   // of the rank differences
   const RankSimConstants<double> constants_;
   std::vector<double> all_squared_;                  // [n]

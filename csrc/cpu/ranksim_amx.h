@@ -1,11 +1,11 @@
-// RankSim's two products on the matrix units, at float32 accuracy: the Gram matrix, and the rank differences times the
-// unit rows.
+// RankSim's two products on AMX, at float32 accuracy: the Gram matrix, and the rank differences times the unit rows.
 //
-// A float32 number is the sum h + m + l of its digits' first, second and last 8. A tile holds one of these parts, and a
-// word of it the parts of two numbers that lie 16 apart along the sum. Of the nine products of parts three are left
-// out, below 2^-22 of the largest. Rank differences are whole numbers below 2^16, which two parts hold.
+// A float32 number is the sum h + m + l of three bfloat16 parts, as in amx.h. Here a tile holds one of these parts, and
+// a word the parts of two numbers that lie 16 apart along the sum. Of the nine products of parts, three are left out,
+// which are below 2^-22 of the largest. Rank differences are integers below 2^16, for which two parts are enough.
 //
-// Every task packs all that it multiplies, much of it again: to fetch what another core has written takes longer.
+// Each task packs everything that it multiplies, even if another task does too: fetching what another core has written
+// takes longer.
 #pragma once
 
 #include <algorithm>
@@ -25,10 +25,10 @@
 
 namespace dadl::cpu::amx {
 
-constexpr int64_t kSum = 2 * kSide;  // numbers along the sum in a tile
+constexpr int64_t kSum = 2 * kSide;  // numbers of a tile along the sum
 constexpr int64_t kParts = 3;
 
-// 16 pairs of numbers as words of their parts.
+// The words of the parts of 16 pairs of numbers.
 inline __attribute__((always_inline)) void split_pairs(__m512 x, __m512 y, __m512i (&words)[kParts]) {
   const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xFFFF0000));
   for (int64_t part = 0; part < kParts; ++part) {
@@ -44,8 +44,8 @@ inline __mmask16 first_lanes(int64_t count) {
   return static_cast<__mmask16>((1u << std::clamp<int64_t>(count, 0, kSide)) - 1);
 }
 
-// Tiles [rows / 16][columns / 32][3] of source [rows, columns], zero beyond it, to be summed along the columns; each
-// transposed in itself where it is the second factor.
+// Tiles [rows / 16][columns / 32][3] of source [rows, columns], zero beyond it. The sum runs along the columns. The
+// tiles of a second factor are transposed.
 template <bool kTransposed>
 void pack_rows(const float* source, int64_t stride, int64_t rows, int64_t columns, Tile* tiles) {
   for (int64_t first_row = 0; first_row < rows; first_row += kSide) {
@@ -66,8 +66,8 @@ void pack_rows(const float* source, int64_t stride, int64_t rows, int64_t column
   }
 }
 
-// Tiles [rows / 32][columns / 16][3] of source [rows, columns], row r times scale_r, zero beyond it, to be summed along
-// the rows as the second factor.
+// Tiles [rows / 32][columns / 16][3] of source [rows, columns], row r times scale_r, zero beyond it. The sum runs along
+// the rows, and this is the second factor.
 inline void pack_columns(const float* source, const float* scale, int64_t stride, int64_t rows, int64_t columns,
                          Tile* tiles) {
   for (int64_t first_row = 0; first_row < rows; first_row += kSum) {
@@ -87,13 +87,14 @@ inline void pack_columns(const float* source, const float* scale, int64_t stride
   }
 }
 
-// The bytes from one row, part, tile along the sum, and tile along the result to the next.
+// Where the parts of a factor are: the bytes from one row to the next, from one part to the next, from one tile to the
+// next along the sum, and along the result.
 struct Parts {
   const char* first;
   int64_t row, part, sum, result;
 };
 
-// result [rows, columns], at most 32 each, = a b. `a` has three parts or two.
+// result [rows, columns], at most 32 each, = a b. `a` has three parts if kThird, else two.
 template <bool kThird>
 void product_of_parts(Parts a, Parts b, int64_t sum_tiles, float* result, int64_t stride, int64_t rows,
                       int64_t columns) {
@@ -104,7 +105,7 @@ void product_of_parts(Parts a, Parts b, int64_t sum_tiles, float* result, int64_
     _tile_loadd(5, a1 + part * a.part, a.row);
   };
   const auto load_b = [&](int64_t part) __attribute__((always_inline)) {
-    // It passes by; the cache is for a, which meets more of it.
+    // Streamed, because the cache is for a, which is used more often.
     _tile_stream_loadd(6, b0 + part * b.part, b.row);
     _tile_stream_loadd(7, b1 + part * b.part, b.row);
   };
@@ -114,7 +115,7 @@ void product_of_parts(Parts a, Parts b, int64_t sum_tiles, float* result, int64_
   }
   accumulate(result, stride, rows, columns, false, [&]() __attribute__((always_inline)) {
     for (int64_t k = 0; k < sum_tiles; ++k) {
-      // One side changes at a time: l h, m h, m m, h m, h h, h l.
+      // Only one side changes from product to product: l h, m h, m m, h m, h h, h l.
       if constexpr (kThird) {
         load_a(2);
         load_b(0);
@@ -147,9 +148,9 @@ inline Parts packed_rows(const Tile* tiles, int64_t block, int64_t sum_tiles) {
           kParts * kBytes, sum_tiles * kParts * kBytes};
 }
 
-// inner [m, m] = X X^T, panel by panel up to the diagonal; X [m, d], some columns at a time, which stay in a core's L2
-// cache. A panel and its mirror image together are equal work for everyone. Added up apart, the
-// groups of columns leave smaller rounding errors.
+// inner [m, m] = X X^T, panel by panel up to the diagonal. X [m, d] is taken in groups of columns that fit a core's L2
+// cache, and the sums of the groups are added up at the end, which leaves smaller rounding errors. A panel and its
+// mirror image together are the same work for all panels.
 inline void gram(const float* x, int64_t m, int64_t d, float* inner) {
   const int64_t panel = panel_rows(m), panels = (m + panel - 1) / panel;
   const int64_t width = std::clamp(std::min(m / 2, (1 << 17) / m) / kSum * kSum, kSum, 4 * kSum);
@@ -189,7 +190,7 @@ inline void gram(const float* x, int64_t m, int64_t d, float* inner) {
   });
 }
 
-// The words of 32 numbers' two parts: (h of the first 16, h of the last 16), and their m.
+// 32 numbers as two vectors of words: (h of the first 16, h of the last 16), and the same for m.
 inline __attribute__((always_inline)) void store_differences(const float* numbers, float* words) {
   __m512i parts[kParts];
   split_pairs(_mm512_load_ps(numbers), _mm512_load_ps(numbers + kSide), parts);
@@ -221,10 +222,10 @@ inline void symmetrise(float* differences, int64_t stride, int64_t m, int64_t be
   }
 }
 
-// target [m, d] = D X [m, d], row j of X times scale_j; the parts of D [m, m] as symmetrise() leaves them.
+// target [m, d] = D X, row j of X [m, d] times scale_j. D [m, m] is in parts, as symmetrise() leaves it.
 inline void weigh_rows(const float* differences, int64_t stride, const float* x, const float* scale, float* target,
                        int64_t m, int64_t d) {
-  constexpr int64_t kWidth = 64;  // columns of X at a time, which stay in a core's L2 cache
+  constexpr int64_t kWidth = 64;  // columns of X at a time, which fit a core's L2 cache
   constexpr int64_t kBytes = sizeof(Tile);
   const int64_t steps = (m + kSum - 1) / kSum, row = stride * static_cast<int64_t>(sizeof(float));
   torch::stable::parallel_for(0, (d + kWidth - 1) / kWidth, 1, [&](int64_t begin, int64_t end) {
@@ -235,7 +236,7 @@ inline void weigh_rows(const float* differences, int64_t stride, const float* x,
       const int64_t columns = std::min(kWidth, last - first), blocks = (columns + kSide - 1) / kSide;
       pack_columns(x + first, scale, d, m, columns, tiles.get());
       for (int64_t i = 0; i < m; i += kBlock) {
-        // Of the next columns, which lie too far apart for the processor to foresee.
+        // The next columns, whose rows lie too far apart for the hardware prefetcher.
         for (int64_t r = i; first + kWidth < last && r < std::min(i + kBlock, m); ++r) {
           for (int64_t c = 0; c < kWidth; c += kSide) _mm_prefetch(x + r * d + first + kWidth + c, _MM_HINT_T1);
         }

@@ -1,4 +1,4 @@
-// RankSim's kernels over rows and tiles, compiled for every instruction set.
+// RankSim's kernels over rows and tiles.
 #pragma once
 
 #include <algorithm>
@@ -14,7 +14,7 @@
 
 namespace dadl::cpu {
 
-// Squared norms in float64, in 16 interleaved sums: the same for every thread count and instruction set.
+// Squared norms in float64, in 16 interleaved sums: the same bits for every number of threads and instruction set.
 template <typename T>
 void squared_norm_rows(const T* features, double* squared, int64_t d, int64_t begin, int64_t end) {
   constexpr int kLanes = 16;
@@ -48,7 +48,7 @@ void gather_rows(const T* features, const int64_t* index, A* target, int64_t d, 
   }
 }
 
-// Tiles [begin, end): many rows at once where the processor has the instructions, the doubtful ones row by row.
+// Tiles [begin, end): several rows at once where the processor can, the doubtful ones row by row.
 template <typename A>
 void ranksim_tiles(const RowsTask<A>& task, LabelRanks::Scratch& labels, int64_t begin, int64_t end) {
   RowsScratch scratch(task.m);
@@ -65,18 +65,17 @@ void ranksim_tiles(const RowsTask<A>& task, LabelRanks::Scratch& labels, int64_t
     for (int64_t i = i0; i < i1; ++i) {
       if (doubtful >> (i - i0) & 1) rank_rowwise(task, labels, scratch, i, i + 1);
     }
-    // Features that tie in most rows will go on doing so.
+    // Features that tie in most rows of a tile will tie in the next.
     if (2 * std::popcount(doubtful) > kTile) lanes.run = nullptr;
   }
 }
 
-// In place, by tiles of pairs: sym_ij = (w_i G_ij + w_j G_ji) / |x_j|, so that sym X is, but for a factor, the
-// gradient with respect to the unit rows. Tile row t works from its diagonal on; t and its mirror image together are
-// equal work for everyone.
+// In place: sym_ij = (w_i G_ij + w_j G_ji) / |x_j|, so that sym X is, up to a factor, the gradient with respect to the
+// unit rows. Tile row t begins at its diagonal; a tile row and its mirror image together are the same work for all t.
 template <typename A>
 void symmetrise_tile_row(A* g, const A* weight, const A* inverse_norm, int64_t m, int64_t tile) {
   const int64_t i0 = tile * kTile, rows = std::min(kTile, m - i0);
-  A mirror[kTile][kTile];  // transposed, so that both sides are read and written along rows
+  A mirror[kTile][kTile];  // transposed, so that both triangles are read and written along rows
   for (int64_t j0 = i0; j0 < m; j0 += kTile) {
     const int64_t columns = std::min(kTile, m - j0);
     transpose(g + j0 * m + i0, m, mirror[0], kTile, columns, rows);
@@ -102,15 +101,15 @@ void symmetrise_tile_rows(A* g, const A* weight, const A* inverse_norm, int64_t 
   }
 }
 
-// result = w X for the rows [begin, end) of w [m, m]. Every number is one sum in the order of the rows of X: the same
-// for every thread count and instruction set, which BLAS does not promise.
+// result = w X for the rows [begin, end) of w [m, m]. Each number is one sum in the order of the rows of X: the same
+// bits for every number of threads and instruction set, which BLAS does not promise.
 template <typename A>
 void weigh_few_rows(const A* w, const A* x, A* result, int64_t m, int64_t d, int64_t begin, int64_t end) {
   constexpr int64_t kRows = 4, kVectors = 2;
   using Vector __attribute__((vector_size(32))) = A;
   constexpr int64_t kLanes = sizeof(Vector) / sizeof(A), kColumns = kVectors * kLanes;
   for (int64_t i = begin; i < end; i += kRows) {
-    const A* weights[kRows];  // the last row again where there are no more
+    const A* weights[kRows];  // repeats the last row where there are no more
     for (int64_t r = 0; r < kRows; ++r) weights[r] = w + std::min(i + r, end - 1) * m;
     for (int64_t next = 0; next < d; next += kColumns) {
       const int64_t first = std::max<int64_t>(std::min(next, d - kColumns), 0), columns = std::min(kColumns, d);
@@ -141,8 +140,8 @@ void weigh_few_rows(const A* w, const A* x, A* result, int64_t m, int64_t d, int
   }
 }
 
-// dx = (g - u <g, u>) / |x| with g = scale times the given one and u = x / |x|, without the second term where a
-// constant stands for the norm, as in F.normalize. g may be the output itself where the subset is the batch.
+// dx = (scale g - u <scale g, u>) / |x| with u = x / |x|. As in F.normalize, a tiny norm is replaced by a constant, and
+// the second term vanishes. g may be the output itself if the subset is the whole batch.
 template <typename A>
 void project_rows(const A* g, A scale, const A* x, const double* squared, const A* inverse_norm, const int64_t* index,
                   A* gradient, int64_t d, int64_t begin, int64_t end) {
@@ -156,7 +155,7 @@ void project_rows(const A* g, A scale, const A* x, const double* squared, const 
   }
 }
 
-// target_clones does not apply to templates, so each type has its own functions.
+// target_clones does not work on templates, so each type has its own functions.
 #define DADL_GATHER_ROWS(T, A)                                                                                 \
   DADL_CLONES inline void gather(const T* features, const int64_t* index, A* target, int64_t d, int64_t first, \
                                  int64_t columns, int64_t begin, int64_t end) {                                \

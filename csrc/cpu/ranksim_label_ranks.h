@@ -1,4 +1,4 @@
-// One row of label ranks at a time: by a merge for scalar labels, by a rank for a given similarity matrix.
+// Label ranks, one row at a time: merged from sorted scalar labels, or ranked from a similarity matrix.
 #pragma once
 
 #include <algorithm>
@@ -13,28 +13,28 @@
 
 namespace dadl::cpu {
 
-// Shared by all threads; row() needs a scratch of its own per thread.
+// Shared by all threads. Each thread has its own scratch, whose row() it calls.
 class LabelRanks {
  public:
   class Scratch {
    public:
     virtual ~Scratch() = default;
-    // Ranks of row i in column order; false when the labels have no order (NaN).
+    // The ranks of row i, in column order. Returns false if the labels have no order, because of NaN.
     virtual bool row(int64_t i, int32_t* ranks) = 0;
   };
   virtual ~LabelRanks() = default;
   virtual std::unique_ptr<Scratch> scratch() const = 0;
 
-  // Finite float32 labels in ascending order, for those who rank several rows at once. Null for all others.
+  // Finite float32 labels in ascending order, for ranking several rows at once; null pointers for other labels.
   struct Sorted {
     const float* label;       // [m]
     const uint32_t* column;   // [m]
-    const int32_t* position;  // [m] where a column's label stands
+    const int32_t* position;  // [m], of a column's label in this order
   };
   virtual Sorted sorted() const { return {}; }
 };
 
-// A label's distance and column in one unsigned number: the nearest first, among equals the larger column first.
+// A distance and its column as one unsigned number. It orders by distance, then from the larger column down.
 template <typename Distance>
 struct MergeKey;
 template <>
@@ -59,7 +59,8 @@ struct MergeKey<uint64_t> {
   }
 };
 
-// Keys of all distances to the label at position `own`, in label order. Returns whether two neighbours are equally far.
+// The keys of all distances to the label at position `own`, in label order. Returns whether two neighbours are equally
+// far from it.
 template <typename Label, typename Key>
 bool merge_keys(const Label* sorted, const uint32_t* column, int32_t m, int32_t own, Key* keys) {
   using Distance = decltype(label_distance(Label{}, Label{}));
@@ -85,12 +86,12 @@ DADL_MERGE_KEYS(double, unsigned __int128)
 DADL_MERGE_KEYS(int64_t, unsigned __int128)
 #undef DADL_MERGE_KEYS
 
-// Similarity -|y_i - y_j|. The labels are sorted once; around row i the distances grow to both sides, so its ranks
-// come from merging two sorted runs.
+// Similarity -|y_i - y_j|. The labels are sorted once. Distances grow to both sides of a row's own label, so its ranks
+// are a merge of two sorted runs.
 template <typename Label>
 class ScalarLabelRanks final : public LabelRanks {
  public:
-  // labels [n]; index [m]: row of a column; order [m]: column of the p-th smallest label
+  // labels [n]; index [m]: the row of each column; order [m]: the column of the p-th smallest label
   ScalarLabelRanks(const Label* labels, const int64_t* index, const int64_t* order, int64_t m)
       : sorted_(m), column_(m), position_(m) {
     for (int64_t p = 0; p < m; ++p) {
@@ -124,7 +125,7 @@ class ScalarLabelRanks final : public LabelRanks {
       const int32_t own = labels_.position_[i];
       Key* keys = keys_.data() + 1;
       if (merge_keys_of(labels_.sorted_.data(), labels_.column_.data(), m_, own, keys)) {
-        // Rounding made neighbours on one side equally far, where the columns decide, which a merge does not see.
+        // Rounding has made two neighbours on one side equally far, so their columns decide. A merge cannot see that.
         std::sort(keys, keys + m_);
         for (int32_t p = 0; p < m_; ++p) ranks[column(keys[p])] = p + 1;
       } else {
@@ -136,9 +137,9 @@ class ScalarLabelRanks final : public LabelRanks {
    private:
     static uint32_t column(Key key) { return ~static_cast<uint32_t>(key); }
 
-    // Two chains of dependent steps at a time: the nearest half of the columns outwards from row i, the farthest half
-    // inwards from both ends. The largest key stands before and behind all others, the smallest at row i, so neither
-    // chain needs a bound.
+    // Runs two chains of dependent steps side by side: one from the row's own label outwards through the nearer half
+    // of the columns, one from both ends inwards through the farther half. The largest key stands at both ends, and the
+    // smallest at the own label, so that neither chain checks bounds.
     void merge(Key* keys, int32_t own, int32_t* ranks) const {
       ranks[column(keys[own])] = 1;
       keys[own] = 0;
@@ -165,7 +166,7 @@ class ScalarLabelRanks final : public LabelRanks {
 
     const ScalarLabelRanks& labels_;
     int32_t m_;
-    std::vector<Key> keys_;  // [1 + m + 1], the first and the last stay the largest
+    std::vector<Key> keys_;  // [1 + m + 1]; the first and the last are always the largest key
   };
 
   std::vector<Label> sorted_;
@@ -174,7 +175,7 @@ class ScalarLabelRanks final : public LabelRanks {
   bool finite_ = true;
 };
 
-// A given similarity matrix [p, p], p >= m.
+// A similarity matrix [p, p] with p >= m.
 template <typename T>
 class MatrixLabelRanks final : public LabelRanks {
  public:

@@ -1,4 +1,4 @@
-// Picks the widest sorting networks that the processor has; without any, all rows go the rows path.
+// RankSim on several rows at once, with the widest vectors of the processor; ranksim_rows.h does all other rows.
 #pragma once
 
 #include <algorithm>
@@ -20,13 +20,13 @@ struct LaneScratch {
   virtual ~LaneScratch() = default;
 };
 
-constexpr int64_t kMostLaneColumns = 4096;  // beyond, the rows of a tile outgrow the cache
+constexpr int64_t kMostLaneColumns = 4096;  // with more, the rows of a tile outgrow the cache
 
 template <typename A>
 struct Lanes {
   int count = 0;
   std::unique_ptr<LaneScratch> (*scratch)(int64_t m) = nullptr;
-  // Rows first, first + 1, ...: sets bit i where row first + i is left to the rows path.
+  // Handles rows first, first + 1, ... Bit i of the result is set if row first + i is left to rank_rowwise().
   uint32_t (*run)(const RowsTask<A>&, LabelRanks::Scratch&, LaneScratch&, int64_t first) = nullptr;
 };
 
@@ -64,7 +64,7 @@ inline __attribute__((always_inline)) void order(Vector& low, Vector& high) {
 
 #endif
 
-// None for subsets so small that counting is quicker, or so large; none where the perturbation overflows.
+// None for small subsets, where counting is quicker, none for large ones, and none where the perturbation overflows.
 template <typename A>
 Lanes<A> select_lanes(const RowsTask<A>& task) {
   if (task.m <= kTile || task.m > kMostLaneColumns) return {};

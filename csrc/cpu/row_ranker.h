@@ -1,4 +1,4 @@
-// Ranks of one row: rank = n - position in the stable ascending order, NaN the largest.
+// Ranks of one row: n minus the position in the stable ascending order, where NaN is the largest value.
 #pragma once
 
 #include <cmath>
@@ -10,17 +10,17 @@
 
 namespace dadl::cpu {
 
-// Values this close are decided by whoever knows them more exactly.
+// The order of values this close is left to the caller, who can compute them more exactly.
 constexpr double kClose = 1e-13;
 
-// One per thread; Value is float or double.
+// Not shared between threads. Value is float or double.
 template <typename Value>
 class RowRanker {
  public:
   explicit RowRanker(int64_t n)
       : n_(static_cast<uint32_t>(n)), keys_((n_ + kLanes - 1) / kLanes * kLanes), front_(n_), back_(n_) {}
 
-  // Returns true where neighbours in the order are known to be more than kClose apart.
+  // Returns true if all values are known to lie more than kClose apart.
   bool rank(const Value* values, int32_t* ranks) {
     if (n_ > kCountingLimit && n_ <= kBucketLimit) {
       const Outcome outcome = rank_by_buckets(values, ranks);
@@ -46,8 +46,9 @@ class RowRanker {
   static constexpr uint32_t kBucketLimit = 1 << 16;
   enum class Outcome { kSeparated, kTooClose, kGaveUp };
 
-  // rank_i = #{j : key_j > key_i} + #{j >= i : key_j = key_i}, in whole vectors: no value has the padding's key 0.
-  // Written for the auto-vectoriser: explicit vector types are lowered before they reach the instruction-set clones.
+  // rank_i = #{j : key_j > key_i} + #{j >= i : key_j = key_i}, over whole vectors: the key 0 of the padding is below
+  // all others. Written for the auto-vectoriser, because explicit vector types are lowered before the function is
+  // cloned for each instruction set.
   void count(int32_t* ranks) const {
     const Key* keys = keys_.data();
     const Key padded = static_cast<Key>(keys_.size());
@@ -59,9 +60,9 @@ class RowRanker {
     }
   }
 
-  // The usual case: sort by 16 bits of the position between minimum and maximum (two radix passes),
-  // then repair the few inversions by insertion on the values themselves. Gives up on NaN, on infinities and on rows so
-  // unevenly spread that insertion would be slow.
+  // The usual case. Quantises the values between minimum and maximum to 16 bits, sorts by them in two radix passes, and
+  // repairs the few inversions by insertion sort on the values. Gives up on NaN, on infinities, and on rows so uneven
+  // that insertion would be slow.
   Outcome rank_by_buckets(const Value* values, int32_t* ranks) {
     const uint32_t n = n_;
     Value low = values[0], high = values[0];
@@ -76,7 +77,7 @@ class RowRanker {
     const Value scale = high > low ? 65535 / (high - low) : 0;
     if (unordered || !(scale <= kLargest) || !(high - low <= kLargest)) return Outcome::kGaveUp;
 
-    // An item is its bucket above its column.
+    // An item holds its bucket in the upper half and its column in the lower.
     uint32_t* front = front_.data();
     uint32_t* back = back_.data();
     for (uint32_t i = 0; i < n; ++i) {
@@ -126,7 +127,7 @@ class RowRanker {
     return close ? Outcome::kTooClose : Outcome::kSeparated;
   }
 
-  // Any row: least-significant-digit radix sort over the ordered keys, without the digits that all keys share.
+  // For any row: a least-significant-digit radix sort of the ordered keys, which skips digits that all keys share.
   void radix(int32_t* ranks) {
     constexpr int kBits = 11;
     constexpr int kDigits = (8 * sizeof(Key) + kBits - 1) / kBits;
