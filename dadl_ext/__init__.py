@@ -1,6 +1,6 @@
-"""Losses for few, noisy or imbalanced labels, over C++ and CUDA kernels.
+"""Losses for few, noisy or imbalanced labels, on C++ and CUDA kernels.
 
-Functions are in :mod:`dadl_ext.functional`, their plain-PyTorch meaning in :mod:`dadl_ext.reference`.
+The functions are in :mod:`dadl_ext.functional`. :mod:`dadl_ext.reference` has the same functions in plain PyTorch.
 """
 
 from . import functional, reference

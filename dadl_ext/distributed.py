@@ -1,4 +1,4 @@
-"""Gathering a batch across processes."""
+"""Gathers a batch across processes."""
 
 import torch
 import torch.distributed as dist
@@ -6,10 +6,10 @@ from torch import Tensor
 
 
 def gather_batch(features: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-    """Concatenate every process's rows in rank order; only this process's own feature rows carry a gradient.
+    """Concatenate the rows of all processes in rank order. Only this process's own feature rows carry a gradient.
 
-    Batch sizes may differ between processes: sizes are exchanged first, which reads one small tensor on the host.
-    Without an initialised process group the batch is returned as it is.
+    Batch sizes may differ between processes. They are exchanged first, which reads one small tensor on the host.
+    Without an initialised process group the batch is returned unchanged.
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return (features, *others)

@@ -1,1 +1,1 @@
-"""What the compiled functions and the reference share."""
+"""Code that the compiled functions and the reference share."""

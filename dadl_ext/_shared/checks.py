@@ -1,4 +1,4 @@
-"""Validation of arguments, shared by the compiled functions and the reference."""
+"""Validation of arguments."""
 
 import math
 from collections.abc import Callable
@@ -30,11 +30,11 @@ def check_floating(name: str, value: Tensor) -> None:
 
 
 def check_no_tangent(function: str, *values: Tensor) -> None:
-    """Custom operators drop forward-mode tangents silently, so say that there is none."""
+    """Raise in forward mode: custom operators would drop tangents silently."""
     if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(value).tangent is not None for value in values):
         raise NotImplementedError(
-            f"{function} has no forward-mode derivative, its gradient is formed for reverse mode only; "
-            "leave it out of what needs one"
+            f"{function} has no forward-mode derivative, only a reverse-mode gradient; leave it out of what is "
+            "differentiated in forward mode"
         )
 
 
@@ -59,7 +59,7 @@ def check_ranksim(
     reduction: str,
     label_similarity: LabelSimilarity,
 ) -> tuple[Tensor, Tensor]:
-    """Return features as ``[n, d]`` and labels, without gradient, as ``[n]`` or ``[n, k]`` of a supported dtype."""
+    """Return features as ``[n, d]``, and labels as ``[n]`` or ``[n, k]``, detached and in a dtype of the operators."""
     check_floating("features", features)
     if not isinstance(labels, Tensor):
         raise TypeError(f"labels must be a torch.Tensor, got {type(labels).__name__}")
@@ -116,7 +116,9 @@ def check_similarity_matrix(matrix: Tensor, device: torch.device) -> None:
     if matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1]:
         raise ValueError(f"the label-similarity matrix must be square, [m, m], got {tuple(matrix.shape)}")
     if matrix.device != device:
-        raise ValueError(f"the label-similarity matrix is on {matrix.device}, the features are on {device}")
+        raise ValueError(
+            f"the label-similarity matrix is on {matrix.device}, the features are on {device}; move one of them"
+        )
 
 
 FORMS = ("cross_entropy", "kl")
@@ -149,7 +151,7 @@ def _check_rows(function: str, reference: Tensor, **others: Tensor) -> None:
             raise ValueError(f"{name} is on {value.device}, the query on {reference.device}; move one of them")
         if (value.dtype == torch.float64) != (reference.dtype == torch.float64):
             raise TypeError(
-                f"{name} is {value.dtype}, the query {reference.dtype}: {function} mixes float64 with nothing else"
+                f"{name} is {value.dtype}, the query {reference.dtype}; {function} mixes float64 with no other dtype"
             )
         if value.shape[-1] != reference.shape[-1]:
             raise ValueError(
@@ -167,7 +169,8 @@ def check_contrast(query: Tensor, key: Tensor, scale: float, key_mask: Tensor | 
         raise ValueError(f"scale must be finite, got {scale}")
     if key_mask is not None:
         if not isinstance(key_mask, Tensor) or key_mask.dtype != torch.bool:
-            raise TypeError("key_mask must be a bool tensor, True for the keys that take part")
+            got = key_mask.dtype if isinstance(key_mask, Tensor) else type(key_mask).__name__
+            raise TypeError(f"key_mask must be a bool tensor, True for the keys that take part, got {got}")
         if key_mask.shape != key.shape[:1] or key_mask.device != key.device:
             raise ValueError(
                 f"key_mask must be [{key.shape[0]}] on {key.device}, got {tuple(key_mask.shape)} on {key_mask.device}"
@@ -222,7 +225,7 @@ def check_sample_weight(sample_weight: Tensor, target: Tensor) -> None:
 
 def check_classes(target: Tensor, classes: int, ignore_index: int) -> None:
     if not target.is_cpu or torch.compiler.is_compiling():
-        return  # looking would stop the device
+        return  # checking would synchronise the device
     outside = (target != ignore_index) & ((target < 0) | (target >= classes))
     if outside.any():
         raise ValueError(
@@ -233,7 +236,7 @@ def check_classes(target: Tensor, classes: int, ignore_index: int) -> None:
 def check_supervised_contrast(
     features: Tensor, labels: Tensor, temperature: float, reduction: str
 ) -> tuple[Tensor, Tensor]:
-    """Return features as ``[n, d]`` and labels as ``[n]``; views ``[n, v, d]`` follow each other view by view."""
+    """Return features as ``[n, d]`` and labels as ``[n]``; views ``[n, v, d]`` are concatenated view by view."""
     check_floating("features", features)
     if features.dim() not in (2, 3):
         raise ValueError(f"features must be [n, d], or [n, views, d], got {tuple(features.shape)}")
@@ -260,7 +263,7 @@ def check_disagreement(predictions: Tensor, measure: str, reduction: str) -> Non
     if predictions.dim() < least or 0 in (predictions.shape[0], *predictions.shape[2:]):
         expected = "[K, B, ..., C], or heatmaps [K, B, J, H, W]," if least == 3 else "[K, B, ...]"
         raise ValueError(
-            f"predictions must be {expected} with at least one member and output for {measure}, "
+            f"predictions must be {expected} with at least one member and one output for {measure}, "
             f"got {tuple(predictions.shape)}"
         )
     check_no_tangent("disagreement", predictions)
@@ -270,7 +273,7 @@ def check_p(p: float) -> None:
     if not (p >= 0 and round(p * 65536) < 65536):
         raise ValueError(f"p must be in [0, 1) and below 1 - 2^-17, got {p}")
     if p > 0 and round(p * 65536) == 0:
-        raise ValueError(f"p is drawn from 16 bits: {p} would round to 0; use p=0 for no dropout")
+        raise ValueError(f"p is rounded to 16 bits, and {p} would round to 0; use p=0 for no dropout")
 
 
 def check_samples(samples: int) -> None:
@@ -309,7 +312,7 @@ def check_dropout(
             raise TypeError(f"a seed tensor must hold one int64, got {seed.dtype} of shape {tuple(seed.shape)}")
         if seed.device != features.device:
             raise ValueError(
-                f"the seed is on {seed.device}, the features on {features.device}: give an int, or move it with "
+                f"the seed is on {seed.device}, the features are on {features.device}; use an int, or move it with "
                 "seed.to(features.device)"
             )
     elif isinstance(seed, bool) or not isinstance(seed, int):

@@ -1,4 +1,4 @@
-"""The random subset and the similarities of vector labels, shared by the compiled functions and the reference."""
+"""RankSim's random subset, and the similarities of labels."""
 
 import torch
 import torch.nn.functional as F
@@ -8,9 +8,9 @@ from .checks import LabelSimilarity, check_similarity_matrix
 
 
 def draw_priority(labels: Tensor, generator: torch.Generator | None) -> Tensor:
-    """One uniform float64 per row: among rows of equal label the lowest is chosen, which is a uniform choice.
+    """One uniform float64 for each row. Of the rows with equal labels the lowest is chosen, which is a uniform choice.
 
-    Drawn whether or not labels repeat, so that a generator advances by the batch size whatever the labels are.
+    Drawn even if no labels repeat, so that the generator always advances by the batch size.
     """
     n = labels.shape[0]
     if generator is None:
@@ -21,7 +21,7 @@ def draw_priority(labels: Tensor, generator: torch.Generator | None) -> Tensor:
 def label_similarity_matrix(labels: Tensor, label_similarity: LabelSimilarity, padded: bool = False) -> Tensor:
     """``[m, m]`` similarities of the subset's labels ``[m]`` or ``[m, k]``, in the labels' own dtype.
 
-    ``padded`` tells that the labels go on beyond the subset, so that a ready matrix may be smaller.
+    ``padded`` means that the labels continue beyond the subset, so that a given matrix may have fewer rows.
     """
     if isinstance(label_similarity, Tensor):
         matrix = label_similarity
@@ -36,7 +36,7 @@ def label_similarity_matrix(labels: Tensor, label_similarity: LabelSimilarity, p
         else:
             difference = vectors[:, None, :] - vectors[None, :, :]
             if label_similarity == "negative_l2" and labels.dim() == 2:
-                # The square orders as the distance does, and keeps integers exact. Scalars need none: L2 is L1.
+                # The square has the same order as the distance, and keeps integers exact. For scalars, L2 is L1.
                 matrix = -difference.square().sum(dim=2)
             else:
                 matrix = -difference.abs().sum(dim=2)

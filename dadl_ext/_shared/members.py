@@ -1,4 +1,4 @@
-"""How predictions of members are laid out, shared by the compiled functions and the reference."""
+"""The measures of disagreement, and the layout of the members' predictions."""
 
 from torch import Tensor
 

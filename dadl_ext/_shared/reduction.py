@@ -1,10 +1,10 @@
-"""Reduction of row losses, shared by the compiled functions and the reference."""
+"""Reduction of row losses."""
 
 from torch import Tensor
 
 
 def reduce_rows(rows: Tensor, counted: Tensor, sample_weight: Tensor | None, reduction: str) -> Tensor:
-    """Rows that do not count are 0, whatever they hold; the mean is over those that do, and 0 without any."""
+    """Set rows that do not count to 0, whatever they hold. The mean is over the others, and 0 if there are none."""
     rows = rows.masked_fill(~counted, 0)
     if sample_weight is not None:
         rows = rows * sample_weight

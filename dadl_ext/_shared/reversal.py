@@ -1,4 +1,4 @@
-"""The identity whose gradient is reversed, shared by the compiled functions and the reference."""
+"""Gradient reversal."""
 
 from typing import Any
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def reverse_gradient(input: Tensor, weight: float = 1.0) -> Tensor:
-    r"""The input as it is; its gradient is multiplied by ``-weight``.
+    r"""Return the input unchanged; its gradient is multiplied by ``-weight``.
 
-    As in Ganin & Lempitsky (ICML 2015): what comes before is trained to raise what comes after is trained to lower.
-    Differentiable any number of times.
+    As in Ganin & Lempitsky (ICML 2015): the layers before it learn to raise a loss that the layers after it learn to
+    lower. Differentiable any number of times.
     """
     return _Reversal.apply(input, weight)  # type: ignore[no-any-return]
 

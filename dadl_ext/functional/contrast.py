@@ -24,27 +24,27 @@ __all__ = ["pseudo_group_contrast", "similarity_logsumexp", "supervised_contrast
 def similarity_logsumexp(
     query: Tensor, key: Tensor, *, scale: float = 1.0, key_mask: Tensor | None = None, exclude_self: bool = False
 ) -> Tensor:
-    r"""Log-sum-exp of scaled similarities, without holding the ``[B, N]`` similarities.
+    r"""Log-sum-exp of scaled similarities, without storing the ``[B, N]`` similarities.
 
     .. math:: \mathrm{lse}_i = \log \sum_j \exp(\mathrm{scale} \cdot q_i^\top k_j)
 
     Args:
         query: ``[B, d]``; float32, float64, float16 or bfloat16.
-        key: ``[N, d]``; any of these dtypes, but float64 only together with a float64 query.
-        scale: factor of the similarities, e.g. one over a temperature.
-        key_mask: ``[N]`` bool, True for the keys that take part; all by default.
+        key: ``[N, d]``; any of these dtypes, but float64 only with a float64 query.
+        scale: factor of the similarities, for example one over a temperature.
+        key_mask: ``[N]`` bool, True for the keys that take part; by default all do.
         exclude_self: leave key i out for query i (``N == B``).
 
     Returns:
-        ``[B]``; float64 for float64 input, else float32 (also the arithmetic). -inf with a zero gradient where no key
-        takes part. NaN in a query or in a key that takes part shows as NaN.
+        ``[B]``; float64 for float64 input, else float32 (also the arithmetic). -inf with a zero gradient if no key
+        takes part. NaN in a query, or in a key that takes part, gives NaN.
 
     Raises:
-        TypeError, ValueError: unsupported dtypes, shapes that do not fit, tensors on different devices.
+        TypeError, ValueError: dtypes, shapes or devices are not supported or do not match.
 
-    The gradient goes to both sides. On CUDA, where query and key share float16 or bfloat16, tensor cores form it from
-    weights in that dtype. Deterministic for a number of threads, which may change the rounding; on CUDA for
-    a GPU model. A second derivative raises ``RuntimeError``.
+    Both query and key get a gradient. On CUDA, if query and key share float16 or bfloat16, tensor cores form it from
+    weights in that dtype. Deterministic for a given number of threads, which may change the rounding; on CUDA, for a
+    given GPU model. A second derivative raises ``RuntimeError``.
     """
 
     def check() -> None:
@@ -71,35 +71,35 @@ def pseudo_group_contrast(
 ) -> Tensor:
     r"""Pseudo group contrast of Self-Tuning (Wang et al., ICML 2021, arXiv 2102.12903).
 
-    For query i with label or pseudo-label y, its own key and the keys of class y in the queue are positives, all keys
-    of the queue and its own are in the denominator; :math:`s = q^\top k / \tau`, P positives:
+    For query i with label or pseudo-label y, the positives are its own key and the keys of class y in the queue. The
+    denominator has its own key and all keys of the queue. With :math:`s = q^\top k / \tau` and P positives,
 
     .. math:: \ell_i = \log \sum_j e^{s_{ij}} - \frac{1}{P} \Bigl(s_{i,\mathrm{own}} + \sum_{j \in y} s_{ij}\Bigr)
 
     and :math:`\ell_i - \log P` for ``form="kl"``, which has the same gradient. One pass over the queue gives the loss
-    and the gradient, :math:`\frac{1}{\tau}(\sum_j p_{ij} k_j - \text{mean of the positive keys})`.
+    and its gradient, :math:`\frac{1}{\tau}(\sum_j p_{ij} k_j - \text{mean of the positive keys})`.
 
     Args:
-        query: ``[B, d]``, as given: normalise it, or use :class:`dadl_ext.PseudoGroupContrastLoss`, which does.
-        key: ``[B, d]``, the queries' own keys; without gradient.
-        queue: ``[C, D, d]``, D keys of each of C classes; without gradient; may be stored in float16 or bfloat16.
-        target: ``[B]`` int64, classes, or ``ignore_index`` for rows that are to give 0.
+        query: ``[B, d]``, not normalised here; :class:`dadl_ext.PseudoGroupContrastLoss` normalises.
+        key: ``[B, d]``, the queries' own keys; they get no gradient.
+        queue: ``[C, D, d]``, D keys for each of C classes, possibly in float16 or bfloat16; they get no gradient.
+        target: ``[B]`` int64: classes, or ``ignore_index`` for rows that give 0.
         temperature: τ > 0.
         form: ``"cross_entropy"`` or ``"kl"``.
-        ignore_index: the target of rows that do not count; not a class.
+        ignore_index: the target of rows that do not count; must not be a class.
         sample_weight: ``[B]``, multiplies the row losses.
-        slot_count: ``[C]`` int64, the number of valid leading slots of each class; all by default.
-        reduction: ``"mean"`` (over the rows that count, whatever their weights; 0 without any), ``"sum"``, ``"none"``.
+        slot_count: ``[C]`` int64, the number of valid leading slots of each class; by default all are valid.
+        reduction: ``"mean"`` over the rows that count, whatever their weights (0 without any), ``"sum"`` or ``"none"``.
 
     Returns:
         ``[]``, or ``[B]`` for ``"none"``; float64 for float64 input, else float32 (also the arithmetic).
 
     Raises:
-        TypeError, ValueError: unsupported dtypes, shapes that do not fit, tensors on different devices, a target that
-            is no class (on CUDA such a row is NaN instead, because looking would stop the device).
+        TypeError, ValueError: dtypes, shapes or devices are not supported or do not match, or a target is not a class
+            (on CUDA the loss of its row is NaN instead, because checking would synchronise the device).
 
-    On CUDA, where query and queue share float16 or bfloat16, tensor cores form the gradient from weights in that dtype.
-    Deterministic for a number of threads, which may change the rounding; on CUDA for a GPU model. A second
+    On CUDA, if query and queue share float16 or bfloat16, tensor cores form the gradient from weights in that dtype.
+    Deterministic for a given number of threads, which may change the rounding; on CUDA, for a given GPU model. A second
     derivative raises ``RuntimeError``.
     """
 
@@ -129,23 +129,23 @@ def supervised_contrast(
     .. math:: \ell_i = \log \sum_{j \ne i} e^{z_i^\top z_j / \tau}
         - \frac{1}{|P_i|} \sum_{j \in P_i} z_i^\top z_j / \tau
 
-    with :math:`P_i` the other samples of the anchor's class; 0 for anchors without any.
+    where :math:`P_i` are the other samples of the anchor's class. The loss of an anchor without any is 0.
 
     Args:
-        features: ``[n, d]``, or ``[n, views, d]``, all views then being anchors; as given, normalise them before.
+        features: ``[n, d]``, or ``[n, views, d]`` with all views as anchors; not normalised here,
+            :class:`dadl_ext.SupervisedContrastLoss` normalises.
         labels: ``[n]`` int64.
         temperature: τ > 0.
-        reduction: ``"mean"`` over all anchors, ``"sum"``, or ``"none"``
-            (``[n]``; views follow each other view by view).
+        reduction: ``"mean"`` over all anchors, ``"sum"``, or ``"none"`` (the views concatenated view by view).
 
     Returns:
-        ``[]`` or a loss per anchor; float64 for float64 input, else float32. The similarities are never held.
+        ``[]``, or a loss for each anchor; float64 for float64 input, else float32. The similarities are never stored.
 
     Raises:
-        TypeError, ValueError: unsupported dtypes, shapes that do not fit, tensors on different devices.
+        TypeError, ValueError: dtypes, shapes or devices are not supported or do not match.
 
-    A second derivative raises ``RuntimeError``. The sums of each class are formed with ``index_add``, which on CUDA is
-    deterministic only under ``torch.use_deterministic_algorithms(True)``; the number of classes is read on the host.
+    A second derivative raises ``RuntimeError``. ``index_add`` forms the sums of each class; on CUDA it is deterministic
+    only under ``torch.use_deterministic_algorithms(True)``. The number of classes is read on the host.
     """
     features, labels = check_supervised_contrast(features, labels, temperature, reduction)
     require_device(features)
@@ -155,9 +155,9 @@ def supervised_contrast(
 
 
 class _explained_by:
-    """Raises ``check``'s error, which says how to fix the arguments, where the operator has refused them.
+    """If the operator refuses its arguments, raises the error of ``check``, which says how to fix them.
 
-    The operator checks anyway; to check before each call would take a tenth of a small one.
+    The operator checks in any case. Checking before every call would take a tenth of the time of a small one.
     """
 
     def __init__(self, check: Callable[[], None]) -> None:

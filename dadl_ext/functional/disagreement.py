@@ -11,9 +11,9 @@ __all__ = ["disagreement"]
 
 
 def disagreement(predictions: Tensor, measure: str = "l1", *, reduction: str = "mean") -> Tensor:
-    r"""How far the predictions of K members lie apart, in one pass over them.
+    r"""How far the predictions of K members are apart, in one pass over them.
 
-    The mean over ordered pairs of members :math:`i \ne j` of
+    The mean over all ordered pairs of members :math:`i \ne j` of
 
     ================  =================================================  ==============================
     ``measure``       distance of two members                            over the outputs of a sample
@@ -26,28 +26,29 @@ def disagreement(predictions: Tensor, measure: str = "l1", *, reduction: str = "
     ================  =================================================  ==============================
 
     and ``js``, the generalised Jensen-Shannon divergence :math:`H(\bar q) - \frac1K \sum_i H(q_i)` (the mutual
-    information of BALD), summed over classes likewise. None of them forms the pairs: O(K) per element (``l1`` of more
-    than 32 members O(K log K), of fewer by comparing them). Disagreements as in the χ-Model (Wang et al., ICLR 2022),
-    MCD (Saito et al., CVPR 2018: ``softmax_l1``) and R-Drop (Liang et al., NeurIPS 2021: ``symmetric_kl``).
+    information of BALD), also summed over classes. No tensor of pairs is formed. The cost per element is O(K), except
+    for ``l1``: up to 32 members are compared with each other, more are sorted. Such disagreements are used in the
+    χ-Model (Wang et al., ICLR 2022), MCD (Saito et al., CVPR 2018: ``softmax_l1``) and R-Drop (Liang et al., NeurIPS
+    2021: ``symmetric_kl``).
 
     Args:
-        predictions: ``[K, B, ...]``; the last three take logits, with classes in the last dimension, or heatmaps
-            ``[K, B, J, H, W]``, where the H·W places of a joint are its classes.
+        predictions: ``[K, B, ...]``. The measures over classes take logits, with classes in the last dimension, or
+            heatmaps ``[K, B, J, H, W]``, where the H·W places are the classes of a joint.
         measure: see above.
         reduction: ``"mean"`` over the batch, ``"sum"`` or ``"none"``.
 
     Returns:
-        ``[]``, or ``[B]`` for ``"none"``; float64 for float64 input, else float32 (also the arithmetic). One member
-        gives 0, and an empty batch.
+        ``[]``, or ``[B]`` for ``"none"``; float64 for float64 input, else float32 (also the arithmetic). A single
+        member or an empty batch gives 0.
 
     Raises:
         TypeError: ``predictions`` is not a dense floating-point tensor.
-        ValueError: too few dimensions, no member or output, an unknown measure or reduction.
+        ValueError: too few dimensions, no member or output, or an unknown measure or reduction.
 
-    The gradient is exact; ``l1`` takes 0 for the slope between equal members. Finite for any finite logits: distances
-    of logarithms end at 1e37 (1e300 in float64). NaN stays visible. Deterministic: the same bits on every run and
-    thread count. A second derivative and forward mode raise; :mod:`dadl_ext.reference` has them. Supports
-    ``torch.compile`` and autocast (in float32).
+    The gradient is exact; the slope of ``l1`` between equal members is 0. Finite logits give finite results:
+    log-probabilities are bounded at -1e37 (-1e300 in float64). NaN stays visible. Deterministic: the same bits in every
+    run, for any number of threads. A second derivative and forward mode raise; :mod:`dadl_ext.reference` has them.
+    Supports ``torch.compile`` and autocast (in float32).
     """
     check_disagreement(predictions, measure, reduction)
     require_device(predictions)

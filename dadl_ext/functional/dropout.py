@@ -19,30 +19,30 @@ def dropout_linear(
 
     .. math:: P_k = \frac{h \circ m_k}{1 - p} W^\top + b, \quad m_k \sim \mathrm{Bernoulli}(1 - p)
 
-    Masks are drawn from 16 bits each of Philox4x32-10 (Salmon et al., SC 2011), keyed by the seed and counted by
-    member, row and feature. They are never stored: the same seed gives the same masks on every device, for any number
-    of threads and in the backward, and no ``[K, B, F]`` tensor exists.
+    Each draw uses 16 bits of Philox4x32-10 (Salmon et al., SC 2011), whose key is the seed and whose counter is made of
+    member, row and feature. Masks are never stored, and no ``[K, B, F]`` tensor exists: the same seed gives the same
+    masks on every device, for any number of threads, and in the backward.
 
     Args:
-        features: ``[B, F]`` or ``[..., F]``; rows are counted through the leading dimensions.
+        features: ``[B, F]`` or ``[..., F]``; the leading dimensions are flattened into rows.
         weight: ``[C, F]``.
         bias: ``[C]`` or None.
         p: probability that a feature is dropped, in [0, 1), rounded to a multiple of 2⁻¹⁶. Kept features are
-            multiplied by exactly one over the probability so rounded.
+            multiplied by exactly one over the rounded probability of being kept.
         samples: K.
-        seed: an int, or one int64 in a tensor on the features' device, which nothing reads on the host: a CUDA graph
-            may fill it before each replay.
+        seed: an int, or a tensor of one int64 on the features' device. The host never reads the tensor, so a CUDA graph
+            can fill it before each replay.
 
     Returns:
         ``[K, B, C]`` (``[K, ..., C]``) in the features' dtype, computed in float32 (float64 for float64).
 
     Raises:
-        TypeError, ValueError: unsupported or different dtypes, shapes that do not fit, different devices, ``p`` out of
-            range or so small that it rounds to 0, ``samples`` < 1, a seed that is no 64-bit integer.
+        TypeError, ValueError: dtypes, shapes or devices are not supported or do not match, ``p`` is out of range or so
+            small that it rounds to 0, ``samples`` < 1, or the seed is not a 64-bit integer.
 
-    Differentiable any number of times in features, weight and bias, the masks being constants; forward mode raises.
-    Deterministic up to the rounding of BLAS (more than 8 outputs), which may depend on the number of threads. Supports
-    ``torch.compile`` and autocast (in float32).
+    Differentiable any number of times in features, weight and bias; the masks are constants. Forward mode raises.
+    Deterministic up to the rounding of BLAS (with more than 8 outputs), which may depend on the number of threads.
+    Supports ``torch.compile`` and autocast (in float32).
     """
     features, weight, bias = _out_of_autocast(features, weight, bias)
     check_dropout(features, weight, bias, p, samples, seed)
@@ -64,16 +64,16 @@ def dropout_disagreement(
     minimax: bool = False,
     reduction: str = "mean",
 ) -> Tensor:
-    r"""The :func:`disagreement` of a linear head with itself under K dropout masks, as for :func:`dropout_linear`.
+    r"""The :func:`disagreement` of a linear head with itself under the K dropout masks of :func:`dropout_linear`.
 
-    For up to 8 outputs loss and gradients come from one pass over the features, in which each mask is drawn once. For
-    more, and for ``reduction="none"`` with a gradient, it is the two functions in turn.
+    For up to 8 outputs, one pass over the features gives loss and gradients, and each mask is drawn once. For more
+    outputs, and for ``reduction="none"``, the two functions run one after the other.
 
     Args:
         features, weight, bias, p, samples, seed: see :func:`dropout_linear`.
         measure, reduction: see :func:`disagreement`; a sample is a row of the features.
-        minimax: negate the gradients of weight and bias, so that one step makes the features agree and the head
-            disagree, as in the game of the χ-Model (Wang et al., ICLR 2022).
+        minimax: negate the gradients of weight and bias, so that one step reduces the disagreement in the features and
+            increases it in the head, as in the minimax game of the χ-Model (Wang et al., ICLR 2022).
 
     Returns:
         ``[]``, or ``[B]`` for ``"none"``; float64 for float64 input, else float32.
@@ -100,7 +100,7 @@ def dropout_disagreement(
 
 
 def _out_of_autocast(features: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Under autocast features may be of half precision and weights not: all become float32."""
+    """Under autocast, convert all to float32: features may have half precision when weights do not."""
     if not (isinstance(features, Tensor) and torch.is_autocast_enabled(features.device.type)):
         return features, weight, bias
     if features.dtype == torch.float64:

@@ -18,51 +18,52 @@ PAIRINGS = ("cross", "same_view", "same_head", "all")
 
 
 class ChiModelTerms(NamedTuple):
-    """What :meth:`ChiModelLoss.terms` gives: all are scalars, ``loss`` alone has a gradient."""
+    """The result of :meth:`ChiModelLoss.terms`: scalars, of which only ``loss`` has a gradient."""
 
     loss: Tensor  # L_s + η L_χ
     supervised: Tensor  # L_s
     disagreement: Tensor  # L_χ, before η
-    eta: float  # as ramped up
-    clamped: Tensor  # share of the samples whose disagreement was cut off
+    eta: float  # η after the ramp
+    clamped: Tensor  # the share of samples whose disagreement was clamped
 
 
 class ChiModelLoss(nn.Module):
-    r"""χ-Model: invariance to data and to model stochasticity as one minimax game (Wang et al., ICLR 2022).
+    r"""χ-Model: invariance to data and model stochasticity as one minimax game (Wang et al., ICLR 2022).
 
     For two heads φ₁, φ₂ of one architecture and the features ψ of two strong augmentations T₁, T₂,
 
     .. math:: L_s = \ell(\phi_1 \psi(x), y) + \ell(\phi_2 \psi(x), y), \quad
         L_\chi = \mathbb{E}_u\, d(\phi_1 \psi(T_1 u), \phi_2 \psi(T_2 u))
 
-    ψ descends :math:`L_s + \eta L_\chi`, the heads descend :math:`L_s - \eta L_\chi`: they look for disagreement and
-    the features remove it. One backward does both. No code was published; this is our reading of the paper.
+    ψ descends :math:`L_s + \eta L_\chi` and the heads descend :math:`L_s - \eta L_\chi`: the heads look for
+    disagreement, and the features remove it. One backward does both. The authors published no code; this is our reading
+    of the paper.
 
     >>> chi = ChiModelLoss(head_a, head_b, nn.L1Loss(), eta=0.1)
     >>> loss = chi(encoder(x), y, encoder(strong(u)), encoder(strong(u)))
 
     Args:
-        head_a, head_b: modules from features to predictions, separately initialised, with dropout of their own.
-        loss_fn: ℓ; from predictions and targets to a scalar.
-        measure: d, of :func:`dadl_ext.functional.disagreement`: ``"l1"`` for regression, ``"softmax_l1"``,
+        head_a, head_b: modules from features to predictions, initialised separately, each with its own dropout.
+        loss_fn: ℓ, from predictions and targets to a scalar.
+        measure: d, see :func:`dadl_ext.functional.disagreement`: ``"l1"`` for regression, ``"softmax_l1"``,
             ``"symmetric_kl"`` or ``"js"`` for logits and heatmaps ``[B, J, H, W]``.
-        eta: η. Where ℓ and d are the same distance keep it below 1: from there on the heads lose nothing by moving
-            apart around the label.
-        pairing: ``"cross"`` as above; ``"same_view"``: both heads on each view (model stochasticity alone);
-            ``"same_head"``: both views under each head (data stochasticity alone, the Π-Model); ``"all"``: the mean
-            over the pairs that differ in view or head.
-        minimax: without, the heads descend :math:`L_s + \eta L_\chi` too.
-        clamp: upper bound of d for a sample; beyond, neither side gets its gradient. Heads that maximise an unbounded
-            d diverge: give a clamp, or let the heads end in a bounded activation (a sigmoid, targets scaled to
-            [0, 1]). :attr:`bound` tells which bound is in use.
-        ramp_steps: η rises as ``exp(-5 (1 - t / ramp_steps)²)`` (Laine & Aila, ICLR 2017), t counting calls in
-            training mode; 0 for none. t is in ``state_dict``.
+        eta: η. If ℓ and d are the same distance, keep it below 1: otherwise the heads lose nothing by moving apart
+            around the label.
+        pairing: ``"cross"`` as above; ``"same_view"``: both heads on each view (only model stochasticity);
+            ``"same_head"``: both views under each head (only data stochasticity, the Π-Model); ``"all"``: the mean over
+            all pairs that differ in view or head.
+        minimax: if False, the heads descend :math:`L_s + \eta L_\chi` too.
+        clamp: upper bound of d for a sample; above it neither side gets a gradient. Heads that maximise an unbounded d
+            diverge: set a clamp, or end the heads in a bounded activation (a sigmoid, with targets scaled to [0, 1]).
+            :attr:`bound` says which bound is in use.
+        ramp_steps: η rises as ``exp(-5 (1 - t / ramp_steps)²)`` (Laine & Aila, ICLR 2017), where t counts the calls in
+            training mode; 0 for no ramp. t is in ``state_dict``.
 
     Shape:
-        features of n labelled samples, targets, features ``[B, ...]`` of both views → ``[]``.
+        features of the labelled samples, targets, features ``[B, ...]`` of the two views → ``[]``.
 
     Raises:
-        ValueError: unknown settings; views or predictions of different shapes.
+        ValueError: a setting is unknown or out of range, or views or predictions differ in shape.
 
     Second derivatives of L_χ raise (see :func:`dadl_ext.functional.disagreement`).
     """
@@ -97,7 +98,7 @@ class ChiModelLoss(nn.Module):
 
     @property
     def eta(self) -> float:
-        """η as ramped up so far."""
+        """η at the current step of the ramp."""
         if self.step >= self.ramp_steps:
             return self.max_eta
         return self.max_eta * math.exp(-5 * (1 - self.step / self.ramp_steps) ** 2)
@@ -106,22 +107,22 @@ class ChiModelLoss(nn.Module):
     def bound(self) -> str:
         """What keeps the heads' ascent from diverging."""
         if not self.minimax:
-            return "not needed: all parts descend"
+            return "not needed, because all parts descend"
         if self.clamp is not None:
             return f"clamp at {self.clamp}"
         if self.measure in ("softmax_l1", "js"):
             return "the measure's own"
-        return "none of the loss: the heads must bound their predictions"
+        return "none in the loss, so the heads must bound their predictions"
 
     def forward(self, features: Tensor, targets: Tensor, view_1: Tensor, view_2: Tensor) -> Tensor:
-        """The loss whose one backward moves features and heads to their ends of the game."""
+        """The loss. Its one backward moves features and heads in their opposite directions."""
         return self.terms(features, targets, view_1, view_2).loss
 
     def terms(self, features: Tensor, targets: Tensor, view_1: Tensor, view_2: Tensor) -> ChiModelTerms:
-        """The loss with its parts; counts a step in training mode."""
+        """The loss and its parts. Counts a step in training mode."""
         supervised = self.supervised(features, targets)
         if self.minimax:
-            # Reversed twice the features descend, reversed once the heads ascend.
+            # The gradient is reversed twice for the features, which descend, and once for the heads, which ascend.
             rows = self._rows(F.reverse_gradient(view_1), F.reverse_gradient(view_2), self.head_a, self.head_b)
             bounded = F.reverse_gradient(self._bounded(rows))
         else:
@@ -138,7 +139,7 @@ class ChiModelLoss(nn.Module):
         return self.loss_fn(self.head_a(features), targets) + self.loss_fn(self.head_b(features), targets)
 
     def head_loss(self, features: Tensor, targets: Tensor, view_1: Tensor, view_2: Tensor) -> Tensor:
-        r"""The heads' half of alternating steps, :math:`L_s - \eta L_\chi`, with no gradient to the features."""
+        r"""The heads' half of an alternating step, :math:`L_s - \eta L_\chi`, without a gradient to the features."""
         rows = self._rows(view_1.detach(), view_2.detach(), self.head_a, self.head_b)
         sign = -1 if self.minimax else 1
         loss = self.supervised(features.detach(), targets) + sign * self.eta * _mean(self._bounded(rows))
@@ -146,12 +147,12 @@ class ChiModelLoss(nn.Module):
         return loss
 
     def extractor_loss(self, view_1: Tensor, view_2: Tensor) -> Tensor:
-        r"""The features' half, :math:`\eta L_\chi`, with no gradient to the heads; may be taken several times."""
+        r"""The features' half, :math:`\eta L_\chi`, without a gradient to the heads. It may be used several times."""
         rows = self._rows(view_1, view_2, _frozen(self.head_a), _frozen(self.head_b))
         return self.eta * _mean(self._bounded(rows))
 
     def predict(self, features: Tensor) -> Tensor:
-        """The mean of the heads' predictions, of their softmaxes for measures over classes; in the current mode."""
+        """The mean of the heads' predictions, or of their softmaxes for measures over classes, in the current mode."""
         a: Tensor = self.head_a(features)
         b: Tensor = self.head_b(features)
         return (_softmax(a) + _softmax(b) if self.measure in CLASS_MEASURES else a + b) / 2
@@ -172,7 +173,7 @@ class ChiModelLoss(nn.Module):
         self, view_1: Tensor, view_2: Tensor, head_a: Callable[[Tensor], Tensor], head_b: Callable[[Tensor], Tensor]
     ) -> Tensor:
         if view_1.shape != view_2.shape:
-            raise ValueError(f"both views must have one shape, got {tuple(view_1.shape)} and {tuple(view_2.shape)}")
+            raise ValueError(f"both views must be of one shape, got {tuple(view_1.shape)} and {tuple(view_2.shape)}")
         if self.pairing == "cross":
             groups = [[head_a(view_1), head_b(view_2)]]
         elif self.pairing == "all":
@@ -183,7 +184,7 @@ class ChiModelLoss(nn.Module):
             groups = [[head(view_1), head(view_2)] for head in (head_a, head_b)]
         for predictions in groups:
             if len({p.shape for p in predictions}) > 1:
-                raise ValueError(f"both heads must give one shape, got {[tuple(p.shape) for p in predictions]}")
+                raise ValueError(f"both heads must return one shape, got {[tuple(p.shape) for p in predictions]}")
         rows = [F.disagreement(torch.stack(group), self.measure, reduction="none") for group in groups]
         return rows[0] if len(rows) == 1 else (rows[0] + rows[1]) / 2
 
@@ -205,7 +206,7 @@ def _mean(rows: Tensor) -> Tensor:
 
 
 def _frozen(head: nn.Module) -> Callable[[Tensor], Tensor]:
-    """The head with its parameters as constants; its buffers are its own."""
+    """The head with its parameters as constants; its buffers are shared."""
     parameters = {name: value.detach() for name, value in head.named_parameters()}
     return lambda features: functional_call(head, parameters, (features,))
 

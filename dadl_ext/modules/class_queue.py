@@ -12,20 +12,20 @@ __all__ = ["ClassQueue"]
 class ClassQueue(nn.Module):
     """The last D keys of each of C classes, as in Self-Tuning (Wang et al., ICML 2021).
 
-    Starts with random unit vectors. A batch of keys goes into the slots after the last written ones of their classes,
-    round and round, in batch order; of a class with more than D samples in the batch the last D stay.
+    Starts with random unit vectors. Each class is a ring buffer, into which its keys go in batch order. If a batch has
+    more than D samples of a class, the last D stay.
 
     Args:
         num_classes: C.
-        dim: d of the keys.
+        dim: d, the length of the keys.
         slots: D.
-        dtype: storage; float32, float64, float16 or bfloat16.
-        gather_distributed: enqueue the keys of all processes, in rank order, so that every process holds the same
-            queue. Starting equal is the caller's part (a common seed, or a broadcast such as DDP's of buffers).
+        dtype: the dtype of the stored keys: float32, float64, float16 or bfloat16.
+        gather_distributed: enqueue the keys of all processes in rank order, so that all processes hold the same queue.
+            The caller must make them equal at the start (by a common seed, or a broadcast such as DDP's of buffers).
 
-    Everything is in ``state_dict``: ``keys`` ``[C, D, d]``, ``slot_count`` ``[C]`` (slots ever written, at most D) and
-    ``pointer`` ``[C]`` (the next slot). Deterministic, and on CUDA without synchronising with the host (apart from
-    ``gather_distributed``, which exchanges batch sizes).
+    Everything is in ``state_dict``: ``keys`` ``[C, D, d]``, ``slot_count`` ``[C]`` (slots written so far, at most D) and
+    ``pointer`` ``[C]`` (the next slot). Deterministic. On CUDA nothing synchronises with the host, except
+    ``gather_distributed``, which exchanges batch sizes.
     """
 
     keys: Tensor
@@ -56,7 +56,7 @@ class ClassQueue(nn.Module):
 
     @torch.no_grad()
     def reset(self, generator: torch.Generator | None = None) -> None:
-        """Forget all keys: random unit vectors again, nothing written."""
+        """Replace all keys by random unit vectors, and mark all slots as not written."""
         random = torch.randn(
             self.keys.shape, generator=generator, device=self.keys.device if generator is None else generator.device
         )
@@ -69,8 +69,8 @@ class ClassQueue(nn.Module):
         """Store keys ``[B, d]`` under their classes ``target`` ``[B]`` (int64), except where ``mask`` ``[B]`` is False.
 
         Raises:
-            ValueError: shapes that do not fit; on the CPU also a target that is no class. (On CUDA such a row is left
-                out, because looking would stop the device.)
+            ValueError: shapes do not match or, on the CPU, a target is not a class. (On CUDA such a row is left out,
+                because checking would synchronise the device.)
         """
         classes, slots, dim = self.keys.shape
         if key.dim() != 2 or key.shape[1] != dim or target.shape != key.shape[:1]:
@@ -92,7 +92,7 @@ class ClassQueue(nn.Module):
         if len(target) == 0:
             return
 
-        # Rows that are left out become a class of their own behind all others.
+        # Rows that are left out form an extra class after all others.
         group = torch.where(kept, target, classes)
         by_class = torch.sort(group, stable=True).indices
         sorted_group = group[by_class]
@@ -101,14 +101,14 @@ class ClassQueue(nn.Module):
         )
         begin = count.cumsum(0) - count
         place = torch.arange(len(group), device=group.device) - begin[sorted_group]
-        # Only the last D of a class are written; the others, and the rows left out, aim behind the queue.
+        # Only the last D keys of a class are written. All other rows point to a slot after the end of the queue.
         last = (place >= count[sorted_group] - slots) & (sorted_group < classes)
         pointer = torch.cat([self.pointer, self.pointer.new_zeros(1)])
         slot = torch.where(last, sorted_group * slots + (pointer[sorted_group] + place) % slots, classes * slots)
         writer = torch.full((classes * slots + 1,), -1, dtype=torch.int64, device=group.device)
         writer.scatter_(0, slot, by_class)
-        # Without the host nobody knows how many rows are written, so each row writes: those that aim behind the queue
-        # write to the first slot what stands or comes there anyway.
+        # The host does not know how many rows are written, so every row writes. Rows that point after the end write to
+        # the first slot what it holds, or what it gets from another row.
         slot = torch.where(slot < classes * slots, slot, 0)
         row = writer[slot]
         stored = self.keys.view(classes * slots, dim)

@@ -16,26 +16,26 @@ class PseudoGroupContrastLoss(nn.Module):
     >>> contrast = PseudoGroupContrastLoss(num_classes=200, dim=1024)
     >>> loss = cross_entropy(logits, labels) + contrast(query, key, labels)
 
-    Scores a batch against the queue as it was; then, in training mode, enqueues the keys under their targets.
+    Scores a batch against the current queue. Then, in training mode, adds the keys to the queue under their targets.
 
     Args:
         num_classes: C.
-        dim: d of queries and keys.
+        dim: d, the length of queries and keys.
         slots: D, keys per class.
         temperature: τ.
         form: ``"cross_entropy"`` or ``"kl"``.
-        ignore_index: target of rows that give 0 and are not enqueued.
-        normalize: divide queries and keys by their L2 norms; the gradient passes through.
-        valid_only: leave out the random keys of slots that were never written.
+        ignore_index: the target of rows that give 0 and are not enqueued.
+        normalize: divide queries and keys by their L2 norms; the gradient includes the division.
+        valid_only: leave out the random keys in slots that were never written.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        queue_dtype: storage of the queue.
-        gather_distributed: enqueue the keys of all processes, see :class:`ClassQueue`.
+        queue_dtype: the dtype of the queue.
+        gather_distributed: enqueue the keys of all processes; see :class:`ClassQueue`.
 
     Shape:
         query, key ``[B, d]``, target ``[B]`` → ``[]`` (``[B]`` for ``"none"``).
 
-    Formula, dtypes, errors, determinism and second derivatives:
-    see :func:`dadl_ext.functional.pseudo_group_contrast`. The queue is in ``state_dict``.
+    See :func:`dadl_ext.functional.pseudo_group_contrast` for the formula, dtypes, errors, determinism and second
+    derivatives. The queue is in ``state_dict``.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class PseudoGroupContrastLoss(nn.Module):
         sample_weight: Tensor | None = None,
         update: bool = True,
     ) -> Tensor:
-        """The loss; ``update=False`` scores without enqueueing, as evaluation mode does."""
+        """The loss. With ``update=False``, or in evaluation mode, no key is enqueued."""
         key = key.detach()
         if self.normalize:
             query, key = nn.functional.normalize(query, dim=-1), nn.functional.normalize(key, dim=-1)
@@ -103,18 +103,18 @@ class PseudoGroupContrastLoss(nn.Module):
 
 
 class SupervisedContrastLoss(nn.Module):
-    r"""Supervised contrastive loss (Khosla et al., NeurIPS 2020), never holding the ``[n, n]`` similarities.
+    r"""Supervised contrastive loss (Khosla et al., NeurIPS 2020), without storing the ``[n, n]`` similarities.
 
     Args:
         temperature: τ.
-        normalize: divide features by their L2 norms; the gradient passes through.
+        normalize: divide features by their L2 norms; the gradient includes the division.
         reduction: ``"mean"`` over all anchors, ``"sum"`` or ``"none"``.
 
     Shape:
         features ``[n, d]`` or ``[n, views, d]``, labels ``[n]`` int64 → ``[]`` (one per anchor for ``"none"``).
 
-    Formula, dtypes, errors, determinism and second derivatives: see
-    :func:`dadl_ext.functional.supervised_contrast`.
+    See :func:`dadl_ext.functional.supervised_contrast` for the formula, dtypes, errors, determinism and second
+    derivatives.
     """
 
     def __init__(self, *, temperature: float = 0.07, normalize: bool = True, reduction: str = "mean") -> None:

@@ -10,9 +10,9 @@ __all__ = ["DisagreementLoss", "DropoutDisagreementLoss", "GradientReversal"]
 
 
 class GradientReversal(nn.Module):
-    r"""The identity whose gradient is multiplied by ``-weight`` (Ganin & Lempitsky, ICML 2015).
+    r"""The identity, with a gradient that is multiplied by ``-weight`` (Ganin & Lempitsky, ICML 2015).
 
-    Any shape and dtype; differentiable any number of times.
+    For any shape and dtype; differentiable any number of times.
     """
 
     def __init__(self, weight: float = 1.0) -> None:
@@ -27,7 +27,7 @@ class GradientReversal(nn.Module):
 
 
 class DisagreementLoss(nn.Module):
-    r"""How far the predictions of K members lie apart, :func:`dadl_ext.functional.disagreement` as a module.
+    r"""How far the predictions of K members are apart, :func:`dadl_ext.functional.disagreement` as a module.
 
     Args:
         measure: ``"l1"``, ``"mse"``, ``"variance"``, ``"softmax_l1"``, ``"symmetric_kl"`` or ``"js"``.
@@ -36,7 +36,7 @@ class DisagreementLoss(nn.Module):
     Shape:
         predictions ``[K, B, ...]`` → ``[]`` (``[B]`` for ``"none"``).
 
-    Formula, dtypes, errors, determinism and second derivatives: see the function.
+    See the function for the formula, dtypes, errors, determinism and second derivatives.
     """
 
     def __init__(self, measure: str = "l1", *, reduction: str = "mean") -> None:
@@ -62,16 +62,16 @@ class DropoutDisagreementLoss(nn.Module):
     >>> loss = l1(head(features)[:, 0], labels) + 0.1 * game(features)
 
     Args:
-        head: the linear layer; registered, so that its parameters are this module's too.
-        p: probability of dropping a feature.
+        head: the linear layer. It is registered, so its parameters are also this module's.
+        p: probability that a feature is dropped.
         samples: K.
         measure, minimax, reduction: see :func:`dadl_ext.functional.dropout_disagreement`.
 
     Shape:
         features ``[B, F]`` (or ``[..., F]``) → ``[]`` (``[B]`` for ``"none"``).
 
-    Each call draws a seed, from ``generator`` or torch's default one, on the generator's device; masks are drawn in
-    evaluation mode too. Formula, dtypes, errors, determinism and second derivatives: see the function.
+    Each call draws a seed from ``generator``, or from the default generator of the features' device. Masks are drawn in
+    evaluation mode too. See the function for the formula, dtypes, errors, determinism and second derivatives.
     """
 
     def __init__(

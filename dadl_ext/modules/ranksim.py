@@ -10,7 +10,7 @@ __all__ = ["RankSimLoss"]
 
 
 class RankSimLoss(nn.Module):
-    r"""RankSim regulariser, :func:`dadl_ext.functional.ranksim_loss` as a module.
+    r"""The RankSim regulariser, :func:`dadl_ext.functional.ranksim_loss` as a module.
 
     >>> ranksim = RankSimLoss(weight=100.0)
     >>> features = encoder(images)
@@ -18,7 +18,7 @@ class RankSimLoss(nn.Module):
 
     Args:
         interp_strength: λ of the blackbox gradient.
-        weight: γ, inside the perturbation; do not multiply the loss instead, that changes only the step size.
+        weight: γ, inside the perturbation. Multiplying the loss instead would only change the step size.
         reduction: ``"sum"``, ``"mean"`` or ``"none"``.
         label_similarity: ``None``, ``"negative_l1"``, ``"negative_l2"``, ``"cosine"``, a callable, or a matrix.
         gather_distributed: rank the rows of all processes together.
@@ -26,8 +26,8 @@ class RankSimLoss(nn.Module):
     Shape:
         features ``[n, d]`` or ``[n, ...]``, labels ``[n]`` or ``[n, k]`` → ``[]`` (``[m]`` for ``"none"``).
 
-    Formula, dtypes, errors, determinism and second derivatives: see the function. The module has no parameters or
-    buffers (a given similarity matrix is not saved).
+    See the function for the formula, dtypes, errors, determinism and second derivatives. The module has no parameters
+    or buffers; a similarity matrix is not saved.
     """
 
     def __init__(

@@ -14,7 +14,7 @@ from ._rules import below_autograd, register_float32_autocast, register_no_deriv
 def similarity_logsumexp(
     query: Tensor, key: Tensor, key_mask: Tensor | None, scale: float, exclude_self: bool
 ) -> Tensor:
-    """``log Σ_j exp(scale · q_i k_j)``, ``[B]``; the query's gradient is formed in the same pass."""
+    """``log Σ_j exp(scale · q_i k_j)``, ``[B]``. The gradient of the query is formed in the same pass."""
     arguments = (query, key, key_mask, scale, exclude_self)
     if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad):
         return _SimilarityLogsumexp.apply(*arguments)  # type: ignore[no-any-return, no-untyped-call]
@@ -51,13 +51,13 @@ class _SimilarityLogsumexp(torch.autograd.Function):
 
 
 def supervised_contrast(features: Tensor, target: Tensor, classes: int, temperature: float) -> Tensor:
-    """Row losses ``[n]`` of features whose classes are 0, ..., classes - 1."""
+    """The row losses ``[n]`` of features with targets 0, ..., classes - 1."""
     with_slope = features.requires_grad and torch.is_grad_enabled()
     return _SupervisedContrast.apply(features, target, classes, temperature, with_slope)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _SupervisedContrast(torch.autograd.Function):
-    """Forms the gradient of the whole loss: autograd's bookkeeping of its parts takes longer than a small batch."""
+    """Forms the whole gradient by hand: for small batches, autograd's bookkeeping would take longer than the loss."""
 
     @staticmethod
     def forward(
@@ -106,7 +106,7 @@ def pseudo_group_contrast(
     ignore_index: int,
     reduction: str,
 ) -> Tensor:
-    """The losses ``[B]``, or their sum or mean ``[]``; the gradient is formed in the same pass."""
+    """The row losses ``[B]``, or their sum or mean ``[]``. The gradient is formed in the same pass."""
     numbers = temperature, FORMS.index(form), ignore_index, REDUCTIONS.index(reduction)
     arguments = (key, queue, target, slot_count, *numbers)
     if query.requires_grad and torch.is_grad_enabled():
@@ -116,7 +116,7 @@ def pseudo_group_contrast(
 
 
 class _PseudoGroupContrast(torch.autograd.Function):
-    """All arguments without a gradient are one tuple, because autograd inspects each argument."""
+    """The arguments without a gradient are one tuple, because autograd spends time on each argument."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, arguments: tuple[Any, ...]) -> Tensor:
@@ -170,5 +170,5 @@ for _operator in ("similarity_logsumexp", "pseudo_group_contrast"):
     register_float32_autocast(f"dadl::{_operator}")
 register_no_derivative(
     "dadl::similarity_logsumexp_key_gradient",
-    "leave the loss out of what needs a second derivative (create_graph=True), or use dadl_ext.reference, which has it",
+    "leave the loss out of what needs a second derivative (create_graph=True), or use dadl_ext.reference",
 )

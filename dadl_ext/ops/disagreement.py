@@ -12,7 +12,7 @@ from ._rules import below_autograd, register_float32_autocast, register_no_deriv
 
 
 def disagreement(members: Tensor, measure: str, reduction: str) -> Tensor:
-    """The reduced losses of ``[K, B, R, C]``; the gradient is formed in the same pass."""
+    """The reduced losses of members ``[K, B, R, C]``. The gradient is formed in the same pass."""
     number, mean = MEASURES.index(measure), reduction == "mean"
     if members.requires_grad and torch.is_grad_enabled():
         return _Disagreement.apply(members, number, mean, reduction)  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""Contrast between queries and many keys, in plain PyTorch: every similarity is formed."""
+"""Contrast between queries and many keys, in plain PyTorch. All similarities are formed."""
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ __all__ = ["pseudo_group_contrast", "similarity_logsumexp", "supervised_contrast
 
 
 def _logsumexp(logits: Tensor) -> Tensor:
-    """Over the last dimension; -inf with a zero gradient where nothing is summed."""
+    """Log-sum-exp over the last dimension; -inf with a zero gradient if there is nothing to sum."""
     empty = (logits == -torch.inf).all(dim=-1)
     if logits.shape[-1] == 0:
         return logits.sum(dim=-1) - torch.inf

@@ -1,4 +1,4 @@
-"""Linear maps under many dropout masks, in plain PyTorch: every mask is formed."""
+"""Linear maps under many dropout masks, in plain PyTorch. All masks are formed."""
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ _LOW = 0xFFFFFFFF
 
 
 def _high_and_low(factor: int, word: Tensor) -> tuple[Tensor, Tensor]:
-    """The high and low words of a 64-bit product, by 16 bits of ``word``: int64 could not hold it."""
+    """The high and low words of a 64-bit product. It is formed from 16 bits at a time, because it overflows int64."""
     upper, lower = factor * (word >> 16), factor * (word & 0xFFFF)
     high = (upper + (lower >> 16)) >> 16
     low = (((upper & 0xFFFF) << 16) + lower) & _LOW
@@ -22,7 +22,7 @@ def _high_and_low(factor: int, word: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-    """Philox4x32-10 of words in int64 tensors that broadcast (Salmon et al., SC 2011)."""
+    """Philox4x32-10 (Salmon et al., SC 2011) on words in int64 tensors, which broadcast."""
     x0, x1, x2, x3 = counter
     low, high = key
     for _ in range(10):
@@ -33,7 +33,7 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Te
 
 
 def dropout_masks(seed: int | Tensor, samples: int, rows: int, features: int, p: float) -> Tensor:
-    """Which features are kept, ``[K, B, F]`` bool, as csrc/core/philox.h lays the draws out."""
+    """Which features are kept, ``[K, B, F]`` bool. csrc/core/philox.h describes the layout of the draws."""
     seed = torch.as_tensor(seed).reshape(())
     device = seed.device
     feature = torch.arange(features, device=device)

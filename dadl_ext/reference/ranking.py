@@ -1,4 +1,4 @@
-"""Ranks and their blackbox gradient in plain PyTorch."""
+"""Ranks and their blackbox gradient, in plain PyTorch."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from .._shared.dtypes import arithmetic_dtype
 
 
 def integer_ranks(values: Tensor) -> Tensor:
-    """``1 + #{j : x_j > x_i} + #{j > i : x_j = x_i}`` along the last dimension, NaN the largest, as int64."""
+    """``1 + #{j : x_j > x_i} + #{j > i : x_j = x_i}`` along the last dimension, as int64. NaN is the largest value."""
     n = values.shape[-1]
     ascending = torch.sort(values, dim=-1, stable=True).indices
     descending_position = torch.arange(n, 0, -1, device=values.device).expand(values.shape)
