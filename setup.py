@@ -78,8 +78,8 @@ def wanted_nvcc(torch) -> str | None:
         stop(f"{nvcc} is version {found}, {needed} is needed; set CUDA_HOME to a newer toolkit, or DADL_CUDA=0")
     if torch.version.cuda is not None and int(torch.version.cuda.split(".")[0]) != version[0]:
         stop(
-            f"{nvcc} is version {found}, but torch was built with CUDA {torch.version.cuda}; set CUDA_HOME to a toolkit "
-            "of that major version, or DADL_CUDA=0"
+            f"{nvcc} is version {found}, but torch was built with CUDA {torch.version.cuda}; set CUDA_HOME to a "
+            "toolkit of that major version, or DADL_CUDA=0"
         )
     return nvcc
 
@@ -132,7 +132,7 @@ class BuildLibraries(build_ext):
             paths = [f"-L{path}" for path in cpp_extension.library_paths()]
             subprocess.run([nvcc, *compiled, *paths, *flags.NVCC_LINK_FLAGS, "-o", str(library)], check=True)
         except subprocess.CalledProcessError as error:
-            stop(f"nvcc failed with exit code {error.returncode}, see its messages above. DADL_CUDA=0 builds without CUDA")
+            stop(f"nvcc failed with exit code {error.returncode} (messages above); DADL_CUDA=0 builds without CUDA")
 
 
 setup(

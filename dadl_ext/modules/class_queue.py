@@ -23,8 +23,8 @@ class ClassQueue(nn.Module):
         gather_distributed: enqueue the keys of all processes in rank order, so that all processes hold the same queue.
             The caller must make them equal at the start (by a common seed, or a broadcast such as DDP's of buffers).
 
-    Everything is in ``state_dict``: ``keys`` ``[C, D, d]``, ``slot_count`` ``[C]`` (slots written so far, at most D) and
-    ``pointer`` ``[C]`` (the next slot). Deterministic. On CUDA nothing synchronises with the host, except
+    Everything is in ``state_dict``: ``keys`` ``[C, D, d]``, ``slot_count`` ``[C]`` (slots written so far, at most D)
+    and ``pointer`` ``[C]`` (the next slot). Deterministic. On CUDA nothing synchronises with the host, except
     ``gather_distributed``, which exchanges batch sizes.
     """
 

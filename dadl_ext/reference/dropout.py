@@ -74,6 +74,7 @@ def dropout_disagreement(
     reduction: str = "mean",
 ) -> Tensor:
     """See :func:`dadl_ext.functional.dropout_disagreement`."""
+    check_dropout(features, weight, bias, p, samples, seed)
     if minimax:
         weight, bias = reverse_gradient(weight), None if bias is None else reverse_gradient(bias)
     dtype = arithmetic_dtype(features)
