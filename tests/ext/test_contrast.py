@@ -173,7 +173,7 @@ def test_each_side_may_have_its_own_dtype(device: str, query_dtype: torch.dtype,
         torch.testing.assert_close(actual / largest, expected / largest, rtol=0, atol=2e-2)
 
 
-def test_a_target_that_is_no_class(device: str) -> None:
+def test_a_target_that_is_not_a_class(device: str) -> None:
     query, key, queue, target = group_batch(0, 5, 3, 2, 8, torch.float32, device)
     target[1], target[3] = 3, -7
     if device == "cpu":
@@ -559,7 +559,7 @@ def test_what_left_out_keys_hold_does_not_show(device: str) -> None:
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
-def test_processors_without_matrix_units(capability: str) -> None:
+def test_processors_without_amx(capability: str) -> None:
     """Everything once more with vectors of every width that this processor has."""
     chosen = "matches or spans or large or nothing or nan_stays or left_out"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", chosen]
