@@ -1,4 +1,4 @@
-"""Builds _C.abi3.so (schemas and CPU operators) and, where wanted, _C_cuda.so (CUDA operators).
+"""Builds _C.abi3.so (schemas and CPU operators) and, if requested, _C_cuda.so (CUDA operators).
 
 Environment:
     DADL_CUDA               auto (default): with CUDA if torch is a CUDA build and nvcc is found; 0: without CUDA;

@@ -29,7 +29,7 @@ def ranksim_loss(
 ) -> Tensor:
     """The loss ``[]``. If a gradient is needed, it is formed in the same pass.
 
-    The operator selects the subset too: an operator of its own for that would take a tenth of a small batch's time.
+    The operator selects the subset too: a separate operator for that would take a tenth of a small batch's time.
     """
     arguments = (features, labels, priority, label_similarity, interp_strength, weight, mean)
     if features.requires_grad and torch.is_grad_enabled():
