@@ -34,7 +34,7 @@ $(VENV)/.dev: $(VENV)/.torch $(SOURCES)
 	$(PIP) --no-build-isolation --editable ".[dev]"
 	touch $@ $(VENV)/.train
 
-CXX_FILES := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+CXX_FILES := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh')
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -1,9 +1,9 @@
-"""Builds _C.abi3.so (schemas and CPU operators) and, where wanted, _C_cuda.so (CUDA operators).
+"""Builds _C.abi3.so (schemas and CPU operators) and, if requested, _C_cuda.so (CUDA operators).
 
 Environment:
-    DADL_CUDA               auto (default): with CUDA if torch is a CUDA build and nvcc is found; 0: without; 1: with,
-                            or stop. nvcc is looked for in $CUDA_HOME, on PATH and in /usr/local/cuda.
-    TORCH_CUDA_ARCH_LIST    as in PyTorch, e.g. "9.0"; the default covers 8.0, 9.0, 10.0, 12.0
+    DADL_CUDA               auto (default): with CUDA if torch is a CUDA build and nvcc is found; 0: without CUDA;
+                            1: with CUDA, or stop. nvcc is searched in $CUDA_HOME, on PATH and in /usr/local/cuda.
+    TORCH_CUDA_ARCH_LIST    as in PyTorch, for example "9.0"; the default covers 8.0, 9.0, 10.0 and 12.0
 """
 
 import os
@@ -44,7 +44,7 @@ def require_torch():
 def require_compiler() -> None:
     compiler = os.environ.get("CXX", "g++").split()[0]
     if shutil.which(compiler) is None:
-        stop(f"no C++ compiler ({compiler}); install one (`apt-get install g++`) or name it in CXX")
+        stop(f"no C++ compiler ({compiler}); install one (`apt-get install g++`) or set CXX to one")
 
 
 def find_nvcc() -> str | None:
@@ -69,17 +69,17 @@ def wanted_nvcc(torch) -> str | None:
     try:
         output = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError) as error:
-        stop(f"{nvcc} does not run ({error}); name a working toolkit in CUDA_HOME, or set DADL_CUDA=0")
+        stop(f"{nvcc} does not run ({error}); set CUDA_HOME to a working toolkit, or DADL_CUDA=0")
     match = re.search(r"release (\d+)\.(\d+)", output)
     version = (int(match[1]), int(match[2])) if match else (0, 0)
     found = ".".join(map(str, version))
     if version < flags.MINIMUM_NVCC:
         needed = ".".join(map(str, flags.MINIMUM_NVCC))
-        stop(f"{nvcc} is version {found}, {needed} is needed; name a newer toolkit in CUDA_HOME, or set DADL_CUDA=0")
+        stop(f"{nvcc} is version {found}, {needed} is needed; set CUDA_HOME to a newer toolkit, or DADL_CUDA=0")
     if torch.version.cuda is not None and int(torch.version.cuda.split(".")[0]) != version[0]:
         stop(
-            f"{nvcc} is version {found}, but torch was built with CUDA {torch.version.cuda}; name a toolkit of that "
-            "major version in CUDA_HOME, or set DADL_CUDA=0"
+            f"{nvcc} is version {found}, but torch was built with CUDA {torch.version.cuda}; set CUDA_HOME to a "
+            "toolkit of that major version, or DADL_CUDA=0"
         )
     return nvcc
 
@@ -132,7 +132,7 @@ class BuildLibraries(build_ext):
             paths = [f"-L{path}" for path in cpp_extension.library_paths()]
             subprocess.run([nvcc, *compiled, *paths, *flags.NVCC_LINK_FLAGS, "-o", str(library)], check=True)
         except subprocess.CalledProcessError as error:
-            stop(f"nvcc failed (exit {error.returncode}); its messages stand above. DADL_CUDA=0 builds without CUDA")
+            stop(f"nvcc failed with exit code {error.returncode} (messages above); DADL_CUDA=0 builds without CUDA")
 
 
 setup(
@@ -140,7 +140,7 @@ setup(
         Extension(
             "dadl_ext._C",
             [str(Path("csrc") / source) for source in flags.CPU_SOURCES],
-            depends=[str(path.relative_to(ROOT)) for path in flags.CSRC.rglob("*.h")],
+            depends=[str(path.relative_to(ROOT)) for kind in ("*.h", "*.inc") for path in flags.CSRC.rglob(kind)],
             extra_compile_args=flags.CXX_FLAGS,
             libraries=["c10", "torch_cpu", "torch"],
             language="c++",

@@ -1,4 +1,4 @@
-// What the contrast operators ask of their tensors on every device.
+// What the contrast operators require of their arguments on every device.
 #pragma once
 
 #include <cmath>
@@ -8,7 +8,7 @@
 
 namespace dadl {
 
-// As in FORMS and REDUCTIONS of dadl_ext.
+// Numbered as in FORMS and REDUCTIONS of dadl_ext/_shared/checks.py.
 constexpr int64_t kCrossEntropy = 0, kKl = 1;
 constexpr int64_t kNone = 0, kMean = 1, kSum = 2;
 

@@ -1,4 +1,4 @@
-// What the disagreement operators ask of their tensors on every device.
+// What the disagreement operators require of their arguments on every device.
 #pragma once
 
 #include <optional>
@@ -9,8 +9,8 @@
 namespace dadl {
 
 inline Measure checked_measure(int64_t measure) {
-  STD_TORCH_CHECK(0 <= measure && measure <= static_cast<int64_t>(Measure::kSoftmaxL1), "no measure is numbered ",
-                  measure);
+  STD_TORCH_CHECK(0 <= measure && measure <= static_cast<int64_t>(Measure::kSoftmaxL1), "measure must be in 0..",
+                  static_cast<int64_t>(Measure::kSoftmaxL1), ", got ", measure);
   return static_cast<Measure>(measure);
 }
 

@@ -1,4 +1,4 @@
-// What the dropout operators ask of their tensors on every device.
+// What the dropout operators require of their arguments on every device.
 #pragma once
 
 #include <cmath>
@@ -24,6 +24,20 @@ inline void check_dropout(const Tensor& features, const Tensor& weight, const st
       "bias must be [C], in the features' dtype");
   STD_TORCH_CHECK(seed.numel() == 1 && seed.scalar_type() == ScalarType::Long, "seed must be one int64");
   STD_TORCH_CHECK(samples >= 1, "samples must be at least 1, got ", samples);
+}
+
+inline void check_dropout_backward(const Tensor& grad, const Tensor& features, const Tensor& weight,
+                                   const Tensor& seed) {
+  STD_TORCH_CHECK(grad.dim() == 3 && grad.scalar_type() == features.scalar_type(),
+                  "grad must be [K, B, C], in the features' dtype");
+  check_dropout(features, weight, {}, seed, grad.size(0));
+  STD_TORCH_CHECK(grad.size(1) == features.size(0) && grad.size(2) == weight.size(0),
+                  "grad must be [K, B, C] for features [B, F] and weight [C, F]");
+}
+
+inline void check_few_outputs(const Tensor& weight) {
+  STD_TORCH_CHECK(weight.size(0) <= kFewOutputs, "dropout_disagreement is for 1 to ", kFewOutputs, " outputs, got ",
+                  weight.size(0));
 }
 
 }  // namespace dadl

@@ -1,9 +1,9 @@
-"""Sources and compiler flags, in one place: setup.py builds with them and the tests compile with them."""
+"""The sources and the compiler flags. setup.py builds with them, and the tests compile with them."""
 
 from pathlib import Path
 
 CSRC = Path(__file__).parent
-# Those that take longest come first, so that no core waits for the last one.
+# The slowest to compile come first, so that no core waits for a long one at the end.
 CPU_SOURCES = [
     "cpu/dropout.cpp",
     "cpu/disagreement.cpp",
@@ -11,18 +11,18 @@ CPU_SOURCES = [
     "cpu/ranking.cpp",
     "cpu/contrast.cpp",
     "ops.cpp",
-    "gradient.cpp",
+    "scale_gradient.cpp",
 ]
 CUDA_SOURCES = ["cuda/contrast.cu", "cuda/disagreement.cu", "cuda/dropout.cu", "cuda/ranking.cu", "cuda/ranksim.cu"]
 
-# The stable ABI of torch 2.11: one binary serves every later release.
+# The stable ABI of torch 2.11: one binary works with every later release.
 STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020b000000000000"]
 
-# No fused multiply-adds, here and in nvcc: equal bits on every instruction set and device. No -ffast-math: NaN and
-# ties are part of the semantics.
+# No fused multiply-adds, here and in nvcc: results have the same bits on every instruction set and device. No
+# -ffast-math: NaN and ties are part of the semantics.
 CXX_FLAGS = [
     "-O3",
-    "-g0",  # Python's own flags may ask for debug information, which takes most of the time and of the wheel
+    "-g0",  # Python's own flags may include -g, which would take most of the compile time and of the wheel
     "-std=c++20",
     "-fopenmp-simd",
     "-fno-math-errno",
@@ -32,7 +32,7 @@ CXX_FLAGS = [
     "-Wall",
     *STABLE_ABI,
 ]
-# What -O3 does beyond vectorisation doubles this file's time and does not make it faster.
+# Beyond vectorisation, -O3 doubles the compile time of this file and does not speed up its code.
 SOURCE_FLAGS = {"cpu/disagreement.cpp": ["-O2", "-fvect-cost-model=dynamic"]}
 NVCC_FLAGS = [
     "-O3",
@@ -48,11 +48,11 @@ NVCC_FLAGS = [
 NVCC_LINK_FLAGS = ["-shared", "-cudart", "shared", "-Xlinker", "--no-as-needed", "-lc10", "-ltorch_cpu", "-ltorch"]
 
 DEFAULT_ARCHITECTURES = "8.0;9.0;10.0;12.0+PTX"
-MINIMUM_NVCC = (12, 8)  # the first that knows 10.0 and 12.0
+MINIMUM_NVCC = (12, 8)  # the first with 10.0 and 12.0
 
 
 def gencode(architectures: str) -> list[str]:
-    """``-gencode`` flags for a list in PyTorch's form, as in ``"8.0;9.0+PTX"``."""
+    """Return the ``-gencode`` flags for a list of architectures in PyTorch's notation, such as ``"8.0;9.0+PTX"``."""
     flags = []
     for architecture in architectures.replace(" ", ";").split(";"):
         number = architecture.removesuffix("+PTX").replace(".", "")

@@ -1,4 +1,4 @@
-// What the operators of every backend share of torch: dtypes, pointers, and one signature for each operator.
+// What the operators of every backend use of torch: dtypes, pointers and allocation.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -8,10 +8,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <optional>
-#include <string>
-#include <tuple>
-#include <type_traits>
 #include <vector>
 
 #include "core/half.h"
@@ -33,7 +29,7 @@ inline ScalarType arithmetic_type(const Tensor& tensor) {
   return is_double(tensor) ? ScalarType::Double : ScalarType::Float;
 }
 
-// The same tensor where nothing is to be done: asking the dispatcher takes microseconds.
+// Returns the tensor itself where there is nothing to do: a call of the dispatcher takes microseconds.
 inline Tensor as_contiguous(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
@@ -42,8 +38,8 @@ inline Tensor as_contiguous(const Tensor& tensor, ScalarType type) {
   return as_contiguous(tensor.scalar_type() == type ? tensor : torch::stable::to(tensor, type));
 }
 
-// Uninitialised, on the device of `like`. By the C interface: torch::stable::new_empty looks the operator up by name at
-// every call, which takes longer than the allocation.
+// Uninitialised, on the device of `like`. Uses the C interface because torch::stable::new_empty looks the operator up
+// by name in every call, which takes longer than the allocation.
 inline Tensor new_empty(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes, ScalarType type) {
   const auto dims = static_cast<int64_t>(sizes.size());
   std::vector<int64_t> strides(dims);
@@ -71,7 +67,7 @@ T* mutable_data(const Tensor& tensor) {
   return static_cast<T*>(tensor.mutable_data_ptr());
 }
 
-// Calls body(T{}) with the storage type of a floating-point tensor.
+// Calls body(T{}), T being the storage type of a floating-point tensor.
 template <typename Body>
 void dispatch_floating(const Tensor& tensor, const char* name, Body body) {
   switch (tensor.scalar_type()) {
@@ -94,38 +90,4 @@ void dispatch_labels(const Tensor& labels, Body body) {
   dispatch_floating(labels, "labels (or int64)", body);
 }
 
-inline int64_t row_length(const Tensor& input) {
-  STD_TORCH_CHECK(input.dim() >= 1, "rank needs at least one dimension");
-  const int64_t n = input.size(input.dim() - 1);
-  STD_TORCH_CHECK(n <= (int64_t{1} << 24), "rank is exact for rows of up to 2^24 values, got ", n);
-  return n;
-}
-
-// The operators of ops.cpp as functions, without strings: the stable ABI of torch 2.13 never frees those that it passes
-// (its issue 191340). Boxing checks a signature only when it is called, so the build checks it.
-namespace signature {
-using Similarity = std::optional<Tensor>;
-using rank = Tensor(Tensor, double);
-using rank_backward = Tensor(Tensor, Tensor, Tensor, double);
-using ranksim_select = std::tuple<Tensor, Tensor, Tensor>(Tensor, Tensor);
-using ranksim_loss = std::tuple<Tensor, Tensor>(Tensor, Tensor, Tensor, Similarity, double, double, bool, bool);
-using ranksim_rows = Tensor(Tensor, Tensor, Tensor, Tensor, Tensor, Similarity, double, double);
-using ranksim_rows_backward = Tensor(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Similarity, double, double);
-using similarity_logsumexp = std::tuple<Tensor, Tensor>(Tensor, Tensor, std::optional<Tensor>, double, bool, bool);
-using similarity_logsumexp_key_gradient = Tensor(Tensor, Tensor, Tensor, std::optional<Tensor>, Tensor, double, bool);
-using pseudo_group_contrast = std::tuple<Tensor, Tensor>(Tensor, Tensor, Tensor, Tensor, std::optional<Tensor>, double,
-                                                         int64_t, int64_t, int64_t, bool);
-using disagreement = std::tuple<Tensor, Tensor>(Tensor, int64_t, bool, bool);
-using dropout_linear = Tensor(Tensor, Tensor, std::optional<Tensor>, Tensor, double, int64_t);
-using dropout_linear_backward = std::tuple<Tensor, Tensor>(Tensor, Tensor, Tensor, Tensor, double, bool, bool);
-using dropout_disagreement = std::tuple<Tensor, Tensor, Tensor, Tensor>(Tensor, Tensor, std::optional<Tensor>, Tensor,
-                                                                        double, int64_t, int64_t, bool, bool, bool);
-using scale_gradient = Tensor(Tensor, Tensor, Tensor, int64_t);
-}  // namespace signature
-
 }  // namespace dadl
-
-// Registers `backend`::`name` for the operator of that name.
-#define DADL_IMPL(library, backend, name)                                                                     \
-  static_assert(std::is_same_v<decltype(backend::name), dadl::signature::name>, #name " has another schema"); \
-  library.impl(#name, TORCH_BOX(&backend::name))

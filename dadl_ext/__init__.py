@@ -1,13 +1,20 @@
-"""Losses for few, noisy or imbalanced labels, over C++ and CUDA kernels.
+"""Losses for few, noisy or imbalanced labels, on C++ and CUDA kernels.
 
-Functions are in :mod:`dadl_ext.functional`, their plain-PyTorch meaning in :mod:`dadl_ext.reference`.
+The functions are in :mod:`dadl_ext.functional`. :mod:`dadl_ext.reference` has the same functions in plain PyTorch.
 """
 
 from . import functional, reference
 from ._library import build_info
-from .chi_model import ChiModelLoss, DisagreementLoss, DropoutDisagreementLoss, GradientReversal
-from .class_queue import ClassQueue
-from .losses import PseudoGroupContrastLoss, RankSimLoss, SupervisedContrastLoss
+from .modules import (
+    ChiModelLoss,
+    ClassQueue,
+    DisagreementLoss,
+    DropoutDisagreementLoss,
+    GradientReversal,
+    PseudoGroupContrastLoss,
+    RankSimLoss,
+    SupervisedContrastLoss,
+)
 
 __all__ = [
     "ChiModelLoss",

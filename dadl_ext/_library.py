@@ -1,4 +1,4 @@
-"""Finds and loads the compiled libraries, and tells what was found."""
+"""Finds and loads the compiled libraries, and reports what it found."""
 
 import importlib.metadata
 import platform
@@ -14,7 +14,7 @@ _ARCHITECTURES = _FOLDER / "_C_cuda.architectures"
 
 
 class BuildInfo(TypedDict):
-    """What :func:`build_info` returns."""
+    """The result of :func:`build_info`."""
 
     dadl: str
     torch: str
@@ -41,13 +41,13 @@ def _load_cpu_library() -> None:
 
 
 def _load_cuda_library() -> str | None:
-    """Load the CUDA operators; return why they are absent, or None."""
+    """Load the CUDA operators. Return why they are absent, or None if they are present."""
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is a CPU build"
     if not _CUDA_LIBRARY.exists():
         return (
-            "dadl was built without CUDA: install with DADL_CUDA=1 where nvcc is "
-            "(`DADL_CUDA=1 pip install --no-build-isolation .`)"
+            "dadl was built without CUDA; reinstall it where nvcc is available with "
+            "`DADL_CUDA=1 pip install --no-build-isolation .`"
         )
     try:
         torch.ops.load_library(_CUDA_LIBRARY)
@@ -61,7 +61,7 @@ _cuda_absent_because = _load_cuda_library()
 
 
 def require_device(tensor: torch.Tensor) -> None:
-    """Raise where no kernel serves the tensor's device, telling why."""
+    """Raise an error if there is no kernel for the tensor's device, and say why."""
     if tensor.is_cpu or tensor.is_meta:
         return
     device = tensor.device
@@ -79,7 +79,7 @@ def _version() -> str:
 
 
 def build_info() -> BuildInfo:
-    """Versions, libraries, architectures and CPU capability of this installation, and why CUDA is absent if it is.
+    """Versions, libraries, architectures and CPU capability of this installation, and the reason if CUDA is absent.
 
     Returns:
         A dictionary of plain values, ready for a bug report or ``json.dumps``.

@@ -10,8 +10,8 @@
 
 #include "../tensors.h"
 
-// One binary for every x86-64: the hot loops are compiled per instruction set and picked when the library loads.
-// `flatten` pulls the templates that they call into each clone.
+// One binary for every x86-64: hot loops are compiled for each instruction set, and the loader picks one. `flatten`
+// inlines the templates that they call into each clone.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
 #define DADL_X86
 #include <immintrin.h>
@@ -23,7 +23,7 @@
 namespace dadl::cpu {
 
 #ifdef DADL_X86
-// The widest instruction set of ours: 4 for AVX-512, 3 for AVX2, else 0. PyTorch's own switch narrows it too.
+// The x86-64 level to use: 4 (AVX-512), 3 (AVX2) or 0. ATEN_CPU_CAPABILITY limits it, as it limits PyTorch.
 inline int x86_level() {
   static const int level = [] {
     const char* cap = std::getenv("ATEN_CPU_CAPABILITY");
@@ -36,12 +36,12 @@ inline int x86_level() {
 }
 #endif
 
-// Working memory of a thread, of which a purpose has one at a time. It stays from call to call unless it is large:
-// fresh pages from the system take as long as the work on them.
+// A thread's working memory, one block for each purpose. Unless it is large it is kept from call to call: fresh pages
+// from the system take as long as the work on them.
 template <typename Purpose>
 class WorkingMemory {
  public:
-  // The sum of what will be taken, each of whole lines.
+  // `bytes` is the sum of all that will be taken; each part fills whole cache lines.
   explicit WorkingMemory(int64_t bytes) {
     constexpr int64_t kMostLines = 1 << 16;  // 4 MiB
     thread_local std::unique_ptr<Line[]> kept;
@@ -56,7 +56,7 @@ class WorkingMemory {
     next_ = own_ ? own_.get() : kept.get();
   }
 
-  // Uninitialised, on a line of its own.
+  // Uninitialised; begins on a cache line.
   template <typename T>
   T* take(int64_t count) {
     Line* taken = next_;
@@ -75,14 +75,14 @@ class WorkingMemory {
   Line* next_ = nullptr;
 };
 
-// Work below this many elements is not worth a thread.
+// Fewer elements than this are not worth a thread.
 constexpr int64_t kGrainElements = 16384;
 
 inline int64_t grain_rows(int64_t row_elements) {
   return row_elements >= kGrainElements ? 1 : kGrainElements / (row_elements > 0 ? row_elements : 1);
 }
 
-// In 16 interleaved sums, which compilers vectorise.
+// Adds in 16 interleaved sums, which compilers vectorise.
 template <typename A, typename Term>
 A sum_over(int64_t count, Term term) {
   constexpr int64_t kLanes = 16;

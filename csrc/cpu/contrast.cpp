@@ -1,9 +1,10 @@
-// Streaming log-sum-exp of similarities, and pseudo group contrast on it, on the CPU.
+// Streaming log-sum-exp of similarities, and pseudo group contrast on top of it, on the CPU.
 //
-// The keys are cut into chunks, which the threads take one after the other, and a chunk into tiles. Of a chunk are
-// kept, per query, the largest logit, the sum of exponentials and the sum of keys weighted by them; a tile of logits
-// lives in the cache between its two products, so the keys are read once. The chunks' parts are combined in order. In
-// float32 the products are the matrix units' where the processor has them, else they are formed in vector registers.
+// The keys are divided into chunks, which the threads take one after the other, and a chunk into tiles. For each query
+// a chunk keeps the largest logit, the sum of the exponentials, and the sum of the keys weighted by them. A tile of
+// logits stays in the cache between its two products, so the keys are read once. The results of the chunks are combined
+// in order. Products run on AMX where the processor has it and the arithmetic is float32, otherwise in vector
+// registers.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -18,17 +19,18 @@
 
 #include "../contrast_checks.h"
 #include "../core/exponential.h"
+#include "../signatures.h"
+#include "contrast_amx.h"
 #include "contrast_lanes.h"
-#include "contrast_matrix_units.h"
 
 namespace dadl::cpu {
 namespace {
 
-constexpr int64_t kStateBytes = 1 << 25;  // of all chunks' weighted sums
+constexpr int64_t kStateBytes = 1 << 25;  // for the weighted sums of all chunks
 constexpr int64_t kManyChunks = 16;
 constexpr int64_t kWorthThread = 1 << 20, kWorthChunk = 1 << 25;  // multiply-adds
-constexpr int64_t kLeastKeys = 64;  // of a chunk: with fewer, adding up the weighted sums takes too long
-constexpr int64_t kStep = 16;       // of the keys that chunks and tiles begin with
+constexpr int64_t kLeastKeys = 64;  // in a chunk; with fewer, adding up the weighted sums takes too long
+constexpr int64_t kStep = 16;       // chunks begin at a multiple of this
 
 template <typename A>
 constexpr ScalarType kScalarType = std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float;
@@ -63,12 +65,12 @@ auto as_any(const Keys<T>& keys) {
   return any;
 }
 
-// body(tag of the tile that is quickest here, the keys as it takes them)
+// Calls body with the type of the fastest tile on this processor, and with the keys in the form that it takes.
 template <typename T, typename Body>
 void with_tile(const Keys<T>& keys, Body body) {
-#ifdef DADL_MATRIX_UNITS
+#ifdef DADL_AMX
   if constexpr (!std::is_same_v<T, double>) {
-    if (matrix_units::available()) return body(std::type_identity<matrix_units::KeyTile<T>>{}, keys);
+    if (amx::available()) return body(std::type_identity<amx::KeyTile<T>>{}, keys);
   }
 #endif
   using A = typename Storage<T>::Arithmetic;
@@ -79,9 +81,9 @@ void with_tile(const Keys<T>& keys, Body body) {
   body(std::type_identity<v1::KeyTile<A>>{}, as_any(keys));
 }
 
-// body(first, next) on the threads, each of which has a first of 0, ..., count - 1 for itself, so that none waits for a
-// late one; next() is one that nobody has taken, or more than the last. A thread that others slow down leaves more to
-// the rest.
+// Shares out the numbers 0, ..., count - 1 to threads. Each calls body(first, next) with a first number of its own, so
+// that none waits for another to start; next() is a number that no thread has taken, or at least count if there is
+// none. A thread that is slowed down leaves more to the others.
 template <typename Body>
 void share_out(int64_t count, Body body) {
   const int64_t workers = std::min<int64_t>(torch::stable::get_num_threads(), count);
@@ -91,7 +93,7 @@ void share_out(int64_t count, Body body) {
   });
 }
 
-// Of equal size: one for every thread that is worth it, or some for each where there is much work.
+// Chunks of equal size: one for each worthwhile thread, or several where there is much work.
 class Chunks {
  public:
   Chunks(int64_t queries, int64_t keys, int64_t d) : keys_(keys) {
@@ -122,7 +124,7 @@ class Tiling {
   }
 
   Range first() const { return after({keys_.first, keys_.first}); }
-  // An empty one after the last.
+  // Empty after the last tile.
   Range after(Range tile) const { return {tile.last, std::min(tile.last + size, keys_.last)}; }
 
   int64_t size;
@@ -131,9 +133,9 @@ class Tiling {
   Range keys_;
 };
 
-// What the chunks left behind [chunks, rows], brought together: lse, and in place of the largest logits what the
-// chunks' weighted sums are to be multiplied with, scale exp(largest - lse). `own`, the logits of the queries'
-// additional keys, becomes their factors likewise.
+// The results of the chunks [chunks, rows], to be combined. combine() sets lse, and replaces the largest logits by the
+// factors of the weighted sums, scale exp(largest - lse). In the same way it replaces `own`, the logits of the queries'
+// own additional keys, by the factors of these keys.
 template <typename A>
 struct Parts {
   int64_t chunks, rows;
@@ -192,8 +194,8 @@ DADL_COMBINE(float)
 DADL_COMBINE(double)
 #undef DADL_COMBINE
 
-// lse [B] and, where wanted, slope [B, d] = scale sum_j p_ij key_j, its gradient. `own` is an additional key [B, d] of
-// each query, or null. finish(begin, end) is called once for every row, when it is ready.
+// lse [B] and, unless null, slope [B, d] = scale sum_j p_ij key_j, its gradient. `own` is an additional key [B, d] for
+// each query, or null. finish(begin, end) is called once for each row, as soon as it is ready.
 template <typename KeyTile, typename SomeKeys, typename A>
 void attend(const Tensor& query, const SomeKeys& keys, const A* own, double scale, A* lse, A* slope,
             const std::function<void(int64_t, int64_t)>& finish) {
@@ -252,7 +254,7 @@ void attend(const Tensor& query, const SomeKeys& keys, const A* own, double scal
   });
 }
 
-// From log-sum-exps to the loss of pseudo group contrast.
+// The second half of pseudo group contrast: from log-sum-exps to losses.
 template <typename T>
 struct Positives {
   using A = typename Storage<T>::Arithmetic;
@@ -266,7 +268,7 @@ struct Positives {
   A *loss, *slope;
 };
 
-// Half of the slots lie in another core's cache, and classes follow each other at random.
+// Prefetches a class, because half of the slots are in another core's cache, and classes come in random order.
 template <typename T>
 void fetch_slots(const Positives<T>& p, int64_t c) {
   if (c == p.ignore_index) return;
@@ -320,7 +322,7 @@ Tensor as_arithmetic(const Tensor& tensor) {
   return as_contiguous(tensor, kScalarType<A>);
 }
 
-// body(Keys<T>, A{}) with the contiguous keys in their own dtype
+// Calls body(Keys<T>, A{}) with the contiguous keys in their own dtype.
 template <typename Body>
 void with_keys(const Tensor& key, const std::optional<Tensor>& key_mask, bool exclude_self, Body body) {
   const Tensor values = as_contiguous(key);
@@ -371,7 +373,7 @@ Tensor similarity_logsumexp_key_gradient(Tensor grad, Tensor query, Tensor key, 
       using KeyTile = typename decltype(tag)::type;
       const Tensor values = as_arithmetic<A>(query);
       const typename KeyTile::Query scaled(values, scale, true);
-      // Smaller than the cache would hold where there would be too few for the threads.
+      // Tiles are smaller than the cache allows if there would be too few for the threads.
       const int64_t share = std::max(keys.count / kManyChunks, kLeastKeys) / 32 * 32;
       const int64_t size = std::min({KeyTile::size(queries, d, keys.count), share, keys.count});
       const int64_t tiles = size ? (keys.count + size - 1) / size : 0;
@@ -391,7 +393,7 @@ Tensor similarity_logsumexp_key_gradient(Tensor grad, Tensor query, Tensor key, 
   return as_contiguous(gradient, key.scalar_type());
 }
 
-// The number of those that are not ignored.
+// The number of targets that are not ignored.
 int64_t count_targets(const int64_t* target, int64_t queries, int64_t classes, int64_t ignore_index) {
   int64_t counted = 0;
   for (int64_t i = 0; i < queries; ++i) {

@@ -1,4 +1,4 @@
-// Keys, and what a pass over them leaves behind.
+// The keys, and the results of a pass over them.
 #pragma once
 
 #include "common.h"
@@ -10,17 +10,17 @@ struct Keys {
   const T* values;  // [count, d]
   int64_t count, d;
   const bool* mask;   // [count], null for all
-  bool exclude_self;  // key i is left out for query i
+  bool exclude_self;  // leaves out key i for query i
 };
 
-// The same of any dtype.
+// Keys of any dtype.
 template <typename A>
 struct AnyKeys {
   const void* values;
   int64_t row_bytes, count, d;
   const bool* mask;
   bool exclude_self;
-  // One key [d] as A, where it lies or in the buffer.
+  // Returns a key [d] as A: in place, or converted into the buffer.
   const A* (*read)(const void* key, A* buffer, int64_t d);
 };
 
@@ -28,8 +28,9 @@ struct Range {
   int64_t first, last;
 };
 
-// Of a chunk of keys: per query the largest logit, the sum of exp(logit - largest) and, unless null, the sum of the
-// keys weighted by these, which lie as the tile's queries say.
+// The state of a pass over a chunk of keys: for each query the largest logit, the sum of exp(logit - largest) and,
+// unless null, the sum of the keys weighted by these exponentials. KeyTile::Query::add_row() knows the layout of the
+// latter.
 template <typename A>
 struct Softmax {
   A *largest, *sum, *weighted;

@@ -1,4 +1,4 @@
-// The tile of keys on the widest vectors that the processor has.
+// The tile of keys on vectors, once for each instruction set.
 #pragma once
 
 #include <algorithm>
@@ -18,7 +18,7 @@ struct VectorOf {
   using type __attribute__((vector_size(kBytes))) = A;
 };
 
-// Of exp(x) = 2^n 2^f with x log2(e) = n + f and |f| <= 1/2; 2^f is a polynomial, in float one of least largest error.
+// exp(x) = 2^n 2^f with x log2(e) = n + f and |f| <= 1/2. 2^f is a polynomial, in float the minimax polynomial.
 template <typename A>
 struct Exponential;
 template <>
@@ -56,7 +56,7 @@ inline __attribute__((always_inline)) __m512 multiply_add(__m512 x, __m512 y, __
 inline __attribute__((always_inline)) __m512d multiply_add(__m512d x, __m512d y, __m512d z) {
   return _mm512_fmadd_pd(x, y, z);
 }
-#include "lanes_contrast.h"
+#include "contrast_lanes.inc"
 }  // namespace v4
 #pragma GCC pop_options
 
@@ -70,20 +70,20 @@ inline __attribute__((always_inline)) __m256 multiply_add(__m256 x, __m256 y, __
 inline __attribute__((always_inline)) __m256d multiply_add(__m256d x, __m256d y, __m256d z) {
   return _mm256_fmadd_pd(x, y, z);
 }
-#include "lanes_contrast.h"
+#include "contrast_lanes.inc"
 }  // namespace v3
 #pragma GCC pop_options
 #pragma GCC diagnostic pop
 #endif
 
-// For every processor.
+// For all other processors.
 namespace v1 {
 constexpr int kVectorBytes = 16;
 template <typename V>
 inline __attribute__((always_inline)) V multiply_add(V x, V y, V z) {
   return x * y + z;
 }
-#include "lanes_contrast.h"
+#include "contrast_lanes.inc"
 }  // namespace v1
 
 }  // namespace dadl::cpu

@@ -1,4 +1,4 @@
-// The disagreement between members on the CPU.
+// The disagreement between members, on the CPU.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -7,13 +7,14 @@
 #include <vector>
 
 #include "../disagreement_checks.h"
+#include "../signatures.h"
 #include "common.h"
 #include "disagreement_rows.h"
 
 namespace dadl::cpu {
 namespace {
 
-// Predictions [K, B, R, C] and where the results go: rows [B] and gradient [K, B, R, C], or null, both times gain.
+// Predictions [K, B, R, C], and where the results go: loss [B] and gradient [K, B, R, C] or null, both times gain.
 template <typename T, typename A = typename Storage<T>::Arithmetic>
 struct Task {
   Measure measure;
@@ -40,7 +41,7 @@ void scale(const Gradients<A>& gradient, int64_t members, int64_t count, A facto
   }
 }
 
-// Samples [begin, end), all their outputs in one line.
+// Samples [begin, end) of a measure over outputs; the outputs of all samples form one line.
 template <typename T, typename A = typename Storage<T>::Arithmetic>
 void measure_lines(const Task<T>& task, int64_t begin, int64_t end) {
   const int64_t outputs = task.outputs(), stride = task.batch * outputs;
@@ -64,6 +65,7 @@ void measure_lines(const Task<T>& task, int64_t begin, int64_t end) {
   }
 }
 
+// Samples [begin, end) of a measure over classes.
 template <typename T, typename A = typename Storage<T>::Arithmetic>
 void measure_samples(const Task<T>& task, int64_t begin, int64_t end) {
   const int64_t classes = task.classes, stride = task.batch * task.outputs();

@@ -1,5 +1,5 @@
-// The measures on rows of members in the arithmetic type, loss and gradient in one pass. Members and gradients lie
-// apart by their strides; a null gradient is not wanted.
+// The measures on rows of members in the arithmetic type, loss and gradient in one pass. A stride is the distance from
+// one member to the next; a null gradient is not computed.
 #pragma once
 
 #include <algorithm>
@@ -13,8 +13,8 @@
 
 namespace dadl::cpu {
 
-constexpr int64_t kElements = 64;   // side by side
-constexpr int64_t kMostPairs = 32;  // members beyond which sorting is quicker than looking at all pairs
+constexpr int64_t kElements = 64;   // measured side by side
+constexpr int64_t kMostPairs = 32;  // with more members, sorting is quicker than comparing all pairs
 
 template <typename A>
 struct Members {
@@ -61,7 +61,7 @@ A sorted_l1(const Members<A>& x, const Gradients<A>& gradient, std::vector<A>& s
   return share * loss;
 }
 
-// loss += |a - b|; first and second, where wanted, go up and down by share where a is the larger
+// loss += |a - b|. With kGradient, adds its gradients times share to first and second.
 template <bool kGradient, typename A>
 void add_pair(const A* a, const A* b, A share, int64_t width, A* loss, A* first, A* second) {
   for (int64_t e = 0; e < width; ++e) {
@@ -75,7 +75,7 @@ void add_pair(const A* a, const A* b, A share, int64_t width, A* loss, A* first,
   }
 }
 
-// l1, mse or variance of `width` elements, at most kElements, into loss.
+// Sets loss to the l1, mse or variance of `width` elements, at most kElements.
 template <typename A>
 void measure_elements(Measure measure, const Members<A>& x, int64_t width, A* loss, const Gradients<A>& gradient,
                       std::vector<A>& scratch) {
@@ -127,7 +127,7 @@ struct ClassScratch {
 
   std::vector<A> probability;     // [K][C]
   std::vector<A> mean, mean_log;  // [C], over members
-  std::vector<A> shift;           // [K]: a logit less this is a log-probability
+  std::vector<A> shift;           // [K]; a logit minus this is a log-probability
   std::vector<A> elements;
 };
 
@@ -152,8 +152,8 @@ void softmax_members(const Members<A>& x, int64_t classes, ClassScratch<A>& scra
   }
 }
 
-// With m the mean probability and D_i = log p_i - mean_j log p_j, the loss is sum_i sum_c (p_i - m) D_i / (K - 1): a
-// product of two differences, of which nothing is lost where the members agree.
+// With m the mean probability and D_i = log p_i - mean_j log p_j, the loss is sum_i sum_c (p_i - m) D_i / (K - 1). This
+// product of two differences does not cancel where the members agree.
 template <typename A>
 A symmetric_kl(const Members<A>& x, int64_t classes, const Gradients<A>& gradient, ClassScratch<A>& scratch) {
   const int64_t members = x.count;
@@ -197,7 +197,7 @@ A jensen_shannon(const Members<A>& x, int64_t classes, const Gradients<A>& gradi
   for (int64_t k = 0; k < members; ++k) {
     const A* p = scratch.probability.data() + k * classes;
     A* log = gradient ? gradient[k] : scratch.mean_log.data();
-    // Where all members underflow they agree.
+    // If all members underflow to 0, they agree.
     for (int64_t c = 0; c < classes; ++c) log[c] = mean[c] == 0 ? A{1} : p[c] / mean[c];
     loss += sum_over<A>(classes, [&](int64_t c) {
       const EntropyGap<A> gap = entropy_gap(log[c]);

@@ -1,7 +1,7 @@
 // Linear maps of features under many dropout masks, and the disagreement of their results, on the CPU.
 //
-// Masks are drawn by groups of 128 features where they are needed, never kept for more than a row or a tile. For few
-// outputs a row is read once for all members; for many, tiles of masked features go through BLAS.
+// Masks are drawn where they are needed, for 128 features at a time, and kept for a row or a tile at most. With few
+// outputs a row is read once for all members. With many, tiles of masked features go through BLAS.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -13,19 +13,20 @@
 
 #include "../disagreement_checks.h"
 #include "../dropout_checks.h"
+#include "../signatures.h"
+#include "blas.h"
 #include "common.h"
 #include "disagreement_rows.h"
 #include "dropout_masks.h"
-#include "products.h"
 
 namespace dadl::cpu {
 namespace {
 
-constexpr int64_t kTileElements = 1 << 18;  // of masked features: a tile stays in a core's L2 cache
-constexpr int64_t kTileColumns = 256;       // of a tile of the gradients
-constexpr int64_t kMostChunks = 16;         // of rows, each with a weight gradient of its own
+constexpr int64_t kTileElements = 1 << 18;  // masked features in a tile, which fits a core's L2 cache
+constexpr int64_t kTileColumns = 256;       // columns in a tile of the gradients
+constexpr int64_t kMostChunks = 16;         // chunks of rows, each with its own weight gradient
 
-// Features [B, F] in their own type; weight [C, padded F] in the arithmetic type, zeros behind the F.
+// Features [B, F] in their own type; weight [C, padded F] in the arithmetic type, padded with zeros.
 template <typename T, typename A = typename Storage<T>::Arithmetic>
 struct Linear {
   const T* features;
@@ -50,7 +51,7 @@ void load_row(const Linear<T>& linear, int64_t row, A* values) {
 
 // ---- few outputs ----
 
-// masks [K][padded F / 16] and result [K][C], the row's predictions.
+// Draws the masks [K][padded F / 16] of a row and forms its predictions [K][C].
 template <typename T, typename A>
 void predict_row(const Linear<T>& linear, int64_t row, A* values, uint16_t* masks, A* result) {
   const int64_t groups = linear.padded / kGroup, outputs = linear.outputs;
@@ -59,7 +60,7 @@ void predict_row(const Linear<T>& linear, int64_t row, A* values, uint16_t* mask
   for (int64_t k = 0; k < linear.members; ++k) {
     uint16_t* bits = masks + k * groups * (kGroup / kLanes);
     draw(linear.dropout, k, row, 0, groups, bits);
-    // For each output two sums in turn, so that an addition need not wait for the one before.
+    // Two alternating sums for each output, so that an addition does not wait for the previous one.
     A sums[kFewOutputs][2 * kLanes] = {};
     for (int64_t group = 0; group < groups; ++group, bits += kGroup / kLanes) {
       const A* x = values + group * kGroup;
@@ -80,8 +81,8 @@ void predict_row(const Linear<T>& linear, int64_t row, A* values, uint16_t* mask
   }
 }
 
-// upstream [K][C] -> the row's gradient [F], or null, and the sum that the weight's gradient [C][padded F] gets, or
-// null.
+// From upstream [K][C]: sets the gradient for_features [F] of the row, and adds the row's part to the gradient
+// for_weight [C][padded F]. Each may be null.
 template <typename T, typename A>
 void add_row_gradients(const Linear<T>& linear, const A* values, const uint16_t* masks, const A* upstream,
                        A* for_features, A* for_weight) {
@@ -108,7 +109,7 @@ void add_row_gradients(const Linear<T>& linear, const A* values, const uint16_t*
   }
 }
 
-// What a thread needs for a row.
+// The working memory for one row.
 template <typename T, typename A>
 struct RowScratch {
   explicit RowScratch(const Linear<T>& linear)
@@ -149,8 +150,8 @@ void add_rows_gradients(const Linear<T>& linear, int64_t begin, int64_t end, con
   }
 }
 
-// Where the fused operator's results go. Of its gradients all or none are wanted; those of the weight [C, padded F] and
-// of the bias [C] are sums over rows.
+// Where the results of the fused operator go. The gradients are all wanted, or all null; those of the weight
+// [C, padded F] and of the bias [C] are sums over rows.
 template <typename A>
 struct FusedResult {
   A *loss, *for_features, *for_weight, *for_bias;
@@ -190,9 +191,9 @@ void disagree_rows(const Linear<T>& linear, Measure measure, A gain, int64_t beg
 
 // ---- many outputs ----
 
-// tile [count, columns] = masked and scaled features; row i is that of (member, row) number first + i, counted through
-// all rows of a member first. Columns are whole groups. for_features [B, F] += mask scale back, with back
-// [count, columns] the upstream gradients times the weight. A null tile or for_features is not wanted.
+// tile [count, columns] = masked and scaled features; its row i belongs to member (first + i) / B and row (first + i) %
+// B. for_features [B, F] += mask * scale * back, where back [count, columns] is the upstream gradients times the
+// weight. Columns are whole groups. tile and for_features may be null.
 template <typename T, typename A = typename Storage<T>::Arithmetic>
 void mask_tile(const Linear<T>& linear, int64_t first, int64_t count, int64_t column, int64_t columns, const A* back,
                A* tile, A* for_features) {
@@ -219,7 +220,7 @@ void mask_tile(const Linear<T>& linear, int64_t first, int64_t count, int64_t co
   }
 }
 
-// target_clones does not apply to templates, so each type has its own functions.
+// target_clones does not work on templates, so each type has its own functions.
 #define DADL_DROPOUT(T, A)                                                                                      \
   DADL_CLONES void predict(const Linear<T>& linear, int64_t begin, int64_t end, A* result) {                    \
     predict_rows<T>(linear, begin, end, result);                                                                \
@@ -244,11 +245,10 @@ DADL_DROPOUT(BFloat16, float)
 
 // ---- operators ----
 
-// body(Linear<T>, A{}) on contiguous tensors
+// Calls body(Linear<T>, A{}) with contiguous memory.
 template <typename Body>
 void with_linear(const Tensor& features, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& seed,
                  double p, int64_t samples, Body body) {
-  check_dropout(features, weight, bias, seed, samples);
   const ScalarType arithmetic = arithmetic_type(features);
   const Tensor values = as_contiguous(features), wide = as_contiguous(weight, arithmetic);
   std::optional<Tensor> wide_bias;
@@ -265,7 +265,7 @@ void with_linear(const Tensor& features, const Tensor& weight, const std::option
   });
 }
 
-// Rows in chunks that depend on shapes alone, each with sums of its own that are added in order.
+// Chunks of rows. They depend on shapes alone, and their sums are added in order, so results do not depend on threads.
 struct Chunks {
   int64_t size, count;
 
@@ -286,8 +286,81 @@ void add_chunks(const std::vector<A>& parts, int64_t count, int64_t outputs, int
   }
 }
 
+// Sets result [K, B, C]. `owner` is a tensor of its device and dtype.
+template <typename T, typename A>
+void predict_many_outputs(const Linear<T>& linear, const Tensor& owner, A* result) {
+  const int64_t outputs = linear.outputs, padded = linear.padded, all = linear.members * linear.rows;
+  const int64_t size = std::clamp<int64_t>(kTileElements / padded, 16, 512);
+  torch::stable::parallel_for(0, (all + size - 1) / size, 1, [&](int64_t begin, int64_t end) {
+    const std::unique_ptr<A[]> tile(new A[size * padded]);
+    for (int64_t first = begin * size; first < std::min(end * size, all); first += size) {
+      const int64_t count = std::min(size, all - first);
+      mask(linear, first, count, 0, padded, nullptr, tile.get(), nullptr);
+      A* to = result + first * outputs;
+      for (int64_t i = 0; i < count; ++i) {
+        if (linear.bias) {
+          std::copy_n(linear.bias, outputs, to + i * outputs);
+        } else {
+          std::fill_n(to + i * outputs, outputs, A{0});
+        }
+      }
+      add_product(matrix_view(owner, tile.get(), count, padded, padded, 1),
+                  matrix_view(owner, linear.weight, padded, outputs, 1, padded), 1.0, 1.0,
+                  matrix_view(owner, to, count, outputs, outputs, 1));
+    }
+  });
+}
+
+// Sets the gradients [B, F] and [C, F] for the upstream gradients [K, B, C]. Each may be null.
+template <typename T, typename A>
+void few_outputs_gradients(const Linear<T>& linear, const A* upstream, A* for_features, A* for_weight) {
+  const int64_t rows = linear.rows, outputs = linear.outputs, padded = linear.padded;
+  const Chunks chunks(rows, linear.members * padded);
+  std::vector<A> parts(for_weight ? chunks.count * outputs * padded : 0);
+  torch::stable::parallel_for(0, chunks.count, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t chunk = begin; chunk < end; ++chunk) {
+      add_gradients(linear, chunk * chunks.size, std::min((chunk + 1) * chunks.size, rows), upstream, for_features,
+                    for_weight ? parts.data() + chunk * outputs * padded : nullptr);
+    }
+  });
+  if (for_weight) add_chunks(parts, chunks.count, outputs, padded, linear.width, A{1}, for_weight);
+}
+
+template <typename T, typename A>
+void many_outputs_gradients(const Linear<T>& linear, const Tensor& owner, const A* upstream, A* for_features,
+                            A* for_weight) {
+  const int64_t rows = linear.rows, outputs = linear.outputs, padded = linear.padded, all = linear.members * rows;
+  const int64_t tiles = (padded + kTileColumns - 1) / kTileColumns;
+  const int64_t size = std::clamp<int64_t>(kTileElements / kTileColumns / 2, 16, std::max<int64_t>(all, 16));
+  if (for_features) std::fill_n(for_features, rows * linear.width, A{0});
+  std::vector<A> padded_gradient(for_weight ? outputs * padded : 0);
+  torch::stable::parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) {
+    const std::unique_ptr<A[]> tile(new A[for_weight ? size * kTileColumns : 0]),
+        back(new A[for_features ? size * kTileColumns : 0]);
+    for (int64_t t = begin; t < end; ++t) {
+      const int64_t column = t * kTileColumns, columns = std::min(kTileColumns, padded - column);
+      for (int64_t first = 0; first < all; first += size) {
+        const int64_t count = std::min(size, all - first);
+        if (for_features) {
+          add_product(matrix_view(owner, upstream + first * outputs, count, outputs, outputs, 1),
+                      matrix_view(owner, linear.weight + column, outputs, columns, padded, 1), 1.0, 0.0,
+                      matrix_view(owner, back.get(), count, columns, columns, 1));
+        }
+        mask(linear, first, count, column, columns, back.get(), for_weight ? tile.get() : nullptr, for_features);
+        if (for_weight) {
+          add_product(matrix_view(owner, upstream + first * outputs, outputs, count, 1, outputs),
+                      matrix_view(owner, tile.get(), count, columns, columns, 1), 1.0, first == 0 ? 0.0 : 1.0,
+                      matrix_view(owner, padded_gradient.data() + column, outputs, columns, padded, 1));
+        }
+      }
+    }
+  });
+  if (for_weight) add_chunks(padded_gradient, 1, outputs, padded, linear.width, A{1}, for_weight);
+}
+
 Tensor dropout_linear(Tensor features, Tensor weight, std::optional<Tensor> bias, Tensor seed, double p,
                       int64_t samples) {
+  check_dropout(features, weight, bias, seed, samples);
   Tensor result;
   with_linear(features, weight, bias, seed, p, samples, [&](const auto& linear, auto tag) {
     using A = decltype(tag);
@@ -299,86 +372,30 @@ Tensor dropout_linear(Tensor features, Tensor weight, std::optional<Tensor> bias
                                   [&](int64_t begin, int64_t end) { predict(linear, begin, end, out); });
       return;
     }
-    const int64_t all = samples * rows, size = std::clamp<int64_t>(kTileElements / padded, 16, 512);
-    const Tensor owner = new_empty(features, {0}, arithmetic_type(features));
-    torch::stable::parallel_for(0, (all + size - 1) / size, 1, [&](int64_t begin, int64_t end) {
-      const std::unique_ptr<A[]> tile(new A[size * padded]);
-      for (int64_t first = begin * size; first < std::min(end * size, all); first += size) {
-        const int64_t count = std::min(size, all - first);
-        mask(linear, first, count, 0, padded, nullptr, tile.get(), nullptr);
-        A* to = out + first * outputs;
-        for (int64_t i = 0; i < count; ++i) {
-          if (linear.bias) {
-            std::copy_n(linear.bias, outputs, to + i * outputs);
-          } else {
-            std::fill_n(to + i * outputs, outputs, A{0});
-          }
-        }
-        add_product(matrix_view(owner, tile.get(), count, padded, padded, 1),
-                    matrix_view(owner, linear.weight, padded, outputs, 1, padded), 1.0, 1.0,
-                    matrix_view(owner, to, count, outputs, outputs, 1));
-      }
-    });
+    predict_many_outputs(linear, new_empty(features, {0}, arithmetic_type(features)), out);
   });
   return as_contiguous(result, features.scalar_type());
 }
 
 std::tuple<Tensor, Tensor> dropout_linear_backward(Tensor grad, Tensor features, Tensor weight, Tensor seed, double p,
                                                    bool for_features, bool for_weight) {
-  STD_TORCH_CHECK(grad.dim() == 3 && grad.size(1) == features.size(0) && grad.size(2) == weight.size(0) &&
-                      grad.scalar_type() == features.scalar_type(),
-                  "grad must be [K, B, C], in the features' dtype");
+  check_dropout_backward(grad, features, weight, seed);
   const ScalarType arithmetic = arithmetic_type(features);
   const Tensor upstream = as_contiguous(grad, arithmetic);
   const int64_t members = grad.size(0);
   Tensor features_gradient, weight_gradient;
   with_linear(features, weight, {}, seed, p, members, [&](const auto& linear, auto tag) {
     using A = decltype(tag);
-    const int64_t rows = linear.rows, width = linear.width, outputs = linear.outputs, padded = linear.padded;
+    const int64_t rows = linear.rows, width = linear.width, outputs = linear.outputs;
     features_gradient = new_empty(features, {for_features ? rows : 0, width}, arithmetic);
     weight_gradient = new_empty(features, {for_weight ? outputs : 0, width}, arithmetic);
     A* to_features = for_features ? mutable_data<A>(features_gradient) : nullptr;
     A* to_weight = for_weight ? mutable_data<A>(weight_gradient) : nullptr;
-    const A* from = data<A>(upstream);
     if (outputs <= kFewOutputs) {
-      const Chunks chunks(rows, members * padded);
-      std::vector<A> parts(for_weight ? chunks.count * outputs * padded : 0);
-      torch::stable::parallel_for(0, chunks.count, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t chunk = begin; chunk < end; ++chunk) {
-          add_gradients(linear, chunk * chunks.size, std::min((chunk + 1) * chunks.size, rows), from, to_features,
-                        for_weight ? parts.data() + chunk * outputs * padded : nullptr);
-        }
-      });
-      if (for_weight) add_chunks(parts, chunks.count, outputs, padded, width, A{1}, to_weight);
-      return;
+      few_outputs_gradients(linear, data<A>(upstream), to_features, to_weight);
+    } else {
+      many_outputs_gradients(linear, new_empty(features, {0}, arithmetic), data<A>(upstream), to_features, to_weight);
     }
-    const int64_t all = members * rows, tiles = (padded + kTileColumns - 1) / kTileColumns;
-    const int64_t size = std::clamp<int64_t>(kTileElements / kTileColumns / 2, 16, std::max<int64_t>(all, 16));
-    if (for_features) std::fill_n(to_features, rows * width, A{0});
-    std::vector<A> padded_gradient(for_weight ? outputs * padded : 0);
-    const Tensor owner = new_empty(features, {0}, arithmetic);
-    torch::stable::parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) {
-      const std::unique_ptr<A[]> tile(new A[for_weight ? size * kTileColumns : 0]),
-          back(new A[for_features ? size * kTileColumns : 0]);
-      for (int64_t t = begin; t < end; ++t) {
-        const int64_t column = t * kTileColumns, columns = std::min(kTileColumns, padded - column);
-        for (int64_t first = 0; first < all; first += size) {
-          const int64_t count = std::min(size, all - first);
-          const Tensor chunk = matrix_view(owner, from + first * outputs, count, outputs, outputs, 1);
-          if (for_features) {
-            add_product(chunk, matrix_view(owner, linear.weight + column, outputs, columns, padded, 1), 1.0, 0.0,
-                        matrix_view(owner, back.get(), count, columns, columns, 1));
-          }
-          mask(linear, first, count, column, columns, back.get(), for_weight ? tile.get() : nullptr, to_features);
-          if (for_weight) {
-            add_product(matrix_view(owner, from + first * outputs, outputs, count, 1, outputs),
-                        matrix_view(owner, tile.get(), count, columns, columns, 1), 1.0, first == 0 ? 0.0 : 1.0,
-                        matrix_view(owner, padded_gradient.data() + column, outputs, columns, padded, 1));
-          }
-        }
-      }
-    });
-    if (for_weight) add_chunks(padded_gradient, 1, outputs, padded, width, A{1}, to_weight);
   });
   return {as_contiguous(features_gradient, features.scalar_type()),
           as_contiguous(weight_gradient, weight.scalar_type())};
@@ -389,13 +406,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dropout_disagreement(Tensor features,
                                                                 int64_t samples, int64_t measure_number, bool mean,
                                                                 bool minimax, bool with_gradient) {
   const Measure measure = checked_measure(measure_number);
+  check_dropout(features, weight, bias, seed, samples);
+  check_few_outputs(weight);
   const ScalarType arithmetic = arithmetic_type(features);
   Tensor loss, features_gradient, weight_gradient, bias_gradient;
   with_linear(features, weight, bias, seed, p, samples, [&](const auto& linear, auto tag) {
     using A = decltype(tag);
     const int64_t rows = linear.rows, width = linear.width, outputs = linear.outputs, padded = linear.padded;
-    STD_TORCH_CHECK(1 <= outputs && outputs <= kFewOutputs, "dropout_disagreement is for 1 to ", kFewOutputs,
-                    " outputs, got ", outputs);
     loss = new_empty(features, {rows}, arithmetic);
     features_gradient = new_empty(features, {with_gradient ? rows : 0, width}, arithmetic);
     weight_gradient = new_empty(features, {with_gradient ? outputs : 0, width}, arithmetic);

@@ -1,4 +1,4 @@
-// Dropout masks of whole rows, as bits: the lowest bit of word i is that of feature 16 i.
+// Dropout masks of whole rows as bits: bit j of word i decides feature 16 i + j.
 #pragma once
 
 #include <algorithm>
@@ -14,7 +14,7 @@ constexpr int64_t kGroup = kMaskGroup, kLanes = kMaskLanes;
 
 inline int64_t padded_features(int64_t features) { return (features + kGroup - 1) / kGroup * kGroup; }
 
-// The mask words of a member's row for the groups [first, first + count).
+// Draws the mask words of one member's row for the groups [first, first + count).
 inline void draw_portably(const Dropout& dropout, int64_t member, int64_t row, int64_t first, int64_t count,
                           uint16_t* masks) {
   for (int64_t group = first; group < first + count; ++group, masks += kGroup / kLanes) {
@@ -31,7 +31,7 @@ inline void draw_portably(const Dropout& dropout, int64_t member, int64_t row, i
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // in the compiler's own intrinsics
 #pragma GCC push_options
 #pragma GCC target("arch=x86-64-v4")
-// Philox words in 64-bit lanes, whose upper halves hold what is left of the products: the multiplication ignores them.
+// Philox words in 64-bit lanes. The upper halves hold leftovers of the products, which the multiplication ignores.
 struct WideWords {
   __m512i x0, x1, x2, x3;
 
@@ -88,7 +88,7 @@ struct NarrowWords {
   }
 };
 
-// The lower halves of two vectors' lanes.
+// The lower halves of the lanes of two vectors.
 inline __m256i lower_halves(__m256i a, __m256i b) {
   const __m256 mixed = _mm256_shuffle_ps(_mm256_castsi256_ps(a), _mm256_castsi256_ps(b), 0x88);
   return _mm256_permute4x64_epi64(_mm256_castps_si256(mixed), 0xD8);
@@ -139,7 +139,7 @@ inline void draw(const Dropout& dropout, int64_t member, int64_t row, int64_t fi
   draw_portably(dropout, member, row, first, count, masks);
 }
 
-// The eight ones and zeros of every byte.
+// The bits of every byte as eight ones and zeros.
 template <typename A>
 constexpr std::array<std::array<A, 8>, 256> kBits = [] {
   std::array<std::array<A, 8>, 256> table{};
@@ -149,7 +149,7 @@ constexpr std::array<std::array<A, 8>, 256> kBits = [] {
   return table;
 }();
 
-// keep [128]: a group's bits as ones and zeros
+// Sets keep [128] to the bits of a group as ones and zeros.
 template <typename A>
 inline void expand(const uint16_t* bits, A* keep) {
   for (int64_t word = 0; word < kGroup / kLanes; ++word, keep += kLanes) {

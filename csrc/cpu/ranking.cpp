@@ -2,8 +2,10 @@
 #include <torch/csrc/stable/library.h>
 
 #include "../core/order.h"
+#include "../ranking_checks.h"
+#include "../signatures.h"
 #include "common.h"
-#include "row_ranks.h"
+#include "row_ranker.h"
 
 namespace dadl::cpu {
 namespace {
@@ -20,7 +22,7 @@ void rank_rows(const T* input, A* output, int64_t n, int64_t begin, int64_t end)
   }
 }
 
-// -(rank(x) - rank(x + strength * grad)) / (strength + 1e-8), one row at a time.
+// -(rank(x) - rank(x + strength * grad)) / (strength + 1e-8), row by row.
 template <typename T, typename A = typename Storage<T>::Arithmetic>
 void rank_backward_rows(const A* grad, const T* input, const A* input_ranks, T* output, A strength, A divisor,
                         int64_t n, int64_t begin, int64_t end) {
@@ -37,7 +39,7 @@ void rank_backward_rows(const A* grad, const T* input, const A* input_ranks, T* 
   }
 }
 
-// target_clones does not apply to templates, so each storage type has its own pair of functions.
+// target_clones does not work on templates, so each storage type has its own functions.
 #define DADL_RANK_ROWS(T)                                                                                              \
   DADL_CLONES void rank_chunk(const T* input, Storage<T>::Arithmetic* output, int64_t n, int64_t begin, int64_t end) { \
     rank_rows<T>(input, output, n, begin, end);                                                                        \
@@ -70,10 +72,7 @@ Tensor rank(Tensor input, double /* interp_strength */) {
 
 Tensor rank_backward(Tensor grad, Tensor input, Tensor ranks, double interp_strength) {
   const int64_t n = row_length(input);
-  STD_TORCH_CHECK(grad.scalar_type() == arithmetic_type(input) && ranks.scalar_type() == arithmetic_type(input),
-                  "rank_backward needs grad and ranks in rank's output dtype");
-  STD_TORCH_CHECK(grad.numel() == input.numel() && ranks.numel() == input.numel(),
-                  "rank_backward needs grad, input and ranks of one shape");
+  check_rank_backward(grad, input, ranks);
   grad = as_contiguous(grad);
   input = as_contiguous(input);
   ranks = as_contiguous(ranks);

@@ -1,4 +1,4 @@
-// RankSim row by row: exact for any values and labels, on any processor.
+// RankSim row by row: exact for all values and labels, on every processor.
 #pragma once
 
 #include <algorithm>
@@ -8,34 +8,34 @@
 
 #include "../core/cosine.h"
 #include "../core/ranksim.h"
-#include "label_ranks.h"
-#include "row_ranks.h"
+#include "ranksim_label_ranks.h"
+#include "row_ranker.h"
 
 namespace dadl::cpu {
 
 constexpr int64_t kTile = 32;
 
-// Rows of a panel of the Gram matrix: fewer make slower products, more leave more of the other triangle in them.
+// Rows in a panel of the Gram matrix. Fewer make the products slower; more compute more of the other triangle.
 constexpr int64_t kSmallPanel = 64, kLargePanel = 128;
 inline int64_t panel_rows(int64_t m) { return m <= 512 ? kSmallPanel : kLargePanel; }
 
 template <typename A>
 struct RowsTask {
-  // [m, m] Gram matrix, one of the two: row i is valid up to the end of its panel.
+  // The Gram matrix [m, m]; one of the two is null. Row i is valid up to the end of its panel.
   const float* inner;
   const double* wide_inner;
-  A* differences;  // [m, stride] of ranks and perturbed ranks, null for none
+  A* differences;  // [m, stride], ranks minus perturbed ranks; may be null
   int64_t stride;
-  double* rows;
+  double* rows;                // the losses
   const double* squared;       // [m] bounded squared norms
   const double* inverse_norm;  // [m]
   const LabelRanks* labels;
   int64_t m;
-  double poison;  // 0, or NaN where a row that was left out is not finite
+  double poison;  // 0, or NaN if a row outside the subset is not finite
   RankSimConstants<double> constants;
 };
 
-// Rows [i0, i1) of the symmetric Gram matrix; what the panels leave out is read from the other side of the diagonal.
+// Rows [i0, i1) of the symmetric Gram matrix. Columns beyond the panel come from the other side of the diagonal.
 template <typename G>
 void load_rows(const G* inner, int64_t m, int64_t i0, int64_t i1, double* rows) {
   const int64_t panel = panel_rows(m), valid = std::min(m, (i0 / panel + 1) * panel);
@@ -54,7 +54,7 @@ struct RowsScratch {
   std::vector<int32_t> feature_ranks, label_ranks;
 };
 
-// Rows [i0, i1), at most kTile in one panel: similarities, both ranks, the loss, the perturbed rank and the gradient.
+// Rows [i0, i1), at most kTile of one panel: similarities, both ranks, losses, perturbed ranks and rank differences.
 template <typename A>
 void rank_rowwise(const RowsTask<A>& task, LabelRanks::Scratch& labels, RowsScratch& scratch, int64_t i0, int64_t i1) {
   const int64_t m = task.m;
@@ -68,7 +68,7 @@ void rank_rowwise(const RowsTask<A>& task, LabelRanks::Scratch& labels, RowsScra
   }
   for (int64_t i = i0; i < i1; ++i) {
     double* s = tile + (i - i0) * m;
-    // Products with reciprocal norms are cheap, but may break ties; where two of them come close, cosine() decides.
+    // Products with reciprocal norms are cheap but may break ties. If two of them come close, cosine() decides.
     std::copy_n(s, m, inner);
     int32_t unordered = 0;
     for (int64_t j = 0; j < m; ++j) {

@@ -1,4 +1,4 @@
-// Transposition in registers, by vectors of 16 bytes, which every processor of a kind has.
+// Transposition in registers, with vectors of 16 bytes, which every SIMD instruction set has.
 #pragma once
 
 #include <cstdint>
@@ -33,7 +33,7 @@ inline void transpose(Block<double>::Vector (&v)[2]) {
 }  // namespace blocks
 #endif
 
-// target[column][row] = source[row][column], both with the given distances between their rows.
+// target[column][row] = source[row][column]; a stride is the distance from one row to the next.
 template <typename T>
 inline void transpose(const T* source, int64_t source_stride, T* target, int64_t target_stride, int64_t rows,
                       int64_t columns) {

@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include "../contrast_checks.h"
+#include "../signatures.h"
 #include "contrast_kernels.cuh"
 #include "torch_backend.h"
 

@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "../disagreement_checks.h"
+#include "../signatures.h"
 #include "disagreement_kernels.cuh"
 #include "torch_backend.h"
 

@@ -7,6 +7,7 @@
 
 #include "../disagreement_checks.h"
 #include "../dropout_checks.h"
+#include "../signatures.h"
 #include "dropout_kernels.cuh"
 #include "torch_backend.h"
 

@@ -1,6 +1,8 @@
 // rank and rank_backward on CUDA.
 #include <torch/csrc/stable/library.h>
 
+#include "../ranking_checks.h"
+#include "../signatures.h"
 #include "ranking_kernels.cuh"
 #include "torch_backend.h"
 

@@ -4,6 +4,7 @@
 #include <optional>
 #include <tuple>
 
+#include "../signatures.h"
 #include "ranksim_kernels.cuh"
 #include "torch_backend.h"
 

@@ -5,28 +5,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _library as _library  # the operators must be loaded before rules can be registered
-from .._checks import FORMS, REDUCTIONS, check_contrast, check_group_contrast
+from .._shared.checks import FORMS, REDUCTIONS, check_contrast, check_group_contrast
+from .._shared.dtypes import arithmetic_dtype
 from ._gradient import scale_gradient
-from ._rules import arithmetic_dtype, below_autograd, register_float32_autocast, register_no_derivative
+from ._rules import below_autograd, register_float32_autocast, register_no_derivative
 
 
-class SimilarityLogsumexp(torch.autograd.Function):
-    """``log Σ_j exp(scale · q_i k_j)``, ``[B]``; the slope for the query's gradient comes from the same pass."""
+def similarity_logsumexp(
+    query: Tensor, key: Tensor, key_mask: Tensor | None, scale: float, exclude_self: bool
+) -> Tensor:
+    """``log Σ_j exp(scale · q_i k_j)``, ``[B]``. The gradient of the query is formed in the same pass."""
+    arguments = (query, key, key_mask, scale, exclude_self)
+    if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad):
+        return _SimilarityLogsumexp.apply(*arguments)  # type: ignore[no-any-return, no-untyped-call]
+    lse, _ = torch.ops.dadl.similarity_logsumexp.default(*arguments, False)
+    return lse  # type: ignore[no-any-return]
 
+
+class _SimilarityLogsumexp(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        query: Tensor,
-        key: Tensor,
-        key_mask: Tensor | None,
-        scale: float,
-        exclude_self: bool,
-        grad_enabled: bool,
+        ctx: Any, query: Tensor, key: Tensor, key_mask: Tensor | None, scale: float, exclude_self: bool
     ) -> Tensor:
-        wanted = grad_enabled and ctx.needs_input_grad[0]
+        with_slope = ctx.needs_input_grad[0]
         with below_autograd():
-            lse, slope = torch.ops.dadl.similarity_logsumexp.default(query, key, key_mask, scale, exclude_self, wanted)
+            lse, slope = torch.ops.dadl.similarity_logsumexp.default(
+                query, key, key_mask, scale, exclude_self, with_slope
+            )
         ctx.save_for_backward(query, key, key_mask, lse.detach(), slope)
         ctx.scale, ctx.exclude_self = scale, exclude_self
         return lse  # type: ignore[no-any-return]
@@ -42,22 +47,25 @@ class SimilarityLogsumexp(torch.autograd.Function):
                 key_gradient = torch.ops.dadl.similarity_logsumexp_key_gradient.default(
                     grad, query, key, key_mask, lse, ctx.scale, ctx.exclude_self
                 )
-        return query_gradient, key_gradient, None, None, None, None
+        return query_gradient, key_gradient, None, None, None
 
 
-class SupervisedContrast(torch.autograd.Function):
-    """Row losses ``[n]`` of features whose classes are 0, ..., classes - 1, as in
-    :func:`dadl_ext.functional.supervised_contrast`. Its parts in autograd's hands would take longer than small batches.
-    """
+def supervised_contrast(features: Tensor, target: Tensor, classes: int, temperature: float) -> Tensor:
+    """The row losses ``[n]`` of features with targets 0, ..., classes - 1."""
+    with_slope = features.requires_grad and torch.is_grad_enabled()
+    return _SupervisedContrast.apply(features, target, classes, temperature, with_slope)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _SupervisedContrast(torch.autograd.Function):
+    """Forms the whole gradient by hand: for small batches, autograd's bookkeeping would take longer than the loss."""
 
     @staticmethod
     def forward(
-        ctx: Any, features: Tensor, target: Tensor, classes: int, temperature: float, grad_enabled: bool
+        ctx: Any, features: Tensor, target: Tensor, classes: int, temperature: float, with_slope: bool
     ) -> Tensor:
-        wanted = grad_enabled and ctx.needs_input_grad[0]
         with below_autograd():
             lse, slope = torch.ops.dadl.similarity_logsumexp.default(
-                features, features, None, 1 / temperature, True, wanted
+                features, features, None, 1 / temperature, True, with_slope
             )
             z = features.to(lse.dtype)
             sums = z.new_zeros(classes, z.shape[1]).index_add(0, target, z)
@@ -87,23 +95,33 @@ class SupervisedContrast(torch.autograd.Function):
         return gradient, None, None, None, None
 
 
-class PseudoGroupContrast(torch.autograd.Function):
-    """The losses, as in :func:`dadl_ext.functional.pseudo_group_contrast`; the gradient comes from the same pass.
+def pseudo_group_contrast(
+    query: Tensor,
+    key: Tensor,
+    queue: Tensor,
+    target: Tensor,
+    slot_count: Tensor | None,
+    temperature: float,
+    form: str,
+    ignore_index: int,
+    reduction: str,
+) -> Tensor:
+    """The row losses ``[B]``, or their sum or mean ``[]``. The gradient is formed in the same pass."""
+    numbers = temperature, FORMS.index(form), ignore_index, REDUCTIONS.index(reduction)
+    arguments = (key, queue, target, slot_count, *numbers)
+    if query.requires_grad and torch.is_grad_enabled():
+        return _PseudoGroupContrast.apply(query, arguments)  # type: ignore[no-any-return, no-untyped-call]
+    loss, _ = torch.ops.dadl.pseudo_group_contrast.default(query, *arguments, False)
+    return loss  # type: ignore[no-any-return]
 
-    What has no gradient is one tuple: autograd takes its time to look at every argument.
-    """
 
-    @classmethod
-    def apply(cls, query: Tensor, arguments: tuple[Any, ...]) -> Tensor:
-        """Past what ``Function.apply`` does for functorch, where none of its transforms is at work."""
-        if torch._C._are_functorch_transforms_active():
-            return super().apply(query, arguments)  # type: ignore[no-any-return, no-untyped-call]
-        return super(torch.autograd.Function, cls).apply(query, arguments)  # type: ignore[misc, no-any-return]
+class _PseudoGroupContrast(torch.autograd.Function):
+    """The arguments without a gradient are one tuple, because autograd spends time on each argument."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, arguments: tuple[Any, ...]) -> Tensor:
         with below_autograd():
-            loss, slope = torch.ops.dadl.pseudo_group_contrast.default(query, *arguments)
+            loss, slope = torch.ops.dadl.pseudo_group_contrast.default(query, *arguments, True)
         ctx.save_for_backward(slope, query)
         return loss  # type: ignore[no-any-return]
 
@@ -152,5 +170,5 @@ for _operator in ("similarity_logsumexp", "pseudo_group_contrast"):
     register_float32_autocast(f"dadl::{_operator}")
 register_no_derivative(
     "dadl::similarity_logsumexp_key_gradient",
-    "leave the loss out of what needs a second derivative (create_graph=True), or use dadl_ext.reference, which has it",
+    "leave the loss out of what needs a second derivative (create_graph=True), or use dadl_ext.reference",
 )

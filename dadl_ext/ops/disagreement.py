@@ -5,14 +5,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _library as _library  # the operators must be loaded before rules can be registered
-from .._members import MEASURES
+from .._shared.dtypes import arithmetic_dtype
+from .._shared.members import MEASURES
 from ._gradient import scale_gradient
-from ._rules import arithmetic_dtype, below_autograd, register_float32_autocast, register_no_derivative
+from ._rules import below_autograd, register_float32_autocast, register_no_derivative
 
 
 def disagreement(members: Tensor, measure: str, reduction: str) -> Tensor:
-    """The reduced losses of ``[K, B, R, C]``; the gradient is formed in the same pass."""
+    """The reduced losses of members ``[K, B, R, C]``. The gradient is formed in the same pass."""
     number, mean = MEASURES.index(measure), reduction == "mean"
     if members.requires_grad and torch.is_grad_enabled():
         return _Disagreement.apply(members, number, mean, reduction)  # type: ignore[no-any-return]

@@ -5,12 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _library as _library  # the operators must be loaded before rules can be registered
-from .._members import MEASURES
+from .._shared.dtypes import arithmetic_dtype
+from .._shared.members import MEASURES
 from ._gradient import scale_gradient
-from ._rules import arithmetic_dtype, below_autograd, register_float32_autocast, register_no_derivative
+from ._rules import below_autograd, register_float32_autocast, register_no_derivative
 
-FEW_OUTPUTS = 8  # dropout_disagreement's, as in csrc
+FEW_OUTPUTS = 8  # the most that dropout_disagreement takes, as in csrc/core/philox.h
 
 
 def seed_tensor(seed: int | Tensor, device: torch.device) -> Tensor:
@@ -20,7 +20,7 @@ def seed_tensor(seed: int | Tensor, device: torch.device) -> Tensor:
 def dropout_linear(
     features: Tensor, weight: Tensor, bias: Tensor | None, seed: Tensor, p: float, samples: int
 ) -> Tensor:
-    """``[K, B, C]``, differentiable any number of times: masks are constants, and the map is linear in all else."""
+    """``[K, B, C]``, differentiable any number of times: with constant masks, the map is linear in each argument."""
     arguments = (features, weight, bias, seed, p, samples)
     wanted = features.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     if wanted and torch.is_grad_enabled():
@@ -60,7 +60,7 @@ def _gradients(
 
 
 class _Gradients(torch.autograd.Function):
-    """With v and u the upstream gradients of the features' and the weight's gradient."""
+    """The backward is called with v and u, the upstream gradients of the features' and the weight's gradients."""
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
@@ -100,7 +100,7 @@ def dropout_disagreement(
     reduction: str,
     minimax: bool,
 ) -> Tensor:
-    """The mean or summed loss for up to FEW_OUTPUTS outputs; all gradients are formed in the same pass."""
+    """The mean or the sum of the losses, for up to FEW_OUTPUTS outputs. All gradients are formed in the same pass."""
     number, mean = MEASURES.index(measure), reduction == "mean"
     arguments = (features, weight, bias, seed, p, samples, number, mean, minimax)
     wanted = features.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)

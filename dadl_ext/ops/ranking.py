@@ -1,16 +1,16 @@
-"""``dadl::rank``: its fake kernels, autograd, autocast and vmap rules."""
+"""The ranking operators: their fake kernels, autograd, autocast and vmap rules."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import _library as _library  # the operators must be loaded before rules can be registered
-from ._rules import arithmetic_dtype, register_float32_autocast, register_no_derivative
+from .._shared.dtypes import arithmetic_dtype
+from ._rules import register_float32_autocast, register_no_derivative
 
 
 def rank(input: Tensor, interp_strength: float) -> Tensor:
-    """Ranks along the last dimension, with the blackbox gradient of strength ``interp_strength``."""
+    """Ranks along the last dimension, with a blackbox gradient of strength ``interp_strength``."""
     return torch.ops.dadl.rank.default(input, interp_strength)  # type: ignore[no-any-return]
 
 
@@ -37,8 +37,8 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
 torch.library.register_autograd("dadl::rank", _backward, setup_context=_setup_context)
 register_no_derivative(
     "dadl::rank_backward",
-    "ranks are piecewise constant, and the blackbox gradient of rank defines no second derivative. Leave rank out of "
-    "what needs one (create_graph=True), or detach it there",
+    "ranks are piecewise constant, and their blackbox gradient has no second derivative. Leave rank out of what needs "
+    "one (create_graph=True), or detach it there",
 )
 register_float32_autocast("dadl::rank")
 

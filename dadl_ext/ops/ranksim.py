@@ -5,16 +5,16 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from .. import _library as _library  # the operators must be loaded before rules can be registered
+from .._shared.dtypes import arithmetic_dtype
 from ._gradient import scale_gradient
-from ._rules import arithmetic_dtype, below_autograd, register_float32_autocast, register_no_derivative
+from ._rules import below_autograd, register_float32_autocast, register_no_derivative
 
-# (index, order, count) as in csrc/ops.cpp: of fixed size, so that the count may stay on the device.
+# (index, order, count) as in csrc/ops.cpp. Their sizes are fixed, so that the count can stay on the device.
 Subset: TypeAlias = tuple[Tensor, Tensor, Tensor]
 
 
 def ranksim_select(labels: Tensor, priority: Tensor) -> Subset:
-    """For each distinct label the row of lowest priority, in ascending label order (batch order if all differ)."""
+    """The row of lowest priority for each distinct label, in ascending label order (batch order if all differ)."""
     return torch.ops.dadl.ranksim_select.default(labels, priority)  # type: ignore[no-any-return]
 
 
@@ -27,9 +27,9 @@ def ranksim_loss(
     weight: float,
     mean: bool,
 ) -> Tensor:
-    """The loss ``[]``, selection included: as an operator of its own it would take a tenth of a small batch's time.
+    """The loss ``[]``. If a gradient is needed, it is formed in the same pass.
 
-    Where a gradient is wanted it is formed in the same pass.
+    The operator selects the subset too: a separate operator for that would take a tenth of a small batch's time.
     """
     arguments = (features, labels, priority, label_similarity, interp_strength, weight, mean)
     if features.requires_grad and torch.is_grad_enabled():
@@ -39,7 +39,7 @@ def ranksim_loss(
 
 
 class _RankSimLoss(torch.autograd.Function):
-    """A registered rule would parse the schema on each call, a sixth of the time of a small batch."""
+    """A Function, because a registered rule parses the schema in each call: a sixth of the time of a small batch."""
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, *arguments: Any) -> Tensor:
@@ -61,7 +61,7 @@ def ranksim_rows(
     interp_strength: float,
     weight: float,
 ) -> Tensor:
-    """The losses ``[n]`` of the subset's rows, 0 beyond its count."""
+    """The losses ``[n]`` of the rows of the subset, 0 beyond its count."""
     return torch.ops.dadl.ranksim_rows.default(  # type: ignore[no-any-return]
         features, labels, *subset, label_similarity, interp_strength, weight
     )
@@ -113,8 +113,8 @@ torch.library.register_autograd("dadl::ranksim_rows", _rows_backward, setup_cont
 register_no_derivative("dadl::ranksim_loss", "its gradient is an output; use dadl_ext.functional.ranksim_loss")
 register_no_derivative(
     "dadl::ranksim_rows_backward",
-    "RankSim's gradient passes through ranks, and the blackbox gradient defines no second derivative. Leave the "
-    "loss out of what needs one (create_graph=True), or detach it there",
+    "RankSim's gradient passes through ranks, and their blackbox gradient has no second derivative. Leave the loss out "
+    "of what needs one (create_graph=True), or detach it there",
 )
 for _operator in ("dadl::ranksim_loss", "dadl::ranksim_rows"):
     register_float32_autocast(_operator)

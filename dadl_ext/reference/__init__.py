@@ -1,6 +1,6 @@
-"""The public functions in plain PyTorch: slow, short, and the meaning of every kernel.
+"""The public functions in plain PyTorch: short, slow, and the definition of every kernel.
 
-Same names, arguments and semantics as :mod:`dadl_ext.functional`; the compiled operators are tested against these.
+Names, arguments and semantics are those of :mod:`dadl_ext.functional`, which is tested against this package.
 """
 
 from .contrast import pseudo_group_contrast, similarity_logsumexp, supervised_contrast

@@ -1,26 +1,23 @@
-"""Contrast between queries and many keys, in plain PyTorch: every similarity is formed."""
+"""Contrast between queries and many keys, in plain PyTorch. All similarities are formed."""
 
 import torch
 from torch import Tensor
 
-from .._checks import (
+from .._shared.checks import (
     check_classes,
     check_contrast,
     check_group_contrast,
     check_sample_weight,
     check_supervised_contrast,
 )
-from .._reduction import reduce_rows
+from .._shared.dtypes import arithmetic_dtype
+from .._shared.reduction import reduce_rows
 
 __all__ = ["pseudo_group_contrast", "similarity_logsumexp", "supervised_contrast"]
 
 
-def _arithmetic(value: Tensor) -> Tensor:
-    return value if value.dtype == torch.float64 else value.float()
-
-
 def _logsumexp(logits: Tensor) -> Tensor:
-    """Over the last dimension; -inf with a zero gradient where nothing is summed."""
+    """Log-sum-exp over the last dimension; -inf with a zero gradient if there is nothing to sum."""
     empty = (logits == -torch.inf).all(dim=-1)
     if logits.shape[-1] == 0:
         return logits.sum(dim=-1) - torch.inf
@@ -32,7 +29,8 @@ def similarity_logsumexp(
 ) -> Tensor:
     """See :func:`dadl_ext.functional.similarity_logsumexp`."""
     check_contrast(query, key, scale, key_mask, exclude_self)
-    logits = scale * (_arithmetic(query) @ _arithmetic(key).T)
+    dtype = arithmetic_dtype(query)
+    logits = scale * (query.to(dtype) @ key.to(dtype).T)
     if key_mask is not None:
         logits = logits.masked_fill(~key_mask, -torch.inf)
     if exclude_self:
@@ -60,8 +58,8 @@ def pseudo_group_contrast(
         check_sample_weight(sample_weight, target)
     classes, slots, _ = queue.shape
     check_classes(target, classes, ignore_index)
-    q, k, keys = _arithmetic(query), _arithmetic(key.detach()).to(_arithmetic(query).dtype), queue.detach()
-    keys = keys.to(q.dtype)
+    dtype = arithmetic_dtype(query)
+    q, k, keys = query.to(dtype), key.detach().to(dtype), queue.detach().to(dtype)
     valid = torch.ones(classes, slots, dtype=torch.bool, device=query.device)
     if slot_count is not None:
         valid = torch.arange(slots, device=query.device) < slot_count[:, None]
@@ -74,9 +72,9 @@ def pseudo_group_contrast(
     rows = torch.arange(len(q), device=q.device)
     positives = own[:, 0] + others[rows, own_class].masked_fill(~valid[own_class], 0).sum(dim=1)
     count = 1 + valid[own_class].sum(dim=1)
-    loss = denominator - positives / count.to(q.dtype)
+    loss = denominator - positives / count.to(dtype)
     if form == "kl":
-        loss = loss - count.to(q.dtype).log()
+        loss = loss - count.to(dtype).log()
     return reduce_rows(loss, counted, sample_weight, reduction)
 
 
@@ -85,7 +83,7 @@ def supervised_contrast(
 ) -> Tensor:
     """See :func:`dadl_ext.functional.supervised_contrast`."""
     features, labels = check_supervised_contrast(features, labels, temperature, reduction)
-    z = _arithmetic(features)
+    z = features.to(arithmetic_dtype(features))
     logits = z @ z.T / temperature
     positive = (labels[:, None] == labels) & ~torch.eye(len(z), dtype=torch.bool, device=z.device)
     count = positive.sum(dim=1)

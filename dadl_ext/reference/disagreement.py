@@ -1,12 +1,13 @@
-"""Disagreement between members, in plain PyTorch: every pair is formed."""
+"""Disagreement between members, in plain PyTorch. All pairs are formed."""
 
 import itertools
 
 import torch
 from torch import Tensor
 
-from .._checks import check_disagreement
-from .._members import as_members
+from .._shared.checks import check_disagreement
+from .._shared.dtypes import arithmetic_dtype
+from .._shared.members import as_members
 
 __all__ = ["disagreement"]
 
@@ -15,8 +16,7 @@ def disagreement(predictions: Tensor, measure: str = "l1", *, reduction: str = "
     """See :func:`dadl_ext.functional.disagreement`."""
     check_disagreement(predictions, measure, reduction)
     members = as_members(predictions, measure)  # [K, B, R, C]
-    members = members if members.dtype == torch.float64 else members.float()
-    rows = _rows(members, measure)
+    rows = _rows(members.to(arithmetic_dtype(members)), measure)
     if reduction == "none":
         return rows
     total = rows.sum()
@@ -24,7 +24,7 @@ def disagreement(predictions: Tensor, measure: str = "l1", *, reduction: str = "
 
 
 def _rows(members: Tensor, measure: str) -> Tensor:
-    """The losses ``[B]``."""
+    """The row losses ``[B]``."""
     if measure == "js":
         log_p = members.log_softmax(dim=-1)
         log_mean = log_p.logsumexp(dim=0) - torch.tensor(len(members), dtype=log_p.dtype).log()
@@ -39,7 +39,7 @@ def _rows(members: Tensor, measure: str) -> Tensor:
 
 
 def _distance(a: Tensor, b: Tensor, measure: str) -> Tensor:
-    """Of two members ``[B, R, C]``, the distance ``[B]``."""
+    """The distance ``[B]`` of two members ``[B, R, C]``."""
     if measure == "symmetric_kl":
         log_a, log_b = a.log_softmax(dim=-1), b.log_softmax(dim=-1)
         return (log_a.exp() * (log_a - log_b)).sum(dim=-1).mean(dim=-1)
@@ -48,4 +48,4 @@ def _distance(a: Tensor, b: Tensor, measure: str) -> Tensor:
         return difference.square().mean(dim=(1, 2))
     if measure == "variance":  # half the mean squared difference of pairs
         return difference.square().mean(dim=(1, 2)) / 2
-    return difference.abs().mean(dim=(1, 2))  # l1, and softmax_l1 of softmaxes
+    return difference.abs().mean(dim=(1, 2))  # l1; softmax_l1 is the l1 of softmaxes

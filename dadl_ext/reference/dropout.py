@@ -1,10 +1,11 @@
-"""Linear maps under many dropout masks, in plain PyTorch: every mask is formed."""
+"""Linear maps under many dropout masks, in plain PyTorch. All masks are formed."""
 
 import torch
 from torch import Tensor
 
-from .._checks import check_dropout
-from .._reversal import reverse_gradient
+from .._shared.checks import check_dropout
+from .._shared.dtypes import arithmetic_dtype
+from .._shared.reversal import reverse_gradient
 from .disagreement import disagreement
 
 __all__ = ["dropout_disagreement", "dropout_linear", "dropout_masks", "philox"]
@@ -13,7 +14,7 @@ _LOW = 0xFFFFFFFF
 
 
 def _high_and_low(factor: int, word: Tensor) -> tuple[Tensor, Tensor]:
-    """The high and low words of a 64-bit product, by 16 bits of ``word``: int64 could not hold it."""
+    """The high and low words of a 64-bit product. It is formed from 16 bits at a time, because it overflows int64."""
     upper, lower = factor * (word >> 16), factor * (word & 0xFFFF)
     high = (upper + (lower >> 16)) >> 16
     low = (((upper & 0xFFFF) << 16) + lower) & _LOW
@@ -21,7 +22,7 @@ def _high_and_low(factor: int, word: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-    """Philox4x32-10 of words in int64 tensors that broadcast (Salmon et al., SC 2011)."""
+    """Philox4x32-10 (Salmon et al., SC 2011) on words in int64 tensors, which broadcast."""
     x0, x1, x2, x3 = counter
     low, high = key
     for _ in range(10):
@@ -32,7 +33,7 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Te
 
 
 def dropout_masks(seed: int | Tensor, samples: int, rows: int, features: int, p: float) -> Tensor:
-    """Which features are kept, ``[K, B, F]`` bool, as csrc/core/philox.h lays the draws out."""
+    """Which features are kept, ``[K, B, F]`` bool. csrc/core/philox.h describes the layout of the draws."""
     seed = torch.as_tensor(seed).reshape(())
     device = seed.device
     feature = torch.arange(features, device=device)
@@ -50,13 +51,13 @@ def dropout_linear(
 ) -> Tensor:
     """See :func:`dadl_ext.functional.dropout_linear`."""
     check_dropout(features, weight, bias, p, samples, seed)
-    arithmetic = torch.float64 if features.dtype == torch.float64 else torch.float32
-    rows = features.reshape(-1, features.shape[-1]).to(arithmetic)
+    dtype = arithmetic_dtype(features)
+    rows = features.reshape(-1, features.shape[-1]).to(dtype)
     keep = dropout_masks(seed, samples, len(rows), rows.shape[1], p).to(rows.device)
     masked = rows * keep * (65536 / (65536 - round(p * 65536)))
-    result = masked @ weight.to(arithmetic).T
+    result = masked @ weight.to(dtype).T
     if bias is not None:
-        result = result + bias.to(arithmetic)
+        result = result + bias.to(dtype)
     return result.to(features.dtype).reshape(samples, *features.shape[:-1], len(weight))
 
 
@@ -73,11 +74,10 @@ def dropout_disagreement(
     reduction: str = "mean",
 ) -> Tensor:
     """See :func:`dadl_ext.functional.dropout_disagreement`."""
+    check_dropout(features, weight, bias, p, samples, seed)
     if minimax:
         weight, bias = reverse_gradient(weight), None if bias is None else reverse_gradient(bias)
-    arithmetic = torch.float64 if features.dtype == torch.float64 else torch.float32
-    wide_bias = None if bias is None else bias.to(arithmetic)
-    predictions = dropout_linear(
-        features.to(arithmetic), weight.to(arithmetic), wide_bias, p=p, samples=samples, seed=seed
-    )
+    dtype = arithmetic_dtype(features)
+    wide_bias = None if bias is None else bias.to(dtype)
+    predictions = dropout_linear(features.to(dtype), weight.to(dtype), wide_bias, p=p, samples=samples, seed=seed)
     return disagreement(predictions.reshape(samples, -1, len(weight)), measure, reduction=reduction)

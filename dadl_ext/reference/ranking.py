@@ -1,15 +1,16 @@
-"""Ranks and their blackbox gradient in plain PyTorch."""
+"""Ranks and their blackbox gradient, in plain PyTorch."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._checks import check_rank
+from .._shared.checks import check_rank
+from .._shared.dtypes import arithmetic_dtype
 
 
 def integer_ranks(values: Tensor) -> Tensor:
-    """``1 + #{j : x_j > x_i} + #{j > i : x_j = x_i}`` along the last dimension, NaN the largest, as int64."""
+    """``1 + #{j : x_j > x_i} + #{j > i : x_j = x_i}`` along the last dimension, as int64. NaN is the largest value."""
     n = values.shape[-1]
     ascending = torch.sort(values, dim=-1, stable=True).indices
     descending_position = torch.arange(n, 0, -1, device=values.device).expand(values.shape)
@@ -36,5 +37,4 @@ class _Rank(torch.autograd.Function):
 def rank(input: Tensor, interp_strength: float = 2.0) -> Tensor:
     """See :func:`dadl_ext.functional.rank`."""
     check_rank(input, interp_strength)
-    values = input if input.dtype == torch.float64 else input.float()
-    return _Rank.apply(values, interp_strength)  # type: ignore[no-untyped-call, no-any-return]
+    return _Rank.apply(input.to(arithmetic_dtype(input)), interp_strength)  # type: ignore[no-untyped-call, no-any-return]

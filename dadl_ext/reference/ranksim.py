@@ -1,12 +1,13 @@
-"""RankSim in plain PyTorch, readable as its specification."""
+"""RankSim in plain PyTorch, written to be read as its specification."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._checks import LabelSimilarity, check_ranksim
-from .._distributed import gather_batch
-from .._labels import draw_priority, label_similarity_matrix
+from .._shared.checks import LabelSimilarity, check_ranksim
+from .._shared.dtypes import arithmetic_dtype
+from .._shared.label_similarity import draw_priority, label_similarity_matrix
+from ..distributed import gather_batch
 from .ranking import integer_ranks
 
 
@@ -29,12 +30,12 @@ def ranksim_loss(
 
     chosen = select_subset(labels, priority)
     m = len(chosen)
-    # In float64 whatever the features are: with a small weight the perturbation is below float32's resolution.
+    # Always in float64: with a small weight the perturbation is below the resolution of float32.
     x = features[chosen].double()
     label_matrix = label_similarity_matrix(labels[chosen], label_similarity)
 
     similarity = cosine_similarities(x.detach())
-    # NaN anywhere in the batch must show, also in rows that the subset left out.
+    # NaN anywhere in the batch must show, even in rows outside the subset.
     similarity = similarity + (0.0 * features.detach().double().square().sum(dim=1)).sum()
     similarity = similarity.masked_fill(label_matrix.isnan().any(), torch.nan)
 
@@ -42,26 +43,24 @@ def ranksim_loss(
     difference = (feature_ranks - integer_ranks(label_matrix)).double()
     rows = weight * (difference / max(m, 1)).square().sum(dim=1) / max(m, 1) + 0.0 * similarity.sum(dim=1)
 
-    # The blackbox gradient with respect to the similarities, as a function of `weight` alone.
+    # The blackbox gradient with respect to the similarities. It does not depend on the upstream gradient.
     g = weight * 2 / max(m, 1) ** 2 * difference
     perturbed_ranks = integer_ranks(similarity + interp_strength * g)
     gradient = -(feature_ranks - perturbed_ranks).double() / (max(m, 1) * (interp_strength + 1e-8)) + 0.0 * similarity
 
     unit = F.normalize(x, dim=1, eps=1e-12)
     surrogate = (gradient * (unit @ unit.T)).sum(dim=1)
-    rows = rows + (surrogate - surrogate.detach())  # the value of rows, the gradient of the surrogate
+    rows = rows + (surrogate - surrogate.detach())  # keeps the value, adds the surrogate's gradient
 
-    output_dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
-    if reduction == "none":
-        return rows.to(output_dtype)
-    loss = rows.sum() / (max(m, 1) if reduction == "mean" else 1)
-    return loss.to(output_dtype)
+    if reduction != "none":
+        rows = rows.sum() / (max(m, 1) if reduction == "mean" else 1)
+    return rows.to(arithmetic_dtype(features))
 
 
 def select_subset(labels: Tensor, priority: Tensor) -> Tensor:
     """The row of lowest priority for each distinct label, in ascending label order (lexicographic for vectors).
 
-    When all labels are distinct, every row in batch order.
+    If all labels are distinct, every row in batch order.
     """
     if len(labels) == 0:
         return torch.arange(0, device=labels.device)
@@ -77,7 +76,7 @@ def select_subset(labels: Tensor, priority: Tensor) -> Tensor:
 def cosine_similarities(x: Tensor) -> Tensor:
     """``sign(d) sqrt(d² / (q_i q_j))`` with ``d = ⟨x_i, x_j⟩`` and ``q = max(‖x‖, 1e-12)²``.
 
-    The product of the normalised rows up to rounding, but equal cosines of integer rows come out equal.
+    Up to rounding this is the product of the normalised rows, but equal cosines of integer rows stay equal.
     """
     inner = x @ x.T
     squared = x.square().sum(dim=1).clamp(min=1e-24)

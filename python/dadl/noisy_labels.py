@@ -15,7 +15,7 @@ from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 from torch.utils.data import DataLoader, Dataset
 
-from dadl_ext._distributed import gather_batch
+from dadl_ext.distributed import gather_batch
 
 from .cmw_net import CMWNet
 from .data import lowest_loss_subset

@@ -1,0 +1,1 @@
+"""Code that the compiled functions and the reference share."""

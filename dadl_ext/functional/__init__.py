@@ -1,0 +1,20 @@
+"""Differentiable functions over the compiled operators."""
+
+from .._shared.reversal import reverse_gradient
+from .contrast import pseudo_group_contrast, similarity_logsumexp, supervised_contrast
+from .disagreement import disagreement
+from .dropout import dropout_disagreement, dropout_linear
+from .ranking import rank
+from .ranksim import ranksim_loss
+
+__all__ = [
+    "disagreement",
+    "dropout_disagreement",
+    "dropout_linear",
+    "pseudo_group_contrast",
+    "rank",
+    "ranksim_loss",
+    "reverse_gradient",
+    "similarity_logsumexp",
+    "supervised_contrast",
+]

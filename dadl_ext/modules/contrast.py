@@ -1,0 +1,134 @@
+"""Contrastive losses as modules."""
+
+import torch
+from torch import Tensor, nn
+
+from .. import functional as F
+from .._shared.checks import FORMS, check_reduction, check_temperature
+from .class_queue import ClassQueue
+
+__all__ = ["PseudoGroupContrastLoss", "SupervisedContrastLoss"]
+
+
+class PseudoGroupContrastLoss(nn.Module):
+    r"""Pseudo group contrast with its class queue, as in Self-Tuning (Wang et al., ICML 2021).
+
+    >>> contrast = PseudoGroupContrastLoss(num_classes=200, dim=1024)
+    >>> loss = cross_entropy(logits, labels) + contrast(query, key, labels)
+
+    Scores a batch against the current queue. Then, in training mode, adds the keys to the queue under their targets.
+
+    Args:
+        num_classes: C.
+        dim: d, the length of queries and keys.
+        slots: D, keys per class.
+        temperature: τ.
+        form: ``"cross_entropy"`` or ``"kl"``.
+        ignore_index: the target of rows that give 0 and are not enqueued.
+        normalize: divide queries and keys by their L2 norms; the gradient includes the division.
+        valid_only: leave out the random keys in slots that were never written.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        queue_dtype: the dtype of the queue.
+        gather_distributed: enqueue the keys of all processes; see :class:`ClassQueue`.
+
+    Shape:
+        query, key ``[B, d]``, target ``[B]`` → ``[]`` (``[B]`` for ``"none"``).
+
+    See :func:`dadl_ext.functional.pseudo_group_contrast` for the formula, dtypes, errors, determinism and second
+    derivatives. The queue is in ``state_dict``.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        dim: int,
+        *,
+        slots: int = 32,
+        temperature: float = 0.07,
+        form: str = "cross_entropy",
+        ignore_index: int = -1,
+        normalize: bool = True,
+        valid_only: bool = False,
+        reduction: str = "mean",
+        queue_dtype: torch.dtype = torch.float32,
+        gather_distributed: bool = False,
+    ) -> None:
+        super().__init__()
+        check_temperature(temperature)
+        check_reduction(reduction)
+        if form not in FORMS:
+            raise ValueError(f"form must be one of {FORMS}, got {form!r}")
+        self.queue = ClassQueue(num_classes, dim, slots, dtype=queue_dtype, gather_distributed=gather_distributed)
+        self.temperature = temperature
+        self.form = form
+        self.ignore_index = ignore_index
+        self.normalize = normalize
+        self.valid_only = valid_only
+        self.reduction = reduction
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        target: Tensor,
+        *,
+        sample_weight: Tensor | None = None,
+        update: bool = True,
+    ) -> Tensor:
+        """The loss. With ``update=False``, or in evaluation mode, no key is enqueued."""
+        key = key.detach()
+        if self.normalize:
+            query, key = nn.functional.normalize(query, dim=-1), nn.functional.normalize(key, dim=-1)
+        loss = F.pseudo_group_contrast(
+            query,
+            key,
+            self.queue.keys,
+            target,
+            temperature=self.temperature,
+            form=self.form,
+            ignore_index=self.ignore_index,
+            sample_weight=sample_weight,
+            slot_count=self.queue.slot_count if self.valid_only else None,
+            reduction=self.reduction,
+        )
+        if update and self.training:
+            self.queue.enqueue(key, target, target != self.ignore_index)
+        return loss
+
+    def extra_repr(self) -> str:
+        return (
+            f"temperature={self.temperature}, form={self.form!r}, ignore_index={self.ignore_index}, "
+            f"normalize={self.normalize}, valid_only={self.valid_only}, reduction={self.reduction!r}"
+        )
+
+
+class SupervisedContrastLoss(nn.Module):
+    r"""Supervised contrastive loss (Khosla et al., NeurIPS 2020), without storing the ``[n, n]`` similarities.
+
+    Args:
+        temperature: τ.
+        normalize: divide features by their L2 norms; the gradient includes the division.
+        reduction: ``"mean"`` over all anchors, ``"sum"`` or ``"none"``.
+
+    Shape:
+        features ``[n, d]`` or ``[n, views, d]``, labels ``[n]`` int64 → ``[]`` (one per anchor for ``"none"``).
+
+    See :func:`dadl_ext.functional.supervised_contrast` for the formula, dtypes, errors, determinism and second
+    derivatives.
+    """
+
+    def __init__(self, *, temperature: float = 0.07, normalize: bool = True, reduction: str = "mean") -> None:
+        super().__init__()
+        check_temperature(temperature)
+        check_reduction(reduction)
+        self.temperature = temperature
+        self.normalize = normalize
+        self.reduction = reduction
+
+    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+        if self.normalize:
+            features = nn.functional.normalize(features, dim=-1)
+        return F.supervised_contrast(features, labels, temperature=self.temperature, reduction=self.reduction)
+
+    def extra_repr(self) -> str:
+        return f"temperature={self.temperature}, normalize={self.normalize}, reduction={self.reduction!r}"
