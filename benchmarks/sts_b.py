@@ -14,11 +14,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
 
-from dadl import text_encoder
-from dadl.ranksim_train import RankSimRecipe
-from dadl.recipe import Table
-from dadl.report import markdown_table
-from dadl.runs import RunOptions, train_run
+from dadl.networks import text_encoder
+from dadl.output import markdown_table
+from dadl.ranksim.recipe import RankSimRecipe
+from dadl.runs.recipe import Table
+from dadl.runs.train import RunOptions, train_run
 from rich.console import Console
 from torch import Tensor
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from dadl.augmentation import View
+from dadl.networks.views import View
 
 IMAGES = torch.randint(0, 256, (4, 3, 20, 24), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 

@@ -10,12 +10,12 @@ import torch
 
 pytest.importorskip("lightning_fabric", reason="needs pip install 'dadl[train]'")
 
-from dadl.backbones import load_backbone
-from dadl.cmw_net_train import CMWNetRecipe
-from dadl.ranksim_train import RankSimRecipe
-from dadl.recipe import Recipe, SettingsError
-from dadl.report import JobProgress
-from dadl.runs import RunOptions, evaluate_run, train_run
+from dadl.cmw_net.recipe import CMWNetRecipe
+from dadl.networks.user_networks import load_backbone
+from dadl.output import JobProgress
+from dadl.ranksim.recipe import RankSimRecipe
+from dadl.runs.recipe import Recipe, SettingsError
+from dadl.runs.train import RunOptions, evaluate_run, train_run
 from rich.console import Console
 from test_cli import image_folder
 from test_own_views import write_idx

@@ -10,20 +10,10 @@ from torch import nn
 
 pytest.importorskip("lightning_fabric", reason="needs pip install 'dadl[train]'")
 
-from dadl.augmentation import View
 from dadl.chi_model import REGRESSION, ChiModel, mlp_head
-from dadl.chi_model_demo import (
-    ARMS,
-    LABELS_ONLY,
-    TASKS,
-    GameProbe,
-    Result,
-    Run,
-    Setting,
-    Settings,
-    compare,
-)
-from dadl.report import JobProgress
+from dadl.demos.chi_model import ARMS, LABELS_ONLY, TASKS, GameProbe, Result, Run, Setting, Settings, compare
+from dadl.networks.views import View
+from dadl.output import JobProgress
 from rich.console import Console
 
 

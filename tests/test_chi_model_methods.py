@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 pytest.importorskip("lightning_fabric", reason="needs pip install 'dadl[train]'")
 
-from dadl.augmentation import View
 from dadl.chi_model import (
     CLASSIFICATION,
     KEY_POINTS,
@@ -27,6 +26,7 @@ from dadl.chi_model import (
     mlp_head,
     uneven_loader,
 )
+from dadl.networks.views import View
 from dadl.training import fit, predict, tensor_loader
 from lightning_fabric import Fabric
 

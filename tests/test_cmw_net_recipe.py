@@ -14,13 +14,14 @@ import torch
 
 pytest.importorskip("cyclopts", reason="needs pip install 'dadl[train]'")
 
-from dadl import cmw_net_train, image_lists
-from dadl.cmw_net_train import CMWNetRecipe, load_weight_net
+from dadl.cmw_net import recipe as cmw_net_train
+from dadl.cmw_net.method import CrossEntropy, LearntWeights, LowestLossMeta
+from dadl.cmw_net.recipe import CMWNetRecipe, load_weight_net
+from dadl.data import image_lists
 from dadl.errors import UserError
-from dadl.noisy_labels import CrossEntropy, LearntWeights, LowestLossMeta
-from dadl.recipe import SettingsError, Task
-from dadl.report import JobProgress
-from dadl.runs import RunOptions, evaluate_run, predict_run, read_run, train_run
+from dadl.output import JobProgress
+from dadl.runs.recipe import SettingsError, Task
+from dadl.runs.train import RunOptions, evaluate_run, predict_run, read_run, train_run
 from dadl.training import BEST, LAST, fit, predict, tensor_loader
 from lightning_fabric import Fabric
 from PIL import Image

@@ -13,15 +13,15 @@ import torch
 
 pytest.importorskip("lightning_fabric", reason="needs pip install 'dadl[train]'")
 
-from dadl import sprites
-from dadl.chi_model_train import ChiModelRecipe
-from dadl.cmw_net_train import CMWNetRecipe
-from dadl.fingerprint import fingerprint
-from dadl.ranksim_train import RankSimRecipe
-from dadl.recipe import Recipe, SettingsError
-from dadl.report import JobProgress
-from dadl.runs import RunOptions, train_run
-from dadl.self_tuning_train import SelfTuningRecipe
+from dadl.chi_model.recipe import ChiModelRecipe
+from dadl.cmw_net.recipe import CMWNetRecipe
+from dadl.data import sprites
+from dadl.data.fingerprint import fingerprint
+from dadl.output import JobProgress
+from dadl.ranksim.recipe import RankSimRecipe
+from dadl.runs.recipe import Recipe, SettingsError
+from dadl.runs.train import RunOptions, train_run
+from dadl.self_tuning.recipe import SelfTuningRecipe
 from rich.console import Console
 from test_cli import image_folder
 from test_cmw_net_recipe import idx_folder  # noqa: F401 (a fixture)
@@ -181,7 +181,7 @@ def recipes_of(folder: Path) -> dict[str, Recipe]:
 @pytest.fixture(params=["memory", "disk"])
 def kept(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where decoded images are."""
-    image_lists = pytest.importorskip("dadl.image_lists", reason="needs pip install 'dadl[train]'")
+    image_lists = pytest.importorskip("dadl.data.image_lists", reason="needs pip install 'dadl[train]'")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(image_lists, "KEPT_IN_MEMORY", 2**30 if request.param == "memory" else 0)
 

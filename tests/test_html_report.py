@@ -13,9 +13,9 @@ import pytest
 
 pytest.importorskip("matplotlib", reason="needs pip install 'dadl[train]'")
 
-from dadl.html_report import write_report
 from dadl.metrics import higher_is_better
-from dadl.run_results import ReportError
+from dadl.report.page import write_report
+from dadl.report.results import ReportError
 
 VOID = {"meta", "br", "path", "use"}
 Page = Callable[..., "Parsed"]

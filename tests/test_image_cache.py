@@ -17,9 +17,9 @@ import torch
 
 pytest.importorskip("PIL", reason="needs pip install 'dadl[train]'")
 
-from dadl import image_lists
-from dadl.image_cache import ImageCacheError, Store, kept_on_disk
-from dadl.image_lists import ImageListError, Row, load_images
+from dadl.data import image_lists
+from dadl.data.image_cache import ImageCacheError, Store, kept_on_disk
+from dadl.data.image_lists import ImageListError, Row, load_images
 from PIL import Image
 
 SIZE = 16

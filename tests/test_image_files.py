@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from dadl.image_files import read_image_files
+from dadl.data.idx_cifar import read_image_files
 
 
 def write_idx(folder: Path, *, compressed: bool, train: int = 5, test: int = 3, labels: int | None = None) -> None:

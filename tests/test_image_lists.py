@@ -8,7 +8,7 @@ import torch
 
 pytest.importorskip("PIL", reason="needs pip install 'dadl[train]'")
 
-from dadl.image_lists import (
+from dadl.data.image_lists import (
     ImageListError,
     Row,
     image_problems,
@@ -187,8 +187,8 @@ def test_every_bad_row_of_values_is_named_at_once(folder: Path) -> None:
 
 def test_a_recipe_has_the_images_of_each_list(folder: Path) -> None:
     pytest.importorskip("lightning_fabric", reason="needs pip install 'dadl[train]'")
-    from dadl.report import JobProgress
-    from dadl.self_tuning_train import SelfTuningRecipe
+    from dadl.output import JobProgress
+    from dadl.self_tuning.recipe import SelfTuningRecipe
     from rich.console import Console
 
     for i in range(8):

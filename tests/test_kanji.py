@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("resvg_py", reason="needs pip install 'dadl[train]'")
 
-from dadl import kanji
+from dadl.demos import kanji
 
 
 @pytest.mark.parametrize(("character", "strokes"), [("一", 1), ("二", 2), ("水", 4), ("鬱", 29)])

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from dadl.key_points import from_heatmaps, heatmap_cross_entropy, pck, to_heatmaps
+from dadl.chi_model.key_points import from_heatmaps, heatmap_cross_entropy, pck, to_heatmaps
 
 
 def test_a_heatmap_is_a_distribution_whose_mean_is_the_point() -> None:

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 pytest.importorskip("lightning_fabric", reason="needs pip install 'dadl[train]'")
 
-from dadl import soft_labels
+from dadl.cmw_net import soft_labels
+from dadl.cmw_net.method import CrossEntropy, LearntWeights
+from dadl.cmw_net.soft_labels import SoftLabelReweighter
 from dadl.data import symmetric_noise
-from dadl.noisy_labels import CrossEntropy, LearntWeights
-from dadl.soft_labels import SoftLabelReweighter
 from dadl.training import fit, predict, tensor_loader
 from lightning_fabric import Fabric
 

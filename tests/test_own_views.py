@@ -13,15 +13,15 @@ import torch
 
 pytest.importorskip("lightning_fabric", reason="needs pip install 'dadl[train]'")
 
-from dadl.augmentation import View
-from dadl.chi_model_train import ChiModelRecipe
-from dadl.cmw_net_train import CMWNetRecipe
-from dadl.own_views import OwnView, training_view
-from dadl.ranksim_train import RankSimRecipe
-from dadl.recipe import Recipe, SettingsError
-from dadl.report import JobProgress
-from dadl.runs import RunOptions, evaluate_run, make_recipe, read_run, train_run
-from dadl.self_tuning_train import SelfTuningRecipe
+from dadl.chi_model.recipe import ChiModelRecipe
+from dadl.cmw_net.recipe import CMWNetRecipe
+from dadl.networks.user_views import OwnView, training_view
+from dadl.networks.views import View
+from dadl.output import JobProgress
+from dadl.ranksim.recipe import RankSimRecipe
+from dadl.runs.recipe import Recipe, SettingsError
+from dadl.runs.train import RunOptions, evaluate_run, make_recipe, read_run, train_run
+from dadl.self_tuning.recipe import SelfTuningRecipe
 from rich.console import Console
 from test_cli import image_folder, results_of, train
 from torch import Tensor, nn

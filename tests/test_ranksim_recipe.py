@@ -17,12 +17,12 @@ import torch
 pytest.importorskip("cyclopts", reason="needs pip install 'dadl[train]'")
 
 from dadl import BalancedMSE, FeatureDistributionSmoothing, LabelDistributionSmoothing, bin_weights
-from dadl.efficientnet import efficientnet_lite0
-from dadl.ranksim import Regression
-from dadl.ranksim_train import RankSimRecipe
-from dadl.recipe import SettingsError, Task
-from dadl.report import JobProgress
-from dadl.runs import RunOptions, evaluate_run, train_run
+from dadl.networks.efficientnet import efficientnet_lite0
+from dadl.output import JobProgress
+from dadl.ranksim.method import Regression
+from dadl.ranksim.recipe import RankSimRecipe
+from dadl.runs.recipe import SettingsError, Task
+from dadl.runs.train import RunOptions, evaluate_run, train_run
 from dadl.training import fit, predict, tensor_loader
 from lightning_fabric import Fabric
 from PIL import Image

@@ -12,8 +12,8 @@ import torch
 pytest.importorskip("PIL", reason="needs pip install 'dadl[train]'")
 
 from dadl import bin_labels, shot_regions
-from dadl.image_lists import load_images
-from dadl.regression_files import (
+from dadl.data.image_lists import load_images
+from dadl.data.regression import (
     SPLITS,
     RegressionData,
     read_agedb,
@@ -22,7 +22,7 @@ from dadl.regression_files import (
     read_unseen_csv,
     read_unseen_sts_b,
 )
-from dadl.tables import TableError
+from dadl.data.tables import TableError
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("matplotlib", reason="needs pip install 'dadl[train]'")
 
-from dadl.report import JobProgress, format_cell, markdown_table, mean_and_standard_error, write_json
+from dadl.output import JobProgress, format_cell, markdown_table, mean_and_standard_error, write_json
 from rich.console import Console
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from dadl.resnet import FEATURES, resnet
+from dadl.networks.resnet import FEATURES, resnet
 
 
 def test_resnet32_has_the_published_size() -> None:

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 pytest.importorskip("lightning_fabric", reason="needs pip install 'dadl[train]'")
 
 from dadl import recipes
+from dadl.data.fingerprint import fingerprint
 from dadl.errors import UserError
 from dadl.files import CheckpointError
-from dadl.fingerprint import fingerprint
-from dadl.recipe import Evaluation, Recipe, SettingsError, Table, Task, unscored
-from dadl.report import JobProgress
-from dadl.runs import RunOptions, evaluate_run, predict_run, train_run
+from dadl.output import JobProgress
+from dadl.runs.recipe import Evaluation, Recipe, SettingsError, Table, Task, unscored
+from dadl.runs.train import RunOptions, evaluate_run, predict_run, train_run
 from dadl.training import Method, tensor_loader
 from rich.console import Console
 from torch.optim import SGD, Optimizer

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dadl.ranksim_train import RankSimRecipe
-from dadl.recipe import Recipe, SettingsError
-from dadl.runs import RunOptions, train_run
-from dadl.search import Search
-from dadl.self_tuning_train import SelfTuningRecipe
+from dadl.ranksim.recipe import RankSimRecipe
+from dadl.runs.recipe import Recipe, SettingsError
+from dadl.runs.search import Search
+from dadl.runs.train import RunOptions, train_run
+from dadl.self_tuning.recipe import SelfTuningRecipe
 from rich.console import Console
 
 TRIALS = 9

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 pytest.importorskip("lightning_fabric", reason="needs pip install 'dadl[train]'")
 
-from dadl.augmentation import View
+from dadl.networks.views import View
 from dadl.self_tuning import UNLABELLED, FineTuning, FixMatch, PairedRows, SelfTuning, paired_loader
 from dadl.training import fit, predict, tensor_loader
 from lightning_fabric import Fabric
@@ -297,7 +297,7 @@ def test_two_processes_hold_one_queue_and_one_key_encoder(tmp_path: Path) -> Non
             import sys, torch
             from lightning_fabric import Fabric
             from test_self_tuning import SelfTuning, hidden, make, samples
-            from dadl.augmentation import View
+            from dadl.networks.views import View
             from dadl.self_tuning import paired_loader
             from dadl.training import fit
 

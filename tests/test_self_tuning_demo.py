@@ -9,8 +9,7 @@ import pytest
 
 pytest.importorskip("lightning_fabric", reason="needs pip install 'dadl[train]'")
 
-from dadl.report import JobProgress
-from dadl.self_tuning_demo import (
+from dadl.demos.self_tuning import (
     ARMS,
     FINE_TUNING,
     FIXMATCH,
@@ -22,6 +21,7 @@ from dadl.self_tuning_demo import (
     Settings,
     compare,
 )
+from dadl.output import JobProgress
 from rich.console import Console
 
 

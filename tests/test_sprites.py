@@ -10,11 +10,11 @@ import torch
 
 pytest.importorskip("PIL", reason="needs pip install 'dadl[train]'")
 
-from dadl import sprites
-from dadl.chi_model_train import ChiModelRecipe
-from dadl.recipe import SettingsError, Task
-from dadl.report import JobProgress
-from dadl.sprites import COUNTS, SpriteFileError, draw_sprites, generate_sprites, read_sprites
+from dadl.chi_model.recipe import ChiModelRecipe
+from dadl.data import sprites
+from dadl.data.sprites import COUNTS, SpriteFileError, draw_sprites, generate_sprites, read_sprites
+from dadl.output import JobProgress
+from dadl.runs.recipe import SettingsError, Task
 from rich.console import Console
 
 

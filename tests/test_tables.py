@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from dadl.tables import DELIMITERS, read_table
+from dadl.data.tables import DELIMITERS, read_table
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -5,7 +5,7 @@ import torch
 
 pytest.importorskip("sentence_transformers", reason="needs pip install 'dadl[train]'")
 
-from dadl.text_encoder import MAX_TOKENS, TextEncoder, combine, encode, model_folder, num_features, tokenize
+from dadl.networks.text_encoder import MAX_TOKENS, TextEncoder, combine, encode, model_folder, num_features, tokenize
 from torch import nn
 
 PAIRS = [

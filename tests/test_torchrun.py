@@ -16,13 +16,15 @@ from torch import nn
 
 pytest.importorskip("lightning_fabric", reason="needs pip install 'dadl[train]'")
 
-from dadl import cmw_net_train, recipes, soft_labels
-from dadl.noisy_labels import LearntWeights, LowestLossMeta
-from dadl.ranksim import Regression
-from dadl.recipe import SettingsError
-from dadl.runs import RunOptions, evaluate_run, make_fabric, predict_run, train_run
+from dadl import recipes
+from dadl.cmw_net import recipe as cmw_net_train
+from dadl.cmw_net import soft_labels
+from dadl.cmw_net.method import LearntWeights, LowestLossMeta
+from dadl.cmw_net.soft_labels import mixed_objective
+from dadl.ranksim.method import Regression
+from dadl.runs.recipe import SettingsError
+from dadl.runs.train import RunOptions, evaluate_run, make_fabric, predict_run, train_run
 from dadl.self_tuning import UNLABELLED, SelfTuning, paired_loader
-from dadl.soft_labels import mixed_objective
 from dadl.training import EpochLog, Method, fit, tensor_loader
 from lightning_fabric import Fabric
 from rich.console import Console

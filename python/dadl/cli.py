@@ -92,14 +92,14 @@ def demo(
 
     importlib.metadata.distribution("kanjivg")  # drawings only, nothing to import
     if name == "ranksim":
-        from .ranksim_demo import QUICK, Settings, run_demo
+        from .demos.ranksim import QUICK, Settings, run_demo
     elif name == "self-tuning":
-        from .self_tuning_demo import QUICK, Settings, run_demo  # type: ignore[assignment]
+        from .demos.self_tuning import QUICK, Settings, run_demo  # type: ignore[assignment]
     elif name == "chi-model":
         importlib.metadata.distribution("scikit-learn")  # photographs
-        from .chi_model_demo import QUICK, Settings, run_demo  # type: ignore[assignment]
+        from .demos.chi_model import QUICK, Settings, run_demo  # type: ignore[assignment]
     else:
-        from .cmw_net_demo import QUICK, Settings, run_demo  # type: ignore[assignment]
+        from .demos.cmw_net import QUICK, Settings, run_demo  # type: ignore[assignment]
     base = QUICK if quick else Settings()
     settings = replace(base, seeds=seeds or base.seeds, epochs=epochs or base.epochs)
     folder = Path(f"dadl-demo-{name}") if output is None else output
@@ -130,7 +130,7 @@ def evaluate(
     """
     from rich.console import Console
 
-    from .runs import evaluate_run
+    from .runs.train import evaluate_run
 
     evaluate_run(run, data, part, device, Console())
 
@@ -153,7 +153,7 @@ def predict(run: Folder, /, *, data: File, output: Path = Path("predictions.csv"
     """
     from rich.console import Console
 
-    from .runs import predict_run
+    from .runs.train import predict_run
 
     predict_run(run, data, output, device, Console())
 
@@ -169,7 +169,7 @@ def report(runs: Annotated[list[Folder], Parameter(negative=())], /, *, output: 
     output
         The page; it needs nothing but a browser.
     """
-    from .html_report import write_report
+    from .report.page import write_report
 
     write_report(runs, output)
     print(f"Wrote {output}")

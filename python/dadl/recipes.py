@@ -6,12 +6,12 @@ from typing import Annotated
 from cyclopts import App, Parameter
 from rich.console import Console
 
-from .chi_model_train import ChiModelRecipe
-from .cmw_net_train import CMWNetRecipe
-from .ranksim_train import RankSimRecipe
-from .recipe import Recipe
-from .runs import RunOptions, train_run
-from .self_tuning_train import SelfTuningRecipe
+from .chi_model.recipe import ChiModelRecipe
+from .cmw_net.recipe import CMWNetRecipe
+from .ranksim.recipe import RankSimRecipe
+from .runs.recipe import Recipe
+from .runs.train import RunOptions, train_run
+from .self_tuning.recipe import SelfTuningRecipe
 
 RECIPES: tuple[type[Recipe], ...] = (RankSimRecipe, SelfTuningRecipe, ChiModelRecipe, CMWNetRecipe)
 

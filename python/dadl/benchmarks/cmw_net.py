@@ -17,9 +17,9 @@ from torch import nn
 from torch.optim import SGD, Adam
 from torch.profiler import ProfilerActivity, profile
 
-from ..cmw_net import CMWNet
-from ..meta_reweighter import MetaReweighter
-from ..resnet import FEATURES, resnet
+from ..cmw_net.reweighter import MetaReweighter
+from ..cmw_net.weight_net import CMWNet
+from ..networks.resnet import FEATURES, resnet
 from .harness import Column, Harness, Numbers, Table, milliseconds, ratio, speedup
 
 DEPTH, QUICK_DEPTH = 32, 8

@@ -16,7 +16,7 @@ from dadl_ext import build_info
 
 from ..errors import UserError
 from ..options import BenchmarkName, Device
-from ..report import JobProgress, save_figure, write_json
+from ..output import JobProgress, save_figure, write_json
 from . import cmw_net, contrast, disagreement, ranksim
 from .figure import draw_speedups
 from .harness import Harness, Numbers, Table, cells, keep_memory, markdown_table

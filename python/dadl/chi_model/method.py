@@ -1,0 +1,263 @@
+"""Few labels for any target, numbers, positions or classes: the χ-Model, and its neighbours as baselines.
+
+All of them lower ℓ on labelled samples and, weighted by η, a disagreement of predictions on unlabelled ones. They
+differ in whose predictions disagree, and in who lowers it.
+
+Sources: Wang, Chen, Wang, Long, "X-model: Improving Data Efficiency in Deep Learning with a Minimax Model", ICLR 2022.
+Π-model: Laine and Aila, "Temporal Ensembling for Semi-Supervised Learning", ICLR 2017. R-Drop: Liang et al., "R-Drop:
+Regularized Dropout for Neural Networks", NeurIPS 2021. MCD: Saito et al., "Maximum Classifier Discrepancy for
+Unsupervised Domain Adaptation", CVPR 2018. Mean Teacher: Tarvainen and Valpola, "Mean teachers are better role models",
+NeurIPS 2017.
+
+A batch is ``(inputs, target, unlabelled inputs)``.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
+from torch.utils.data import DataLoader, Dataset
+
+from dadl_ext import ChiModelLoss, DisagreementLoss
+
+from ..data.rows import Rows
+from ..networks.momentum_encoder import MomentumEncoder
+from ..networks.views import View
+from ..training.loop import Method, TensorRows, as_fetched
+from .key_points import heatmap_cross_entropy
+
+
+@dataclass(frozen=True)
+class Objective:
+    """ℓ and d of one kind of targets.
+
+    ``loss`` is ℓ, of a head's outputs and targets; ``measure`` is d and ``dropout_measure`` R-Drop's, both of
+    :func:`dadl_ext.functional.disagreement`; ``activation`` turns a head's outputs into predictions.
+    """
+
+    loss: Callable[[Tensor, Tensor], Tensor]
+    measure: str
+    dropout_measure: str
+    activation: Callable[[Tensor], Tensor]
+
+
+def _identity(outputs: Tensor) -> Tensor:
+    return outputs
+
+
+def _class_softmax(logits: Tensor) -> Tensor:
+    return logits.softmax(dim=-1)
+
+
+def _cell_softmax(logits: Tensor) -> Tensor:
+    return logits.flatten(-2).softmax(dim=-1).view_as(logits)
+
+
+# Bounded measures throughout: heads that maximise an unbounded one diverge. L1 is bounded where heads end in a sigmoid.
+REGRESSION = Objective(F.l1_loss, "l1", "mse", _identity)
+CLASSIFICATION = Objective(F.cross_entropy, "js", "symmetric_kl", _class_softmax)
+KEY_POINTS = Objective(heatmap_cross_entropy, "js", "symmetric_kl", _cell_softmax)
+
+
+def mlp_head(features: int, hidden: int, outputs: int, *, bounded: bool, dropout: float = 0.5) -> nn.Module:
+    """Features ``[B, features]`` to outputs ``[B, outputs]``, in [0, 1] if ``bounded``; two layers with dropout."""
+    layers = [nn.Dropout(dropout), nn.Linear(features, hidden), nn.ReLU(), nn.Dropout(dropout)]
+    return nn.Sequential(*layers, nn.Linear(hidden, outputs), *[nn.Sigmoid()] * bounded)
+
+
+class FewLabels(Method):
+    """What the methods have in common: parts, views and the optimiser.
+
+    Args:
+        encoder: inputs to features, ψ.
+        make_head: a new head from features to outputs, with dropout of its own, φ; those of a regression must end in a
+            sigmoid.
+        view: random strong views of inputs.
+        objective: ℓ and d.
+        lr: largest learning rate of AdamW; it rises and falls in one cycle.
+        eta: η, the weight of the disagreement.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        make_head: Callable[[], nn.Module],
+        view: View,
+        objective: Objective,
+        *,
+        lr: float,
+        eta: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.view, self.objective, self.lr, self.eta = encoder, view, objective, lr, eta
+        self.make_heads(make_head)
+
+    @abstractmethod
+    def make_heads(self, make_head: Callable[[], nn.Module]) -> None:
+        """Register the head or heads."""
+
+    def encode(self, *inputs: Tensor) -> Sequence[Tensor]:
+        """Features of a view of each, in one pass, so that batch normalisation sees all alike."""
+        features: Tensor = self.encoder(torch.cat([self.view(part) for part in inputs]))
+        return torch.split(features, [len(part) for part in inputs])
+
+    def configure_optimizer(self, total_steps: int) -> tuple[Optimizer, LRScheduler]:
+        optimizer = AdamW([p for p in self.parameters() if p.requires_grad], lr=self.lr)
+        return optimizer, OneCycleLR(optimizer, max_lr=self.lr, total_steps=total_steps)
+
+
+class LabelsOnly(FewLabels):
+    """ℓ(φψ(Tx), y): what the labelled samples alone teach."""
+
+    def make_heads(self, make_head: Callable[[], nn.Module]) -> None:
+        self.head = make_head()
+
+    def forward(self, batch: Sequence[Tensor]) -> Tensor:
+        inputs, target, _ = batch
+        outputs: Tensor = self.head(self.encoder(self.view(inputs)))
+        return self.objective.loss(outputs, target)
+
+    def predict(self, inputs: Tensor) -> Tensor:
+        """Values, class probabilities or heatmaps."""
+        return self.objective.activation(self.head(self.encoder(self.view(inputs))))
+
+
+class PiModel(LabelsOnly):
+    """Plus η d(φψ(T₁u), φψ(T₂u)): data stochasticity, two views under one head."""
+
+    def make_heads(self, make_head: Callable[[], nn.Module]) -> None:
+        super().make_heads(make_head)
+        self.distance = DisagreementLoss(self.objective.measure)
+
+    def forward(self, batch: Sequence[Tensor]) -> Tensor:
+        inputs, target, unlabelled = batch
+        features, *views = self.encode(inputs, unlabelled, unlabelled)
+        outputs = torch.stack([self.head(view) for view in views])
+        loss: Tensor = self.objective.loss(self.head(features), target) + self.eta * self.distance(outputs)
+        return loss
+
+
+class RDrop(LabelsOnly):
+    """Model stochasticity: ℓ of two dropout passes over one view, plus η times their disagreement on all samples.
+
+    The paper has labelled samples alone; the disagreement needs no label, and is taken of the unlabelled ones too.
+    """
+
+    def make_heads(self, make_head: Callable[[], nn.Module]) -> None:
+        super().make_heads(make_head)
+        self.distance = DisagreementLoss(self.objective.dropout_measure)
+
+    def forward(self, batch: Sequence[Tensor]) -> Tensor:
+        inputs, target, unlabelled = batch
+        features = torch.cat(list(self.encode(inputs, unlabelled)))
+        outputs = torch.stack([self.head(features), self.head(features)])
+        supervised = self.objective.loss(outputs[0, : len(inputs)], target)
+        supervised = supervised + self.objective.loss(outputs[1, : len(inputs)], target)
+        loss: Tensor = supervised + self.eta * self.distance(outputs)
+        return loss
+
+
+class MeanTeacher(PiModel):
+    """Plus η d(φψ(T₁u), φ̄ψ̄(T₂u)): the teacher is the moving average of the student, and predicts in the end.
+
+    At first it is the plain average of all students, so that it does not stay where it started.
+    """
+
+    momentum = 0.99
+    steps: Tensor
+
+    def make_heads(self, make_head: Callable[[], nn.Module]) -> None:
+        super().make_heads(make_head)
+        self.teacher = MomentumEncoder(self.student, self.momentum)
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def student(self) -> nn.Module:
+        return nn.Sequential(self.encoder, self.head)
+
+    def forward(self, batch: Sequence[Tensor]) -> Tensor:
+        inputs, target, unlabelled = batch
+        features, view = self.encode(inputs, unlabelled)
+        outputs = torch.stack([self.head(view), self.teacher(self.view(unlabelled))])
+        loss: Tensor = self.objective.loss(self.head(features), target) + self.eta * self.distance(outputs)
+        return loss
+
+    def predict(self, inputs: Tensor) -> Tensor:
+        """Those of the teacher."""
+        return self.objective.activation(self.teacher(self.view(inputs)))
+
+    def after_step(self) -> None:
+        self.steps += 1
+        self.teacher.momentum = min(self.momentum, 1 - 1 / int(self.steps))
+        self.teacher.update(self.student)
+
+
+class ChiModel(FewLabels):
+    """Data and model stochasticity at once, as a game between the features and two heads, see :class:`.ChiModelLoss`.
+
+    After each batch ``disagreement`` is that of the batch.
+    """
+
+    pairing = "cross"
+    disagreement: Tensor
+
+    def make_heads(self, make_head: Callable[[], nn.Module]) -> None:
+        self.chi = ChiModelLoss(
+            make_head(),
+            make_head(),
+            self.objective.loss,
+            measure=self.objective.measure,
+            eta=self.eta,
+            pairing=self.pairing,
+        )
+
+    def forward(self, batch: Sequence[Tensor]) -> Tensor:
+        inputs, target, unlabelled = batch
+        features, view_1, view_2 = self.encode(inputs, unlabelled, unlabelled)
+        terms = self.chi.terms(features, target, view_1, view_2)
+        self.disagreement = terms.disagreement
+        return terms.loss
+
+    def predict(self, inputs: Tensor) -> Tensor:
+        """The mean of the heads' predictions."""
+        return self.chi.predict(self.encoder(self.view(inputs)))
+
+
+class MCD(ChiModel):
+    """Maximum classifier discrepancy, its steps in one pass: the game over model stochasticity alone, on each view."""
+
+    pairing = "same_view"
+
+
+class UnevenRows(Dataset[tuple[Tensor, ...]]):
+    """Few labelled and many unlabelled samples; within an epoch the fewer repeat.
+
+    A batch is ``(inputs, target, unlabelled inputs)``, as many of each. Without unlabelled samples the labelled inputs
+    stand in for them, since what is asked of unlabelled ones needs no label.
+    """
+
+    def __init__(self, inputs: Rows, target: Tensor, unlabelled: Rows) -> None:
+        self.labelled = TensorRows(inputs, target)
+        self.unlabelled = TensorRows(unlabelled if len(unlabelled) else inputs)
+        if len(inputs) == 0:
+            raise ValueError("no sample has a label")
+
+    def __len__(self) -> int:
+        return max(len(self.labelled), len(self.unlabelled))
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, ...]:
+        # A shift of each batch's own, so that no two samples always meet.
+        pairs, shift = torch.as_tensor(indices), torch.randint(len(self.unlabelled), ())
+        rows = (pairs + shift) % len(self.unlabelled)
+        return self.labelled.__getitems__(pairs % len(self.labelled)) + self.unlabelled.__getitems__(rows)  # type: ignore
+
+
+def uneven_loader(inputs: Rows, target: Tensor, unlabelled: Rows, *, batch_size: int) -> DataLoader[tuple[Tensor, ...]]:
+    """Shuffled batches of ``batch_size`` labelled and as many unlabelled samples, see :class:`UnevenRows`."""
+    rows = UnevenRows(inputs, target, unlabelled)
+    return DataLoader(rows, batch_size=batch_size, shuffle=True, collate_fn=as_fetched)

@@ -1,0 +1,386 @@
+"""``dadl train cmw-net``: classes of images whose labels are partly wrong or imbalanced, with learnt sample weights."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from cyclopts import Parameter, validators
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from ..data.fingerprint import fingerprint, image_fingerprint
+from ..data.idx_cifar import ImageFileError, read_image_files
+from ..data.image_lists import META, TRAIN, VALIDATION, Row, load_images, read_image_names, read_noisy_lists
+from ..data.labels import CIFAR10_FLIPS, balanced_subset, flip_noise, long_tail, symmetric_noise
+from ..data.rows import ChosenRows
+from ..networks.efficientnet import FEATURES, efficientnet_lite0
+from ..networks.resnet import FEATURES as RESNET_FEATURES
+from ..networks.resnet import resnet
+from ..networks.user_networks import load_backbone
+from ..networks.user_views import training_view
+from ..networks.views import View, stored_size
+from ..options import Fraction, NonNegative, Positive, PositiveInt
+from ..output import JobProgress
+from ..runs.list_recipe import class_columns, class_table
+from ..runs.recipe import Evaluation, Recipe, SettingsError, Task, unscored
+from ..runs.train import read_run, trained_state
+from ..training.loop import tensor_loader
+from .meta_gradient import Normalize
+from .method import CrossEntropy, LearntWeights, LowestLossMeta, meta_loader
+from .weight_net import CMWNet
+
+LOWEST_LOSS_PER_CLASS = 10
+SMALLEST_PHOTOGRAPH = 64
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Names, images ``[N, C, H, W]``, uint8, and labels ``[N]``."""
+
+    names: Sequence[str]
+    images: ChosenRows
+    target: Tensor
+
+    def take(self, rows: Tensor) -> "Samples":
+        return Samples([self.names[row] for row in rows.tolist()], self.images.take(rows), self.target[rows])
+
+    def without(self, rows: Tensor) -> "Samples":
+        kept = torch.ones(len(self.target), dtype=torch.bool)
+        kept[rows] = False
+        return self.take(kept.nonzero()[:, 0])
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a data folder holds, perhaps without meta or validation samples, and the size of a view of its images.
+
+    ``fingerprints`` are those of a :class:`.Task`, of the folder as it is.
+    """
+
+    train: Samples
+    meta: Samples | None
+    validation: Samples | None
+    test: Samples
+    view_size: int
+    fingerprints: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CMWNetRecipe(Recipe):
+    """Classes of images whose labels are partly wrong or imbalanced, with sample weights that CMW-Net learns.
+
+    DATA is a folder: with train.txt, test.txt and perhaps meta.txt, samples with right labels, and val.txt, a line
+    'relative/path class' for each image; or with the idx files of MNIST and its like, or CIFAR's pickles.
+    """
+
+    name: ClassVar[str] = "cmw-net"
+    shape_facts: ClassVar[tuple[str, ...]] = ("classes", "image_shape", "view_size")
+    search_space: ClassVar[Mapping[str, tuple[float, float]]] = {"lr": (1e-3, 0.5), "meta_lr": (1e-4, 1e-1)}
+
+    method: Literal["cmw-net", "mw-net", "cmw-net-sl", "ce", "ce-meta"] = "cmw-net"
+    """CMW-Net, Meta-Weight-Net, CMW-Net with soft labels, or cross-entropy, perhaps on the meta samples too."""
+
+    epochs: PositiveInt = 100
+    """Passes over the training data."""
+
+    batch_size: PositiveInt = 100
+    """Samples of a step in each process; as many meta samples join."""
+
+    lr: Positive | None = None
+    """Learning rate of SGD. [default: resnet32 0.1, others 0.01]"""
+
+    weight_decay: NonNegative = 5e-4
+    """Of SGD."""
+
+    network: Literal["resnet32", "efficientnet-lite0"] = "resnet32"
+    """For small images from scratch, or for photographs with ImageNet weights."""
+
+    backbone: str | None = None
+    """Another network: module:callable without arguments, images [B, C, H, W] in [0, 1] to features [B, F]; or
+    timm:NAME, timm's network of that name with random weights."""
+
+    augment: str | None = None
+    """Training views of your own, of training and meta samples: module:callable without arguments, which makes a module
+    or function from float images [B, C, H, W] in [0, 1] to views [B, C, S, S] in [0, 1], random by torch's global
+    generator. S is image-size for listed images, or else the smaller side of the images."""
+
+    image_size: Annotated[int, Parameter(validator=validators.Number(gte=8))] | None = None
+    """Height and width of a view of listed images, in pixels. [default: resnet32 32, others 224]"""
+
+    flip: bool | None = None
+    """Mirror images at random; not for characters or digits. [default: true, without augment]"""
+
+    meta: Literal["clean", "lowest-loss", "balanced"] = "clean"
+    """Samples to learn the weights on: clean ones that are not trained on; those of the training samples with the
+    lowest losses, for noisy labels; or training samples, each class as often, for imbalanced labels that are right."""
+
+    meta_per_class: PositiveInt | None = None
+    """Clean: draw this many of each class from the training data, before noise is put on. Lowest-loss: choose this
+    many. [default: clean, those of meta.txt; lowest-loss 10]"""
+
+    val_fraction: Annotated[float, Parameter(validator=validators.Number(gt=0, lt=1))] | None = None
+    """Part of the training data to validate on, drawn before noise is put on. [default: val.txt, or no validation]"""
+
+    noise: Literal["none", "symmetric", "flip", "cifar10-flip"] = "none"
+    """For experiments, wrong training labels: any class, the next class, or CIFAR-10's similar classes."""
+
+    noise_rate: Fraction = 0.0
+    """Part of the training labels that noise is put on."""
+
+    imbalance: Annotated[float, Parameter(validator=validators.Number(gte=1))] = 1.0
+    """For experiments, a long tail: the largest class's number of training samples over the smallest one's."""
+
+    families: PositiveInt = 3
+    """Of classes, by size, that have weights of their own (cmw-net, cmw-net-sl)."""
+
+    normalize: Normalize = "mean"
+    """Divide weighted losses by the samples, for noise, or by the sum of weights, for imbalance."""
+
+    interval: PositiveInt = 1
+    """Every how many steps the weighting network learns."""
+
+    meta_lr: Positive = 1e-3
+    """Learning rate of the weighting network."""
+
+    warm_up: Fraction = 0.2
+    """Part of the steps that are plain cross-entropy, the first ones."""
+
+    def __post_init__(self) -> None:
+        if self.augment is not None and self.flip is not None:
+            raise SettingsError("augment replaces the view that flip is about: leave out one of the two")
+        if (self.noise == "none") != (self.noise_rate == 0):
+            raise SettingsError(f"noise {self.noise} with noise-rate {self.noise_rate:g}: set both, or none")
+        if self.meta == "balanced" and self.noise != "none":
+            raise SettingsError("meta balanced takes training labels for right: with noise, clean or lowest-loss")
+        if self.meta == "balanced" and self.meta_per_class is not None:
+            raise SettingsError("meta balanced draws from all training samples: leave out meta-per-class")
+        if self.meta == "lowest-loss" and self.epochs == 1:
+            raise SettingsError("meta lowest-loss chooses samples after the first epoch: set epochs to 2 or more")
+        if self.method == "ce-meta" and self.meta != "clean":
+            raise SettingsError(f"ce-meta trains on clean meta samples too, but meta {self.meta} are training samples")
+        if self.learns_weights and self.accumulate > 1:
+            raise SettingsError("weights are learnt for steps of one batch: leave out accumulate, or use a ce method")
+        if self.learns_weights and self.precision == "16-mixed":
+            raise SettingsError("weights are learnt in precision 32 or bf16-mixed, not in 16-mixed")
+        if self.method == "cmw-net-sl" and self.normalize != "mean":
+            raise SettingsError("cmw-net-sl averages its soft labels over the samples: leave out normalize")
+
+    @property
+    def learns_weights(self) -> bool:
+        return self.method not in ("ce", "ce-meta")
+
+    def read(self, progress: JobProgress) -> Task:
+        given = self._read_parts(progress)
+        num_classes = int(given.train.target.max()) + 1
+        try:
+            parts = self._put_on(self._draw(given), num_classes)
+        except SettingsError:
+            raise
+        except ValueError as error:
+            raise SettingsError(f"{self.data}: {error}") from None
+        train, meta = parts.train, parts.meta
+        if self.patience is not None and parts.validation is None:
+            raise SettingsError(f"patience needs validation samples: {self.data} has no {VALIDATION}; set val-fraction")
+        evaluation = lambda part: Evaluation(
+            part.names,
+            tensor_loader(part.images, batch_size=self.batch_size),
+            partial(class_table, target=part.target),
+        )
+        return Task(
+            facts={
+                "classes": num_classes,
+                "class_counts": torch.bincount(train.target, minlength=num_classes).tolist(),
+                "image_shape": list(train.images.tensor.shape[1:]),
+                "view_size": parts.view_size,
+            },
+            sizes={
+                "train": len(train.target),
+                "meta": 0 if meta is None else len(meta.target),
+                "validation": 0 if parts.validation is None else len(parts.validation.target),
+                "test": len(parts.test.target),
+            },
+            fingerprints=parts.fingerprints,
+            loader=self._loader(train, meta),
+            validation=None if parts.validation is None else evaluation(parts.validation),
+            test=evaluation(parts.test),
+        )
+
+    def make_method(self, facts: Mapping[str, Any]) -> CrossEntropy:
+        backbone, features = self._make_backbone(facts["image_shape"][0], facts["view_size"])
+        network = nn.Sequential(backbone, nn.Linear(features, facts["classes"]))
+        view = self._view(facts["view_size"], facts["image_shape"])
+        lr = self.lr or (0.1 if self._is_resnet else 0.01)
+        options: dict[str, Any] = {"lr": lr, "weight_decay": self.weight_decay}
+        if not self.learns_weights:
+            return CrossEntropy(network, view, **options)
+        class_counts = torch.tensor(facts["class_counts"])
+        options |= {
+            "families": 1 if self.method == "mw-net" else self.families,
+            "soft_labels": self.method == "cmw-net-sl",
+            "normalize": self.normalize,
+            "interval": self.interval,
+            "meta_lr": self.meta_lr,
+            "warm_up": self.warm_up,
+        }
+        if self.meta != "lowest-loss":
+            return LearntWeights(network, view, class_counts, **options)
+        per_class = self.meta_per_class or LOWEST_LOSS_PER_CLASS
+        return LowestLossMeta(network, view, class_counts, facts["image_shape"], per_class=per_class, **options)
+
+    def read_unseen(self, data: Path, facts: Mapping[str, Any], progress: JobProgress) -> Evaluation:
+        rows = read_image_names(data)
+        channels, height, width = facts["image_shape"]
+        folder = data if data.is_dir() else data.parent
+        progress.start("Reading images", total=len(rows))
+        images, _ = load_images(folder, rows, min(height, width), progress.advance, channels=channels)
+        return Evaluation([row.path for row in rows], tensor_loader(images, batch_size=self.batch_size), unscored)
+
+    def prediction_columns(self, predicted: Tensor, facts: Mapping[str, Any]) -> Mapping[str, Sequence[Any]]:
+        return class_columns(predicted)
+
+    def _read_parts(self, progress: JobProgress) -> Parts:
+        if not (self.data / TRAIN).exists():
+            return self._read_files()
+        lists = read_noisy_lists(self.data)
+        size = self.image_size or (32 if self._is_resnet else 224)
+        stored = stored_size(size)
+        self._make_backbone(3, size)  # what is wrong with it, or with the view, shows before images are read
+        self._view(size, (3, stored, stored))
+        given = (lists.train, lists.meta, lists.validation, lists.test)
+        rows = [row for part in given for row in part]
+        progress.start("Reading images", total=len(rows))
+        images, digests = load_images(self.data, rows, stored, progress.advance)
+        sizes = [len(part) for part in given]
+
+        def samples(part: Sequence[Row[int]], images: ChosenRows) -> Samples:
+            return Samples([row.path for row in part], images, torch.tensor([row.label for row in part]))
+
+        parts = zip(given, images.split(sizes), strict=True)
+        train, meta, validation, test = (samples(part, its) if part else None for part, its in parts)
+        assert train is not None
+        assert test is not None
+        names = ("train", "meta", "validation", "test")
+        fingerprints = {
+            name: image_fingerprint([row.path for row in part], its, [row.label for row in part])
+            for name, part, its in zip(names, given, digests.split(sizes), strict=True)
+        }
+        return Parts(train, meta, validation, test, size, fingerprints)
+
+    def _read_files(self) -> Parts:
+        if self.image_size is not None:
+            raise SettingsError(f"image-size is for listed images, but {self.data} has no {TRAIN}")
+        try:
+            files = read_image_files(self.data)
+        except ImageFileError as error:
+            raise ImageFileError(f"{error}; nor is there a list {self.data / TRAIN}") from None
+        train, test = (
+            Samples([f"{part}:{i}" for i in range(len(target))], ChosenRows(images, torch.arange(len(target))), target)
+            for part, images, target in (
+                ("train", files.train_images, files.train_target),
+                ("test", files.test_images, files.test_target),
+            )
+        )
+        channels, *size = files.train_images.shape[1:]
+        self._make_backbone(channels, min(size))
+        self._view(min(size), (channels, *size))
+        fingerprints = {
+            "train": fingerprint(files.train_images, files.train_target),
+            "test": fingerprint(files.test_images, files.test_target),
+        }
+        return Parts(train, None, None, test, min(size), fingerprints)
+
+    @property
+    def _is_resnet(self) -> bool:
+        return self.backbone is None and self.network == "resnet32"
+
+    def _make_backbone(self, channels: int, size: int) -> tuple[nn.Module, int]:
+        """Images to features, and how many these are."""
+        if self.backbone is not None:
+            return load_backbone(self.backbone, size, channels)
+        if self.network == "resnet32":
+            return resnet(32, channels), RESNET_FEATURES
+        if channels != 3 or size < SMALLEST_PHOTOGRAPH:
+            raise SettingsError(
+                f"efficientnet-lite0 is for images of 3 colours and at least {SMALLEST_PHOTOGRAPH} pixels, but these "
+                f"have {channels} and {size}: choose network resnet32"
+            )
+        return efficientnet_lite0(), FEATURES
+
+    def _view(self, size: int, image_shape: Sequence[int]) -> View:
+        return training_view(self.augment, size, image_shape, crop_area=0.8, operations=1, flip=self.flip is not False)
+
+    def _draw(self, parts: Parts) -> Parts:
+        """Validation and clean meta samples out of the training samples."""
+        train, meta, validation = parts.train, parts.meta, parts.validation
+        if self.val_fraction is not None:
+            if validation is not None:
+                raise SettingsError(f"{self.data} has {VALIDATION}: leave out val-fraction")
+            order = torch.randperm(len(train.target), generator=torch.Generator().manual_seed(self.seed))
+            drawn = order[: max(1, int(self.val_fraction * len(order)))].sort().values
+            train, validation = train.without(drawn), train.take(drawn)
+        if self.meta != "clean":
+            meta = None
+        elif self.meta_per_class is not None:
+            if meta is not None:
+                raise SettingsError(f"{self.data} has {META}: leave out meta-per-class")
+            drawn = balanced_subset(train.target, self.meta_per_class, seed=self.seed)
+            train, meta = train.without(drawn), train.take(drawn)
+        elif meta is None and self.method != "ce":
+            raise SettingsError(
+                f"{self.method} needs clean meta samples, but {self.data} has no {META}. Write one beside {TRAIN}, a "
+                "line 'relative/path class' for each; or set meta-per-class, to draw some from training labels that "
+                "are right; or learn weights on training samples: meta lowest-loss for noise, balanced for imbalance"
+            )
+        return replace(parts, train=train, meta=meta, validation=validation)
+
+    def _put_on(self, parts: Parts, num_classes: int) -> Parts:
+        """A long tail and noise of the training samples, and of no others."""
+        train = parts.train
+        if self.imbalance > 1:
+            smallest = int(train.target.unique(return_counts=True)[1].min())  # any class can be the largest
+            train = train.take(long_tail(train.target, self.imbalance, largest=smallest, seed=self.seed))
+        present = train.target.unique()
+        for part in (parts.test, parts.validation, parts.meta):
+            lost = [] if part is None else part.target[~torch.isin(part.target, present)].unique().tolist()
+            if lost:
+                raise SettingsError(
+                    f"{self.data}: no training samples of class {', '.join(map(str, lost))}, which is to be predicted; "
+                    "more of them are left with a smaller imbalance, val-fraction or meta-per-class"
+                )
+        options: dict[str, Any] = {"num_classes": num_classes, "seed": self.seed}
+        if self.noise == "symmetric":
+            train = replace(train, target=symmetric_noise(train.target, self.noise_rate, **options))
+        elif self.noise != "none":
+            flips = CIFAR10_FLIPS if self.noise == "cifar10-flip" else None
+            train = replace(train, target=flip_noise(train.target, self.noise_rate, flips, **options))
+        return replace(parts, train=train)
+
+    def _loader(self, train: Samples, meta: Samples | None) -> DataLoader[Any]:
+        images, target = train.images, train.target
+        if self.method == "ce-meta" and meta is not None:  # whose images are of the same tensor
+            images = ChosenRows(images.tensor, torch.cat([images.chosen, meta.images.chosen]))
+            target = torch.cat([target, meta.target])
+        if not self.learns_weights or self.meta == "lowest-loss":
+            return tensor_loader(images, target, batch_size=self.batch_size, shuffle=True)
+        if meta is not None:
+            return meta_loader(images, target, meta.images, meta.target, batch_size=self.batch_size)
+        weights = 1 / torch.bincount(target)[target]
+        return meta_loader(images, target, images, target, weights, batch_size=self.batch_size)
+
+
+def load_weight_net(run: Path) -> CMWNet:
+    """The weighting network of a run, e.g. to save it or to weigh the samples of another training.
+
+    It is that of the best epoch, or without a validation of the last one. Raises a :class:`.SettingsError` for a folder
+    that holds no such run.
+    """
+    name, settings, facts = read_run(run)
+    if name != CMWNetRecipe.name or settings["method"] in ("ce", "ce-meta"):
+        raise SettingsError(f"{run} has no learnt weights: it is of {name}, method {settings.get('method')}")
+    own = trained_state(run, "weight_net")
+    weight_net = CMWNet(facts["class_counts"], len(own["centers"]))
+    weight_net.load_state_dict(own)
+    return weight_net

@@ -1,0 +1,112 @@
+"""Decoded images that need not fit into memory: a file in the user's cache, of which only what is asked for is read."""
+
+import errno
+import fcntl
+import math
+import os
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import platformdirs
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+
+Pixels = npt.NDArray[np.uint8]
+Store = Callable[[int, Pixels], None]
+"""Keeps the pixels ``[C, H, W]`` of the image with that number; threads may call it at once."""
+Decode = Callable[[Store], npt.NDArray[np.int64]]
+"""Stores every image, and returns a digest of each."""
+
+
+class ImageCacheError(UserError):
+    """A cache that cannot be written."""
+
+
+def kept_on_disk(
+    key: str, shape: tuple[int, ...], decode: Decode, on_found: Callable[[], None] = lambda: None
+) -> tuple[Tensor, Tensor]:
+    """The images ``[N, C, H, W]``, uint8, of the file that is named after ``key``, which ``decode`` fills at first, and
+    their digests ``[N]``.
+
+    The images are the file, mapped and read-only: they take what memory there is to spare, and must not be changed in
+    place. Of several processes that ask for the same images one decodes, and the others wait for it; if it dies,
+    another one begins anew. ``on_found`` is called where ``decode`` is not. Raises an :class:`ImageCacheError` if there
+    is no room or no permission.
+    """
+    folder = platformdirs.user_cache_path("dadl")
+    file = folder / f"images-{key}.npy"
+    kept = _whole(file, shape)
+    try:
+        if kept is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = file.with_suffix(".lock")
+            with lock.open("w") as stream:
+                fcntl.flock(stream, fcntl.LOCK_EX)  # until the file is closed, or the process ends
+                kept = _whole(file, shape)
+                if kept is None:
+                    _write(file, shape, decode)
+                lock.unlink(missing_ok=True)  # whoever waits for it finds the images
+            if kept is None:
+                return _read(file)
+    except OSError as error:
+        raise ImageCacheError(
+            f"cannot keep {math.prod(shape) / 1e9:.1f} GB of decoded images in {folder}: {error.strerror or error}; "
+            "make room there, or set XDG_CACHE_HOME to a folder that has it"
+        ) from None
+    on_found()
+    return kept
+
+
+def _whole(file: Path, shape: tuple[int, ...]) -> tuple[Tensor, Tensor] | None:
+    """What the file holds, or none where it is missing or damaged."""
+    try:
+        images, digests = _read(file)
+    except (OSError, EOFError, ValueError):
+        return None
+    return (images, digests) if images.shape == shape and images.dtype == torch.uint8 else None
+
+
+def _read(file: Path) -> tuple[Tensor, Tensor]:
+    # Read-only, as a private mapping that can be written to is refused where it is larger than the memory.
+    pixels = np.load(file, mmap_mode="r")
+    with file.open("rb") as stream:
+        stream.seek(pixels.offset + pixels.nbytes)
+        digests = np.load(stream)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*not writable")
+        return torch.from_numpy(pixels), torch.from_numpy(digests)
+
+
+def _write(file: Path, shape: tuple[int, ...], decode: Decode) -> None:
+    """Fill a temporary file and put it in its place; one that a killed process left is overwritten."""
+    if shutil.disk_usage(file.parent).free < math.prod(shape):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # now, and not after an hour
+    temporary = file.with_suffix(".part")
+    try:
+        with temporary.open("wb") as stream:
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(stream, header)
+            stream.flush()
+            start = stream.tell()
+
+            def store(index: int, pixels: Pixels) -> None:
+                # Not through a mapping, where a full disk is no error but a signal that kills.
+                part = np.ascontiguousarray(pixels)
+                if os.pwrite(stream.fileno(), part.data, start + index * part.nbytes) != part.nbytes:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+            digests = decode(store)
+            stream.seek(start + math.prod(shape))
+            np.save(stream, digests)  # behind the images, where they are read without touching these
+            stream.flush()
+            os.fsync(stream.fileno())  # else a power failure could leave zeros under the final name
+        os.replace(temporary, file)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

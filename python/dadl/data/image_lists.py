@@ -1,0 +1,376 @@
+"""Images named in lists, with fewer and more labels: a row is ``relative/path label`` or ``relative/path value value``.
+
+A data folder holds ``train_15.txt`` (any percentage; these samples are labelled), ``train_100.txt`` (all training
+samples; those of them that are not in the labelled list are used without their label), ``test.txt``, and perhaps
+``val.txt``. Where all labels are used but some may be wrong, it holds ``train.txt``, ``test.txt``, and perhaps
+``meta.txt``, samples whose labels are right, and ``val.txt``.
+"""
+
+import contextlib
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Generic, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import PIL
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from ..errors import UserError
+from .fingerprint import fingerprint, pixel_digest
+from .image_cache import Store, kept_on_disk
+from .rows import ChosenRows
+
+DECODING_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+FULL = 100
+TEST, VALIDATION = "test.txt", "val.txt"
+TRAIN, META = "train.txt", "meta.txt"
+IMAGE_SUFFIXES = tuple(Image.registered_extensions())
+KEPT_IN_MEMORY = 64 * 2**20
+DECODING = 1  # counts the ways that load_images has made pixels of files
+AT_A_TIME = 10_000  # a million tasks in a pool would take a gigabyte
+
+Values = tuple[float, ...]
+LabelT = TypeVar("LabelT")
+
+
+class ImageListError(UserError, ValueError):
+    """Everything that is wrong with a data folder, a line each."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+
+
+class ImageRow(Protocol):
+    """Names an image: its path in the data folder, and where that is written."""
+
+    @property
+    def where(self) -> str: ...
+
+    @property
+    def path(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Row(Generic[LabelT]):
+    """One line of a list; ``where`` is the file and the line number, the label a class or some values."""
+
+    where: str
+    path: str
+    label: LabelT
+
+
+@dataclass(frozen=True)
+class ImageLists(Generic[LabelT]):
+    """The rows of a data folder: labelled, unlabelled, validation (perhaps none) and test samples."""
+
+    labelled: list[Row[LabelT]]
+    unlabelled: list[Row[LabelT]]
+    validation: list[Row[LabelT]]
+    test: list[Row[LabelT]]
+
+
+@dataclass(frozen=True)
+class ClassLists(ImageLists[int]):
+    """Rows whose labels are classes, ``num_classes`` of them."""
+
+    num_classes: int
+
+
+@dataclass(frozen=True)
+class NoisyLists:
+    """The rows of a data folder whose training labels may be wrong; perhaps no meta and validation samples."""
+
+    train: list[Row[int]]
+    meta: list[Row[int]]
+    validation: list[Row[int]]
+    test: list[Row[int]]
+    num_classes: int
+
+
+def list_name(percent: int) -> str:
+    """The file that lists ``percent`` % of the training samples."""
+    return f"train_{percent}.txt"
+
+
+def read_lists(folder: Path, percent: int) -> ClassLists:
+    """Read the lists of ``folder`` with ``percent`` % of the labels.
+
+    The label is the last whitespace-separated token of a row, a class from 0; paths may contain spaces. Empty lines are
+    skipped. Raises :class:`ImageListError` with all bad rows: without a label, with one that is no class, naming no
+    file, twice in one list, with another label than in the full list, or alone in their class; and for missing or empty
+    lists.
+    """
+    lists, problems = _read_parts(folder, percent, _parse_class)
+    problems += _unknown_classes(lists.labelled, [*lists.validation, *lists.test], list_name(percent))
+    _refuse(problems or _lonely([*lists.labelled, *lists.unlabelled]))
+    num_classes = max(row.label for row in lists.labelled) + 1
+    return ClassLists(lists.labelled, lists.unlabelled, lists.validation, lists.test, num_classes)
+
+
+def read_noisy_lists(folder: Path) -> NoisyLists:
+    """Read ``train.txt``, ``test.txt`` and, if they are there, ``meta.txt`` and ``val.txt`` of ``folder``.
+
+    Rows are those of :func:`read_lists`, and so are the errors.
+    """
+    problems: list[str] = []
+    train, meta, validation, test = (
+        _read_list(folder, name, _parse_class, problems) if name in (TRAIN, TEST) or (folder / name).exists() else []
+        for name in (TRAIN, META, VALIDATION, TEST)
+    )
+    problems += _unknown_classes(train, [*meta, *validation, *test], TRAIN)
+    _refuse(problems or _lonely(train))
+    return NoisyLists(train, meta, validation, test, max(row.label for row in train) + 1)
+
+
+def read_value_lists(folder: Path, percent: int, columns: Sequence[int] | None = None) -> ImageLists[Values]:
+    """Read the lists of ``folder`` with ``percent`` % of the labels, which are values in [0, 1].
+
+    The values are the numbers that a row ends in, as many in every row; of these the ``columns``, from 0, are kept, by
+    default all. Empty lines are skipped. Raises :class:`ImageListError` with all bad rows, as :func:`read_lists` does.
+    """
+    lists, problems = _read_parts(folder, percent, _parse_values)
+    rows = [*lists.labelled, *lists.unlabelled, *lists.validation, *lists.test]
+    problems += [
+        f"{row.where}: {len(row.label)} values of {row.path}, {len(rows[0].label)} in {rows[0].where}"
+        for row in rows
+        if len(row.label) != len(rows[0].label)
+    ]
+    if rows and columns is not None:
+        problems += [
+            f"there is no column {column}: {rows[0].where} has {len(rows[0].label)} values, numbered from 0"
+            for column in columns
+            if not 0 <= column < len(rows[0].label)
+        ]
+    _refuse(problems)
+    if columns is None:
+        return lists
+    keep = lambda part: [replace(row, label=tuple(row.label[column] for column in columns)) for row in part]
+    return ImageLists(*(keep(part) for part in (lists.labelled, lists.unlabelled, lists.validation, lists.test)))
+
+
+def _read_parts(
+    folder: Path, percent: int, parse: Callable[[str], tuple[str, LabelT]]
+) -> tuple[ImageLists[LabelT], list[str]]:
+    """The parts, and what is wrong with them."""
+    problems: list[str] = []
+    labelled, full, test = (
+        _read_list(folder, name, parse, problems) for name in (list_name(percent), list_name(FULL), TEST)
+    )
+    validation = _read_list(folder, VALIDATION, parse, problems) if (folder / VALIDATION).exists() else []
+    labels = {row.path: row.label for row in full}
+    problems += [
+        f"{row.where}: label {row.label} of {row.path}, which {list_name(FULL)} labels {labels[row.path]}"
+        for row in labelled
+        if labels.get(row.path, row.label) != row.label
+    ]
+    named = {row.path for row in labelled}
+    return ImageLists(labelled, [row for row in full if row.path not in named], validation, test), problems
+
+
+def read_image_names(path: Path) -> list[Row[None]]:
+    """The images of a folder and its subfolders, or those that a text file names, one a line, relative to its folder.
+
+    Raises :class:`ImageListError` with all lines that name no file, or if there are no images.
+    """
+    if path.is_dir():
+        files = (file for file in sorted(path.rglob("*")) if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+        rows = [Row(str(file), file.relative_to(path).as_posix(), None) for file in files]
+        _refuse([] if rows else [f"{path}: no images"])
+        return rows
+    problems: list[str] = []
+    rows = _read_list(path.parent, path.name, lambda line: (line.strip(), None), problems)
+    _refuse(problems)
+    return rows
+
+
+def _unknown_classes(trained: Sequence[Row[int]], rows: Sequence[Row[int]], name: str) -> list[str]:
+    """A problem for each row of a class that no row of the list ``name``, unless that has none at all, is of."""
+    classes = {row.label for row in trained}
+    return [
+        f"{row.where}: label {row.label} of {row.path}, a class without a row in {name}"
+        for row in rows
+        if classes and row.label not in classes
+    ]
+
+
+def _lonely(trained: Sequence[Row[int]]) -> list[str]:
+    """A problem for each training row whose class has no other."""
+    counts = Counter(row.label for row in trained)
+    return [
+        f"{row.where}: {row.path} is the only training sample of class {row.label}; add others, or leave the class out"
+        for row in trained
+        if counts[row.label] == 1
+    ]
+
+
+def _refuse(problems: list[str]) -> None:
+    if problems:
+        raise ImageListError(list(dict.fromkeys(problems)))
+
+
+def _parse_class(line: str) -> tuple[str, int]:
+    path, label = (["", *line.rsplit(maxsplit=1)])[-2:]
+    path = path.strip()
+    if not path:
+        raise ValueError(f"expected 'relative/path label', got {line.strip()!r}")
+    if not (label.isascii() and label.isdigit()):
+        raise ValueError(f"label {label!r} of {path} is not a class number")
+    return path, int(label)
+
+
+def _parse_values(line: str) -> tuple[str, Values]:
+    values: list[float] = []
+    path = line.strip()
+    while path and (value := _as_number(path.split()[-1])) is not None:
+        path = path.rpartition(path.split()[-1])[0].rstrip()
+        values.insert(0, value)
+    if not path or not values:
+        raise ValueError(f"expected 'relative/path value value ...', got {line.strip()!r}")
+    for value in values:
+        if not 0 <= value <= 1:
+            raise ValueError(f"value {value:g} of {path} is not in [0, 1]")
+    return path, tuple(values)
+
+
+def _as_number(token: str) -> float | None:
+    try:
+        return float(token)
+    except ValueError:
+        return None
+
+
+def _read_list(
+    folder: Path, name: str, parse: Callable[[str], tuple[str, LabelT]], problems: list[str]
+) -> list[Row[LabelT]]:
+    try:
+        lines = (folder / name).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        problems.append(f"{folder / name}: no such file")
+        return []
+    rows: dict[str, Row[LabelT]] = {}
+    for number, line in enumerate(lines, start=1):
+        where = f"{name}:{number}"
+        if not line.strip():
+            continue
+        try:
+            path, label = parse(line)
+        except ValueError as error:
+            problems.append(f"{where}: {error}")
+            continue
+        if path in rows:
+            problems.append(f"{where}: {path} again, first in {rows[path].where}")
+        elif not (folder / path).is_file():
+            problems.append(f"{where}: no file {folder / path}")
+        else:
+            rows[path] = Row(where, path, label)
+    if not any(line.strip() for line in lines):
+        problems.append(f"{folder / name}: the list is empty")
+    return list(rows.values())
+
+
+def load_images(
+    folder: Path, rows: Sequence[ImageRow], size: int, on_loaded: Callable[[], None], *, channels: int = 3
+) -> tuple[ChosenRows, Tensor]:
+    """Decode every image, resized to a square: ``[N, channels, size, size]``, uint8, colours or 1 channel of greys.
+
+    Returns with them the :func:`.pixel_digest` of each, ``[N]``, int64.
+
+    Those of more than ``KEPT_IN_MEMORY`` bytes, ``channels · N · size²``, are kept in a file of the user's cache, see
+    :func:`.kept_on_disk`, and are decoded anew only when a file changes; the tensor is then read-only. ``on_loaded`` is
+    called after each. Raises :class:`ImageListError` with all images that cannot be read.
+    """
+    shape = (len(rows), channels, size, size)
+    # By path, so that one file serves every order that a seed or a part of the labels brings.
+    order = sorted(range(len(rows)), key=lambda i: rows[i].path)
+    positions = dict(zip(order, range(len(rows)), strict=True))
+    chosen = torch.tensor([positions[i] for i in range(len(rows))])
+    mode = "RGB" if channels == 3 else "L"
+
+    def decode(store: Store) -> npt.NDArray[np.int64]:
+        digests = np.empty(len(rows), dtype=np.int64)
+
+        def load(index: int) -> str | None:
+            try:
+                with Image.open(folder / rows[index].path) as image:
+                    pixels = np.array(image.convert(mode).resize((size, size), Image.Resampling.BILINEAR))
+            except DECODING_ERRORS as error:
+                return _unreadable(folder, rows[index], error)
+            store(positions[index], pixels.reshape(size, size, channels).transpose(2, 0, 1))
+            digests[positions[index]] = pixel_digest(pixels)
+            return None
+
+        if problems := _problems(len(rows), load, on_loaded):
+            raise ImageListError(problems)
+        return digests
+
+    def count_all() -> None:
+        for _ in rows:
+            on_loaded()
+
+    if math.prod(shape) > KEPT_IN_MEMORY:
+        key = _key(folder, [rows[i] for i in order], shape)
+        images, digests = kept_on_disk(key, shape, decode, count_all)
+    else:
+        pixels = np.empty(shape, dtype=np.uint8)
+        digests = torch.from_numpy(decode(pixels.__setitem__))
+        images = torch.from_numpy(pixels)
+    return ChosenRows(images, chosen), digests[chosen]
+
+
+def _key(folder: Path, rows: Sequence[ImageRow], shape: tuple[int, ...]) -> str:
+    """A digest of everything that decoded images depend on, without reading the files."""
+    whole = folder.resolve()
+
+    def states() -> Iterator[tuple[str, int, int, int]]:
+        for row in rows:
+            file = whole / row.path
+            with contextlib.suppress(OSError):  # decoding says which are missing
+                status = file.stat()
+                # The time of the last change of any kind too, as that of the contents can be set back.
+                yield str(file), status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+    return fingerprint([DECODING, PIL.__version__, shape], states())
+
+
+def image_problems(folder: Path, rows: Sequence[ImageRow], on_checked: Callable[[], None]) -> list[str]:
+    """Decode every image and keep none: a line for each that is missing or cannot be read.
+
+    ``on_checked`` is called after each.
+    """
+
+    def check(index: int) -> str | None:
+        path = folder / rows[index].path
+        if not path.is_file():
+            return f"{rows[index].where}: no file {path}"
+        try:
+            with Image.open(path) as image:
+                image.draft("RGB", (1, 1))  # a JPEG is read to its end all the same, but most pixels are not computed
+                image.load()
+        except DECODING_ERRORS as error:
+            return _unreadable(folder, rows[index], error)
+        return None
+
+    return _problems(len(rows), check, on_checked)
+
+
+def _problems(count: int, check: Callable[[int], str | None], on_checked: Callable[[], None]) -> list[str]:
+    problems = []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, count, AT_A_TIME):
+            for problem in pool.map(check, range(start, min(start + AT_A_TIME, count))):
+                problems += [problem] if problem else []
+                on_checked()
+    return problems
+
+
+def _unreadable(folder: Path, row: ImageRow, error: Exception) -> str:
+    reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
+    return f"{row.where}: cannot read {folder / row.path}: {reason}"

@@ -1,0 +1,1 @@
+"""Networks and views of images, our own and those that users bring along."""

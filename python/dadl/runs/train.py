@@ -1,0 +1,406 @@
+"""Runs: a recipe trained into a folder, taken up again, judged once more, or set to predict."""
+
+import atexit
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, get_args, get_type_hints
+
+import torch
+import torch.distributed as dist
+import yaml
+from lightning_fabric import Fabric
+from lightning_fabric.loggers.tensorboard import TensorBoardLogger
+from rich.console import Console
+
+from dadl_ext import build_info
+
+from ..files import CheckpointError, load_checkpoint, read_checkpoint, replace_file, write_csv
+from ..options import Device, Flag, PositiveInt
+from ..output import Cells, JobProgress, environment, markdown_table, rich_table, write_json
+from ..training.loop import BEST, LAST, EpochLog, Method, best_epoch, fit, predict
+from .recipe import Evaluation, Recipe, SettingsError, Table, Task
+
+CONFIG, RUN, RESULTS, TABLE, PREDICTIONS = "config.yaml", "run.json", "results.json", "table.md", "predictions.csv"
+JOURNAL = "search.journal"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How a training is carried out."""
+
+    output: Path | None = None
+    """Folder of the run. [default: dadl-train-NAME]"""
+
+    resume: Flag = False
+    """Continue from the folder's checkpoint, or begin if there is none."""
+
+    device: Device = "auto"
+    """Where to compute."""
+
+    search: PositiveInt | None = None
+    """Trials to choose settings on validation; the best one is tested. [default: none]"""
+
+    tensorboard: Flag = False
+    """Log for TensorBoard too, into the folder of the run."""
+
+
+def make_fabric(device: Device, precision: Any = "32", loggers: Any = ()) -> Fabric:
+    """One process, or under ``torchrun`` all of its processes, on every node."""
+    local, world = (int(os.environ.get(name, 1)) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+    strategy = "ddp" if world > 1 else "auto"
+    fabric = Fabric(
+        accelerator=device,
+        devices=local,
+        num_nodes=world // local,
+        strategy=strategy,
+        precision=precision,
+        loggers=list(loggers),
+    )
+    fabric.launch()
+    if world > 1:
+        atexit.register(_leave_process_group)  # else gloo's threads may abort the process as it exits
+    return fabric
+
+
+def _leave_process_group() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def train_run(recipe: Recipe, options: RunOptions, console: Console) -> Table:
+    """Train, test once at the end, and write everything to the folder of the run. Returns the test's table.
+
+    The folder holds ``config.yaml`` with the settings, ``run.json`` with what is known of the data, checkpoints,
+    ``log.csv``, ``table.md``, ``results.json`` and ``predictions.csv`` of the test. With a search it holds such a
+    folder for each trial, and the best one is tested. Raises a :class:`.UserError` with all problems before training:
+    of the data, the settings, or the folder.
+    """
+    output = Path(f"dadl-train-{recipe.name}") if options.output is None else options.output
+    _check_folder(output, recipe, options)
+    # Seconds within which numbers are in the file, should the process be killed.
+    loggers = [TensorBoardLogger(output, name=None, version="tensorboard", flush_secs=5)] if options.tensorboard else []
+    fabric = make_fabric(options.device, recipe.precision, loggers)
+    if fabric.world_size > 1 and options.search is not None:
+        raise SettingsError(f"a search trains in one process, not in {fabric.world_size}")
+    if not fabric.is_global_zero:
+        console = Console(quiet=True)
+    try:
+        with JobProgress(console) as progress:
+            task = recipe.read(progress)
+            console.print(
+                f"{recipe.data}: " + ", ".join(f"{n} {part}" for part, n in task.sizes.items()), soft_wrap=True
+            )
+            if options.search is not None:
+                recipe, output = _search(recipe, task, output, options.search, fabric, progress, console)
+            run = _Run(recipe, task, output, fabric)
+            run.train(progress)
+    finally:
+        for logger in loggers:
+            logger.finalize("")  # which writes what is still on its way
+    return run.test(console)
+
+
+class _Run:
+    """A recipe, its data, and the folder that it is trained into."""
+
+    def __init__(self, recipe: Recipe, task: Task, folder: Path, fabric: Fabric) -> None:
+        self.recipe, self.task, self.folder, self.fabric = recipe, task, folder, fabric
+        self.facts = _as_json(task.facts)
+        self.beginning = _beginning(recipe, task)
+        _check_data(recipe, self.beginning, folder)
+        self.seconds = 0.0
+        self.history: list[EpochLog] = []
+        self.on_epoch: Callable[[Sequence[EpochLog]], None] = lambda history: None
+
+    def train(self, progress: JobProgress) -> None:
+        """Train from the beginning or from the folder's checkpoint, and leave the method after its best epoch."""
+        recipe, task, fabric, started = self.recipe, self.task, self.fabric, time.perf_counter()
+        fabric.barrier()  # every process has looked into the folder
+        if fabric.is_global_zero:
+            self._write_beginning()
+        torch.manual_seed(recipe.seed)
+        self.method = recipe.make_method(self.facts)
+        batches = -(-len(task.loader) // fabric.world_size)
+        progress.start("Training", total=recipe.epochs * -(-batches // recipe.accumulate))
+
+        def on_epoch(history: Sequence[EpochLog]) -> None:
+            progress.describe(_progress_line(history[-1], recipe.epochs))
+            self.on_epoch(history)
+
+        self.history = fit(
+            fabric,
+            self.method,
+            task.loader,
+            epochs=recipe.epochs,
+            seed=recipe.seed,
+            accumulate=recipe.accumulate,
+            folder=self.folder,
+            checkpoint_every=recipe.checkpoint_every,
+            validate=None if task.validation is None else self._validate,
+            patience=recipe.patience,
+            on_begin=progress.begin_at,
+            on_step=progress.advance,
+            on_epoch=on_epoch,
+        )
+        self.seconds = time.perf_counter() - started
+
+    def test(self, console: Console) -> Table:
+        """Judge the test samples, and write and show what there is to know of the run."""
+        recipe, part = self.recipe, self.task.test
+        predicted = predict(self.fabric, self.method, part.loader)
+        table = part.score(predicted)
+        title = f"Test of {recipe.name}"
+        console.print(rich_table(title, _cells(table)))
+        if self.fabric.is_global_zero:
+            text = f"**{title}**\n\n{markdown_table(_cells(table))}\n"
+            (self.folder / TABLE).write_text(text, encoding="utf-8")
+            write_csv(self.folder / PREDICTIONS, _rows(part, recipe.prediction_columns(predicted, self.facts)))
+            results = {
+                "recipe": recipe.name,
+                "settings": settings_of(recipe),
+                "facts": self.facts,
+                "environment": environment(self.fabric.device) | {"processes": self.fabric.world_size},
+                "dadl_ext": build_info(),
+                "samples": dict(self.task.sizes),
+                "seconds": self.seconds,
+                "best_epoch": best_epoch(self.history),
+                "history": self.history,
+                "test": {row: dict(columns) for row, columns in table.items()},
+            }
+            replace_file(self.folder / RESULTS, lambda path: write_json(path, results))
+            console.print(f"Wrote checkpoints, log, table, results and predictions to {self.folder}", soft_wrap=True)
+        self.fabric.barrier()
+        return table
+
+    def _validate(self) -> dict[str, float]:
+        """All numbers of the validation's table in a row."""
+        part = self.task.validation
+        assert part is not None
+        table = part.score(predict(self.fabric, self.method, part.loader))
+        return {f"{row} {column}": value for row, columns in table.items() for column, value in columns.items()}
+
+    def _write_beginning(self) -> None:
+        """What a run is, before its first checkpoint."""
+        settings = yaml.safe_dump(settings_of(self.recipe), sort_keys=False)
+        config = f"# dadl train {self.recipe.name} --config {CONFIG}\n{settings}"
+        replace_file(self.folder / RUN, lambda path: write_json(path, self.beginning))
+        replace_file(self.folder / CONFIG, lambda path: _write_text(path, config))
+
+
+def _search(
+    recipe: Recipe,
+    task: Task,
+    folder: Path,
+    trials: int,
+    fabric: Fabric,
+    progress: JobProgress,
+    console: Console,
+) -> tuple[Recipe, Path]:
+    """Train until there are as many trials; the recipe and the folder of the best one."""
+    from optuna import TrialPruned
+
+    from .search import Search
+
+    for trial_folder in sorted(folder.glob("trial-*")):  # which those that are still to come are compared with
+        _check_data(recipe, _beginning(recipe, task), trial_folder)
+    search = Search(recipe, task, folder)
+    while len(search.finished) < trials:
+        trial, candidate, trial_folder = search.ask()
+        chosen = ", ".join(f"{name} {getattr(candidate, name):.4g}" for name in recipe.search_space)
+        console.print(f"Trial {len(search.finished) + 1}/{trials}: {chosen}", soft_wrap=True)
+        run = _Run(candidate, task, trial_folder, fabric)
+        run.on_epoch = partial(search.report, trial)
+        try:
+            run.train(progress)
+        except TrialPruned:
+            search.tell(trial, None)
+        else:
+            search.tell(trial, run.history)
+    search.write(console)
+    return search.best()
+
+
+def evaluate_run(
+    folder: Path, data: Path | None, part: Literal["test", "val"], device: Device, console: Console
+) -> Table:
+    """Judge a run once more, on its own data or on others of the same kind. Returns the table."""
+    kind, settings, facts = read_run(folder)
+    recipe = make_recipe(kind, settings | ({} if data is None else {"data": data}))
+    fabric = make_fabric(device, recipe.precision)
+    if not fabric.is_global_zero:
+        console = Console(quiet=True)
+    with JobProgress(console) as progress:
+        task = recipe.read(progress)
+    own = _as_json(task.facts)
+    for name in recipe.shape_facts:
+        if own[name] != facts[name]:
+            raise SettingsError(f"{data} has other {name} than the run: {own[name]} and not {facts[name]}")
+    evaluation = task.test if part == "test" else task.validation
+    if evaluation is None:
+        raise SettingsError(f"{recipe.data} has no validation samples")
+    table = evaluation.score(predict(fabric, _trained(fabric, recipe, facts, folder), evaluation.loader))
+    console.print(rich_table(f"{folder}, {part}", _cells(table)))
+    return table
+
+
+def predict_run(folder: Path, data: Path, output: Path, device: Device, console: Console) -> None:
+    """Predict samples without a target and write a CSV file: their names and what is predicted."""
+    kind, settings, facts = read_run(folder)
+    recipe = make_recipe(kind, settings)
+    fabric = make_fabric(device, recipe.precision)
+    if not fabric.is_global_zero:
+        console = Console(quiet=True)
+    with JobProgress(console) as progress:
+        unseen = recipe.read_unseen(data, facts, progress)
+    predicted = predict(fabric, _trained(fabric, recipe, facts, folder), unseen.loader)
+    if fabric.is_global_zero:
+        write_csv(output, _rows(unseen, recipe.prediction_columns(predicted, facts)))
+    console.print(f"Wrote {len(unseen.names)} predictions to {output}", soft_wrap=True)
+
+
+def read_run(folder: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """The name of a run's recipe, its settings, and the facts of its training data."""
+    try:
+        run = json.loads((folder / RUN).read_text(encoding="utf-8"))
+        settings = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+        return run["recipe"], settings, run["facts"]
+    except FileNotFoundError as error:
+        raise SettingsError(f"{folder} is not the folder of a run: it has no {Path(error.filename).name}") from None
+    except (ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        raise SettingsError(f"{folder} is a run that cannot be read: {error}") from None
+
+
+def trained_checkpoint(folder: Path) -> Path:
+    """The checkpoint with a run's method after its best epoch, or without a validation after its last."""
+    file = next((folder / name for name in (BEST, LAST) if (folder / name).exists()), None)
+    if file is None:
+        raise CheckpointError(f"{folder} has no checkpoint yet")
+    return file
+
+
+def trained_state(folder: Path, part: str) -> dict[str, Any]:
+    """The trained state of one module of a run's method, e.g. its ``encoder``."""
+    state = read_checkpoint(trained_checkpoint(folder))["method"]
+    return {key.removeprefix(f"{part}."): value for key, value in state.items() if key.startswith(f"{part}.")}
+
+
+def make_recipe(name: str, settings: Mapping[str, Any]) -> Recipe:
+    """The recipe of that name with settings as ``config.yaml`` has them."""
+    from ..recipes import RECIPES  # which imports every method
+
+    kind = next((kind for kind in RECIPES if kind.name == name), None)
+    if kind is None:
+        raise SettingsError(f"there is no recipe {name!r}, but {', '.join(kind.name for kind in RECIPES)}")
+    hints = get_type_hints(kind)
+    unknown = [key for key in settings if key not in {field.name for field in fields(kind)}]
+    if unknown:
+        raise SettingsError(f"{name} has no setting {unknown[0]!r}")
+
+    def value(key: str) -> Any:
+        plain = settings[key]
+        if Path in (hints[key], *get_args(hints[key])):
+            return Path(plain)
+        return tuple(plain) if isinstance(plain, list) else plain
+
+    return kind(**{key: value(key) for key in settings})
+
+
+def settings_of(recipe: Recipe) -> dict[str, Any]:
+    """Plain values, of which ``None`` are left out, and absolute paths."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Path):
+            return str(value.resolve())
+        return list(value) if isinstance(value, tuple) else value
+
+    return {key: plain(value) for key, value in asdict(recipe).items() if value is not None}
+
+
+def _as_json(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """As they will be read."""
+    plain: dict[str, Any] = json.loads(json.dumps(facts))
+    return plain
+
+
+def _beginning(recipe: Recipe, task: Task) -> dict[str, Any]:
+    """What a run keeps of its data."""
+    return {
+        "recipe": recipe.name,
+        "facts": _as_json(task.facts),
+        "samples": dict(task.sizes),
+        "fingerprints": dict(task.fingerprints),
+    }
+
+
+def _check_data(recipe: Recipe, beginning: Mapping[str, Any], folder: Path) -> None:
+    """Refuse to go on in that folder, if there is a checkpoint, with other data than those it began with."""
+    if not (folder / LAST).exists():
+        return
+    began = json.loads((folder / RUN).read_text(encoding="utf-8"))
+    if began == beginning:
+        return
+    differ = lambda key: [part for part in beginning[key] if began.get(key, {}).get(part) != beginning[key][part]]
+    if sizes := differ("samples"):
+        what = ", ".join(
+            f"{part} had {began['samples'].get(part)} samples and not {beginning['samples'][part]}" for part in sizes
+        )
+    elif parts := differ("fingerprints"):
+        what = f"as many samples, but other values, names, images or another order in {', '.join(parts)}"
+    else:
+        what = f"other {', '.join(differ('facts'))}"
+    raise SettingsError(
+        f"{recipe.data} has changed since the run in {folder} began: {what}; resume with the data as they were, or "
+        "choose another folder with --output"
+    )
+
+
+def _check_folder(output: Path, recipe: Recipe, options: RunOptions) -> None:
+    place = next(folder for folder in (output, *output.absolute().parents) if os.path.exists(folder))
+    if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
+        raise SettingsError(f"cannot write to {output}: {place} is no folder that can be written to; choose --output")
+    searched = (output / JOURNAL).exists()
+    begun = output / "trial-0" / CONFIG if searched else output / LAST
+    if not begun.exists():
+        return  # nothing is lost
+    if not options.resume:
+        raise SettingsError(f"{output} holds a run: --resume continues it, or choose another folder with --output")
+    if searched != (options.search is not None):
+        raise SettingsError(f"{output} holds a {'search' if searched else 'run'}; choose another folder with --output")
+    _, settings, _ = read_run(output / "trial-0" if searched else output)
+    own = settings_of(recipe)
+    compared = {*own, *settings} - set(recipe.search_space if searched else ())
+    changed = sorted(key for key in compared if own.get(key) != settings.get(key))
+    if changed:
+        shown = ", ".join(f"{key} {settings.get(key)} and not {own.get(key)}" for key in changed)
+        raise SettingsError(f"{output} holds a run with other settings: {shown}; choose another folder with --output")
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def _trained(fabric: Fabric, recipe: Recipe, facts: dict[str, Any], folder: Path) -> Method:
+    method = recipe.make_method(facts)
+    load_checkpoint(fabric, trained_checkpoint(folder), {"method": method})
+    return method
+
+
+def _progress_line(row: EpochLog, epochs: int) -> str:
+    numbers = [f"{name} {value:.4g}" for name, value in row.items() if name not in ("epoch", "step", "lr")]
+    return f"Epoch {row['epoch']}/{epochs}, " + ", ".join(numbers[:2])
+
+
+def _cells(table: Table) -> Cells:
+    return {row: {column: [value] for column, value in columns.items()} for row, columns in table.items()}
+
+
+def _rows(part: Evaluation, columns: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {"name": name} | dict(zip(columns, values, strict=True))
+        for name, *values in zip(part.names, *columns.values(), strict=True)
+    ]

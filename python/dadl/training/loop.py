@@ -1,0 +1,317 @@
+"""The training loop that all methods share; devices, precision and processes are Lightning Fabric's."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader, Dataset
+
+from ..data.rows import Rows
+from ..errors import UserError
+from ..files import CheckpointError, load_checkpoint, save_checkpoint, write_csv
+from ..processes import process_count
+
+LAST, BEST, LOG = "last.ckpt", "best.ckpt", "log.csv"
+VALIDATION = "val "
+
+EpochLog = dict[str, float]
+"""What is known of one epoch: ``epoch`` (from 1), ``step`` (optimiser steps up to its end), mean training ``loss``,
+``lr`` of its last step, and the numbers of its validation, each with ``val`` before its name."""
+
+
+class TrainingError(UserError, RuntimeError):
+    """A training that cannot go on."""
+
+
+class Method(nn.Module, ABC):
+    """What one training method adds to the loop.
+
+    Everything that a checkpoint must hold is in the module's ``state_dict``, auxiliary networks and queues included.
+    Precision, gradient accumulation and several processes need nothing from a method: its ``forward`` is a plain
+    function from a batch to a loss.
+    """
+
+    @abstractmethod
+    def forward(self, batch: Any) -> Tensor:
+        """The training loss of one batch of the loader, averaged over its samples."""
+
+    @abstractmethod
+    def predict(self, inputs: Tensor) -> Tensor:
+        """Predictions ``[B, ...]``; called in evaluation mode, without gradients."""
+
+    @abstractmethod
+    def configure_optimizer(self, total_steps: int) -> tuple[Optimizer, LRScheduler]:
+        """The optimiser of the loss and its schedule, which advances after each of the ``total_steps`` steps."""
+
+    def after_step(self) -> None:
+        """Called after each optimiser step, e.g. to move a momentum encoder."""
+
+    def after_epoch(self, epoch: int, loader: DataLoader[Any]) -> None:
+        """Called after each epoch, from 1, in training mode, e.g. to gather statistics of the training data.
+
+        ``loader`` gives the training batches once more; they may come in another order.
+        """
+
+
+def fit(
+    fabric: Fabric,
+    method: Method,
+    loader: DataLoader[Any],
+    *,
+    epochs: int,
+    seed: int = 0,
+    accumulate: int = 1,
+    folder: Path | None = None,
+    checkpoint_every: int | None = None,
+    validate: Callable[[], Mapping[str, float]] | None = None,
+    patience: int | None = None,
+    on_begin: Callable[[int], None] | None = None,
+    on_step: Callable[[], None] | None = None,
+    on_epoch: Callable[[Sequence[EpochLog]], None] | None = None,
+) -> list[EpochLog]:
+    """Train ``method`` in place and return what each epoch gave.
+
+    Each epoch, and each part of one between checkpoints, draws its randomness from the seed, the epoch, the step and
+    the process alone. So a run repeats, and one that resumes continues bit for bit as if it had never stopped.
+
+    Args:
+        fabric: devices, precision, processes and loggers.
+        method: what to train.
+        loader: training batches.
+        epochs: passes over ``loader``, at most.
+        seed: of shuffling, dropout and whatever else draws random numbers.
+        accumulate: batches whose gradients are averaged before each step.
+        folder: gets ``last.ckpt``, ``log.csv`` and, with ``validate``, ``best.ckpt``, the method after its best epoch;
+            if it holds a checkpoint, training continues from it. Every file is replaced in one piece.
+        checkpoint_every: steps between checkpoints; there is one after each epoch in any case.
+        validate: called after each epoch. The first of its numbers is what counts, and lower is better: in the end the
+            method is as it was after its best epoch. Needs a folder.
+        patience: epochs without a better validation after which training stops; ``None`` is never.
+        on_begin: called once before training with the steps that a checkpoint has of it.
+        on_step: called after each optimiser step, e.g. to show progress.
+        on_epoch: called after each epoch with all epochs up to it.
+
+    Raises:
+        ValueError: settings that make no sense, or a loader without batches.
+        CheckpointError: a checkpoint in ``folder`` that is damaged, or of another training.
+        TrainingError: a training loss that is NaN or infinite; the checkpoint of the last good epoch is kept.
+    """
+    _check_settings(epochs, accumulate, folder, checkpoint_every, validate, patience)
+    fabric.seed_everything(seed, verbose=False)
+    batches = cast("DataLoader[Any]", fabric.setup_dataloaders(loader))
+    if len(batches) == 0:
+        raise ValueError("the loader has no batches: give it samples, or at least batch_size of them with drop_last")
+    steps = math.ceil(len(batches) / accumulate)
+    optimizer, scheduler = method.configure_optimizer(epochs * steps)
+    module, wrapped_optimizer = fabric.setup(method, optimizer)
+    # ``done``: steps of the present epoch, and the sum of their losses.
+    state: dict[str, Any] = {
+        "method": module,
+        "optimizer": wrapped_optimizer,
+        "scheduler": scheduler,
+        "precision": fabric.strategy.precision.state_dict(),
+        "history": [],
+        "done": 0,
+        "total": 0.0,
+        "steps": steps,
+        "processes": fabric.world_size,
+    }
+    if folder is not None and (folder / LAST).exists():
+        load_checkpoint(fabric, folder / LAST, state)
+        fabric.strategy.precision.load_state_dict(state["precision"])
+        _check_resumed(fabric, folder, state, steps, validate is not None)
+    history: list[EpochLog] = state["history"]
+    if on_begin is not None:
+        on_begin(len(history) * steps + state["done"])
+
+    def draw_from(passes: int, done: int) -> None:
+        entropy = (seed, passes, fabric.global_rank, *([done] if done else []))
+        fabric.seed_everything(int(np.random.SeedSequence(entropy).generate_state(1)[0]), verbose=False)
+
+    def save(done: int, total: float) -> None:
+        if folder is not None:
+            precision = fabric.strategy.precision.state_dict()
+            save_checkpoint(fabric, folder / LAST, state | {"precision": precision, "done": done, "total": total})
+
+    for passes in range(len(history), epochs):  # over the loader before this epoch
+        epoch = passes + 1
+        if patience is not None and history and len(history) - best_epoch(history) >= patience:
+            break
+        # Fabric counts passes, to shuffle anew in each; those of this loop are counted by its epochs.
+        batches._num_iter_calls = passes  # type: ignore[attr-defined]
+        method.train()
+        done = state["done"]
+        total = torch.tensor(state["total"], device=fabric.device)
+        draw_from(passes, 0)
+        stream = iter(batches)
+        if done:
+            for _ in range(done * accumulate):  # those that were trained on before
+                next(stream)
+            draw_from(passes, done)
+        while group := list(islice(stream, accumulate)):
+            for i, batch in enumerate(group, start=1):
+                with fabric.no_backward_sync(module, enabled=i < len(group)):
+                    loss = module(batch)
+                    fabric.backward(loss / len(group))
+                total += loss.detach()
+            wrapped_optimizer.step()
+            wrapped_optimizer.zero_grad()
+            lr = optimizer.param_groups[0]["lr"]
+            scheduler.step()
+            method.after_step()
+            done += 1
+            if on_step is not None:
+                on_step()
+            if checkpoint_every is not None and done % checkpoint_every == 0 and done < steps:
+                total = _mean_over_processes(fabric, total)
+                save(done, total.item())
+                draw_from(passes, done)
+        mean = (_mean_over_processes(fabric, total) / len(batches)).item()
+        if not math.isfinite(mean):
+            raise TrainingError(
+                f"the training loss of epoch {epoch} is {mean} (learning rate {lr:g}): lower the learning rate, or "
+                "look for targets and inputs of extreme size"
+            )
+        _share_buffers(fabric, method)  # all gather statistics of one network
+        method.after_epoch(epoch, batches)
+        _share_buffers(fabric, method)
+        history.append({"epoch": epoch, "step": epoch * steps, "loss": mean, "lr": float(lr)})
+        if validate is not None and folder is not None:
+            history[-1] |= {VALIDATION + name: value for name, value in validate().items()}
+            if best_epoch(history) == epoch:
+                save_checkpoint(fabric, folder / BEST, {"method": module})
+        # Before the checkpoint, after which the epoch does not come again.
+        fabric.log_dict(history[-1], step=epoch * steps)
+        if folder is not None and fabric.is_global_zero:
+            write_csv(folder / LOG, history)
+        state["done"], state["total"] = 0, 0.0
+        save(0, 0.0)
+        if on_epoch is not None:
+            on_epoch(history)
+    if validate is not None and folder is not None:
+        load_checkpoint(fabric, folder / BEST, {"method": module})
+    return history
+
+
+def best_epoch(history: Sequence[EpochLog]) -> int:
+    """The epoch, from 1, with the lowest validation: the first of equals, NaN is the highest; without one the last."""
+    monitored = next((name for name in history[0] if name.startswith(VALIDATION)), None)
+    if monitored is None:
+        return len(history)
+    values = [math.inf if math.isnan(row[monitored]) else row[monitored] for row in history]
+    return 1 + values.index(min(values))
+
+
+def _check_settings(
+    epochs: int,
+    accumulate: int,
+    folder: Path | None,
+    checkpoint_every: int | None,
+    validate: Callable[[], Mapping[str, float]] | None,
+    patience: int | None,
+) -> None:
+    if accumulate < 1 or epochs < 1:
+        raise ValueError(f"expected epochs >= 1 and accumulate >= 1, got epochs={epochs}, accumulate={accumulate}")
+    if checkpoint_every is not None and (checkpoint_every < 1 or folder is None):
+        raise ValueError(f"checkpoint_every={checkpoint_every} must be positive and needs a folder, got {folder}")
+    if validate is not None and folder is None:
+        raise ValueError("validation needs a folder, which keeps the best epoch")
+    if patience is not None and (patience < 1 or validate is None):
+        raise ValueError(f"patience={patience} must be positive and needs a validation")
+
+
+def _check_resumed(fabric: Fabric, folder: Path, state: Mapping[str, Any], steps: int, validated: bool) -> None:
+    if (state["steps"], state["processes"]) != (steps, fabric.world_size):
+        raise CheckpointError(
+            f"{folder / LAST} is of a training with {state['steps']} steps per epoch in {state['processes']} "
+            f"process(es), not {steps} in {fabric.world_size}: resume with the same data and as many processes, or "
+            "begin anew in another folder"
+        )
+    if validated and state["history"] and not (folder / BEST).exists():
+        raise CheckpointError(
+            f"{folder / BEST} is missing, the method after its best epoch: put it back, or begin anew in another folder"
+        )
+
+
+def _mean_over_processes(fabric: Fabric, value: Tensor) -> Tensor:
+    return cast(Tensor, fabric.all_reduce(value, reduce_op="mean"))
+
+
+def _share_buffers(fabric: Fabric, method: Method) -> None:
+    """Give every process the first one's statistics of batch normalisation, as the checkpoint has them.
+
+    Else each would validate and test with its own: DDP hands buffers round when the next step begins.
+    """
+    if fabric.world_size > 1:
+        for buffer in method.buffers():
+            dist.broadcast(buffer, 0)
+
+
+def of_all_processes(loss: Tensor) -> Tensor:
+    """A loss of the rows of all processes together, as ``RankSimLoss(gather_distributed=True)`` gives it.
+
+    Each process has the same value, and the gradient of its own rows. The gradient of the whole batch is their sum;
+    several processes average, so here it is multiplied by their number. The value stays as it is.
+    """
+    return loss + (process_count() - 1) * (loss - loss.detach())
+
+
+@torch.no_grad()
+def predict(
+    fabric: Fabric, method: Method, loader: DataLoader[Any], output: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
+    """Predictions for every sample of an unshuffled loader, in order, on the CPU.
+
+    The inputs are the first element of each batch. ``output`` is evaluated in place of ``method.predict``, e.g. the
+    method's encoder for its features.
+    """
+    output = method.predict if output is None else output
+    batches = cast("DataLoader[Any]", fabric.setup_dataloaders(loader))
+    method.to(fabric.device).eval()
+    with fabric.autocast():
+        predictions = torch.cat([output(inputs) for inputs, *_ in batches])
+    if fabric.world_size > 1:
+        # Process r of w predicted samples r, r + w, ...; the last ones may be repeated to give each as many.
+        gathered = [torch.empty_like(predictions) for _ in range(fabric.world_size)]
+        dist.all_gather(gathered, predictions)
+        predictions = torch.stack(gathered, dim=1).flatten(0, 1)[: len(loader.dataset)]  # type: ignore[arg-type]
+    return predictions.float().cpu()
+
+
+class TensorRows(Dataset[tuple[Tensor, ...]]):
+    """Tensors with a common first dimension; a batch is one indexing operation instead of one per sample."""
+
+    def __init__(self, *tensors: Rows) -> None:
+        if not tensors or any(len(tensor) != len(tensors[0]) for tensor in tensors):
+            raise ValueError(f"expected tensors of one length, got lengths {[len(tensor) for tensor in tensors]}")
+        self.tensors = tensors
+
+    def __len__(self) -> int:
+        return len(self.tensors[0])
+
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        return tuple(tensor[index] for tensor in self.tensors)
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, ...]:
+        rows = torch.as_tensor(indices)
+        return tuple(tensor[rows] for tensor in self.tensors)
+
+
+def as_fetched(batch: Any) -> Any:
+    """Collate nothing: for data sets whose ``__getitems__`` returns a whole batch."""
+    return batch
+
+
+def tensor_loader(*tensors: Rows, batch_size: int, shuffle: bool = False) -> DataLoader[tuple[Tensor, ...]]:
+    """Batches of tensors, e.g. ``(images, targets)``."""
+    return DataLoader(TensorRows(*tensors), batch_size=batch_size, shuffle=shuffle, collate_fn=as_fetched)
