@@ -17,9 +17,10 @@ from dadl.chi_model.recipe import ChiModelRecipe
 from dadl.cmw_net.recipe import CMWNetRecipe
 from dadl.data import sprites
 from dadl.data.fingerprint import fingerprint
+from dadl.errors import SettingsError
 from dadl.output import JobProgress
 from dadl.ranksim.recipe import RankSimRecipe
-from dadl.runs.recipe import Recipe, SettingsError
+from dadl.runs.recipe import Recipe
 from dadl.runs.train import RunOptions, train_run
 from dadl.self_tuning.recipe import SelfTuningRecipe
 from rich.console import Console
@@ -181,9 +182,8 @@ def recipes_of(folder: Path) -> dict[str, Recipe]:
 @pytest.fixture(params=["memory", "disk"])
 def kept(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where decoded images are."""
-    image_lists = pytest.importorskip("dadl.data.image_lists", reason="needs pip install 'dadl[train]'")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(image_lists, "KEPT_IN_MEMORY", 2**30 if request.param == "memory" else 0)
+    monkeypatch.setattr("dadl.data.images.KEPT_IN_MEMORY", 2**30 if request.param == "memory" else 0)
 
 
 @pytest.mark.usefixtures("kept")

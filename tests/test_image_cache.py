@@ -17,9 +17,9 @@ import torch
 
 pytest.importorskip("PIL", reason="needs pip install 'dadl[train]'")
 
-from dadl.data import image_lists
 from dadl.data.image_cache import ImageCacheError, Store, kept_on_disk
-from dadl.data.image_lists import ImageListError, Row, load_images
+from dadl.data.image_lists import Row
+from dadl.data.images import ImageListError, load_images
 from PIL import Image
 
 SIZE = 16
@@ -33,7 +33,7 @@ def nothing() -> None:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where images are kept, however few."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(image_lists, "KEPT_IN_MEMORY", 0)
+    monkeypatch.setattr("dadl.data.images.KEPT_IN_MEMORY", 0)
     return tmp_path / "cache" / "dadl"
 
 
@@ -70,7 +70,7 @@ def test_images_on_disk_are_those_in_memory_and_decoded_once(
     folder: Path, cache: Path, channels: int, opened: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(image_lists, "KEPT_IN_MEMORY", 2**30)
+        patch.setattr("dadl.data.images.KEPT_IN_MEMORY", 2**30)
         in_memory, digests = load_images(folder, rows(), SIZE, nothing, channels=channels)
         expected = in_memory[:]
     assert not cache.exists()

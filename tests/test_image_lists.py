@@ -8,15 +8,8 @@ import torch
 
 pytest.importorskip("PIL", reason="needs pip install 'dadl[train]'")
 
-from dadl.data.image_lists import (
-    ImageListError,
-    Row,
-    image_problems,
-    load_images,
-    read_lists,
-    read_noisy_lists,
-    read_value_lists,
-)
+from dadl.data.image_lists import Row, read_lists, read_noisy_lists, read_value_lists
+from dadl.data.images import ImageListError, image_problems, load_images
 from PIL import Image
 
 

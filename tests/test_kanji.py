@@ -8,6 +8,7 @@ import pytest
 pytest.importorskip("resvg_py", reason="needs pip install 'dadl[train]'")
 
 from dadl.demos import kanji
+from dadl.demos.splits import choose_labelled, split_balanced, split_stratified
 
 
 @pytest.mark.parametrize(("character", "strokes"), [("一", 1), ("二", 2), ("水", 4), ("鬱", 29)])
@@ -106,7 +107,7 @@ def test_cache_is_read_and_a_damaged_one_is_rendered_again(tmp_path: Path) -> No
 def test_split_is_balanced_disjoint_and_trains_every_label() -> None:
     sizes = {1: 1, 2: 2, 3: 3, 4: 4, 5: 5, 6: 6, 7: 49, 8: 50, 9: 600}
     labels = np.random.default_rng(1).permutation(np.repeat(list(sizes), list(sizes.values())))
-    split = kanji.split_balanced(labels, per_label=20)
+    split = split_balanced(labels, per_label=20)
     parts = (split.train, split.validation, split.test)
     np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(len(labels)))
 
@@ -126,7 +127,7 @@ def test_split_is_balanced_disjoint_and_trains_every_label() -> None:
 
 def test_split_repeats_for_a_seed() -> None:
     labels = np.repeat(np.arange(5), 50)
-    one, two, other = (kanji.split_balanced(labels, seed=seed) for seed in (0, 0, 1))
+    one, two, other = (split_balanced(labels, seed=seed) for seed in (0, 0, 1))
     np.testing.assert_array_equal(one.test, two.test)
     assert (one.test != other.test).any()
 
@@ -139,19 +140,19 @@ def test_traditional_radicals_in_their_full_form(character: str, radical: str) -
 def test_a_stratified_split_holds_out_the_same_fractions_of_every_label() -> None:
     sizes = {3: 20, 5: 40, 8: 360}
     labels = np.random.default_rng(1).permutation(np.repeat(list(sizes), list(sizes.values())))
-    split = kanji.split_stratified(labels, validation=0.15, test=0.25)
+    split = split_stratified(labels, validation=0.15, test=0.25)
     parts = (split.train, split.validation, split.test)
     np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(len(labels)))
     counts = {label: tuple(int((labels[part] == label).sum()) for part in parts) for label in sizes}
     assert counts == {3: (12, 3, 5), 5: (24, 6, 10), 8: (216, 54, 90)}
-    assert (split.test != kanji.split_stratified(labels, validation=0.15, test=0.25, seed=1).test).any()
+    assert (split.test != split_stratified(labels, validation=0.15, test=0.25, seed=1).test).any()
 
 
 def test_labelled_subsets_are_stratified_and_nested() -> None:
     labels = np.random.default_rng(1).permutation(np.repeat([0, 1, 2], [3, 40, 101]))
-    chosen = {ratio: kanji.choose_labelled(labels, ratio, seed=2) for ratio in (0.15, 0.3, 1.0)}
+    chosen = {ratio: choose_labelled(labels, ratio, seed=2) for ratio in (0.15, 0.3, 1.0)}
     assert np.bincount(labels[chosen[0.15]]).tolist() == [1, 6, 16]
     assert np.bincount(labels[chosen[0.3]]).tolist() == [1, 12, 31]
     assert set(chosen[0.15]) < set(chosen[0.3])
     np.testing.assert_array_equal(chosen[1.0], np.arange(len(labels)))
-    assert set(chosen[0.15]) != set(kanji.choose_labelled(labels, 0.15, seed=3))
+    assert set(chosen[0.15]) != set(choose_labelled(labels, 0.15, seed=3))

@@ -15,12 +15,16 @@ pytest.importorskip("lightning_fabric", reason="needs pip install 'dadl[train]'"
 
 from dadl.chi_model.recipe import ChiModelRecipe
 from dadl.cmw_net.recipe import CMWNetRecipe
+from dadl.errors import SettingsError
 from dadl.networks.user_views import OwnView, training_view
 from dadl.networks.views import View
 from dadl.output import JobProgress
 from dadl.ranksim.recipe import RankSimRecipe
-from dadl.runs.recipe import Recipe, SettingsError
-from dadl.runs.train import RunOptions, evaluate_run, make_recipe, read_run, train_run
+from dadl.recipes import make_recipe, open_run
+from dadl.runs.evaluate import evaluate_run
+from dadl.runs.folder import read_run
+from dadl.runs.recipe import Recipe
+from dadl.runs.train import RunOptions, train_run
 from dadl.self_tuning.recipe import SelfTuningRecipe
 from rich.console import Console
 from test_cli import image_folder, results_of, train
@@ -189,7 +193,7 @@ def test_a_run_knows_its_views_and_keeps_their_state(tmp_path: Path) -> None:
     assert state["view.augmentation.calls"] == 2 * 2 + 1  # a call checks it
     assert state["view.augmentation.brightness"] == 0.5
     assert read_run(output)[1]["augment"] == f"{__name__}:CountingGrey"
-    assert evaluate_run(output, None, "test", "cpu", QUIET) == table
+    assert evaluate_run(open_run(output), "test", "cpu", QUIET) == table
     with pytest.raises(SettingsError, match="other settings: augment test_own_views:CountingGrey and not None"):
         train_run(make(augment=None), RunOptions(output=output, device="cpu", resume=True), QUIET)
 

@@ -17,12 +17,15 @@ import torch
 pytest.importorskip("cyclopts", reason="needs pip install 'dadl[train]'")
 
 from dadl import BalancedMSE, FeatureDistributionSmoothing, LabelDistributionSmoothing, bin_weights
+from dadl.errors import SettingsError
 from dadl.networks.efficientnet import efficientnet_lite0
 from dadl.output import JobProgress
 from dadl.ranksim.method import Regression
 from dadl.ranksim.recipe import RankSimRecipe
-from dadl.runs.recipe import SettingsError, Task
-from dadl.runs.train import RunOptions, evaluate_run, train_run
+from dadl.recipes import open_run
+from dadl.runs.evaluate import evaluate_run
+from dadl.runs.recipe import Task
+from dadl.runs.train import RunOptions, train_run
 from dadl.training import fit, predict, tensor_loader
 from lightning_fabric import Fabric
 from PIL import Image
@@ -377,7 +380,7 @@ def test_retraining_keeps_the_encoder(prices: Path, tmp_path: Path) -> None:
     assert not torch.equal(second["head.weight"], first["head.weight"])
     # What was retrained needs the first run no more.
     shutil.rmtree(tmp_path / "first")
-    table = evaluate_run(tmp_path / "second", None, "test", "cpu", Console(quiet=True))
+    table = evaluate_run(open_run(tmp_path / "second"), "test", "cpu", Console(quiet=True))
     assert table["all"]["MAE"] < 0.5 * constant_error(prices, "price", recipe.read(progress()).test.names)
 
 

@@ -12,7 +12,7 @@ import torch
 pytest.importorskip("PIL", reason="needs pip install 'dadl[train]'")
 
 from dadl import bin_labels, shot_regions
-from dadl.data.image_lists import load_images
+from dadl.data.images import load_images
 from dadl.data.regression import (
     SPLITS,
     RegressionData,

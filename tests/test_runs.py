@@ -21,12 +21,15 @@ pytest.importorskip("lightning_fabric", reason="needs pip install 'dadl[train]'"
 
 from dadl import recipes
 from dadl.data.fingerprint import fingerprint
-from dadl.errors import UserError
-from dadl.files import CheckpointError
+from dadl.errors import SettingsError, UserError
 from dadl.output import JobProgress
-from dadl.runs.recipe import Evaluation, Recipe, SettingsError, Table, Task, unscored
-from dadl.runs.train import RunOptions, evaluate_run, predict_run, train_run
+from dadl.recipes import open_run
+from dadl.runs.evaluate import evaluate_run, predict_run
+from dadl.runs.recipe import Evaluation, Recipe, Table, Task
+from dadl.runs.scores import unscored
+from dadl.runs.train import RunOptions, train_run
 from dadl.training import Method, tensor_loader
+from dadl.training.checkpoints import CheckpointError
 from rich.console import Console
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, StepLR
@@ -409,10 +412,10 @@ def test_evaluation_and_prediction_repeat_what_the_run_found(tmp_path: Path, mon
     monkeypatch.setattr(recipes, "RECIPES", (*recipes.RECIPES, TinyRecipe))
     recipe = TinyRecipe(data=numbers(tmp_path / "numbers.txt"))
     table = run(recipe, tmp_path / "run")
-    assert evaluate_run(tmp_path / "run", None, "test", "cpu", QUIET) == table
+    assert evaluate_run(open_run(tmp_path / "run"), "test", "cpu", QUIET) == table
     best = min(row["val all MAE"] for row in history_of(tmp_path / "run"))
-    assert evaluate_run(tmp_path / "run", None, "val", "cpu", QUIET)["all"]["MAE"] == best
-    predict_run(tmp_path / "run", recipe.data, tmp_path / "predicted.csv", "cpu", QUIET)
+    assert evaluate_run(open_run(tmp_path / "run"), "val", "cpu", QUIET)["all"]["MAE"] == best
+    predict_run(open_run(tmp_path / "run"), recipe.data, tmp_path / "predicted.csv", "cpu", QUIET)
     assert (tmp_path / "predicted.csv").read_bytes() == (tmp_path / "run" / "predictions.csv").read_bytes()
     other = numbers(tmp_path / "other.txt", seed=1)
-    assert evaluate_run(tmp_path / "run", other, "test", "cpu", QUIET) != table
+    assert evaluate_run(open_run(tmp_path / "run", other), "test", "cpu", QUIET) != table

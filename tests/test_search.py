@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dadl.errors import SettingsError
 from dadl.ranksim.recipe import RankSimRecipe
-from dadl.runs.recipe import Recipe, SettingsError
+from dadl.runs.recipe import Recipe
 from dadl.runs.search import Search
 from dadl.runs.train import RunOptions, train_run
 from dadl.self_tuning.recipe import SelfTuningRecipe

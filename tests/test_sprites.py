@@ -13,8 +13,9 @@ pytest.importorskip("PIL", reason="needs pip install 'dadl[train]'")
 from dadl.chi_model.recipe import ChiModelRecipe
 from dadl.data import sprites
 from dadl.data.sprites import COUNTS, SpriteFileError, draw_sprites, generate_sprites, read_sprites
+from dadl.errors import SettingsError
 from dadl.output import JobProgress
-from dadl.runs.recipe import SettingsError, Task
+from dadl.runs.recipe import Task
 from rich.console import Console
 
 

@@ -21,11 +21,14 @@ from dadl.cmw_net import recipe as cmw_net_train
 from dadl.cmw_net import soft_labels
 from dadl.cmw_net.method import LearntWeights, LowestLossMeta
 from dadl.cmw_net.soft_labels import mixed_objective
+from dadl.errors import SettingsError
 from dadl.ranksim.method import Regression
-from dadl.runs.recipe import SettingsError
-from dadl.runs.train import RunOptions, evaluate_run, make_fabric, predict_run, train_run
+from dadl.recipes import open_run
+from dadl.runs.evaluate import evaluate_run, predict_run
+from dadl.runs.train import RunOptions, train_run
 from dadl.self_tuning import UNLABELLED, SelfTuning, paired_loader
 from dadl.training import EpochLog, Method, fit, tensor_loader
+from dadl.training.fabric import make_fabric
 from lightning_fabric import Fabric
 from rich.console import Console
 from test_cli import image_folder, predictions_of, results_of
@@ -185,7 +188,7 @@ def train_tiny_runs() -> None:
     with pytest.raises(SettingsError, match="a search trains in one process, not in 2"):
         train_run(RECIPE, RunOptions(output=Path("search"), device="cpu", search=2), QUIET)
     recipes.RECIPES = (*recipes.RECIPES, TinyRecipe)
-    predict_run(Path("whole"), RECIPE.data, Path("two.csv"), "cpu", Console())
+    predict_run(open_run(Path("whole")), RECIPE.data, Path("two.csv"), "cpu", Console())
 
 
 def test_two_processes_resume_bit_for_bit_and_predict_every_sample_once(
@@ -205,13 +208,13 @@ def test_two_processes_resume_bit_for_bit_and_predict_every_sample_once(
     monkeypatch.chdir(tmp_path)
     for folder in (tmp_path / "whole", tmp_path / "patient"):
         results = results_of(folder)
-        table = evaluate_run(folder, None, "test", "cpu", QUIET)
+        table = evaluate_run(open_run(folder), "test", "cpu", QUIET)
         assert table == {row: pytest.approx(columns, rel=1e-6) for row, columns in results["test"].items()}
-        best = evaluate_run(folder, None, "val", "cpu", QUIET)["all"]["MAE"]
+        best = evaluate_run(open_run(folder), "val", "cpu", QUIET)["all"]["MAE"]
         assert best == pytest.approx(results["history"][results["best_epoch"] - 1]["val all MAE"], rel=1e-6)
     assert (tmp_path / "two.csv").read_bytes() == (tmp_path / "whole" / "predictions.csv").read_bytes()
     assert job.stdout.count("Wrote 13 predictions to two.csv") == 1
-    predict_run(tmp_path / "whole", RECIPE.data, tmp_path / "one.csv", "cpu", QUIET)
+    predict_run(open_run(tmp_path / "whole"), RECIPE.data, tmp_path / "one.csv", "cpu", QUIET)
     two, one = (predictions_of(tmp_path / name) for name in ("two.csv", "one.csv"))
     assert [row["name"] for row in two] == [str(i) for i in range(13)]
     assert [float(row["prediction"]) for row in two] == pytest.approx(

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 pytest.importorskip("lightning_fabric", reason="needs pip install 'dadl[train]'")
 
-from dadl.files import CheckpointError, load_checkpoint
 from dadl.training import EpochLog, Method, TrainingError, best_epoch, fit, predict, tensor_loader
+from dadl.training.checkpoints import CheckpointError, load_checkpoint
 from lightning_fabric import Fabric
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, StepLR

@@ -130,9 +130,10 @@ def evaluate(
     """
     from rich.console import Console
 
-    from .runs.train import evaluate_run
+    from .recipes import open_run
+    from .runs.evaluate import evaluate_run
 
-    evaluate_run(run, data, part, device, Console())
+    evaluate_run(open_run(run, data), part, device, Console())
 
 
 @app.command
@@ -153,9 +154,10 @@ def predict(run: Folder, /, *, data: File, output: Path = Path("predictions.csv"
     """
     from rich.console import Console
 
-    from .runs.train import predict_run
+    from .recipes import open_run
+    from .runs.evaluate import predict_run
 
-    predict_run(run, data, output, device, Console())
+    predict_run(open_run(run), data, output, device, Console())
 
 
 @app.command

@@ -44,3 +44,12 @@ def totals(values: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
     whole = total(torch.cat([value.flatten() for value in known.values()]))
     parts = whole.split([value.numel() for value in known.values()])
     return {name: part.view_as(value).to(value.dtype) for (name, value), part in zip(known.items(), parts, strict=True)}
+
+
+def of_all_processes(loss: Tensor) -> Tensor:
+    """A loss of the rows of all processes together, as ``RankSimLoss(gather_distributed=True)`` gives it.
+
+    Each process has the same value, and the gradient of its own rows. The gradient of the whole batch is their sum;
+    several processes average, so here it is multiplied by their number. The value stays as it is.
+    """
+    return loss + (process_count() - 1) * (loss - loss.detach())

@@ -1,19 +1,50 @@
-"""The recipes of ``dadl train``, and its commands."""
+"""The one list of methods: their recipes, and the commands of ``dadl train``."""
 
-from collections.abc import Callable
-from typing import Annotated
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_type_hints
 
 from cyclopts import App, Parameter
 from rich.console import Console
 
 from .chi_model.recipe import ChiModelRecipe
 from .cmw_net.recipe import CMWNetRecipe
+from .errors import SettingsError
 from .ranksim.recipe import RankSimRecipe
+from .runs.evaluate import TrainedRun
+from .runs.folder import read_run
 from .runs.recipe import Recipe
 from .runs.train import RunOptions, train_run
 from .self_tuning.recipe import SelfTuningRecipe
 
 RECIPES: tuple[type[Recipe], ...] = (RankSimRecipe, SelfTuningRecipe, ChiModelRecipe, CMWNetRecipe)
+
+
+def make_recipe(name: str, settings: Mapping[str, Any]) -> Recipe:
+    """The recipe of that name with settings as ``config.yaml`` has them."""
+    kind = next((kind for kind in RECIPES if kind.name == name), None)
+    if kind is None:
+        raise SettingsError(f"there is no recipe {name!r}, but {', '.join(kind.name for kind in RECIPES)}")
+    hints = get_type_hints(kind)
+    unknown = [key for key in settings if key not in {field.name for field in fields(kind)}]
+    if unknown:
+        raise SettingsError(f"{name} has no setting {unknown[0]!r}")
+
+    def value(key: str) -> Any:
+        plain = settings[key]
+        if Path in (hints[key], *get_args(hints[key])):
+            return Path(plain)
+        return tuple(plain) if isinstance(plain, list) else plain
+
+    return kind(**{key: value(key) for key in settings})
+
+
+def open_run(folder: Path, data: Path | None = None) -> TrainedRun:
+    """The run in that folder; ``data`` takes the place of its own."""
+    name, settings, facts = read_run(folder)
+    return TrainedRun(folder, make_recipe(name, settings | ({} if data is None else {"data": data})), facts)
+
 
 app = App(
     name="train",

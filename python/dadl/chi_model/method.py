@@ -25,10 +25,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from dadl_ext import ChiModelLoss, DisagreementLoss
 
-from ..data.rows import Rows
+from ..data.rows import Rows, TensorRows, as_fetched
 from ..networks.momentum_encoder import MomentumEncoder
 from ..networks.views import View
-from ..training.loop import Method, TensorRows, as_fetched
+from ..training.method import Method
 from .key_points import heatmap_cross_entropy
 
 

@@ -13,15 +13,15 @@ from torch.utils.data import DataLoader
 
 from ..data.fingerprint import fingerprint
 from ..data.image_lists import ImageLists, Row, Values, read_value_lists
-from ..data.rows import ChosenRows
+from ..data.rows import ChosenRows, tensor_loader
 from ..data.sprites import read_sprites
+from ..errors import SettingsError
 from ..networks.efficientnet import FEATURES, efficientnet_lite0
 from ..networks.views import View, stored_size
 from ..options import NonNegative, PositiveInt
 from ..output import JobProgress
 from ..runs.list_recipe import ListRecipe
-from ..runs.recipe import Evaluation, SettingsError, Table, Task
-from ..training.loop import tensor_loader
+from ..runs.recipe import Evaluation, Table, Task
 from .method import (
     MCD,
     REGRESSION,

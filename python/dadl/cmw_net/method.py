@@ -18,10 +18,10 @@ from torch.utils.data import DataLoader, Dataset
 from dadl_ext._distributed import gather_batch
 
 from ..data.labels import lowest_loss_subset
-from ..data.rows import Rows
+from ..data.rows import Rows, TensorRows, as_fetched
 from ..networks.momentum_encoder import MomentumEncoder
-from ..processes import process_count, process_rank
-from ..training.loop import Method, TensorRows, as_fetched, of_all_processes
+from ..processes import of_all_processes, process_count, process_rank
+from ..training.method import Method
 from .meta_gradient import Normalize
 from .reweighter import MetaReweighter
 from .soft_labels import SoftLabelReweighter

@@ -11,11 +11,11 @@ from cyclopts import Parameter, validators
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..data.fingerprint import fingerprint, image_fingerprint
-from ..data.idx_cifar import ImageFileError, read_image_files
-from ..data.image_lists import META, TRAIN, VALIDATION, Row, load_images, read_image_names, read_noisy_lists
-from ..data.labels import CIFAR10_FLIPS, balanced_subset, flip_noise, long_tail, symmetric_noise
-from ..data.rows import ChosenRows
+from ..data.image_lists import META, TRAIN, VALIDATION, read_image_names
+from ..data.images import load_images
+from ..data.labels import balanced_subset
+from ..data.rows import ChosenRows, tensor_loader
+from ..errors import SettingsError
 from ..networks.efficientnet import FEATURES, efficientnet_lite0
 from ..networks.resnet import FEATURES as RESNET_FEATURES
 from ..networks.resnet import resnet
@@ -24,48 +24,16 @@ from ..networks.user_views import training_view
 from ..networks.views import View, stored_size
 from ..options import Fraction, NonNegative, Positive, PositiveInt
 from ..output import JobProgress
-from ..runs.list_recipe import class_columns, class_table
-from ..runs.recipe import Evaluation, Recipe, SettingsError, Task, unscored
-from ..runs.train import read_run, trained_state
-from ..training.loop import tensor_loader
+from ..runs.folder import read_run, trained_state
+from ..runs.recipe import Evaluation, Recipe, Task
+from ..runs.scores import class_columns, class_table, unscored
 from .meta_gradient import Normalize
 from .method import CrossEntropy, LearntWeights, LowestLossMeta, meta_loader
+from .parts import Noise, Parts, Samples, corrupted, read_files, read_lists
 from .weight_net import CMWNet
 
 LOWEST_LOSS_PER_CLASS = 10
 SMALLEST_PHOTOGRAPH = 64
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Names, images ``[N, C, H, W]``, uint8, and labels ``[N]``."""
-
-    names: Sequence[str]
-    images: ChosenRows
-    target: Tensor
-
-    def take(self, rows: Tensor) -> "Samples":
-        return Samples([self.names[row] for row in rows.tolist()], self.images.take(rows), self.target[rows])
-
-    def without(self, rows: Tensor) -> "Samples":
-        kept = torch.ones(len(self.target), dtype=torch.bool)
-        kept[rows] = False
-        return self.take(kept.nonzero()[:, 0])
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What a data folder holds, perhaps without meta or validation samples, and the size of a view of its images.
-
-    ``fingerprints`` are those of a :class:`.Task`, of the folder as it is.
-    """
-
-    train: Samples
-    meta: Samples | None
-    validation: Samples | None
-    test: Samples
-    view_size: int
-    fingerprints: Mapping[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +92,7 @@ class CMWNetRecipe(Recipe):
     val_fraction: Annotated[float, Parameter(validator=validators.Number(gt=0, lt=1))] | None = None
     """Part of the training data to validate on, drawn before noise is put on. [default: val.txt, or no validation]"""
 
-    noise: Literal["none", "symmetric", "flip", "cifar10-flip"] = "none"
+    noise: Noise = "none"
     """For experiments, wrong training labels: any class, the next class, or CIFAR-10's similar classes."""
 
     noise_rate: Fraction = 0.0
@@ -176,7 +144,14 @@ class CMWNetRecipe(Recipe):
         given = self._read_parts(progress)
         num_classes = int(given.train.target.max()) + 1
         try:
-            parts = self._put_on(self._draw(given), num_classes)
+            parts = corrupted(
+                self._held_out(given),
+                imbalance=self.imbalance,
+                noise=self.noise,
+                rate=self.noise_rate,
+                num_classes=num_classes,
+                seed=self.seed,
+            )
         except SettingsError:
             raise
         except ValueError as error:
@@ -193,7 +168,7 @@ class CMWNetRecipe(Recipe):
             facts={
                 "classes": num_classes,
                 "class_counts": torch.bincount(train.target, minlength=num_classes).tolist(),
-                "image_shape": list(train.images.tensor.shape[1:]),
+                "image_shape": parts.image_shape,
                 "view_size": parts.view_size,
             },
             sizes={
@@ -242,55 +217,20 @@ class CMWNetRecipe(Recipe):
         return class_columns(predicted)
 
     def _read_parts(self, progress: JobProgress) -> Parts:
-        if not (self.data / TRAIN).exists():
-            return self._read_files()
-        lists = read_noisy_lists(self.data)
-        size = self.image_size or (32 if self._is_resnet else 224)
-        stored = stored_size(size)
-        self._make_backbone(3, size)  # what is wrong with it, or with the view, shows before images are read
-        self._view(size, (3, stored, stored))
-        given = (lists.train, lists.meta, lists.validation, lists.test)
-        rows = [row for part in given for row in part]
-        progress.start("Reading images", total=len(rows))
-        images, digests = load_images(self.data, rows, stored, progress.advance)
-        sizes = [len(part) for part in given]
-
-        def samples(part: Sequence[Row[int]], images: ChosenRows) -> Samples:
-            return Samples([row.path for row in part], images, torch.tensor([row.label for row in part]))
-
-        parts = zip(given, images.split(sizes), strict=True)
-        train, meta, validation, test = (samples(part, its) if part else None for part, its in parts)
-        assert train is not None
-        assert test is not None
-        names = ("train", "meta", "validation", "test")
-        fingerprints = {
-            name: image_fingerprint([row.path for row in part], its, [row.label for row in part])
-            for name, part, its in zip(names, given, digests.split(sizes), strict=True)
-        }
-        return Parts(train, meta, validation, test, size, fingerprints)
-
-    def _read_files(self) -> Parts:
+        if (self.data / TRAIN).exists():
+            size = self.image_size or (32 if self._is_resnet else 224)
+            # What is wrong with the network or the view shows before images are read.
+            self._check_network(size, [3, stored_size(size), stored_size(size)])
+            return read_lists(self.data, size, progress)
         if self.image_size is not None:
             raise SettingsError(f"image-size is for listed images, but {self.data} has no {TRAIN}")
-        try:
-            files = read_image_files(self.data)
-        except ImageFileError as error:
-            raise ImageFileError(f"{error}; nor is there a list {self.data / TRAIN}") from None
-        train, test = (
-            Samples([f"{part}:{i}" for i in range(len(target))], ChosenRows(images, torch.arange(len(target))), target)
-            for part, images, target in (
-                ("train", files.train_images, files.train_target),
-                ("test", files.test_images, files.test_target),
-            )
-        )
-        channels, *size = files.train_images.shape[1:]
-        self._make_backbone(channels, min(size))
-        self._view(min(size), (channels, *size))
-        fingerprints = {
-            "train": fingerprint(files.train_images, files.train_target),
-            "test": fingerprint(files.test_images, files.test_target),
-        }
-        return Parts(train, None, None, test, min(size), fingerprints)
+        parts = read_files(self.data)
+        self._check_network(parts.view_size, parts.image_shape)
+        return parts
+
+    def _check_network(self, view_size: int, image_shape: Sequence[int]) -> None:
+        self._make_backbone(image_shape[0], view_size)
+        self._view(view_size, image_shape)
 
     @property
     def _is_resnet(self) -> bool:
@@ -312,7 +252,7 @@ class CMWNetRecipe(Recipe):
     def _view(self, size: int, image_shape: Sequence[int]) -> View:
         return training_view(self.augment, size, image_shape, crop_area=0.8, operations=1, flip=self.flip is not False)
 
-    def _draw(self, parts: Parts) -> Parts:
+    def _held_out(self, parts: Parts) -> Parts:
         """Validation and clean meta samples out of the training samples."""
         train, meta, validation = parts.train, parts.meta, parts.validation
         if self.val_fraction is not None:
@@ -335,28 +275,6 @@ class CMWNetRecipe(Recipe):
                 "are right; or learn weights on training samples: meta lowest-loss for noise, balanced for imbalance"
             )
         return replace(parts, train=train, meta=meta, validation=validation)
-
-    def _put_on(self, parts: Parts, num_classes: int) -> Parts:
-        """A long tail and noise of the training samples, and of no others."""
-        train = parts.train
-        if self.imbalance > 1:
-            smallest = int(train.target.unique(return_counts=True)[1].min())  # any class can be the largest
-            train = train.take(long_tail(train.target, self.imbalance, largest=smallest, seed=self.seed))
-        present = train.target.unique()
-        for part in (parts.test, parts.validation, parts.meta):
-            lost = [] if part is None else part.target[~torch.isin(part.target, present)].unique().tolist()
-            if lost:
-                raise SettingsError(
-                    f"{self.data}: no training samples of class {', '.join(map(str, lost))}, which is to be predicted; "
-                    "more of them are left with a smaller imbalance, val-fraction or meta-per-class"
-                )
-        options: dict[str, Any] = {"num_classes": num_classes, "seed": self.seed}
-        if self.noise == "symmetric":
-            train = replace(train, target=symmetric_noise(train.target, self.noise_rate, **options))
-        elif self.noise != "none":
-            flips = CIFAR10_FLIPS if self.noise == "cifar10-flip" else None
-            train = replace(train, target=flip_noise(train.target, self.noise_rate, flips, **options))
-        return replace(parts, train=train)
 
     def _loader(self, train: Samples, meta: Samples | None) -> DataLoader[Any]:
         images, target = train.images, train.target

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .image_lists import image_problems
+from .images import image_problems
 from .tables import Table, TableError, read_table
 
 Split = Literal["train", "val", "test"]
@@ -57,6 +57,11 @@ class RegressionData:
     folder: Path
     feature_names: tuple[str, ...]
     categories: Mapping[str, tuple[str, ...]]
+
+    @property
+    def splits(self) -> dict[Split, Samples]:
+        """The three by name."""
+        return {"train": self.train, "val": self.val, "test": self.test}
 
 
 def read_csv(

@@ -1,9 +1,11 @@
-"""Rows of tensors that may be more than fit into memory, copied when they are asked for and not before."""
+"""Rows of tensors that may be more than fit into memory, copied when they are asked for and not before, and batches."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 
 class Rows(Protocol):
@@ -33,3 +35,32 @@ class ChosenRows:
     def split(self, sizes: Sequence[int]) -> "list[ChosenRows]":
         """Parts of these sizes, not copied."""
         return [ChosenRows(self.tensor, part) for part in self.chosen.split(list(sizes))]
+
+
+class TensorRows(Dataset[tuple[Tensor, ...]]):
+    """Tensors with a common first dimension; a batch is one indexing operation instead of one per sample."""
+
+    def __init__(self, *tensors: Rows) -> None:
+        if not tensors or any(len(tensor) != len(tensors[0]) for tensor in tensors):
+            raise ValueError(f"expected tensors of one length, got lengths {[len(tensor) for tensor in tensors]}")
+        self.tensors = tensors
+
+    def __len__(self) -> int:
+        return len(self.tensors[0])
+
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        return tuple(tensor[index] for tensor in self.tensors)
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, ...]:
+        rows = torch.as_tensor(indices)
+        return tuple(tensor[rows] for tensor in self.tensors)
+
+
+def as_fetched(batch: Any) -> Any:
+    """Collate nothing: for data sets whose ``__getitems__`` returns a whole batch."""
+    return batch
+
+
+def tensor_loader(*tensors: Rows, batch_size: int, shuffle: bool = False) -> DataLoader[tuple[Tensor, ...]]:
+    """Batches of tensors, e.g. ``(images, targets)``."""
+    return DataLoader(TensorRows(*tensors), batch_size=batch_size, shuffle=shuffle, collate_fn=as_fetched)

@@ -20,6 +20,10 @@ from . import kanji
 
 IMAGE_SIZE = 48
 
+# The blocks of an encoder that can tell a few hundred radicals apart, see character_encoder.
+FEATURES = 256
+ENCODER = ((32, 5, 2, 2), (64, 3, 1, 2), (128, 3, 1, 2), (FEATURES, 3, 1, 1))
+
 
 @dataclass(frozen=True)
 class DemoSettings:

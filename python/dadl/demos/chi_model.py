@@ -16,13 +16,15 @@ from dadl_ext import DisagreementLoss
 from ..chi_model.key_points import from_heatmaps
 from ..chi_model.method import MCD, ChiModel, FewLabels, LabelsOnly, MeanTeacher, PiModel, RDrop, uneven_loader
 from ..data import sprites
+from ..data.rows import tensor_loader
 from ..output import Cells, JobProgress
-from ..training.loop import fit, predict, tensor_loader
+from ..training.loop import fit, predict
 from . import kanji
 from .characters import IMAGE_SIZE, DemoReport, DemoSettings, load_characters
 from .chi_model_tasks import Data, Task, key_point_task, radical_task, sprite_task, stroke_task
 from .figures.chi_model import Duel, Glyph, draw_chi_model
 from .jobs import TrainingPool
+from .splits import IntArray, choose_labelled, split_stratified
 
 LABELS_ONLY, CHI_MODEL = "Labels only", "χ-Model"
 ARMS: dict[str, type[FewLabels]] = {
@@ -165,12 +167,12 @@ class Experiment:
             SPRITES: sprite_task(data),
             RADICALS: radical_task(data, settings.least_characters),
         }
-        self.splits = {name: kanji.split_stratified(task.strata) for name, task in self.tasks.items()}
+        self.splits = {name: split_stratified(task.strata) for name, task in self.tasks.items()}
 
-    def labelled(self, task: str, seed: int) -> kanji.IntArray:
+    def labelled(self, task: str, seed: int) -> IntArray:
         """The training samples that keep their label."""
         train = self.splits[task].train
-        chosen = kanji.choose_labelled(self.tasks[task].strata[train], self.settings.labels(task) / 100, seed)
+        chosen = choose_labelled(self.tasks[task].strata[train], self.settings.labels(task) / 100, seed)
         return train[chosen]
 
     def train(self, run: Run) -> Result:
@@ -209,10 +211,10 @@ class Experiment:
     def predict(self, method: FewLabels, images: Tensor) -> Tensor:
         return predict(self.fabric, method, tensor_loader(images, batch_size=256))
 
-    def error(self, method: FewLabels, task: Task, samples: kanji.IntArray) -> float:
+    def error(self, method: FewLabels, task: Task, samples: IntArray) -> float:
         return task.error(self.predict(method, task.images[samples]), task.truth[samples])
 
-    def examples(self) -> kanji.IntArray:
+    def examples(self) -> IntArray:
         """The test characters whose key points are drawn."""
         test = self.splits[STROKE_ENDS].test
         return test[np.linspace(0, len(test) - 1, EXAMPLES).astype(np.int64)]

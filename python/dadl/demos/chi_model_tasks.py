@@ -15,6 +15,7 @@ from ..data import sprites
 from ..networks.views import View
 from . import kanji
 from .characters import IMAGE_SIZE, character_encoder
+from .splits import IntArray
 
 CELLS = 12  # of the heatmaps, along each side
 WIDTH, POSITION_WIDTH, HIDDEN = 64, 24, 64  # features of an image, of one of its cells, and inside a head
@@ -41,7 +42,7 @@ class Task:
     images: Tensor
     target: Tensor
     truth: Tensor
-    strata: kanji.IntArray
+    strata: IntArray
     objective: Objective
     view: View
     make_encoder: Callable[[], nn.Module]
@@ -121,7 +122,7 @@ def _drawings(data: Data) -> Tensor:
     return torch.from_numpy(data.characters.images).unsqueeze(1)
 
 
-def _one_stratum(truth: Tensor) -> kanji.IntArray:
+def _one_stratum(truth: Tensor) -> IntArray:
     return np.zeros(len(truth), dtype=np.int64)
 
 

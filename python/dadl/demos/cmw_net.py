@@ -16,14 +16,15 @@ from torch import Tensor, nn
 from ..cmw_net.method import CrossEntropy, LearntWeights
 from ..data.idx_cifar import read_image_files
 from ..data.labels import balanced_subset, flip_noise, long_tail, symmetric_noise
+from ..data.rows import tensor_loader
 from ..networks.views import View
 from ..output import Cells, JobProgress
-from ..training.loop import fit, predict, tensor_loader
+from ..training.loop import fit, predict
 from . import kanji
-from .characters import IMAGE_SIZE, DemoReport, DemoSettings, character_encoder, load_characters
+from .characters import ENCODER, FEATURES, IMAGE_SIZE, DemoReport, DemoSettings, character_encoder, load_characters
 from .figures.cmw_net import HISTOGRAM_BINS, Curves, Histograms, draw_cmw_net
 from .jobs import TrainingPool
-from .self_tuning import ENCODER, FEATURES
+from .splits import split_stratified
 
 CE, CE_META, MW_NET, CMW_NET, CMW_NET_SL, ORACLE = ARMS = (
     "CE",
@@ -103,7 +104,7 @@ def radicals(data: kanji.Kanji, least_characters: int) -> Samples:
     names = [radical for radical, n in counts.most_common() if n >= least_characters]
     chosen = [i for i, radical in enumerate(data.radicals) if radical in names]
     target = torch.tensor([names.index(data.radicals[i]) for i in chosen])
-    split = kanji.split_stratified(target.numpy())
+    split = split_stratified(target.numpy())
     parts = (torch.from_numpy(part) for part in (split.train, split.validation, split.test))
     return Samples(torch.from_numpy(data.images[chosen]).unsqueeze(1), target, *parts)
 

@@ -8,7 +8,6 @@ import functools
 import hashlib
 import importlib.metadata
 import io
-import math
 import os
 import re
 import tempfile
@@ -34,7 +33,6 @@ _COORDINATES = {"M": 2, "C": 6, "S": 4}  # of KanjiVG's path commands; the last 
 _SVG = "{http://www.w3.org/2000/svg}"
 
 Point = tuple[float, float]
-IntArray = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -43,20 +41,11 @@ class Kanji:
 
     characters: list[str]
     images: npt.NDArray[np.uint8]
-    strokes: IntArray
+    strokes: npt.NDArray[np.int64]
     radicals: list[str]
 
     def __len__(self) -> int:
         return len(self.characters)
-
-
-@dataclass(frozen=True)
-class Split:
-    """Indices of the training, validation and test samples."""
-
-    train: IntArray
-    validation: IntArray
-    test: IntArray
 
 
 @functools.cache
@@ -181,47 +170,3 @@ def _write_atomically(file: Path, arrays: dict[str, Any]) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
-
-
-def split_balanced(labels: IntArray, per_label: int = 40, seed: int = 0) -> Split:
-    """Validation and test with equally many samples of every label, as far as rare labels allow; the rest trains.
-
-    Of the n samples of a label, two fifths go to validation and two fifths to test, at most ``per_label`` each: so much
-    because rare labels are what matters here, and an error over a handful of samples says little. Every label trains:
-    5 samples are split 1 / 2 / 2 (train / validation / test), 4 samples 2 / 1 / 1, 3 samples 1 / 1 / 1, 2 samples
-    1 / 0 / 1, and a single sample trains.
-    """
-    rng = np.random.default_rng(seed)
-    train, validation, test = [], [], []
-    for label in np.unique(labels):
-        members = rng.permutation(np.flatnonzero(labels == label))
-        n = len(members)
-        held_out = min(per_label, max(1, 2 * n // 5)) if n > 2 else 0
-        tested = 1 if n == 2 else held_out
-        test.append(members[:tested])
-        validation.append(members[tested : tested + held_out])
-        train.append(members[tested + held_out :])
-    return Split(*(np.sort(np.concatenate(parts)) for parts in (train, validation, test)))
-
-
-def split_stratified(labels: IntArray, validation: float = 0.15, test: float = 0.25, seed: int = 0) -> Split:
-    """Validation and test with these fractions of every label, rounded to whole samples; the rest trains."""
-    rng = np.random.default_rng(seed)
-    parts: list[list[IntArray]] = [[], [], []]
-    for label in np.unique(labels):
-        members = rng.permutation(np.flatnonzero(labels == label))
-        ends = np.cumsum(np.rint(len(members) * np.array([validation, test]))).astype(np.int64)
-        for part, samples in zip(parts, np.split(members, ends), strict=True):
-            part.append(samples)
-    held_out, tested, train = (np.sort(np.concatenate(part)) for part in parts)
-    return Split(train, held_out, tested)
-
-
-def choose_labelled(labels: IntArray, ratio: float, seed: int = 0) -> IntArray:
-    """Indices of the samples that keep their label: the fraction ``ratio`` of every label, rounded up.
-
-    With one seed, a smaller ratio chooses a subset of what a larger one chooses.
-    """
-    rng = np.random.default_rng(seed)
-    members = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
-    return np.sort(np.concatenate([samples[: math.ceil(ratio * len(samples))] for samples in members]))

@@ -12,15 +12,17 @@ from torch import Tensor, nn
 
 from dadl_ext import RankSimLoss
 
+from ..data.rows import tensor_loader
 from ..metrics import REGIONS, ErrorMetrics, Region, shot_metrics
 from ..output import Cells, JobProgress
 from ..ranksim.method import Regression
 from ..ranksim.reweighting import LabelDistributionSmoothing, bin_weights
-from ..training.loop import fit, predict, tensor_loader
+from ..training.loop import fit, predict
 from . import kanji
 from .characters import DemoReport, DemoSettings, character_encoder, load_characters
 from .figures.ranksim import draw_ranksim
 from .jobs import TrainingPool
+from .splits import IntArray, split_balanced
 
 FEATURES = 64
 # Small enough for seconds per run on two CPU cores.
@@ -85,7 +87,7 @@ class Experiment:
 
     def __init__(self, fabric: Fabric, data: kanji.Kanji, settings: Settings) -> None:
         self.fabric, self.settings = fabric, settings
-        self.split = kanji.split_balanced(data.strokes)
+        self.split = split_balanced(data.strokes)
         self.images = torch.from_numpy(data.images).float().div(255).unsqueeze(1)
         self.strokes = torch.from_numpy(data.strokes)
         # Stroke counts are their own label bins; bin 0 stays empty.
@@ -107,7 +109,7 @@ class Experiment:
         fit(self.fabric, method, loader, epochs=self.settings.epochs, seed=run.seed)
         return method.cpu()
 
-    def predict(self, method: Regression, samples: kanji.IntArray) -> Tensor:
+    def predict(self, method: Regression, samples: IntArray) -> Tensor:
         return predict(self.fabric, method, tensor_loader(self.images[samples], batch_size=512))
 
     def validation_mae(self, method: Regression) -> float:

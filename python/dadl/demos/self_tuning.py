@@ -14,17 +14,17 @@ from torch import Tensor
 
 from dadl_ext import ClassQueue
 
+from ..data.rows import tensor_loader
 from ..networks.views import View
 from ..output import Cells, JobProgress
 from ..self_tuning.method import UNLABELLED, FineTuning, FixMatch, SelfTuning, paired_loader
-from ..training.loop import fit, predict, tensor_loader
+from ..training.loop import fit, predict
 from . import kanji
-from .characters import IMAGE_SIZE, DemoReport, DemoSettings, character_encoder, load_characters
+from .characters import ENCODER, FEATURES, IMAGE_SIZE, DemoReport, DemoSettings, character_encoder, load_characters
 from .figures.self_tuning import Drawing, draw_self_tuning
 from .jobs import TrainingPool
+from .splits import IntArray, choose_labelled, split_stratified
 
-FEATURES = 256
-ENCODER = ((32, 5, 2, 2), (64, 3, 1, 2), (128, 3, 1, 2), (FEATURES, 3, 1, 1))
 PURITY_POINTS_PER_EPOCH = 2
 FULL = 100
 
@@ -129,7 +129,7 @@ class Experiment:
         chosen = [i for i, radical in enumerate(data.radicals) if radical in self.radicals]
         self.images = torch.from_numpy(data.images[chosen]).unsqueeze(1)
         self.target = torch.tensor([self.radicals.index(data.radicals[i]) for i in chosen])
-        self.split = kanji.split_stratified(self.target.numpy())
+        self.split = split_stratified(self.target.numpy())
 
     def train(self, run: Run) -> Result:
         self.fabric.seed_everything(run.seed, verbose=False)
@@ -137,7 +137,7 @@ class Experiment:
         samples = self.split.train
         truth = self.target[samples]
         target = torch.full_like(truth, UNLABELLED)
-        labelled = kanji.choose_labelled(truth.numpy(), run.percentage / 100, run.seed)
+        labelled = choose_labelled(truth.numpy(), run.percentage / 100, run.seed)
         target[labelled] = truth[labelled]
         images = self.images[samples]
         if run.arm == FINE_TUNING:  # as many steps, on the labelled characters alone
@@ -169,7 +169,7 @@ class Experiment:
             return method
         return FineTuning(*parts, lr=run.setting.lr)
 
-    def accuracy(self, method: FineTuning, samples: kanji.IntArray) -> float:
+    def accuracy(self, method: FineTuning, samples: IntArray) -> float:
         predicted = predict(self.fabric, method, tensor_loader(self.images[samples], batch_size=256)).argmax(dim=1)
         return 100 * float((predicted == self.target[samples]).float().mean())
 

@@ -4,7 +4,7 @@ import pkgutil
 from collections.abc import Callable
 from typing import Any
 
-from ..runs.recipe import SettingsError
+from ..errors import SettingsError
 
 
 def find_callable(option: str, name: str) -> Callable[[], Any]:

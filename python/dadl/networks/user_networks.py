@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..runs.recipe import SettingsError
+from ..errors import SettingsError
 from .user_code import find_callable
 
 TIMM = "timm:"

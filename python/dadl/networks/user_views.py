@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..runs.recipe import SettingsError
+from ..errors import SettingsError
 from .user_code import find_callable
 from .views import View, as_fractions
 

@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader
 
 from dadl_ext import RankSimLoss
 
-from ..training.loop import Method, of_all_processes
+from ..processes import of_all_processes
+from ..training.method import Method
 from .feature_smoothing import FeatureDistributionSmoothing
 from .retraining import FrozenEncoder
 from .reweighting import weighted_l1_loss

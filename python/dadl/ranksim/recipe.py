@@ -1,8 +1,7 @@
 """``dadl train ranksim``: imbalanced regression of numbers, texts or images, with RankSim and what goes with it."""
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -15,46 +14,30 @@ from torch.utils.data import DataLoader
 from dadl_ext import RankSimLoss
 
 from ..data.fingerprint import image_fingerprint
-from ..data.image_lists import load_images
-from ..data.regression import (
-    SPLITS,
-    STS_B_FILES,
-    RegressionData,
-    Samples,
-    read_agedb,
-    read_csv,
-    read_sts_b,
-    read_unseen_csv,
-    read_unseen_sts_b,
-)
-from ..data.rows import Rows
-from ..data.tables import TableError, read_table
+from ..data.regression import Split
+from ..data.rows import Rows, TensorRows, as_fetched, tensor_loader
+from ..errors import SettingsError
 from ..metrics import shot_metrics
-from ..networks.efficientnet import FEATURES, efficientnet_lite0
-from ..networks.user_networks import load_backbone
-from ..networks.user_views import training_view
-from ..networks.views import View, stored_size
 from ..options import NonNegative, Positive, PositiveInt
 from ..output import JobProgress
-from ..runs.recipe import Evaluation, Recipe, SettingsError, Table, Task, unscored
-from ..runs.train import read_run, trained_state
-from ..training.loop import TensorRows, as_fetched, tensor_loader
+from ..runs.folder import read_run, trained_state
+from ..runs.recipe import Evaluation, Recipe, Table, Task
+from ..runs.scores import unscored
+from .data_kinds import KINDS, Columns, DataKind, LabelBins, Loss, kind_of
 from .feature_smoothing import FeatureDistributionSmoothing
+from .inputs import Inputs, sample_names
 from .losses import BalancedMSE, GaussianMixture, focal_l1_loss, focal_mse_loss, weighted_huber_loss
 from .method import Regression, RegressionLoss, Retraining
 from .reweighting import (
     Kernel,
     LabelDistributionSmoothing,
     Reweighting,
-    bin_labels,
     bin_weights,
     weighted_l1_loss,
     weighted_mse_loss,
 )
 
-Kind = Literal["ages", "sts-b", "table"]
-Columns = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=(), show_default=False)]
-Loss = Literal["l1", "mse", "huber", "focal-l1", "focal-mse", "bmc", "gai"]
+ColumnNames = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=(), show_default=False)]
 
 LOSSES: dict[str, RegressionLoss] = {
     "l1": weighted_l1_loss,
@@ -64,30 +47,7 @@ LOSSES: dict[str, RegressionLoss] = {
     "focal-mse": focal_mse_loss,
 }
 REWEIGHTING: dict[str, Reweighting] = {"inverse": "inverse", "sqrt-inverse": "sqrt_inv"}
-AGE_COLUMNS = ("age", "path", "split")
-BINS = 50
-MOST_BINS = 10_000
 MIXTURE_COMPONENTS = 8
-
-
-@dataclass(frozen=True)
-class Defaults:
-    """What the papers use for their data, and what other data get."""
-
-    loss: Loss
-    ranksim: float
-    scale: float | None
-    """``None`` is the standard deviation of the training targets."""
-    clip: tuple[float, float] | None
-    """Of the counts that ``inverse`` inverts."""
-    smoothing_clip: tuple[float, float]
-
-
-DEFAULTS: dict[Kind, Defaults] = {
-    "ages": Defaults("l1", 100.0, 1.0, (5, 1000), (0.1, 10)),
-    "sts-b": Defaults("mse", 3e-4, 5.0, None, (0.5, 2)),
-    "table": Defaults("l1", 0.1, None, (5, 1000), (0.1, 10)),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,13 +74,13 @@ class RankSimRecipe(Recipe):
     image: str | None = None
     """Column of image paths, relative to the file."""
 
-    text: Columns = ()
+    text: ColumnNames = ()
     """Columns of texts."""
 
-    features: Columns = ()
+    features: ColumnNames = ()
     """Columns of numbers."""
 
-    one_hot: Columns = ()
+    one_hot: ColumnNames = ()
     """Columns of categories."""
 
     split: str | None = None
@@ -218,74 +178,74 @@ class RankSimRecipe(Recipe):
             raise SettingsError("RankSim trains the encoder, which retraining keeps as it is: leave out one of the two")
 
     def read(self, progress: JobProgress) -> Task:
-        kind, data = self._read_data()
+        kind = kind_of(self.data, self._columns)
+        data = kind.read(self.data, self._columns, self.seed)
         self._check_inputs(bool(data.train.texts), bool(data.train.images))
         if data.train.images:
-            self._image_network()  # what is wrong with it, or with the view, shows before images are read
-            self._view()
+            self._inputs.check_images()
+        parts = data.splits
         target = data.train.target
-        scale = self.target_scale or DEFAULTS[kind].scale or float(target.std())
-        bins, buckets = self._bins(kind, target)
-        parts = (data.train, data.val, data.test)
-        labels = [bin_labels(part.target, *bins) for part in parts]
-        counts = torch.bincount(labels[0], minlength=bins[2])
-        inputs, digests, facts = self._inputs(parts, data.folder, progress)
+        scale = self.target_scale or kind.scale or float(target.std())
+        width = self.bin_width or kind.bin_width(target)
+        bins = LabelBins.covering(*kind.label_range(target), width)
+        bin_numbers = {name: bins.numbers(part.target) for name, part in parts.items()}
+        counts = bins.counts(bin_numbers["train"])
+        inputs = self._inputs.read(list(parts.values()), data.folder, progress)
+        rows = dict(zip(parts, inputs.rows, strict=True))
         numbers = data.train.features
         mean = numbers.mean(dim=0)
         deviation = (numbers - mean).square().mean(dim=0).sqrt()
-        facts |= {
-            "kind": kind,
+        facts = {
+            **inputs.facts,
+            "kind": kind.name,
             "categories": data.categories,
             "mean": mean.tolist(),
             "deviation": deviation.where((numbers != numbers[0]).any(dim=0), 1.0).tolist(),
             "target_mean": float(target.mean()),
             "target_deviation": float(target.std()),
             "target_scale": scale,
-            "buckets": buckets,
-            "bins": bins,
+            "buckets": astuple(kind.smoothing_bins(bins, width)),
+            "bins": astuple(bins),
             "counts": counts.tolist(),
         }
         if self._loss(kind) == "gai":
             facts["mixture"] = _fitted_mixture((target - target.mean()) / scale, self.seed)
-        weights = self._weights(kind, counts)[labels[0]]
+        weights = self._weights(kind, counts)[bin_numbers["train"]]
 
-        def evaluation(samples: Samples, label: Tensor, values: Rows) -> Evaluation:
-            score = partial(self._score, target=samples.target, bins=label, counts=counts)
-            return Evaluation(_names(samples), tensor_loader(values, batch_size=self.batch_size), score)
+        def evaluation(name: Split) -> Evaluation:
+            part = parts[name]
+            score = partial(self._score, target=part.target, bins=bin_numbers[name], counts=counts)
+            return Evaluation(sample_names(part), tensor_loader(rows[name], batch_size=self.batch_size), score)
 
-        named = dict(zip(SPLITS, parts, strict=True))
         return Task(
             facts=facts,
-            sizes={name: len(part.where) for name, part in named.items()},
+            sizes={name: len(part.where) for name, part in parts.items()},
             fingerprints={
                 name: image_fingerprint(
-                    [image.path for image in part.images], its, part.target, part.texts, part.features
+                    [image.path for image in part.images], part_digests, part.target, part.texts, part.features
                 )
-                for (name, part), its in zip(named.items(), digests, strict=True)
+                for (name, part), part_digests in zip(parts.items(), inputs.digests, strict=True)
             },
-            loader=self._loader(inputs[0], target.float(), weights),
-            validation=evaluation(data.val, labels[1], inputs[1]),
-            test=evaluation(data.test, labels[2], inputs[2]),
+            loader=self._loader(rows["train"], target.float(), weights),
+            validation=evaluation("val"),
+            test=evaluation("test"),
         )
 
     def make_method(self, facts: Mapping[str, Any]) -> Regression:
-        kind: Kind = facts["kind"]
-        encoder, width = self._encoder(facts)
+        kind = KINDS[facts["kind"]]
+        encoder, width = self._inputs.encoder(facts)
         head = nn.Linear(width, 1)
         nn.init.zeros_(head.weight)  # begins with the targets' mean
         nn.init.zeros_(head.bias)
         smoothing = None
         if self.fds:
-            low, high, count = facts["buckets"]
             smoothing = FeatureDistributionSmoothing(
                 width,
-                low,
-                high,
-                count,
+                *facts["buckets"],
                 kernel=self.kernel,
                 ks=self.ks,
                 sigma=self.kernel_width,
-                clip=DEFAULTS[kind].smoothing_clip,
+                clip=kind.smoothing_clip,
             )
         options: dict[str, Any] = {
             "lr": self.lr or (1e-3 if facts["inputs"] == "numbers" else 1e-4),
@@ -296,21 +256,14 @@ class RankSimRecipe(Recipe):
         }
         if self.retrain_from is not None:
             return Retraining(partial(_restore_encoder, self.retrain_from, facts), encoder, head, **options)
-        weight = DEFAULTS[kind].ranksim if self.ranksim is None else self.ranksim
+        weight = kind.ranksim if self.ranksim is None else self.ranksim
         ranksim = RankSimLoss(weight=weight, interp_strength=self.interp_strength, gather_distributed=True)
         return Regression(encoder, head, ranksim if weight > 0 else None, **options)
 
     def read_unseen(self, data: Path, facts: Mapping[str, Any], progress: JobProgress) -> Evaluation:
-        if facts["kind"] == "sts-b":
-            samples = read_unseen_sts_b(data)
-        elif facts["kind"] == "ages":
-            samples = read_unseen_csv(data, image=AGE_COLUMNS[1])
-        else:
-            samples = read_unseen_csv(
-                data, image=self.image, text=self.text, features=self.features, categories=facts["categories"]
-            )
-        (inputs,), _, _ = self._inputs([samples], data.parent, progress)
-        return Evaluation(_names(samples), tensor_loader(inputs, batch_size=self.batch_size), unscored)
+        samples = KINDS[facts["kind"]].read_unseen(data, self._columns, facts["categories"])
+        (inputs,) = self._inputs.read([samples], data.parent, progress).rows
+        return Evaluation(sample_names(samples), tensor_loader(inputs, batch_size=self.batch_size), unscored)
 
     def prediction_columns(self, predicted: Tensor, facts: Mapping[str, Any]) -> Mapping[str, Sequence[Any]]:
         return {"prediction": predicted.tolist()}
@@ -323,72 +276,26 @@ class RankSimRecipe(Recipe):
         if self.augment is not None and not images:
             raise SettingsError(f"augment {self.augment} is for images, but there are none")
 
-    def _read_data(self) -> tuple[Kind, RegressionData]:
-        if self.target is not None:
-            return "table", read_csv(
-                self.data,
-                self.target,
-                image=self.image,
-                text=self.text,
-                features=self.features,
-                one_hot=self.one_hot,
-                split=self.split,
-                seed=self.seed,
-                check_images=False,  # loading them does
-            )
-        if self.data.is_dir():
-            names = [f"{part}_new.tsv" for part in STS_B_FILES]
-            if not any((self.data / name).exists() for name in names):
-                raise TableError([f"{self.data}: a folder without {', '.join(names)}; of other data, name the file"])
-            return "sts-b", read_sts_b(self.data)
-        problems: list[str] = []
-        header = read_table(self.data, problems).header
-        if header and not set(AGE_COLUMNS) <= set(header):
-            raise SettingsError(f"{self.data}: set target to the column to predict, one of {', '.join(header)}")
-        return "ages", read_agedb(self.data, check_images=False)
+    @property
+    def _columns(self) -> Columns:
+        return Columns(self.target, self.image, self.text, self.features, self.one_hot, self.split)
 
-    def _bins(self, kind: Kind, target: Tensor) -> tuple[tuple[float, float, int], tuple[float, float, int]]:
-        """Range and number of the label bins, and of the buckets of feature smoothing."""
-        low, high = {"ages": (0.0, 121.0), "sts-b": (0.0, 5.0)}.get(kind, (float(target.min()), float(target.max())))
-        whole = kind == "table" and bool((target == target.round()).all())
-        if whole:
-            low, high = low - 0.5, high + 0.5
-        width = {"ages": 1.0, "sts-b": 0.1}.get(kind, (high - low) / BINS)
-        width = self.bin_width or (math.ceil(width) if whole else width)
-        count = math.ceil((high - low) / width - 1e-6)
-        if count > MOST_BINS:
-            raise SettingsError(f"bin width {width:g} makes {count} bins of targets from {low:g} to {high:g}")
-        bins = (low, low + count * width, count)
-        # Few are older than 99, and smoothing reflects at the last bucket.
-        return bins, (0.0, 100.0, math.ceil(100 / width)) if kind == "ages" else bins
+    @property
+    def _inputs(self) -> Inputs:
+        return Inputs(
+            hidden=self.hidden,
+            fine_tune=self.fine_tune,
+            backbone=self.backbone,
+            image_size=self.image_size,
+            augment=self.augment,
+            keep_positions=self.keep_positions,
+        )
 
-    def _weights(self, kind: Kind, counts: Tensor) -> Tensor:
+    def _weights(self, kind: DataKind, counts: Tensor) -> Tensor:
         if self.reweighting == "none":
             return torch.ones(len(counts))
         smoothing = LabelDistributionSmoothing(self.kernel, self.ks, self.kernel_width) if self.lds else None
-        return bin_weights(counts, REWEIGHTING[self.reweighting], clip=DEFAULTS[kind].clip, smoothing=smoothing)
-
-    def _inputs(
-        self, parts: Sequence[Samples], folder: Path, progress: JobProgress
-    ) -> tuple[Sequence[Rows], Sequence[Tensor], dict[str, Any]]:
-        """What the encoder gets of each part, digests of its images, and the facts that say what it is."""
-        sizes = [len(part.where) for part in parts]
-        if parts[0].images:
-            files = [image for part in parts for image in part.images]
-            progress.start("Reading images", total=len(files))
-            images, digests = load_images(folder, files, stored_size(self.image_size), progress.advance)
-            return images.split(sizes), digests.split(sizes), {"inputs": "images"}
-        no_digests = [torch.empty(0)] * len(parts)
-        numbers = torch.cat([part.features for part in parts]).float()
-        texts = [sample for part in parts for sample in part.texts]
-        if texts:
-            from ..networks.text_encoder import encode, tokenize  # takes seconds
-
-            if self.fine_tune:
-                return list(tokenize(texts).split(sizes)), no_digests, {"inputs": "tokens", "texts": len(texts[0])}
-            progress.start("Encoding texts", total=len(texts))
-            numbers = torch.cat([numbers, encode(texts, on_encoded=progress.advance)], dim=1)
-        return list(numbers.split(sizes)), no_digests, {"inputs": "numbers", "width": numbers.shape[1]}
+        return bin_weights(counts, REWEIGHTING[self.reweighting], clip=kind.clip, smoothing=smoothing)
 
     def _loader(self, inputs: Rows, target: Tensor, weights: Tensor) -> DataLoader[Any]:
         rows = TensorRows(inputs, target, weights)
@@ -396,33 +303,11 @@ class RankSimRecipe(Recipe):
         drop_last = len(rows) > self.batch_size and len(rows) % self.batch_size == 1
         return DataLoader(rows, self.batch_size, shuffle=True, drop_last=drop_last, collate_fn=as_fetched)
 
-    def _encoder(self, facts: Mapping[str, Any]) -> tuple[nn.Module, int]:
-        """Inputs to features, and how many these are."""
-        if facts["inputs"] == "images":
-            network, width = self._image_network()
-            return nn.Sequential(self._view(), network), width
-        if facts["inputs"] == "tokens":
-            from ..networks.text_encoder import TextEncoder, num_features
-
-            return TextEncoder(), num_features(facts["texts"])
-        layers = [nn.Linear(facts["width"], self.hidden), nn.ReLU(), nn.Linear(self.hidden, self.hidden), nn.ReLU()]
-        return nn.Sequential(_Standardize(facts["mean"], facts["deviation"], facts["width"]), *layers), self.hidden
-
-    def _view(self) -> View:
-        stored, crop = stored_size(self.image_size), None if self.keep_positions else 0.8
-        options: dict[str, Any] = {"crop_area": crop, "flip": not self.keep_positions}
-        return training_view(self.augment, self.image_size, (3, stored, stored), **options)
-
-    def _image_network(self) -> tuple[nn.Module, int]:
-        if self.backbone is None:
-            return efficientnet_lite0(), FEATURES
-        return load_backbone(self.backbone, self.image_size)
-
-    def _loss(self, kind: Kind) -> Loss:
-        return DEFAULTS[kind].loss if self.loss is None else self.loss
+    def _loss(self, kind: DataKind) -> Loss:
+        return kind.loss if self.loss is None else self.loss
 
     def _make_loss(self, facts: Mapping[str, Any]) -> RegressionLoss:
-        name = self._loss(facts["kind"])
+        name = self._loss(KINDS[facts["kind"]])
         if name in LOSSES:
             return LOSSES[name]
         mixture = GaussianMixture(*map(torch.tensor, facts["mixture"])) if name == "gai" else None
@@ -442,26 +327,6 @@ class RankSimRecipe(Recipe):
             }
             for region, values in metrics.items()
         }
-
-
-class _Standardize(nn.Module):
-    """The first columns to mean 0 and deviation 1; those after them, from MiniLM, are as they should be."""
-
-    mean: Tensor
-    deviation: Tensor
-
-    def __init__(self, mean: Sequence[float], deviation: Sequence[float], width: int) -> None:
-        super().__init__()
-        others = width - len(mean)
-        self.register_buffer("mean", torch.tensor([*mean, *[0.0] * others]))
-        self.register_buffer("deviation", torch.tensor([*deviation, *[1.0] * others]))
-
-    def forward(self, numbers: Tensor) -> Tensor:
-        return (numbers - self.mean) / self.deviation
-
-
-def _names(samples: Samples) -> list[str]:
-    return [image.path for image in samples.images] if samples.images else samples.where
 
 
 def _fitted_mixture(target: Tensor, seed: int) -> list[list[float]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..data.tables import TableRow, read_table
 from ..errors import UserError
-from ..runs.train import CONFIG, RESULTS
+from ..runs.folder import CONFIG, RESULTS
 from ..training.loop import LOG, VALIDATION
 
 KINDS = {

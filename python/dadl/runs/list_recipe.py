@@ -6,20 +6,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
-import torch
 from cyclopts import Parameter, validators
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..data.fingerprint import image_fingerprint
-from ..data.image_lists import ImageLists, ImageRow, Row, load_images, read_image_names
-from ..data.rows import ChosenRows
+from ..data.image_lists import ImageLists, Row, read_image_names
+from ..data.images import ImageRow, load_images
+from ..data.rows import ChosenRows, tensor_loader
+from ..errors import SettingsError
 from ..networks.user_views import training_view
 from ..networks.views import View, stored_size
 from ..options import Positive, PositiveInt
 from ..output import JobProgress
-from ..training.loop import tensor_loader
-from .recipe import Evaluation, Recipe, SettingsError, Table, Task, unscored
+from .recipe import Evaluation, Recipe, Table, Task
+from .scores import unscored
 
 LabelT = TypeVar("LabelT")
 
@@ -117,20 +118,3 @@ class ListRecipe(Recipe, Generic[LabelT]):
     def _images(self, folder: Path, rows: Sequence[ImageRow], progress: JobProgress) -> tuple[ChosenRows, Tensor]:
         progress.start("Reading images", total=len(rows))
         return load_images(folder, rows, stored_size(self.image_size), progress.advance)
-
-
-def class_table(predicted: Tensor, target: Tensor) -> Table:
-    """Error and accuracy in %, of the samples and averaged over the classes that there are, from logits ``[N, C]``."""
-    right = (predicted.argmax(dim=1) == target).double()
-    counts = torch.bincount(target)
-    by_class = (torch.bincount(target, right) / counts)[counts > 0]
-    accuracy = 100 * float(right.mean())
-    return {
-        "all": {"error %": 100 - accuracy, "accuracy %": accuracy, "class accuracy %": 100 * float(by_class.mean())}
-    }
-
-
-def class_columns(predicted: Tensor) -> Mapping[str, Sequence[Any]]:
-    """The class of each sample and its probability, from logits ``[N, C]``."""
-    confidence, label = predicted.softmax(dim=1).max(dim=1)
-    return {"label": label.tolist(), "confidence": confidence.tolist()}

@@ -9,17 +9,12 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..errors import UserError
 from ..options import Positive, PositiveInt, Seed
 from ..output import JobProgress
-from ..training.loop import Method
+from ..training.method import Method
 
 Table = Mapping[str, Mapping[str, float]]
 """``table[row][column]``, e.g. ``table["few"]["MAE"]``."""
-
-
-class SettingsError(UserError, ValueError):
-    """Settings that cannot be together, or that another run has."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +103,3 @@ class Recipe(ABC):
     @abstractmethod
     def prediction_columns(self, predicted: Tensor, facts: Mapping[str, Any]) -> Mapping[str, Sequence[Any]]:
         """Columns of ``predictions.csv`` from what the method predicted for all samples."""
-
-
-def unscored(predicted: Tensor) -> Table:
-    """The score of samples without a target."""
-    raise ValueError("these samples have no target to judge predictions by")

@@ -14,11 +14,12 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from rich.console import Console
 from rich.table import Table
 
+from ..errors import SettingsError
 from ..files import write_csv
 from ..output import save_figure
 from ..training.loop import VALIDATION, EpochLog, best_epoch
-from .recipe import Recipe, SettingsError, Task
-from .train import JOURNAL
+from .folder import JOURNAL
+from .recipe import Recipe, Task
 
 TRIALS, FIGURE = "search.csv", "search"
 RANDOM_TRIALS = 5  # before the sampler and the pruner learn from them

@@ -1,17 +1,15 @@
-"""Runs: a recipe trained into a folder, taken up again, judged once more, or set to predict."""
+"""A recipe trained into a folder, or taken up again there, and tested."""
 
-import atexit
 import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any
 
 import torch
-import torch.distributed as dist
 import yaml
 from lightning_fabric import Fabric
 from lightning_fabric.loggers.tensorboard import TensorBoardLogger
@@ -19,14 +17,15 @@ from rich.console import Console
 
 from dadl_ext import build_info
 
-from ..files import CheckpointError, load_checkpoint, read_checkpoint, replace_file, write_csv
+from ..errors import SettingsError
+from ..files import replace_file, write_csv
 from ..options import Device, Flag, PositiveInt
-from ..output import Cells, JobProgress, environment, markdown_table, rich_table, write_json
-from ..training.loop import BEST, LAST, EpochLog, Method, best_epoch, fit, predict
-from .recipe import Evaluation, Recipe, SettingsError, Table, Task
-
-CONFIG, RUN, RESULTS, TABLE, PREDICTIONS = "config.yaml", "run.json", "results.json", "table.md", "predictions.csv"
-JOURNAL = "search.journal"
+from ..output import JobProgress, environment, markdown_table, rich_table, write_json
+from ..training.fabric import make_fabric
+from ..training.loop import LAST, EpochLog, best_epoch, fit, predict
+from .folder import CONFIG, JOURNAL, PREDICTIONS, RESULTS, RUN, TABLE, as_json, read_run
+from .recipe import Recipe, Table, Task
+from .scores import prediction_rows, score_cells
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,29 +46,6 @@ class RunOptions:
 
     tensorboard: Flag = False
     """Log for TensorBoard too, into the folder of the run."""
-
-
-def make_fabric(device: Device, precision: Any = "32", loggers: Any = ()) -> Fabric:
-    """One process, or under ``torchrun`` all of its processes, on every node."""
-    local, world = (int(os.environ.get(name, 1)) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
-    strategy = "ddp" if world > 1 else "auto"
-    fabric = Fabric(
-        accelerator=device,
-        devices=local,
-        num_nodes=world // local,
-        strategy=strategy,
-        precision=precision,
-        loggers=list(loggers),
-    )
-    fabric.launch()
-    if world > 1:
-        atexit.register(_leave_process_group)  # else gloo's threads may abort the process as it exits
-    return fabric
-
-
-def _leave_process_group() -> None:
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 def train_run(recipe: Recipe, options: RunOptions, console: Console) -> Table:
@@ -110,7 +86,7 @@ class _Run:
 
     def __init__(self, recipe: Recipe, task: Task, folder: Path, fabric: Fabric) -> None:
         self.recipe, self.task, self.folder, self.fabric = recipe, task, folder, fabric
-        self.facts = _as_json(task.facts)
+        self.facts = as_json(task.facts)
         self.beginning = _beginning(recipe, task)
         _check_data(recipe, self.beginning, folder)
         self.seconds = 0.0
@@ -155,11 +131,13 @@ class _Run:
         predicted = predict(self.fabric, self.method, part.loader)
         table = part.score(predicted)
         title = f"Test of {recipe.name}"
-        console.print(rich_table(title, _cells(table)))
+        console.print(rich_table(title, score_cells(table)))
         if self.fabric.is_global_zero:
-            text = f"**{title}**\n\n{markdown_table(_cells(table))}\n"
+            text = f"**{title}**\n\n{markdown_table(score_cells(table))}\n"
             (self.folder / TABLE).write_text(text, encoding="utf-8")
-            write_csv(self.folder / PREDICTIONS, _rows(part, recipe.prediction_columns(predicted, self.facts)))
+            write_csv(
+                self.folder / PREDICTIONS, prediction_rows(part, recipe.prediction_columns(predicted, self.facts))
+            )
             results = {
                 "recipe": recipe.name,
                 "settings": settings_of(recipe),
@@ -225,91 +203,6 @@ def _search(
     return search.best()
 
 
-def evaluate_run(
-    folder: Path, data: Path | None, part: Literal["test", "val"], device: Device, console: Console
-) -> Table:
-    """Judge a run once more, on its own data or on others of the same kind. Returns the table."""
-    kind, settings, facts = read_run(folder)
-    recipe = make_recipe(kind, settings | ({} if data is None else {"data": data}))
-    fabric = make_fabric(device, recipe.precision)
-    if not fabric.is_global_zero:
-        console = Console(quiet=True)
-    with JobProgress(console) as progress:
-        task = recipe.read(progress)
-    own = _as_json(task.facts)
-    for name in recipe.shape_facts:
-        if own[name] != facts[name]:
-            raise SettingsError(f"{data} has other {name} than the run: {own[name]} and not {facts[name]}")
-    evaluation = task.test if part == "test" else task.validation
-    if evaluation is None:
-        raise SettingsError(f"{recipe.data} has no validation samples")
-    table = evaluation.score(predict(fabric, _trained(fabric, recipe, facts, folder), evaluation.loader))
-    console.print(rich_table(f"{folder}, {part}", _cells(table)))
-    return table
-
-
-def predict_run(folder: Path, data: Path, output: Path, device: Device, console: Console) -> None:
-    """Predict samples without a target and write a CSV file: their names and what is predicted."""
-    kind, settings, facts = read_run(folder)
-    recipe = make_recipe(kind, settings)
-    fabric = make_fabric(device, recipe.precision)
-    if not fabric.is_global_zero:
-        console = Console(quiet=True)
-    with JobProgress(console) as progress:
-        unseen = recipe.read_unseen(data, facts, progress)
-    predicted = predict(fabric, _trained(fabric, recipe, facts, folder), unseen.loader)
-    if fabric.is_global_zero:
-        write_csv(output, _rows(unseen, recipe.prediction_columns(predicted, facts)))
-    console.print(f"Wrote {len(unseen.names)} predictions to {output}", soft_wrap=True)
-
-
-def read_run(folder: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """The name of a run's recipe, its settings, and the facts of its training data."""
-    try:
-        run = json.loads((folder / RUN).read_text(encoding="utf-8"))
-        settings = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-        return run["recipe"], settings, run["facts"]
-    except FileNotFoundError as error:
-        raise SettingsError(f"{folder} is not the folder of a run: it has no {Path(error.filename).name}") from None
-    except (ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-        raise SettingsError(f"{folder} is a run that cannot be read: {error}") from None
-
-
-def trained_checkpoint(folder: Path) -> Path:
-    """The checkpoint with a run's method after its best epoch, or without a validation after its last."""
-    file = next((folder / name for name in (BEST, LAST) if (folder / name).exists()), None)
-    if file is None:
-        raise CheckpointError(f"{folder} has no checkpoint yet")
-    return file
-
-
-def trained_state(folder: Path, part: str) -> dict[str, Any]:
-    """The trained state of one module of a run's method, e.g. its ``encoder``."""
-    state = read_checkpoint(trained_checkpoint(folder))["method"]
-    return {key.removeprefix(f"{part}."): value for key, value in state.items() if key.startswith(f"{part}.")}
-
-
-def make_recipe(name: str, settings: Mapping[str, Any]) -> Recipe:
-    """The recipe of that name with settings as ``config.yaml`` has them."""
-    from ..recipes import RECIPES  # which imports every method
-
-    kind = next((kind for kind in RECIPES if kind.name == name), None)
-    if kind is None:
-        raise SettingsError(f"there is no recipe {name!r}, but {', '.join(kind.name for kind in RECIPES)}")
-    hints = get_type_hints(kind)
-    unknown = [key for key in settings if key not in {field.name for field in fields(kind)}]
-    if unknown:
-        raise SettingsError(f"{name} has no setting {unknown[0]!r}")
-
-    def value(key: str) -> Any:
-        plain = settings[key]
-        if Path in (hints[key], *get_args(hints[key])):
-            return Path(plain)
-        return tuple(plain) if isinstance(plain, list) else plain
-
-    return kind(**{key: value(key) for key in settings})
-
-
 def settings_of(recipe: Recipe) -> dict[str, Any]:
     """Plain values, of which ``None`` are left out, and absolute paths."""
 
@@ -321,17 +214,11 @@ def settings_of(recipe: Recipe) -> dict[str, Any]:
     return {key: plain(value) for key, value in asdict(recipe).items() if value is not None}
 
 
-def _as_json(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """As they will be read."""
-    plain: dict[str, Any] = json.loads(json.dumps(facts))
-    return plain
-
-
 def _beginning(recipe: Recipe, task: Task) -> dict[str, Any]:
     """What a run keeps of its data."""
     return {
         "recipe": recipe.name,
-        "facts": _as_json(task.facts),
+        "facts": as_json(task.facts),
         "samples": dict(task.sizes),
         "fingerprints": dict(task.fingerprints),
     }
@@ -384,23 +271,6 @@ def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def _trained(fabric: Fabric, recipe: Recipe, facts: dict[str, Any], folder: Path) -> Method:
-    method = recipe.make_method(facts)
-    load_checkpoint(fabric, trained_checkpoint(folder), {"method": method})
-    return method
-
-
 def _progress_line(row: EpochLog, epochs: int) -> str:
     numbers = [f"{name} {value:.4g}" for name, value in row.items() if name not in ("epoch", "step", "lr")]
     return f"Epoch {row['epoch']}/{epochs}, " + ", ".join(numbers[:2])
-
-
-def _cells(table: Table) -> Cells:
-    return {row: {column: [value] for column, value in columns.items()} for row, columns in table.items()}
-
-
-def _rows(part: Evaluation, columns: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [
-        {"name": name} | dict(zip(columns, values, strict=True))
-        for name, *values in zip(part.names, *columns.values(), strict=True)
-    ]

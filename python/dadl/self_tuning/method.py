@@ -19,10 +19,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from dadl_ext import PseudoGroupContrastLoss
 
-from ..data.rows import Rows
+from ..data.rows import Rows, TensorRows, as_fetched
 from ..networks.momentum_encoder import MomentumEncoder
 from ..networks.views import View
-from ..training.loop import Method, TensorRows, as_fetched
+from ..training.method import Method
 
 UNLABELLED = -1
 WARM_UP = 0.1  # of the steps

@@ -10,11 +10,13 @@ from torch.utils.data import DataLoader
 
 from ..data.image_lists import ClassLists, ImageLists, Row, read_lists
 from ..data.rows import ChosenRows
+from ..errors import SettingsError
 from ..networks.efficientnet import FEATURES, efficientnet_lite0
 from ..networks.views import View
 from ..options import Fraction, Positive, PositiveInt
-from ..runs.list_recipe import ListRecipe, class_columns, class_table
-from ..runs.recipe import SettingsError, Table
+from ..runs.list_recipe import ListRecipe
+from ..runs.recipe import Table
+from ..runs.scores import class_columns, class_table
 from .method import UNLABELLED, FineTuning, FixMatch, SelfTuning, paired_loader
 
 METHOD_THRESHOLDS: dict[str, float] = {"self-tuning": 0.0, "fixmatch": 0.95, "fine-tuning": 0.0}

@@ -1,7 +1,6 @@
 """The training loop that all methods share; devices, precision and processes are Lightning Fabric's."""
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -11,15 +10,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from lightning_fabric import Fabric
-from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor
+from torch.utils.data import DataLoader
 
-from ..data.rows import Rows
 from ..errors import UserError
-from ..files import CheckpointError, load_checkpoint, save_checkpoint, write_csv
-from ..processes import process_count
+from ..files import write_csv
+from .checkpoints import CheckpointError, load_checkpoint, save_checkpoint
+from .method import Method
 
 LAST, BEST, LOG = "last.ckpt", "best.ckpt", "log.csv"
 VALIDATION = "val "
@@ -31,36 +28,6 @@ EpochLog = dict[str, float]
 
 class TrainingError(UserError, RuntimeError):
     """A training that cannot go on."""
-
-
-class Method(nn.Module, ABC):
-    """What one training method adds to the loop.
-
-    Everything that a checkpoint must hold is in the module's ``state_dict``, auxiliary networks and queues included.
-    Precision, gradient accumulation and several processes need nothing from a method: its ``forward`` is a plain
-    function from a batch to a loss.
-    """
-
-    @abstractmethod
-    def forward(self, batch: Any) -> Tensor:
-        """The training loss of one batch of the loader, averaged over its samples."""
-
-    @abstractmethod
-    def predict(self, inputs: Tensor) -> Tensor:
-        """Predictions ``[B, ...]``; called in evaluation mode, without gradients."""
-
-    @abstractmethod
-    def configure_optimizer(self, total_steps: int) -> tuple[Optimizer, LRScheduler]:
-        """The optimiser of the loss and its schedule, which advances after each of the ``total_steps`` steps."""
-
-    def after_step(self) -> None:
-        """Called after each optimiser step, e.g. to move a momentum encoder."""
-
-    def after_epoch(self, epoch: int, loader: DataLoader[Any]) -> None:
-        """Called after each epoch, from 1, in training mode, e.g. to gather statistics of the training data.
-
-        ``loader`` gives the training batches once more; they may come in another order.
-        """
 
 
 def fit(
@@ -257,15 +224,6 @@ def _share_buffers(fabric: Fabric, method: Method) -> None:
             dist.broadcast(buffer, 0)
 
 
-def of_all_processes(loss: Tensor) -> Tensor:
-    """A loss of the rows of all processes together, as ``RankSimLoss(gather_distributed=True)`` gives it.
-
-    Each process has the same value, and the gradient of its own rows. The gradient of the whole batch is their sum;
-    several processes average, so here it is multiplied by their number. The value stays as it is.
-    """
-    return loss + (process_count() - 1) * (loss - loss.detach())
-
-
 @torch.no_grad()
 def predict(
     fabric: Fabric, method: Method, loader: DataLoader[Any], output: Callable[[Tensor], Tensor] | None = None
@@ -286,32 +244,3 @@ def predict(
         dist.all_gather(gathered, predictions)
         predictions = torch.stack(gathered, dim=1).flatten(0, 1)[: len(loader.dataset)]  # type: ignore[arg-type]
     return predictions.float().cpu()
-
-
-class TensorRows(Dataset[tuple[Tensor, ...]]):
-    """Tensors with a common first dimension; a batch is one indexing operation instead of one per sample."""
-
-    def __init__(self, *tensors: Rows) -> None:
-        if not tensors or any(len(tensor) != len(tensors[0]) for tensor in tensors):
-            raise ValueError(f"expected tensors of one length, got lengths {[len(tensor) for tensor in tensors]}")
-        self.tensors = tensors
-
-    def __len__(self) -> int:
-        return len(self.tensors[0])
-
-    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
-        return tuple(tensor[index] for tensor in self.tensors)
-
-    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, ...]:
-        rows = torch.as_tensor(indices)
-        return tuple(tensor[rows] for tensor in self.tensors)
-
-
-def as_fetched(batch: Any) -> Any:
-    """Collate nothing: for data sets whose ``__getitems__`` returns a whole batch."""
-    return batch
-
-
-def tensor_loader(*tensors: Rows, batch_size: int, shuffle: bool = False) -> DataLoader[tuple[Tensor, ...]]:
-    """Batches of tensors, e.g. ``(images, targets)``."""
-    return DataLoader(TensorRows(*tensors), batch_size=batch_size, shuffle=shuffle, collate_fn=as_fetched)
