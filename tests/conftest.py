@@ -1,6 +1,7 @@
-"""Fixtures for every test file: the devices and dtypes that all operators serve."""
+"""Fixtures for every test file."""
 
 import os
+from pathlib import Path
 
 # A graph cached by an earlier build would hide what this one does.
 os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
@@ -8,13 +9,10 @@ os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
 import hypothesis
 import pytest
 import torch
+from support.devices import CAPABILITIES, DEVICES, DTYPES
+from support.folders import class_idx_folder
 
-DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
-# Of ATEN_CPU_CAPABILITY, those that this processor has: PyTorch believes it and would stop at an unknown instruction.
-_CAPABILITIES = ["default", "avx2", "avx512"]
-_widest = torch.backends.cpu.get_cpu_capability().lower()  # on other processors, a name of theirs
-CAPABILITIES = _CAPABILITIES[: _CAPABILITIES.index(_widest) + 1] if _widest in _CAPABILITIES else ["default"]
-DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+__all__ = ["CAPABILITIES", "DEVICES", "DTYPES"]
 
 # Compiled kernels answer in microseconds, but the first example may compile or load.
 hypothesis.settings.register_profile("dadl", deadline=None, max_examples=60, derandomize=True)
@@ -34,3 +32,9 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def idx_folder(tmp_path: Path) -> Path:
+    """240 training and 60 test images of three classes, in idx files."""
+    return class_idx_folder(tmp_path / "data")

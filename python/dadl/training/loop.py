@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -74,100 +75,162 @@ def fit(
         TrainingError: a training loss that is NaN or infinite; the checkpoint of the last good epoch is kept.
     """
     _check_settings(epochs, accumulate, folder, checkpoint_every, validate, patience)
-    fabric.seed_everything(seed, verbose=False)
-    batches = cast("DataLoader[Any]", fabric.setup_dataloaders(loader))
-    if len(batches) == 0:
-        raise ValueError("the loader has no batches: give it samples, or at least batch_size of them with drop_last")
-    steps = math.ceil(len(batches) / accumulate)
-    optimizer, scheduler = method.configure_optimizer(epochs * steps)
-    module, wrapped_optimizer = fabric.setup(method, optimizer)
-    # ``done``: steps of the present epoch, and the sum of their losses.
-    state: dict[str, Any] = {
-        "method": module,
-        "optimizer": wrapped_optimizer,
-        "scheduler": scheduler,
-        "precision": fabric.strategy.precision.state_dict(),
-        "history": [],
-        "done": 0,
-        "total": 0.0,
-        "steps": steps,
-        "processes": fabric.world_size,
-    }
-    if folder is not None and (folder / LAST).exists():
-        load_checkpoint(fabric, folder / LAST, state)
-        fabric.strategy.precision.load_state_dict(state["precision"])
-        _check_resumed(fabric, folder, state, steps, validate is not None)
-    history: list[EpochLog] = state["history"]
+    training = _Training(fabric, method, loader, epochs, seed, accumulate, folder, checkpoint_every)
+    training.resume(validated=validate is not None)
+    history = training.position.history
     if on_begin is not None:
-        on_begin(len(history) * steps + state["done"])
-
-    def draw_from(passes: int, done: int) -> None:
-        entropy = (seed, passes, fabric.global_rank, *([done] if done else []))
-        fabric.seed_everything(int(np.random.SeedSequence(entropy).generate_state(1)[0]), verbose=False)
-
-    def save(done: int, total: float) -> None:
-        if folder is not None:
-            precision = fabric.strategy.precision.state_dict()
-            save_checkpoint(fabric, folder / LAST, state | {"precision": precision, "done": done, "total": total})
-
-    for passes in range(len(history), epochs):  # over the loader before this epoch
-        epoch = passes + 1
+        on_begin(len(history) * training.steps + training.position.done)
+    while len(history) < epochs:
         if patience is not None and history and len(history) - best_epoch(history) >= patience:
             break
-        # Fabric counts passes, to shuffle anew in each; those of this loop are counted by its epochs.
-        batches._num_iter_calls = passes  # type: ignore[attr-defined]
-        method.train()
-        done = state["done"]
-        total = torch.tensor(state["total"], device=fabric.device)
-        draw_from(passes, 0)
-        stream = iter(batches)
-        if done:
-            for _ in range(done * accumulate):  # those that were trained on before
-                next(stream)
-            draw_from(passes, done)
-        while group := list(islice(stream, accumulate)):
-            for i, batch in enumerate(group, start=1):
-                with fabric.no_backward_sync(module, enabled=i < len(group)):
-                    loss = module(batch)
-                    fabric.backward(loss / len(group))
-                total += loss.detach()
-            wrapped_optimizer.step()
-            wrapped_optimizer.zero_grad()
-            lr = optimizer.param_groups[0]["lr"]
-            scheduler.step()
-            method.after_step()
-            done += 1
-            if on_step is not None:
-                on_step()
-            if checkpoint_every is not None and done % checkpoint_every == 0 and done < steps:
-                total = _mean_over_processes(fabric, total)
-                save(done, total.item())
-                draw_from(passes, done)
-        mean = (_mean_over_processes(fabric, total) / len(batches)).item()
-        if not math.isfinite(mean):
-            raise TrainingError(
-                f"the training loss of epoch {epoch} is {mean} (learning rate {lr:g}): lower the learning rate, or "
-                "look for targets and inputs of extreme size"
-            )
-        _share_buffers(fabric, method)  # all gather statistics of one network
-        method.after_epoch(epoch, batches)
-        _share_buffers(fabric, method)
-        history.append({"epoch": epoch, "step": epoch * steps, "loss": mean, "lr": float(lr)})
-        if validate is not None and folder is not None:
-            history[-1] |= {VALIDATION + name: value for name, value in validate().items()}
-            if best_epoch(history) == epoch:
-                save_checkpoint(fabric, folder / BEST, {"method": module})
-        # Before the checkpoint, after which the epoch does not come again.
-        fabric.log_dict(history[-1], step=epoch * steps)
-        if folder is not None and fabric.is_global_zero:
-            write_csv(folder / LOG, history)
-        state["done"], state["total"] = 0, 0.0
-        save(0, 0.0)
+        loss = training.train_epoch(on_step)
+        training.end_epoch(loss, validate)
         if on_epoch is not None:
             on_epoch(history)
-    if validate is not None and folder is not None:
-        load_checkpoint(fabric, folder / BEST, {"method": module})
+    if validate is not None:
+        training.restore_best()
     return history
+
+
+@dataclass
+class Position:
+    """How far a training has come: the epochs behind it, and of the present one the steps and the sum of losses."""
+
+    history: list[EpochLog] = field(default_factory=list)
+    done: int = 0
+    total: float = 0.0
+
+
+class _Training:
+    """What one call of :func:`fit` trains, and its position."""
+
+    lr: float
+    """Learning rate of the last step."""
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        method: Method,
+        loader: DataLoader[Any],
+        epochs: int,
+        seed: int,
+        accumulate: int,
+        folder: Path | None,
+        checkpoint_every: int | None,
+    ) -> None:
+        fabric.seed_everything(seed, verbose=False)
+        self.fabric, self.method, self.seed, self.accumulate = fabric, method, seed, accumulate
+        self.folder, self.checkpoint_every = folder, checkpoint_every
+        self.batches = cast("DataLoader[Any]", fabric.setup_dataloaders(loader))
+        if len(self.batches) == 0:
+            raise ValueError(
+                "the loader has no batches: give it samples, or at least batch_size of them with drop_last"
+            )
+        self.steps = math.ceil(len(self.batches) / accumulate)
+        optimizer, self.scheduler = method.configure_optimizer(epochs * self.steps)
+        self.module, self.optimizer = fabric.setup(method, optimizer)
+        self.position = Position()
+
+    def resume(self, validated: bool) -> None:
+        """Continue from the folder's checkpoint, if it has one."""
+        if self.folder is None or not (self.folder / LAST).exists():
+            return
+        state = self._state()
+        load_checkpoint(self.fabric, self.folder / LAST, state)
+        self.fabric.strategy.precision.load_state_dict(state["precision"])
+        _check_resumed(self.fabric, self.folder, state, self.steps, validated)
+        self.position = Position(state["history"], state["done"], state["total"])
+
+    def train_epoch(self, on_step: Callable[[], None] | None) -> float:
+        """Make the steps that the present epoch still lacks; its mean loss."""
+        position, epoch = self.position, len(self.position.history)  # from 0
+        # Fabric counts passes, to shuffle anew in each; those of this loop are counted by its epochs.
+        self.batches._num_iter_calls = epoch  # type: ignore[attr-defined]
+        self.method.train()
+        total = torch.tensor(position.total, device=self.fabric.device)
+        self._draw_from(epoch, 0)
+        stream = iter(self.batches)
+        if position.done:
+            for _ in range(position.done * self.accumulate):  # those that were trained on before
+                next(stream)
+            self._draw_from(epoch, position.done)
+        while group := list(islice(stream, self.accumulate)):
+            self._step(group, total)
+            position.done += 1
+            if on_step is not None:
+                on_step()
+            due = self.checkpoint_every is not None and position.done % self.checkpoint_every == 0
+            if due and position.done < self.steps:  # there is one after the epoch in any case
+                total = _mean_over_processes(self.fabric, total)
+                position.total = total.item()
+                self._save()
+                self._draw_from(epoch, position.done)
+        return (_mean_over_processes(self.fabric, total) / len(self.batches)).item()
+
+    def _step(self, group: Sequence[Any], total: Tensor) -> None:
+        """One step on the mean gradient of some batches, whose losses are added to ``total``."""
+        for i, batch in enumerate(group, start=1):
+            with self.fabric.no_backward_sync(self.module, enabled=i < len(group)):
+                loss = self.module(batch)
+                self.fabric.backward(loss / len(group))
+            total += loss.detach()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.lr = float(self.optimizer.optimizer.param_groups[0]["lr"])
+        self.scheduler.step()
+        self.method.after_step()
+
+    def end_epoch(self, loss: float, validate: Callable[[], Mapping[str, float]] | None) -> None:
+        """Log and validate the epoch that has been trained, and write what a run keeps of it."""
+        position, epoch = self.position, len(self.position.history) + 1
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the training loss of epoch {epoch} is {loss} (learning rate {self.lr:g}): lower the learning rate, "
+                "or look for targets and inputs of extreme size"
+            )
+        _share_buffers(self.fabric, self.method)  # all gather statistics of one network
+        self.method.after_epoch(epoch, self.batches)
+        _share_buffers(self.fabric, self.method)
+        log: EpochLog = {"epoch": epoch, "step": epoch * self.steps, "loss": loss, "lr": self.lr}
+        position.history.append(log)
+        if validate is not None and self.folder is not None:
+            log |= {VALIDATION + name: value for name, value in validate().items()}
+            if best_epoch(position.history) == epoch:
+                save_checkpoint(self.fabric, self.folder / BEST, {"method": self.module})
+        # Before the checkpoint, after which the epoch does not come again.
+        self.fabric.log_dict(log, step=epoch * self.steps)
+        if self.folder is not None and self.fabric.is_global_zero:
+            write_csv(self.folder / LOG, position.history)
+        position.done, position.total = 0, 0.0
+        self._save()
+
+    def restore_best(self) -> None:
+        """Put the method back to its best epoch."""
+        assert self.folder is not None
+        load_checkpoint(self.fabric, self.folder / BEST, {"method": self.module})
+
+    def _state(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        return {
+            "method": self.module,
+            "optimizer": self.optimizer,
+            "scheduler": self.scheduler,
+            "precision": self.fabric.strategy.precision.state_dict(),
+            "history": self.position.history,
+            "done": self.position.done,
+            "total": self.position.total,
+            "steps": self.steps,
+            "processes": self.fabric.world_size,
+        }
+
+    def _save(self) -> None:
+        if self.folder is not None:
+            save_checkpoint(self.fabric, self.folder / LAST, self._state())
+
+    def _draw_from(self, epoch: int, done: int) -> None:
+        """Seed what draws random numbers from here on."""
+        entropy = (self.seed, epoch, self.fabric.global_rank, *([done] if done else []))
+        self.fabric.seed_everything(int(np.random.SeedSequence(entropy).generate_state(1)[0]), verbose=False)
 
 
 def best_epoch(history: Sequence[EpochLog]) -> int:

@@ -21,6 +21,7 @@ from dadl.data.image_cache import ImageCacheError, Store, kept_on_disk
 from dadl.data.image_lists import Row
 from dadl.data.images import ImageListError, load_images
 from PIL import Image
+from support.folders import replace_quietly
 
 SIZE = 16
 
@@ -84,18 +85,6 @@ def test_images_on_disk_are_those_in_memory_and_decoded_once(
         assert len(loaded) == 6
         assert len(opened) == decoded
     assert [file.suffix for file in cache.iterdir()] == [".npy"]
-
-
-def replace_quietly(file: Path, other: Path) -> None:
-    """By an image of another content, but of the same size in bytes, and of the same time."""
-    status = file.stat()
-    content = other.read_bytes()
-    assert len(content) == status.st_size
-    assert content != file.read_bytes()
-    while file.stat().st_ctime_ns == status.st_ctime_ns:  # clocks of file systems tick a few hundred times a second
-        file.write_bytes(content)
-        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert file.stat().st_mtime_ns == status.st_mtime_ns
 
 
 @pytest.mark.parametrize("change", ["file", "content", "time", "rows", "size", "order"])

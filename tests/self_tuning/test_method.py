@@ -296,7 +296,7 @@ def test_two_processes_hold_one_queue_and_one_key_encoder(tmp_path: Path) -> Non
             """
             import sys, torch
             from lightning_fabric import Fabric
-            from test_self_tuning import SelfTuning, hidden, make, samples
+            from test_method import SelfTuning, hidden, make, samples
             from dadl.networks.views import View
             from dadl.self_tuning import paired_loader
             from dadl.training import fit

@@ -273,7 +273,7 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
             """
             import sys, torch
             from lightning_fabric import Fabric
-            from test_training import INPUTS, TARGETS, Linear, parameters
+            from test_loop import INPUTS, TARGETS, Linear, parameters
             from dadl.training import fit, predict, tensor_loader
 
             def job(fabric):

@@ -1,13 +1,11 @@
 """``--augment``: views of the user's, where they are used, and what is refused before any work."""
 
 import re
-import struct
 import textwrap
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -27,7 +25,8 @@ from dadl.runs.recipe import Recipe
 from dadl.runs.train import RunOptions, train_run
 from dadl.self_tuning.recipe import SelfTuningRecipe
 from rich.console import Console
-from test_cli import image_folder, results_of, train
+from support.cli import results_of, train
+from support.folders import grey_idx_folder, image_folder
 from torch import Tensor, nn
 
 QUIET = Console(quiet=True)
@@ -124,19 +123,6 @@ def test_what_makes_no_views_is_refused(name: str, message: str) -> None:
         training_view(name, 32, (3, 37, 37))
 
 
-def write_idx(folder: Path) -> Path:
-    """12 grey images of 12 × 16 pixels in two classes, and as many to test."""
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for part in ("train", "t10k"):
-        target = (np.arange(12) % 2).astype(np.uint8)
-        images = rng.integers(0, 256, (12, 12, 16), dtype=np.uint8)
-        for kind, array in (("images-idx3", images), ("labels-idx1", target)):
-            header = struct.pack(f">{1 + array.ndim}I", 0x0800 + array.ndim, *array.shape)
-            (folder / f"{part}-{kind}-ubyte").write_bytes(header + array.tobytes())
-    return folder
-
-
 class GreyCorner(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         assert images.shape[1:] == (1, 12, 16)
@@ -156,7 +142,7 @@ def recipes_on_images(folder: Path) -> dict[str, Recipe]:
         "fixmatch": SelfTuningRecipe(**few, method="fixmatch"),
         "chi-model": ChiModelRecipe(**few),
         "ranksim": RankSimRecipe(data=lists / "ages.csv", image_size=32),
-        "cmw-net": CMWNetRecipe(data=write_idx(folder / "idx"), method="ce"),
+        "cmw-net": CMWNetRecipe(data=grey_idx_folder(folder / "idx"), method="ce"),
     }
 
 
@@ -168,7 +154,7 @@ def with_augment(recipe: Recipe, name: str) -> Recipe:
 def test_every_recipe_on_images_takes_one(tmp_path: Path, kind: str) -> None:
     recipe = recipes_on_images(tmp_path)[kind]
     progress = JobProgress(QUIET)
-    with pytest.raises(SettingsError, match=r"augment test_own_views:failing failed on float images \[4, "):
+    with pytest.raises(SettingsError, match=rf"augment {__name__}:failing failed on float images \[4, "):
         with_augment(recipe, f"{__name__}:failing").read(progress)
     task = recipe.read(progress)
     name = "GreyCorner" if kind == "cmw-net" else "corners"
@@ -185,7 +171,7 @@ def test_every_recipe_on_images_takes_one(tmp_path: Path, kind: str) -> None:
 
 
 def test_a_run_knows_its_views_and_keeps_their_state(tmp_path: Path) -> None:
-    data = write_idx(tmp_path / "idx")
+    data = grey_idx_folder(tmp_path / "idx")
     make = partial(CMWNetRecipe, data=data, method="ce", epochs=2, batch_size=6, augment=f"{__name__}:CountingGrey")
     output = tmp_path / "run"
     table = train_run(make(), RunOptions(output=output, device="cpu"), QUIET)
@@ -194,7 +180,7 @@ def test_a_run_knows_its_views_and_keeps_their_state(tmp_path: Path) -> None:
     assert state["view.augmentation.brightness"] == 0.5
     assert read_run(output)[1]["augment"] == f"{__name__}:CountingGrey"
     assert evaluate_run(open_run(output), "test", "cpu", QUIET) == table
-    with pytest.raises(SettingsError, match="other settings: augment test_own_views:CountingGrey and not None"):
+    with pytest.raises(SettingsError, match=f"other settings: augment {__name__}:CountingGrey and not None"):
         train_run(make(augment=None), RunOptions(output=output, device="cpu", resume=True), QUIET)
 
 
@@ -213,7 +199,7 @@ def test_views_are_for_images(tmp_path: Path) -> None:
 
 def test_the_module_in_the_readme_makes_views(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("kornia")
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n( *import kornia.*?)```", readme, re.DOTALL)
     (tmp_path / "views_of_readme.py").write_text(textwrap.dedent(code))
     monkeypatch.syspath_prepend(tmp_path)

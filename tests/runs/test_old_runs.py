@@ -16,10 +16,13 @@ pytest.importorskip("lightning_fabric", reason="needs pip install 'dadl[train]'"
 
 from dadl.data.idx_cifar import read_image_files
 from PIL import Image
-from test_cli import dadl
+from support.cli import dadl
 
-FIXTURES = Path(__file__).parent / "runs" / "fixtures"
-DATA = {"ranksim": Path(__file__).parent / "data" / "houses.csv", "cmw-net": FIXTURES / "cmw-net" / "data"}
+FIXTURES = Path(__file__).parent / "fixtures"
+DATA = {
+    "ranksim": Path(__file__).parents[1] / "data" / "fixtures" / "houses.csv",
+    "cmw-net": FIXTURES / "cmw-net" / "data",
+}
 
 
 def old_run(name: str, state: str, folder: Path) -> Path:

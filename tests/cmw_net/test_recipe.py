@@ -2,7 +2,6 @@
 
 import csv
 import json
-import struct
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -14,7 +13,6 @@ import torch
 
 pytest.importorskip("cyclopts", reason="needs pip install 'dadl[train]'")
 
-from dadl.cmw_net import recipe as cmw_net_train
 from dadl.cmw_net.method import CrossEntropy, LearntWeights, LowestLossMeta
 from dadl.cmw_net.recipe import CMWNetRecipe, load_weight_net
 from dadl.errors import SettingsError, UserError
@@ -28,39 +26,15 @@ from dadl.training import BEST, LAST, fit, predict, tensor_loader
 from lightning_fabric import Fabric
 from PIL import Image
 from rich.console import Console
+from support.folders import CLASSES, class_images
+from support.recipes import recipe_of, small_network
 from torch import Tensor, nn
 
-CLASSES = 3
 QUIET = Console(quiet=True)
-
-
-def class_images(target: np.ndarray[Any, Any], seed: int) -> np.ndarray[Any, Any]:
-    """Images ``[n, 12, 12]`` of noisy class patterns, whose first pixel is the class."""
-    patterns = np.random.default_rng(42).integers(60, 196, (CLASSES, 12, 12))
-    images = patterns[target] + np.random.default_rng(seed).normal(0, 40, (len(target), 12, 12))
-    images = images.clip(0, 255).astype(np.uint8)
-    images[:, 0, 0] = target
-    return images
 
 
 def true_classes(images: Tensor) -> Tensor:
     return images[:, 0, 0, 0].long()
-
-
-@pytest.fixture
-def idx_folder(tmp_path: Path) -> Path:
-    return write_idx_files(tmp_path / "data")
-
-
-def write_idx_files(folder: Path) -> Path:
-    """240 training and 60 test images of three classes."""
-    folder.mkdir()
-    for part, n, seed in (("train", 240, 0), ("t10k", 60, 1)):
-        target = (np.arange(n) % CLASSES).astype(np.uint8)
-        for kind, array in (("images-idx3", class_images(target, seed)), ("labels-idx1", target)):
-            header = struct.pack(f">{1 + array.ndim}I", 0x0800 + array.ndim, *array.shape)
-            (folder / f"{part}-{kind}-ubyte").write_bytes(header + array.tobytes())
-    return folder
 
 
 @pytest.fixture
@@ -77,20 +51,10 @@ def list_folder(tmp_path: Path) -> Path:
     return folder
 
 
-def small_network(depth: int = 32, channels: int = 1) -> nn.Sequential:
-    layers = [nn.AdaptiveAvgPool2d(12), nn.Flatten(), nn.Linear(channels * 144, 64), nn.BatchNorm1d(64), nn.ReLU()]
-    return nn.Sequential(*layers)
-
-
 @pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """A small network in place of ResNet-32, whose 32 layers take their time."""
-    monkeypatch.setattr(cmw_net_train, "resnet", small_network)
-
-
-def recipe_of(folder: Path, **settings: Any) -> CMWNetRecipe:
-    defaults = {"epochs": 2, "batch_size": 20, "lr": 0.05, "flip": False}
-    return CMWNetRecipe(data=folder, **(defaults | settings))
+    monkeypatch.setattr("dadl.cmw_net.recipe.resnet", small_network)
 
 
 def read(recipe: CMWNetRecipe) -> Task:
@@ -342,7 +306,7 @@ def test_images_on_disk_make_the_same_batches(
 
 
 def test_a_network_of_the_user(idx_folder: Path, tmp_path: Path) -> None:
-    recipe = recipe_of(idx_folder, backbone=f"{__name__}:small_network", meta_per_class=4, epochs=1)
+    recipe = recipe_of(idx_folder, backbone="support.recipes:small_network", meta_per_class=4, epochs=1)
     table = train_run(recipe, RunOptions(output=tmp_path / "run", device="cpu"), QUIET)
     state = torch.load(tmp_path / "run" / LAST, weights_only=True)["method"]
     assert state["network.1.weight"].shape == (CLASSES, 64)

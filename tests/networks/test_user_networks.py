@@ -20,8 +20,7 @@ from dadl.runs.evaluate import evaluate_run
 from dadl.runs.recipe import Recipe
 from dadl.runs.train import RunOptions, train_run
 from rich.console import Console
-from test_cli import image_folder
-from test_own_views import write_idx
+from support.folders import grey_idx_folder, image_folder
 from torch import nn
 
 QUIET = Console(quiet=True)
@@ -61,7 +60,7 @@ def test_without_timm_it_is_said_what_to_install(tmp_path: Path, monkeypatch: py
     (data / "ages.csv").write_text("age,path,split\n" + "".join(rows))
     recipes: tuple[Recipe, ...] = (
         RankSimRecipe(data=data / "ages.csv", backbone="timm:tiny", image_size=16),
-        CMWNetRecipe(data=write_idx(tmp_path / "idx"), backbone="timm:tiny"),
+        CMWNetRecipe(data=grey_idx_folder(tmp_path / "idx"), backbone="timm:tiny"),
     )
     for recipe in recipes:
         with pytest.raises(SettingsError, match=r"timm:tiny needs timm, .*: pip install timm, or .* module:callable"):
@@ -69,7 +68,7 @@ def test_without_timm_it_is_said_what_to_install(tmp_path: Path, monkeypatch: py
 
 
 def test_a_run_on_a_network_of_timm(timm: None, tmp_path: Path) -> None:
-    data, output = write_idx(tmp_path / "idx"), tmp_path / "run"
+    data, output = grey_idx_folder(tmp_path / "idx"), tmp_path / "run"
     recipe = CMWNetRecipe(data=data, method="ce", epochs=1, backbone="timm:tiny")
     table = train_run(recipe, RunOptions(output=output, device="cpu"), QUIET)
     state = torch.load(output / "last.ckpt", weights_only=True)["method"]

@@ -31,9 +31,10 @@ from dadl.training import EpochLog, Method, fit, tensor_loader
 from dadl.training.fabric import make_fabric
 from lightning_fabric import Fabric
 from rich.console import Console
-from test_cli import image_folder, predictions_of, results_of
-from test_cmw_net_recipe import recipe_of, small_network, write_idx_files
-from test_runs import QUIET, Perceptron, TinyRecipe, assert_same_run, numbers, run
+from support.cli import predictions_of, results_of
+from support.folders import class_idx_folder, image_folder
+from support.recipes import recipe_of, small_network
+from support.runs import QUIET, Perceptron, TinyRecipe, assert_same_run, numbers, run
 from torch import Tensor
 
 from dadl_ext import RankSimLoss
@@ -253,7 +254,7 @@ def train_weighted_runs() -> None:
 
 
 def test_learnt_weights_resume_bit_for_bit_in_two_processes(tmp_path: Path) -> None:
-    write_idx_files(tmp_path / "data")
+    class_idx_folder(tmp_path / "data")
     job = torchrun("test_torchrun", "train_weighted_runs", folder=tmp_path)
     assert job.returncode == 0, job.stderr
     for name in WEIGHTED:

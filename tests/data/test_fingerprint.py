@@ -24,13 +24,11 @@ from dadl.runs.recipe import Recipe
 from dadl.runs.train import RunOptions, train_run
 from dadl.self_tuning.recipe import SelfTuningRecipe
 from rich.console import Console
-from test_cli import image_folder
-from test_cmw_net_recipe import idx_folder  # noqa: F401 (a fixture)
-from test_image_cache import replace_quietly
+from support.folders import image_folder, replace_quietly
 from torch import Tensor, nn
 
 QUIET = Console(quiet=True)
-FIXTURES = Path(__file__).parent / "data"
+FIXTURES = Path(__file__).parent / "fixtures"
 
 
 def tiny_network() -> nn.Module:
@@ -236,7 +234,7 @@ def test_a_resumed_run_takes_no_other_images_but_touched_ones(tmp_path: Path) ->
         train_run(recipe, again, QUIET)
 
 
-def test_of_files_that_are_read_whole_every_pixel_and_label_counts(idx_folder: Path) -> None:  # noqa: F811
+def test_of_files_that_are_read_whole_every_pixel_and_label_counts(idx_folder: Path) -> None:
     recipe = CMWNetRecipe(data=idx_folder, method="ce", noise="symmetric", noise_rate=0.2)
     before = fingerprints(recipe)
     assert fingerprints(recipe) == before

@@ -1,33 +1,19 @@
 """The ``dadl`` command, in fresh processes as a user runs it."""
 
-import csv
 import json
 import os
-import struct
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from support.cli import dadl, predictions_of, results_of, train
+from support.folders import image_folder, write_idx
 
 REGIONS = ("all", "many", "medium", "few")
 TRAIN_PACKAGES = ("kanjivg", "lightning_fabric", "matplotlib", "PIL", "platformdirs", "resvg_py", "rich", "safetensors")
-
-
-def dadl(*arguments: str, hide: tuple[str, ...] = (), cache: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the command in a process where the packages ``hide`` cannot be imported."""
-    code = (
-        f"import sys; sys.modules.update(dict.fromkeys({hide!r})); "
-        "sys.argv[0] = 'dadl'; from dadl.cli import main; main()"
-    )
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "COLUMNS": "100"}
-    if cache is not None:
-        environment["XDG_CACHE_HOME"] = str(cache)
-    command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
 
 def test_info_prints_the_build_without_the_extra() -> None:
@@ -192,9 +178,7 @@ def test_cmw_net_demo_reads_idx_files(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for part, n in (("train", 400), ("t10k", 40)):
         images, labels = rng.integers(0, 256, (n, 28, 28), dtype=np.uint8), (np.arange(n) % 4).astype(np.uint8)
-        for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
-            header = struct.pack(f">{1 + array.ndim}I", 0x0800 + array.ndim, *array.shape)
-            (tmp_path / f"{part}-{kind}-ubyte").write_bytes(header + array.tobytes())
+        write_idx(tmp_path, part, images, labels)
     output = tmp_path / "output"
     result = dadl("demo", "cmw-net", "--quick", "--device", "cpu", "--data", str(tmp_path), "--output", str(output))
     assert result.returncode == 0, result.stderr
@@ -220,36 +204,6 @@ def test_data_that_a_demo_cannot_use_is_an_error(tmp_path: Path) -> None:
     result = dadl("demo", "ranksim", "--data", str(tmp_path))
     assert result.returncode == 1
     assert "the ranksim demo has data of its own" in result.stderr
-
-
-def image_folder(folder: Path) -> Path:
-    """Two classes of plain images, red and blue: 12 to train, of which 4 are labelled, and 4 to test."""
-    image = pytest.importorskip("PIL.Image", reason="needs pip install 'dadl[train]'")
-    folder.mkdir()
-    rows = []
-    for i in range(16):
-        image.new("RGB", (40, 40), (200 + i, 0, 0) if i % 2 else (0, 0, 200 + i)).save(folder / f"{i}.png")
-        rows.append(f"{i}.png {i % 2}\n")
-    for name, part in (("train_100.txt", rows[:12]), ("train_30.txt", rows[:4]), ("test.txt", rows[12:])):
-        (folder / name).write_text("".join(part))
-    return folder
-
-
-def train(folder: Path, output: Path, *options: str, recipe: str = "self-tuning") -> subprocess.CompletedProcess[str]:
-    small = ["--image-size", "32", "--epochs", "1", "--batch-size", "4", "--labels", "30"]
-    if recipe == "self-tuning":
-        small += ["--projection-size", "8", "--slots", "4"]
-    paths = ("--data", str(folder), "--output", str(output), "--device", "cpu")
-    return dadl("train", recipe, *paths, *small, *options)
-
-
-def results_of(output: Path) -> Any:
-    return json.loads((output / "results.json").read_text(encoding="utf-8"))
-
-
-def predictions_of(file: Path) -> list[dict[str, str]]:
-    with file.open(encoding="utf-8", newline="") as rows:
-        return list(csv.DictReader(rows))
 
 
 def test_train_evaluate_and_predict(tmp_path: Path) -> None:

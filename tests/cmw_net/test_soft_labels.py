@@ -7,7 +7,7 @@ import pytest
 import torch
 from dadl import CMWNet
 from dadl.cmw_net.soft_labels import SoftLabelReweighter, mixed_objective
-from test_meta_gradient import CLASSES, META, OPTIMIZERS, Failure, N, batch, by_hand, network, relative_error, warmed_up
+from support.meta import CLASSES, META, OPTIMIZERS, Failure, N, batch, by_hand, network, relative_error, warmed_up
 from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional as F
