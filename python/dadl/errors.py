@@ -7,3 +7,11 @@ class UserError(Exception):
 
 class SettingsError(UserError, ValueError):
     """Settings that cannot be together, or that another run has."""
+
+
+class ProblemsError(UserError, ValueError):
+    """Everything that is wrong with data or files, a line each; ``problems`` is the list of them."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems

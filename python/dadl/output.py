@@ -6,15 +6,16 @@ import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from matplotlib import rc_context
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Cells = Mapping[str, Mapping[str, Sequence[float]]]
 """``cells[row][column]`` holds one value per seed."""
@@ -129,8 +130,10 @@ def _nan_to_none(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def save_figure(figure: Figure, stem: Path) -> None:
+def save_figure(figure: "Figure", stem: Path) -> None:
     """Write a figure as PNG and as SVG, without a date, so that equal results give equal files."""
+    from matplotlib import rc_context  # not for those who draw nothing
+
     figure.savefig(stem.with_suffix(".png"), dpi=150)
     with rc_context({"svg.hashsalt": stem.name}):
         figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None})

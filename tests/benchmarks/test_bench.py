@@ -14,7 +14,16 @@ pytest.importorskip("matplotlib", reason="needs pip install 'dadl[train]'")
 
 from dadl.benchmarks import contrast
 from dadl.benchmarks.figure import draw_speedups
-from dadl.benchmarks.harness import WARM_UP, Harness, Table, cells, markdown_table, milliseconds, ratio, speedup
+from dadl.benchmarks.harness import (
+    WARM_UP,
+    BenchmarkTable,
+    Harness,
+    cells,
+    markdown_table,
+    milliseconds,
+    ratio,
+    speedup,
+)
 from dadl.benchmarks.run import BENCHMARKS, BenchmarkError, run_benchmarks
 from rich.console import Console
 from torch import Tensor
@@ -97,7 +106,7 @@ def test_measures_until_the_time_is_over(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_cells_are_the_ratios_of_the_medians() -> None:
     columns = (milliseconds(), speedup("eager"), ratio("dadl", "two products"), speedup("torch.compile"))
-    table = Table(name="t", header="m", columns=columns, notes="", cases=())
+    table = BenchmarkTable(name="t", header="m", columns=columns, notes="", cases=())
     rows = {"64": {"dadl": 0.002, "eager": 0.005, "two products": 0.0016}}
     expected = {"m": "64", "ms": "2.00", "eager / dadl": "2.5", "dadl / two products": "1.25"}
     assert cells(table, rows) == [{**expected, "torch.compile / dadl": "–"}]
@@ -142,7 +151,7 @@ def test_without_pytorch_metric_learning_the_rest_is_measured(monkeypatch: pytes
 
 def test_the_figure_shows_only_what_was_measured() -> None:
     columns = (milliseconds(), speedup("eager"), ratio("dadl", "two products"), speedup("torch.compile"))
-    table = Table(name="t", header="m", columns=columns, notes="", cases=())
+    table = BenchmarkTable(name="t", header="m", columns=columns, notes="", cases=())
     rows = {"64": {"dadl": 2.0, "eager": 5.0, "two products": 1.0}, "128": {"dadl": 4.0, "eager": 2.0}}
     (axes,) = draw_speedups([(table, rows)], "a machine").axes
     assert [text.get_text() for text in axes.texts] == ["2.5", "0.5", "–", "–"]

@@ -20,7 +20,7 @@ from dadl.output import JobProgress
 from dadl.recipes import open_run
 from dadl.runs.evaluate import evaluate_run, predict_run
 from dadl.runs.folder import read_run
-from dadl.runs.recipe import Task
+from dadl.runs.recipe import RecipeData
 from dadl.runs.train import RunOptions, train_run
 from dadl.training import BEST, LAST, fit, predict, tensor_loader
 from lightning_fabric import Fabric
@@ -57,16 +57,16 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dadl.cmw_net.recipe.resnet", small_network)
 
 
-def read(recipe: CMWNetRecipe) -> Task:
+def read(recipe: CMWNetRecipe) -> RecipeData:
     return recipe.read(JobProgress(QUIET))
 
 
-def make(recipe: CMWNetRecipe, task: Task) -> CrossEntropy:
+def make(recipe: CMWNetRecipe, task: RecipeData) -> CrossEntropy:
     torch.manual_seed(recipe.seed)
     return recipe.make_method(json.loads(json.dumps(task.facts)))
 
 
-def batches_of(task: Task) -> list[Tensor]:
+def batches_of(task: RecipeData) -> list[Tensor]:
     """What the loader gives in one epoch."""
     torch.manual_seed(0)
     return [torch.cat(parts) for parts in zip(*task.loader, strict=True)]

@@ -19,7 +19,8 @@ pytest.importorskip("PIL", reason="needs pip install 'dadl[train]'")
 
 from dadl.data.image_cache import ImageCacheError, Store, kept_on_disk
 from dadl.data.image_lists import Row
-from dadl.data.images import ImageListError, load_images
+from dadl.data.images import load_images
+from dadl.errors import ProblemsError
 from PIL import Image
 from support.folders import replace_quietly
 
@@ -122,7 +123,7 @@ def test_bad_images_are_all_named_and_nothing_is_kept(folder: Path, cache: Path)
     whole = (folder / "1.png").read_bytes()
     (folder / "1.png").unlink()
     (folder / "4.png").write_text("not an image")
-    with pytest.raises(ImageListError) as caught:
+    with pytest.raises(ProblemsError) as caught:
         load_images(folder, rows(), SIZE, nothing)
     assert [line.split(": ")[0] for line in str(caught.value).splitlines()] == ["list.txt:2", "list.txt:5"]
     assert [file.suffix for file in cache.iterdir()] == [".lock"]

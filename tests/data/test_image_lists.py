@@ -9,7 +9,8 @@ import torch
 pytest.importorskip("PIL", reason="needs pip install 'dadl[train]'")
 
 from dadl.data.image_lists import Row, read_lists, read_noisy_lists, read_value_lists
-from dadl.data.images import ImageListError, image_problems, load_images
+from dadl.data.images import image_problems, load_images
+from dadl.errors import ProblemsError
 from PIL import Image
 
 
@@ -61,7 +62,7 @@ def test_every_bad_row_is_named_at_once(folder: Path) -> None:
         "a b/0.png 0\na b/missing.png 1\na b/1.png one\na b/2.png -1\nalone\na b/0.png 0\na b/3.png 0\n"
     )
     (folder / "test.txt").write_text("a b/6.png 5\n")
-    with pytest.raises(ImageListError) as caught:
+    with pytest.raises(ProblemsError) as caught:
         read_lists(folder, 30)
     problems = str(caught.value).splitlines()
     assert len(problems) == 7
@@ -85,21 +86,21 @@ def test_a_class_with_one_training_sample_is_named(folder: Path) -> None:
     rows = (folder / "train_100.txt").read_text().splitlines()
     rows[4:] = ["a b/4.png 3", "a b/5.png 2"]
     (folder / "train_100.txt").write_text("\n".join(rows))
-    with pytest.raises(ImageListError) as error:
+    with pytest.raises(ProblemsError) as error:
         read_lists(folder, 30)
     assert [line.split(";")[0] for line in str(error.value).splitlines()] == [
         "train_100.txt:5: a b/4.png is the only training sample of class 3",
         "train_100.txt:6: a b/5.png is the only training sample of class 2",
     ]
     (folder / "train.txt").write_text("\n".join(rows))
-    with pytest.raises(ImageListError, match=r"train\.txt:5: a b/4\.png is the only training sample of class 3"):
+    with pytest.raises(ProblemsError, match=r"train\.txt:5: a b/4\.png is the only training sample of class 3"):
         read_noisy_lists(folder)
 
 
 def test_missing_and_empty_lists_are_named(folder: Path) -> None:
     (folder / "test.txt").write_text("\n \n")
     (folder / "train_100.txt").unlink()
-    with pytest.raises(ImageListError) as caught:
+    with pytest.raises(ProblemsError) as caught:
         read_lists(folder, 15)
     text = str(caught.value)
     assert "train_15.txt: no such file" in text
@@ -111,7 +112,7 @@ def test_unreadable_images_are_named(folder: Path) -> None:
     whole = (folder / "a b" / "1.png").read_bytes()
     (folder / "a b" / "1.png").write_text("not an image")
     (folder / "a b" / "4.png").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ImageListError) as caught:
+    with pytest.raises(ProblemsError) as caught:
         load_images(folder, read_lists(folder, 100).labelled, 16, lambda: None)
     problems = str(caught.value).splitlines()
     assert len(problems) == 2
@@ -159,7 +160,7 @@ def test_every_bad_row_of_values_is_named_at_once(folder: Path) -> None:
         "a b/0.png 0 1 0.25\na b/1.png 0.1 1\na b/2.png 0.2 1 1.25\na b/3.png nan 1 0\na b/missing.png 0 0 0\n"
         "a b/4.png\n0.5 0.5 0.5\na b/0.png 0 1 0.25\na b/5.png 0.4 1 0.25\n"
     )
-    with pytest.raises(ImageListError) as caught:
+    with pytest.raises(ProblemsError) as caught:
         read_value_lists(folder, 30, columns=(0, 3))
     problems = sorted(str(caught.value).splitlines())
     assert len(problems) == 10

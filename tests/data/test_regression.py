@@ -22,7 +22,7 @@ from dadl.data.regression import (
     read_unseen_csv,
     read_unseen_sts_b,
 )
-from dadl.data.tables import TableError
+from dadl.errors import ProblemsError
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -37,7 +37,7 @@ def sizes(data: RegressionData) -> list[int]:
 
 
 def problems_of(read: Callable[[], object]) -> list[str]:
-    with pytest.raises(TableError) as caught:
+    with pytest.raises(ProblemsError) as caught:
         read()
     assert str(caught.value).splitlines() == caught.value.problems
     return caught.value.problems

@@ -15,7 +15,7 @@ from dadl.data import sprites
 from dadl.data.sprites import COUNTS, SpriteFileError, draw_sprites, generate_sprites, read_sprites
 from dadl.errors import SettingsError
 from dadl.output import JobProgress
-from dadl.runs.recipe import Task
+from dadl.runs.recipe import RecipeData
 from rich.console import Console
 
 
@@ -127,7 +127,7 @@ def test_dadl_train_reads_sprites_and_splits_them(tmp_path: Path, monkeypatch: p
     images = np.random.default_rng(0).integers(0, 256, (3200, 4, 4, 3), dtype=np.uint8)
     npz(tmp_path / "mpi3d.npz", "images", images)
 
-    def task(**settings: Any) -> Task:
+    def task(**settings: Any) -> RecipeData:
         recipe = ChiModelRecipe(data=tmp_path, labels=10, images=100, image_size=32, seed=3, **settings)
         return recipe.read(JobProgress(Console(quiet=True)))
 

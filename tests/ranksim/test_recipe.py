@@ -24,7 +24,7 @@ from dadl.ranksim.method import Regression
 from dadl.ranksim.recipe import RankSimRecipe
 from dadl.recipes import open_run
 from dadl.runs.evaluate import evaluate_run
-from dadl.runs.recipe import Task
+from dadl.runs.recipe import RecipeData
 from dadl.runs.train import RunOptions, train_run
 from dadl.training import fit, predict, tensor_loader
 from lightning_fabric import Fabric
@@ -42,11 +42,11 @@ def progress() -> JobProgress:
     return JobProgress(Console(quiet=True))
 
 
-def facts_of(task: Task) -> Any:
+def facts_of(task: RecipeData) -> Any:
     return json.loads(json.dumps(task.facts))
 
 
-def run(recipe: RankSimRecipe) -> tuple[Regression, Task, Tensor]:
+def run(recipe: RankSimRecipe) -> tuple[Regression, RecipeData, Tensor]:
     """The trained method, its data, and its predictions of the test."""
     task = recipe.read(progress())
     torch.manual_seed(recipe.seed)

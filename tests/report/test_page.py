@@ -13,9 +13,9 @@ import pytest
 
 pytest.importorskip("matplotlib", reason="needs pip install 'dadl[train]'")
 
+from dadl.errors import ProblemsError
 from dadl.metrics import higher_is_better
 from dadl.report.page import write_report
-from dadl.report.results import ReportError
 
 VOID = {"meta", "br", "path", "use"}
 Page = Callable[..., "Parsed"]
@@ -124,7 +124,7 @@ def page(tmp_path: Path) -> Page:
 
 
 def problems(output: Path, *runs: Path) -> list[str]:
-    with pytest.raises(ReportError) as error:
+    with pytest.raises(ProblemsError) as error:
         write_report(runs, output)
     assert str(error.value).splitlines() == error.value.problems
     return error.value.problems

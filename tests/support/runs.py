@@ -13,7 +13,7 @@ from dadl.data.fingerprint import fingerprint
 from dadl.data.rows import tensor_loader
 from dadl.errors import SettingsError
 from dadl.output import JobProgress
-from dadl.runs.recipe import Evaluation, Recipe, Table, Task
+from dadl.runs.recipe import Evaluation, Recipe, RecipeData, Scores
 from dadl.runs.scores import unscored
 from dadl.runs.train import RunOptions, train_run
 from dadl.training import Method
@@ -91,7 +91,7 @@ class TinyRecipe(Recipe):
     batch_size: int = 4
     checkpoint_every: int = 3
 
-    def read(self, progress: JobProgress) -> Task:
+    def read(self, progress: JobProgress) -> RecipeData:
         rows = self._rows(self.data)
         if not rows.isfinite().all():
             raise SettingsError(f"{self.data}: a number is missing")
@@ -105,7 +105,7 @@ class TinyRecipe(Recipe):
             )
             for inputs, target in others
         )
-        return Task(
+        return RecipeData(
             facts={"features": rows.shape[1] - 1, "largest": float(train[1].max())},
             sizes={"train": len(train[1]), "validation": VALIDATION, "test": TEST},
             fingerprints={
@@ -133,7 +133,7 @@ class TinyRecipe(Recipe):
         return torch.tensor([[float(x) for x in line.split()] for line in file.read_text().splitlines()])
 
 
-def score(predicted: Tensor, target: Tensor) -> Table:
+def score(predicted: Tensor, target: Tensor) -> Scores:
     error = (predicted - target).abs()
     return {"all": {"MAE": float(error.mean())}, "low": {"MAE": float(error[target <= 0].mean())}}
 
@@ -145,7 +145,7 @@ def numbers(file: Path, train: int = 48, seed: int = 0) -> Path:
     return file
 
 
-def run(recipe: Recipe, output: Path, resume: bool = False, tensorboard: bool = False) -> Table:
+def run(recipe: Recipe, output: Path, resume: bool = False, tensorboard: bool = False) -> Scores:
     return train_run(recipe, RunOptions(output=output, resume=resume, tensorboard=tensorboard, device="cpu"), QUIET)
 
 

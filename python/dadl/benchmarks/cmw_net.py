@@ -20,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 from ..cmw_net.reweighter import MetaReweighter
 from ..cmw_net.weight_net import CMWNet
 from ..networks.resnet import FEATURES, resnet
-from .harness import Column, Harness, Numbers, Table, milliseconds, ratio, speedup
+from .harness import BenchmarkTable, Column, Harness, Numbers, milliseconds, ratio, speedup
 
 DEPTH, QUICK_DEPTH = 32, 8
 BATCH, QUICK_BATCH = 100, 4
@@ -85,10 +85,10 @@ def step_case(name: str, depth: int, batch: int, harness: Harness) -> dict[str, 
     }
 
 
-def tables(quick: bool) -> list[Table]:
+def tables(quick: bool) -> list[BenchmarkTable]:
     depth, batch = (QUICK_DEPTH, QUICK_BATCH) if quick else (DEPTH, BATCH)
     return [
-        Table(
+        BenchmarkTable(
             name="cmw-net",
             header="memory format, step",
             columns=(

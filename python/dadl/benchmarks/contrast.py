@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dadl_ext import PseudoGroupContrastLoss, SupervisedContrastLoss, functional
 
-from .harness import Harness, Numbers, Table, milliseconds, ratio, speedup
+from .harness import BenchmarkTable, Harness, Numbers, milliseconds, ratio, speedup
 
 TEMPERATURE = 0.07
 LIBRARY = "pytorch-metric-learning"
@@ -157,10 +157,10 @@ def memory_case(b: int, c: int, slots: int, d: int, harness: Harness) -> dict[st
     return {f"{b}, {c}, {slots}, {d}": harness.medians(candidates)}
 
 
-def tables(quick: bool) -> list[Table]:
+def tables(quick: bool) -> list[BenchmarkTable]:
     sizes = QUICK_SIZES if quick else SIZES
     return [
-        Table(
+        BenchmarkTable(
             name="group-contrast",
             header="B, C, D, d",
             columns=(
@@ -177,7 +177,7 @@ def tables(quick: bool) -> list[Table]:
             "of its own.",
             cases=[partial(contrast_case, *size) for size in sizes],
         ),
-        Table(
+        BenchmarkTable(
             name="supervised-contrast",
             header="n, classes, d",
             columns=(
@@ -191,7 +191,7 @@ def tables(quick: bool) -> list[Table]:
             "were measured are equal to a relative 1e-5.",
             cases=[partial(supervised_case, *size) for size in (QUICK_SUPERVISED_SIZES if quick else SUPERVISED_SIZES)],
         ),
-        Table(
+        BenchmarkTable(
             name="cross-batch-memory",
             header="B, C, D, d",
             columns=(milliseconds(), speedup("CrossBatchMemory")),

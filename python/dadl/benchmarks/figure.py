@@ -9,14 +9,14 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from .harness import Numbers, Table
+from .harness import BenchmarkTable, Numbers
 
 # Okabe and Ito's palette: distinct with any colour vision.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 LABEL_WIDTH = 18  # characters below a group of bars
 
 
-def draw_speedups(measured: Sequence[tuple[Table, Mapping[str, Numbers]]], machine: str) -> Figure:
+def draw_speedups(measured: Sequence[tuple[BenchmarkTable, Mapping[str, Numbers]]], machine: str) -> Figure:
     """How many times as fast as each candidate, one panel for each table.
 
     Args:
@@ -33,7 +33,7 @@ def draw_speedups(measured: Sequence[tuple[Table, Mapping[str, Numbers]]], machi
     return figure
 
 
-def _draw_table(axes: Axes, table: Table, rows: Mapping[str, Numbers]) -> None:
+def _draw_table(axes: Axes, table: BenchmarkTable, rows: Mapping[str, Numbers]) -> None:
     columns = [column for column in table.columns if column.speedup]
     width = 0.8 / len(columns)
     for i, (column, color) in enumerate(zip(columns, COLORS, strict=False)):

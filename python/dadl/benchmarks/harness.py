@@ -118,7 +118,7 @@ def speedup(over: str, under: str = "dadl", title: str | None = None, digits: in
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
+class BenchmarkTable:
     """A table to measure.
 
     Args:
@@ -136,7 +136,7 @@ class Table:
     cases: Sequence[Callable[[Harness], Mapping[str, Numbers]]]
 
 
-def cells(table: Table, rows: Mapping[str, Numbers]) -> list[dict[str, str]]:
+def cells(table: BenchmarkTable, rows: Mapping[str, Numbers]) -> list[dict[str, str]]:
     """A measured table as it is shown: for each row the text under each title."""
     return [
         {table.header: name, **{column.title: column.cell(numbers) for column in table.columns}}

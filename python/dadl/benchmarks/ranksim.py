@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dadl_ext import functional
 
-from .harness import Harness, Numbers, Table, milliseconds, ratio, speedup
+from .harness import BenchmarkTable, Harness, Numbers, milliseconds, ratio, speedup
 
 RANKS, QUICK_RANKS = (64, 256, 1024), (8,)
 SIZES, QUICK_SIZES = ((64, 512), (256, 512), (1024, 512), (256, 2048)), ((8, 4), (300, 4))
@@ -120,16 +120,16 @@ def loss_case(m: int, d: int, harness: Harness) -> dict[str, Numbers]:
     return {f"{m}, {d}": numbers}
 
 
-def tables(quick: bool) -> list[Table]:
+def tables(quick: bool) -> list[BenchmarkTable]:
     return [
-        Table(
+        BenchmarkTable(
             name="rank",
             header="rank of",
             columns=(milliseconds(digits=3), speedup("double argsort"), speedup("sort + scatter")),
             notes="float32, random normal values.",
             cases=[partial(rank_case, m) for m in (QUICK_RANKS if quick else RANKS)],
         ),
-        Table(
+        BenchmarkTable(
             name="ranksim",
             header="m, d",
             columns=(

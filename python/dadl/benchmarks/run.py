@@ -19,7 +19,7 @@ from ..options import BenchmarkName, Device
 from ..output import JobProgress, save_figure, write_json
 from . import cmw_net, contrast, disagreement, ranksim
 from .figure import draw_speedups
-from .harness import Harness, Numbers, Table, cells, keep_memory, markdown_table
+from .harness import BenchmarkTable, Harness, Numbers, cells, keep_memory, markdown_table
 
 ROUNDS, QUICK_ROUNDS = 15, 2
 
@@ -30,7 +30,7 @@ class BenchmarkError(UserError, ValueError):
 
 @dataclass(frozen=True)
 class Benchmark:
-    tables: Callable[[bool], list[Table]]
+    tables: Callable[[bool], list[BenchmarkTable]]
     seconds: float
     """For each set of candidates, where the user does not say."""
 
@@ -101,7 +101,7 @@ def run_benchmarks(
                 place, 0.0 if quick else wanted, QUICK_ROUNDS if quick else ROUNDS, lambda line: _say(console, line)
             )
             torch.manual_seed(0)
-            results: list[tuple[Table, dict[str, Numbers]]] = []
+            results: list[tuple[BenchmarkTable, dict[str, Numbers]]] = []
             for table in benchmark.tables(quick):
                 rows = _measure(table, harness, console)
                 _show(table, rows, console)
@@ -150,7 +150,7 @@ def _say(console: Console, line: str) -> None:
     console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _measure(table: Table, harness: Harness, console: Console) -> dict[str, Numbers]:
+def _measure(table: BenchmarkTable, harness: Harness, console: Console) -> dict[str, Numbers]:
     rows: dict[str, Numbers] = {}
     with JobProgress(console) as progress:
         progress.start(table.name, total=len(table.cases))
@@ -162,7 +162,7 @@ def _measure(table: Table, harness: Harness, console: Console) -> dict[str, Numb
     return rows
 
 
-def _show(table: Table, rows: Mapping[str, Numbers], console: Console) -> None:
+def _show(table: BenchmarkTable, rows: Mapping[str, Numbers], console: Console) -> None:
     shown = TerminalTable(title=table.name, title_justify="left")
     shown.add_column(table.header, no_wrap=True)
     for column in table.columns:
@@ -173,7 +173,7 @@ def _show(table: Table, rows: Mapping[str, Numbers], console: Console) -> None:
     console.print(table.notes, markup=False, highlight=False)
 
 
-def _write(table: Table, rows: Mapping[str, Numbers], machine: str, stem: Path) -> None:
+def _write(table: BenchmarkTable, rows: Mapping[str, Numbers], machine: str, stem: Path) -> None:
     shown = cells(table, rows)
     text = f"# {table.name}\n\n{machine}\n\n{markdown_table(shown)}\n\n{table.notes}\n"
     stem.with_suffix(".md").write_text(text, encoding="utf-8")

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from dadl_ext import ChiModelLoss, DisagreementLoss
 
-from ..data.rows import Rows, TensorRows, as_fetched
+from ..data.rows import Rows, TensorRows, as_fetched, side_by_side
 from ..networks.momentum_encoder import MomentumEncoder
 from ..networks.views import View
 from ..training.method import Method
@@ -251,10 +251,8 @@ class UnevenRows(Dataset[tuple[Tensor, ...]]):
         return max(len(self.labelled), len(self.unlabelled))
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, ...]:
-        # A shift of each batch's own, so that no two samples always meet.
-        pairs, shift = torch.as_tensor(indices), torch.randint(len(self.unlabelled), ())
-        rows = (pairs + shift) % len(self.unlabelled)
-        return self.labelled.__getitems__(pairs % len(self.labelled)) + self.unlabelled.__getitems__(rows)  # type: ignore
+        labelled, unlabelled = side_by_side(indices, len(self.labelled), len(self.unlabelled))
+        return self.labelled.__getitems__(labelled) + self.unlabelled.__getitems__(unlabelled)  # type: ignore[arg-type]
 
 
 def uneven_loader(inputs: Rows, target: Tensor, unlabelled: Rows, *, batch_size: int) -> DataLoader[tuple[Tensor, ...]]:

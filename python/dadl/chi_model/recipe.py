@@ -21,7 +21,7 @@ from ..networks.views import View, stored_size
 from ..options import NonNegative, PositiveInt
 from ..output import JobProgress
 from ..runs.list_recipe import ListRecipe
-from ..runs.recipe import Evaluation, Table, Task
+from ..runs.recipe import Evaluation, RecipeData, Scores
 from .method import (
     MCD,
     REGRESSION,
@@ -71,7 +71,7 @@ class ChiModelRecipe(ListRecipe[Values]):
     images: PositiveInt = 10_000
     """How many images to draw from an npz file."""
 
-    def read(self, progress: JobProgress) -> Task:
+    def read(self, progress: JobProgress) -> RecipeData:
         if not any(self.data.glob("*.npz")):
             return super().read(progress)
         self.view()  # what is wrong with it shows before images are read
@@ -90,7 +90,7 @@ class ChiModelRecipe(ListRecipe[Values]):
             return Evaluation([str(row) for row in rows.tolist()], loader, partial(self._table, target=target[rows]))
 
         parts = {"labelled": labelled, "unlabelled": unlabelled, "validation": validation, "test": test}
-        return Task(
+        return RecipeData(
             facts={"values": len(columns)},
             sizes={name: len(rows) for name, rows in parts.items()},
             fingerprints={"images": fingerprint(drawn.images, target)},
@@ -117,10 +117,10 @@ class ChiModelRecipe(ListRecipe[Values]):
         target = torch.tensor([row.label for row in lists.labelled])
         return uneven_loader(labelled, target, unlabelled, batch_size=self.batch_size)
 
-    def score(self, rows: Sequence[Row[Values]], predicted: Tensor) -> Table:
+    def score(self, rows: Sequence[Row[Values]], predicted: Tensor) -> Scores:
         return self._table(predicted, torch.tensor([row.label for row in rows]))
 
-    def _table(self, predicted: Tensor, target: Tensor) -> Table:
+    def _table(self, predicted: Tensor, target: Tensor) -> Scores:
         errors = 100 * (predicted - target).abs().mean(dim=0)
         named = zip(self._names(len(errors)), errors.tolist(), strict=True)
         return {"all": {"MAE %": float(errors.mean())}} | {name: {"MAE %": error} for name, error in named}

@@ -45,14 +45,14 @@ class WeightedLosses:
 
 
 @dataclass(frozen=True)
-class Objective:
+class BatchObjective:
     """The inputs of a batch, and the training loss as a function of the network's outputs for them."""
 
     inputs: Tensor
     evaluate: Callable[[Any], WeightedLosses]
 
 
-def weighted_batch(batch: Batch, loss_fn: LossFunction) -> Objective:
+def weighted_batch(batch: Batch, loss_fn: LossFunction) -> BatchObjective:
     """The weighted mean of the samples' losses."""
     inputs, targets = batch
 
@@ -60,7 +60,7 @@ def weighted_batch(batch: Batch, loss_fn: LossFunction) -> Objective:
         losses = sample_losses(loss_fn, output, targets)
         return WeightedLosses(losses, targets, losses)
 
-    return Objective(inputs, evaluate)
+    return BatchObjective(inputs, evaluate)
 
 
 def sample_losses(loss_fn: LossFunction, output: Any, targets: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ class ForwardPass:
     The network itself is left alone; :meth:`commit` writes to its buffers what an ordinary pass would have.
     """
 
-    def __init__(self, model: nn.Module, objective: Objective, *, record: bool = False) -> None:
+    def __init__(self, model: nn.Module, objective: BatchObjective, *, record: bool = False) -> None:
         self.model, self.objective = model, objective
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.buffers = _copied_buffers(model)

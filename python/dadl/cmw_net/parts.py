@@ -21,17 +21,17 @@ Noise = Literal["none", "symmetric", "flip", "cifar10-flip"]
 
 
 @dataclass(frozen=True)
-class Samples:
+class ImageSamples:
     """Names, images ``[N, C, H, W]``, uint8, and labels ``[N]``."""
 
     names: Sequence[str]
     images: ChosenRows
     target: Tensor
 
-    def take(self, rows: Tensor) -> "Samples":
-        return Samples([self.names[row] for row in rows.tolist()], self.images.take(rows), self.target[rows])
+    def take(self, rows: Tensor) -> "ImageSamples":
+        return ImageSamples([self.names[row] for row in rows.tolist()], self.images.take(rows), self.target[rows])
 
-    def without(self, rows: Tensor) -> "Samples":
+    def without(self, rows: Tensor) -> "ImageSamples":
         kept = torch.ones(len(self.target), dtype=torch.bool)
         kept[rows] = False
         return self.take(kept.nonzero()[:, 0])
@@ -41,13 +41,13 @@ class Samples:
 class Parts:
     """What a data folder holds, perhaps without meta or validation samples, and the size of a view of its images.
 
-    ``fingerprints`` are those of a :class:`.Task`, of the folder as it is.
+    ``fingerprints`` are those of a :class:`.RecipeData`, of the folder as it is.
     """
 
-    train: Samples
-    meta: Samples | None
-    validation: Samples | None
-    test: Samples
+    train: ImageSamples
+    meta: ImageSamples | None
+    validation: ImageSamples | None
+    test: ImageSamples
     view_size: int
     fingerprints: Mapping[str, str]
 
@@ -66,17 +66,17 @@ def read_lists(folder: Path, view_size: int, progress: JobProgress) -> Parts:
     images, digests = load_images(folder, rows, stored_size(view_size), progress.advance)
     sizes = [len(part) for part in given]
 
-    def samples(part: Sequence[Row[int]], images: ChosenRows) -> Samples:
-        return Samples([row.path for row in part], images, torch.tensor([row.label for row in part]))
+    def samples(part: Sequence[Row[int]], images: ChosenRows) -> ImageSamples:
+        return ImageSamples([row.path for row in part], images, torch.tensor([row.label for row in part]))
 
     parts = zip(given, images.split(sizes), strict=True)
-    train, meta, validation, test = (samples(part, its) if part else None for part, its in parts)
+    train, meta, validation, test = (samples(part, part_images) if part else None for part, part_images in parts)
     assert train is not None
     assert test is not None
     names = ("train", "meta", "validation", "test")
     fingerprints = {
-        name: image_fingerprint([row.path for row in part], its, [row.label for row in part])
-        for name, part, its in zip(names, given, digests.split(sizes), strict=True)
+        name: image_fingerprint([row.path for row in part], part_digests, [row.label for row in part])
+        for name, part, part_digests in zip(names, given, digests.split(sizes), strict=True)
     }
     return Parts(train, meta, validation, test, view_size, fingerprints)
 
@@ -88,7 +88,7 @@ def read_files(folder: Path) -> Parts:
     except ImageFileError as error:
         raise ImageFileError(f"{error}; nor is there a list {folder / TRAIN}") from None
     train, test = (
-        Samples([f"{part}:{i}" for i in range(len(target))], ChosenRows(images, torch.arange(len(target))), target)
+        ImageSamples([f"{part}:{i}" for i in range(len(target))], ChosenRows(images, torch.arange(len(target))), target)
         for part, images, target in (
             ("train", files.train_images, files.train_target),
             ("test", files.test_images, files.test_target),

@@ -25,11 +25,11 @@ from ..networks.views import View, stored_size
 from ..options import Fraction, NonNegative, Positive, PositiveInt
 from ..output import JobProgress
 from ..runs.folder import read_run, trained_state
-from ..runs.recipe import Evaluation, Recipe, Task
-from ..runs.scores import class_columns, class_table, unscored
+from ..runs.recipe import Evaluation, Recipe, RecipeData
+from ..runs.scores import class_columns, class_scores, unscored
 from .meta_gradient import Normalize
 from .method import CrossEntropy, LearntWeights, LowestLossMeta, meta_loader
-from .parts import Noise, Parts, Samples, corrupted, read_files, read_lists
+from .parts import ImageSamples, Noise, Parts, corrupted, read_files, read_lists
 from .weight_net import CMWNet
 
 LOWEST_LOSS_PER_CLASS = 10
@@ -140,7 +140,7 @@ class CMWNetRecipe(Recipe):
     def learns_weights(self) -> bool:
         return self.method not in ("ce", "ce-meta")
 
-    def read(self, progress: JobProgress) -> Task:
+    def read(self, progress: JobProgress) -> RecipeData:
         given = self._read_parts(progress)
         num_classes = int(given.train.target.max()) + 1
         try:
@@ -162,9 +162,9 @@ class CMWNetRecipe(Recipe):
         evaluation = lambda part: Evaluation(
             part.names,
             tensor_loader(part.images, batch_size=self.batch_size),
-            partial(class_table, target=part.target),
+            partial(class_scores, target=part.target),
         )
-        return Task(
+        return RecipeData(
             facts={
                 "classes": num_classes,
                 "class_counts": torch.bincount(train.target, minlength=num_classes).tolist(),
@@ -276,7 +276,7 @@ class CMWNetRecipe(Recipe):
             )
         return replace(parts, train=train, meta=meta, validation=validation)
 
-    def _loader(self, train: Samples, meta: Samples | None) -> DataLoader[Any]:
+    def _loader(self, train: ImageSamples, meta: ImageSamples | None) -> DataLoader[Any]:
         images, target = train.images, train.target
         if self.method == "ce-meta" and meta is not None:  # whose images are of the same tensor
             images = ChosenRows(images.tensor, torch.cat([images.chosen, meta.images.chosen]))

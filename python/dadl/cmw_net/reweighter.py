@@ -16,12 +16,12 @@ from torch.optim import Optimizer
 from ..processes import process_count, total, total_count, totals
 from .meta_gradient import (
     Batch,
+    BatchObjective,
     ForwardPass,
     LossFunction,
     MetaMethod,
     MetaStep,
     Normalize,
-    Objective,
     check_finite,
     check_options,
     check_steps,
@@ -131,7 +131,7 @@ class MetaReweighter:
         self.interval, self.loss_fn = interval, loss_fn
         self.normalize: Normalize = normalize
         self.batches = 0
-        self._told_of_collapse = False
+        self._warned_of_collapse = False
 
     @property
     def needs_meta_batch(self) -> bool:
@@ -162,7 +162,7 @@ class MetaReweighter:
             self._finish(forward)
         return result
 
-    def objective(self, batch: Any) -> Objective:
+    def objective(self, batch: Any) -> BatchObjective:
         """The training loss of a batch as a function of the outputs; called once per step."""
         return weighted_batch(batch, self.loss_fn)
 
@@ -215,8 +215,8 @@ class MetaReweighter:
         self.meta_optimizer.zero_grad()
 
     def _report_collapse(self, weights: Tensor) -> None:
-        if not self._told_of_collapse and total_count(int((weights >= COLLAPSED).sum()), weights.device) == 0:
-            self._told_of_collapse = True
+        if not self._warned_of_collapse and total_count(int((weights >= COLLAPSED).sum()), weights.device) == 0:
+            self._warned_of_collapse = True
             warnings.warn(
                 f"all weights of batch {self.batches} are below {COLLAPSED:g}, so it hardly trains the network; "
                 "CMWNet(..., floor=...) keeps weights above a floor",

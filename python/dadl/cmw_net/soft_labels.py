@@ -9,7 +9,7 @@ from torch.distributions import Beta
 from torch.optim import Optimizer
 
 from ..networks.momentum_encoder import MomentumEncoder
-from .meta_gradient import Batch, MetaMethod, Objective, WeightedLosses
+from .meta_gradient import Batch, BatchObjective, MetaMethod, WeightedLosses
 from .reweighter import MetaReweighter, Reweighted
 
 
@@ -70,7 +70,7 @@ class SoftLabelReweighter(MetaReweighter):
     def update_teacher(self) -> None:
         self.teacher.update(self.model)
 
-    def objective(self, batch: Any) -> Objective:
+    def objective(self, batch: Any) -> BatchObjective:
         inputs, targets = batch
         b = float(Beta(self.mixup, self.mixup).sample())
         share = max(b, 1 - b)
@@ -86,7 +86,9 @@ class SoftLabelReweighter(MetaReweighter):
         self.teacher.load_state_dict(state["teacher"])
 
 
-def mixed_objective(inputs: Tensor, targets: Tensor, soft_labels: Tensor, share: float, partner: Tensor) -> Objective:
+def mixed_objective(
+    inputs: Tensor, targets: Tensor, soft_labels: Tensor, share: float, partner: Tensor
+) -> BatchObjective:
     """The loss of :class:`SoftLabelReweighter` for given soft labels ``[n, C]``, λ and permutation ``[n]``."""
     both_targets = torch.cat([targets, targets[partner]])
     both_soft = torch.cat([soft_labels, soft_labels[partner]])
@@ -98,4 +100,4 @@ def mixed_objective(inputs: Tensor, targets: Tensor, soft_labels: Tensor, share:
         soft = -(both_soft * both).sum(dim=1)
         return WeightedLosses(hard, both_targets, shares * (hard - soft), shares * soft)
 
-    return Objective(share * inputs + (1 - share) * inputs[partner], evaluate)
+    return BatchObjective(share * inputs + (1 - share) * inputs[partner], evaluate)

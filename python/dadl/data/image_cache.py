@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..files import remove_leftovers, replace_file
 
 Pixels = npt.NDArray[np.uint8]
 Store = Callable[[int, Pixels], None]
@@ -50,6 +51,7 @@ def kept_on_disk(
                 fcntl.flock(stream, fcntl.LOCK_EX)  # until the file is closed, or the process ends
                 kept = _whole(file, shape)
                 if kept is None:
+                    remove_leftovers(folder, file.name)
                     _write(file, shape, decode)
                 lock.unlink(missing_ok=True)  # whoever waits for it finds the images
             if kept is None:
@@ -84,11 +86,10 @@ def _read(file: Path) -> tuple[Tensor, Tensor]:
 
 
 def _write(file: Path, shape: tuple[int, ...], decode: Decode) -> None:
-    """Fill a temporary file and put it in its place; one that a killed process left is overwritten."""
     if shutil.disk_usage(file.parent).free < math.prod(shape):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # now, and not after an hour
-    temporary = file.with_suffix(".part")
-    try:
+
+    def write(temporary: Path) -> None:
         with temporary.open("wb") as stream:
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(stream, header)
@@ -96,17 +97,13 @@ def _write(file: Path, shape: tuple[int, ...], decode: Decode) -> None:
             start = stream.tell()
 
             def store(index: int, pixels: Pixels) -> None:
-                # Not through a mapping, where a full disk is no error but a signal that kills.
+                # Not through a mapping: there a full disk kills the process with a signal instead of an error.
                 part = np.ascontiguousarray(pixels)
                 if os.pwrite(stream.fileno(), part.data, start + index * part.nbytes) != part.nbytes:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
             digests = decode(store)
             stream.seek(start + math.prod(shape))
-            np.save(stream, digests)  # behind the images, where they are read without touching these
-            stream.flush()
-            os.fsync(stream.fileno())  # else a power failure could leave zeros under the final name
-        os.replace(temporary, file)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+            np.save(stream, digests)  # after the images, where they are read without touching these
+
+    replace_file(file, write)

@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 
 from PIL import Image
 
-from .images import ImageListError
+from ..errors import ProblemsError
 
 FULL = 100
 TEST, VALIDATION = "test.txt", "val.txt"
@@ -71,13 +71,13 @@ def read_lists(folder: Path, percent: int) -> ClassLists:
     """Read the lists of ``folder`` with ``percent`` % of the labels.
 
     The label is the last whitespace-separated token of a row, a class from 0; paths may contain spaces. Empty lines are
-    skipped. Raises :class:`ImageListError` with all bad rows: without a label, with one that is no class, naming no
+    skipped. Raises :class:`ProblemsError` with all bad rows: without a label, with one that is no class, naming no
     file, twice in one list, with another label than in the full list, or alone in their class; and for missing or empty
     lists.
     """
     lists, problems = _read_parts(folder, percent, _parse_class)
     problems += _unknown_classes(lists.labelled, [*lists.validation, *lists.test], list_name(percent))
-    _refuse(problems or _lonely([*lists.labelled, *lists.unlabelled]))
+    _refuse(problems or _single_sample_classes([*lists.labelled, *lists.unlabelled]))
     num_classes = max(row.label for row in lists.labelled) + 1
     return ClassLists(lists.labelled, lists.unlabelled, lists.validation, lists.test, num_classes)
 
@@ -93,7 +93,7 @@ def read_noisy_lists(folder: Path) -> NoisyLists:
         for name in (TRAIN, META, VALIDATION, TEST)
     )
     problems += _unknown_classes(train, [*meta, *validation, *test], TRAIN)
-    _refuse(problems or _lonely(train))
+    _refuse(problems or _single_sample_classes(train))
     return NoisyLists(train, meta, validation, test, max(row.label for row in train) + 1)
 
 
@@ -101,7 +101,7 @@ def read_value_lists(folder: Path, percent: int, columns: Sequence[int] | None =
     """Read the lists of ``folder`` with ``percent`` % of the labels, which are values in [0, 1].
 
     The values are the numbers that a row ends in, as many in every row; of these the ``columns``, from 0, are kept, by
-    default all. Empty lines are skipped. Raises :class:`ImageListError` with all bad rows, as :func:`read_lists` does.
+    default all. Empty lines are skipped. Raises :class:`ProblemsError` with all bad rows, as :func:`read_lists` does.
     """
     lists, problems = _read_parts(folder, percent, _parse_values)
     rows = [*lists.labelled, *lists.unlabelled, *lists.validation, *lists.test]
@@ -145,7 +145,7 @@ def _read_parts(
 def read_image_names(path: Path) -> list[Row[None]]:
     """The images of a folder and its subfolders, or those that a text file names, one a line, relative to its folder.
 
-    Raises :class:`ImageListError` with all lines that name no file, or if there are no images.
+    Raises :class:`ProblemsError` with all lines that name no file, or if there are no images.
     """
     if path.is_dir():
         files = (file for file in sorted(path.rglob("*")) if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
@@ -168,7 +168,7 @@ def _unknown_classes(trained: Sequence[Row[int]], rows: Sequence[Row[int]], name
     ]
 
 
-def _lonely(trained: Sequence[Row[int]]) -> list[str]:
+def _single_sample_classes(trained: Sequence[Row[int]]) -> list[str]:
     """A problem for each training row whose class has no other."""
     counts = Counter(row.label for row in trained)
     return [
@@ -180,7 +180,7 @@ def _lonely(trained: Sequence[Row[int]]) -> list[str]:
 
 def _refuse(problems: list[str]) -> None:
     if problems:
-        raise ImageListError(list(dict.fromkeys(problems)))
+        raise ProblemsError(list(dict.fromkeys(problems)))
 
 
 def _parse_class(line: str) -> tuple[str, int]:

@@ -15,7 +15,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import ProblemsError
 from .fingerprint import fingerprint, pixel_digest
 from .image_cache import Store, kept_on_disk
 from .rows import ChosenRows
@@ -27,13 +27,6 @@ KEPT_IN_MEMORY = 64 * 2**20
 DECODING = 1  # counts the ways that load_images has made pixels of files
 
 AT_A_TIME = 10_000  # a million tasks in a pool would take a gigabyte
-
-
-class ImageListError(UserError, ValueError):
-    """Everything that is wrong with a data folder, a line each."""
-
-    def __init__(self, problems: list[str]) -> None:
-        super().__init__("\n".join(problems))
 
 
 class ImageRow(Protocol):
@@ -55,7 +48,7 @@ def load_images(
 
     Those of more than ``KEPT_IN_MEMORY`` bytes, ``channels · N · size²``, are kept in a file of the user's cache, see
     :func:`.kept_on_disk`, and are decoded anew only when a file changes; the tensor is then read-only. ``on_loaded`` is
-    called after each. Raises :class:`ImageListError` with all images that cannot be read.
+    called after each. Raises :class:`ProblemsError` with all images that cannot be read.
     """
     shape = (len(rows), channels, size, size)
     # By path, so that one file serves every order that a seed or a part of the labels brings.
@@ -78,7 +71,7 @@ def load_images(
             return None
 
         if problems := _problems(len(rows), load, on_loaded):
-            raise ImageListError(problems)
+            raise ProblemsError(problems)
         return digests
 
     def count_all() -> None:

@@ -11,8 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..errors import ProblemsError
 from .images import image_problems
-from .tables import Table, TableError, read_table
+from .tables import Table, read_table
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -29,7 +30,7 @@ class ImageFile:
 
 
 @dataclass(frozen=True)
-class Samples:
+class RegressionSamples:
     """The n samples of one split, in the order of the file; what the file has no column for is empty.
 
     ``where``: file and line of each. ``target``: ``[n]``, float64; empty for unseen samples. ``images``: their files,
@@ -51,15 +52,15 @@ class RegressionData:
     ``categories`` are those of each one-hot column, as :func:`read_unseen_csv` takes them.
     """
 
-    train: Samples
-    val: Samples
-    test: Samples
+    train: RegressionSamples
+    val: RegressionSamples
+    test: RegressionSamples
     folder: Path
     feature_names: tuple[str, ...]
     categories: Mapping[str, tuple[str, ...]]
 
     @property
-    def splits(self) -> dict[Split, Samples]:
+    def splits(self) -> dict[Split, RegressionSamples]:
         """The three by name."""
         return {"train": self.train, "val": self.val, "test": self.test}
 
@@ -96,10 +97,11 @@ def read_csv(
         on_image: called after each image that was checked.
 
     Raises:
-        TableError: everything that is wrong with the file, each with its row: what :func:`dadl.data.tables.read_table`
-            finds; columns that are not there; numbers that are none, NaN or infinite; empty texts, paths or categories;
-            unknown splits; splits with less than two samples; columns of words among the numbers; categories with less
-            than two samples in ``train``; a target that is the same in all of ``train``; missing and damaged images.
+        ProblemsError: everything that is wrong with the file, each with its row: what :func:`.read_table` finds;
+            columns that are not there; numbers that cannot be read, NaN or infinite; empty texts, paths or categories;
+            unknown splits; splits with fewer than two samples; columns of words among the numbers; categories with
+            fewer than two samples in ``train``; a target that is the same in all of ``train``; missing and damaged
+            images.
         ValueError: no input columns, or one that is named twice.
     """
     columns = _Columns(image, tuple(text), tuple(dict.fromkeys([*features, *one_hot])))
@@ -125,8 +127,9 @@ def read_sts_b(folder: Path) -> RegressionData:
     """Read STS-B-DIR: pairs of sentences and their similarity, in ``{train,dev,test}_new.tsv``.
 
     Each file has a header and ten columns between tabs, without quoting; columns 7 and 8, counted from 0, are the
-    sentences and column 9 the score. Raises a :class:`.TableError` as :func:`read_csv` does. Source: Yang, Zha, Chen,
-    Wang, Katabi, "Delving into Deep Imbalanced Regression", ICML 2021.
+    sentences and column 9 the score. Raises a :class:`.ProblemsError` as :func:`read_csv` does.
+
+    Source: Yang, Zha, Chen, Wang, Katabi, "Delving into Deep Imbalanced Regression", ICML 2021.
     """
     problems: list[str] = []
     tables = [read_table(folder / f"{n}_new.tsv", problems, delimiter="\t", quoted=False) for n in STS_B_FILES]
@@ -136,7 +139,7 @@ def read_sts_b(folder: Path) -> RegressionData:
         if len(table.header) not in (0, STS_B_COLUMNS)
     ]
     if any(len(table.header) != STS_B_COLUMNS for table in tables):
-        raise TableError(problems)
+        raise ProblemsError(problems)
     whole = Table(folder, tables[0].header, [row for table in tables for row in table.rows])
     ends = list(accumulate(len(table.rows) for table in tables))
     parts = {split: list(range(start, end)) for split, start, end in zip(SPLITS, [0, *ends], ends, strict=False)}
@@ -150,7 +153,7 @@ def read_unseen_csv(
     text: Sequence[str] = (),
     features: Sequence[str] = (),
     categories: Mapping[str, Sequence[str]] | None = None,
-) -> Samples:
+) -> RegressionSamples:
     """Read samples without a target; other columns than the named ones do not matter. Images are not opened.
 
     Args:
@@ -161,7 +164,7 @@ def read_unseen_csv(
         categories: those of each one-hot column, from the training; further columns follow ``features``.
 
     Raises:
-        TableError: as :func:`read_csv`; and categories that the training did not have.
+        ProblemsError: as :func:`read_csv`; and categories that the training did not have.
         ValueError: no input columns, or one that is named twice.
     """
     known = {name: tuple(values) for name, values in (categories or {}).items()}
@@ -171,10 +174,10 @@ def read_unseen_csv(
     return _unseen(table, columns.layout(at, frozenset(known)), known, problems)
 
 
-def read_unseen_sts_b(path: Path) -> Samples:
+def read_unseen_sts_b(path: Path) -> RegressionSamples:
     """Read pairs of sentences without a score: the columns ``sentence1`` and ``sentence2`` of a file as STS-B-DIR's.
 
-    Raises a :class:`.TableError` as :func:`read_sts_b` does.
+    Raises a :class:`.ProblemsError` as :func:`read_sts_b` does.
     """
     problems: list[str] = []
     columns = _Columns(None, ("sentence1", "sentence2"), ())
@@ -226,10 +229,10 @@ def _opened(
         raise ValueError(f"column {repeated[0]!r} has two roles: as target, input or split, name it once")
     table = read_table(path, problems, delimiter=delimiter, quoted=quoted)
     if not table.header:
-        raise TableError(problems)
+        raise ProblemsError(problems)
     at = table.positions(names, problems)
     if len(at) < len(names):
-        raise TableError(problems)
+        raise ProblemsError(problems)
     return table, at
 
 
@@ -271,12 +274,14 @@ def _assembled(
     _check_texts(table, layout, problems)
     _check_parts(table.path, parts, target, problems)
     if problems:
-        raise TableError(problems)
+        raise ProblemsError(problems)
     train, val, test = (_samples(table, layout, parts[split], target, features) for split in SPLITS)
     return RegressionData(train, val, test, folder, names, categories)
 
 
-def _unseen(table: Table, layout: _Layout, categories: Mapping[str, tuple[str, ...]], problems: list[str]) -> Samples:
+def _unseen(
+    table: Table, layout: _Layout, categories: Mapping[str, tuple[str, ...]], problems: list[str]
+) -> RegressionSamples:
     """All samples of the table, or an error as above."""
     for name, known in categories.items():
         column = table.header.index(name)
@@ -288,7 +293,7 @@ def _unseen(table: Table, layout: _Layout, categories: Mapping[str, tuple[str, .
     _, features = _features(table, layout, categories, "the training had numbers there", problems)
     _check_texts(table, layout, problems)
     if problems:
-        raise TableError(problems)
+        raise ProblemsError(problems)
     return _samples(table, layout, range(len(table.rows)), None, features)
 
 
@@ -308,10 +313,12 @@ def _features(
     return tuple(name for name, _ in columns), features
 
 
-def _samples(table: Table, layout: _Layout, rows: Sequence[int], target: Tensor | None, features: Tensor) -> Samples:
+def _samples(
+    table: Table, layout: _Layout, rows: Sequence[int], target: Tensor | None, features: Tensor
+) -> RegressionSamples:
     images = [] if layout.image is None else _image_files(table, layout.image)
     chosen = [table.rows[i] for i in rows]
-    return Samples(
+    return RegressionSamples(
         where=[row.where for row in chosen],
         target=torch.empty(0, dtype=torch.float64) if target is None else target[rows],
         images=[images[i] for i in rows] if images else [],

@@ -64,3 +64,13 @@ def as_fetched(batch: Any) -> Any:
 def tensor_loader(*tensors: Rows, batch_size: int, shuffle: bool = False) -> DataLoader[tuple[Tensor, ...]]:
     """Batches of tensors, e.g. ``(images, targets)``."""
     return DataLoader(TensorRows(*tensors), batch_size=batch_size, shuffle=shuffle, collate_fn=as_fetched)
+
+
+def side_by_side(indices: Sequence[int], first: int, second: int) -> tuple[Tensor, Tensor]:
+    """Rows of two parts of unequal lengths: within an epoch the rows of the shorter one repeat.
+
+    The rows of the second part are shifted by a random number, another one for each batch, so that no two samples
+    always meet.
+    """
+    pairs, shift = torch.as_tensor(indices), torch.randint(second, ())
+    return pairs % first, (pairs + shift) % second

@@ -6,17 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from ..errors import UserError
-
 DELIMITERS = ",;\t"
-
-
-class TableError(UserError, ValueError):
-    """Everything that is wrong with a data set, a line each; ``problems`` is the list of them."""
-
-    def __init__(self, problems: list[str]) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = problems
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Samples:
+class SplitImages:
     """Images ``[N, C, H, W]``, uint8, their classes, and which of them train, validate and test."""
 
     images: Tensor
@@ -98,7 +98,7 @@ class Samples:
     test: Tensor
 
 
-def radicals(data: kanji.Kanji, least_characters: int) -> Samples:
+def radicals(data: kanji.Kanji, least_characters: int) -> SplitImages:
     """The characters of every radical that has enough of them; their numbers fall off in a natural long tail."""
     counts = Counter(data.radicals)
     names = [radical for radical, n in counts.most_common() if n >= least_characters]
@@ -106,16 +106,16 @@ def radicals(data: kanji.Kanji, least_characters: int) -> Samples:
     target = torch.tensor([names.index(data.radicals[i]) for i in chosen])
     split = split_stratified(target.numpy())
     parts = (torch.from_numpy(part) for part in (split.train, split.validation, split.test))
-    return Samples(torch.from_numpy(data.images[chosen]).unsqueeze(1), target, *parts)
+    return SplitImages(torch.from_numpy(data.images[chosen]).unsqueeze(1), target, *parts)
 
 
-def image_files(folder: Path, training_images: int) -> Samples:
+def image_files(folder: Path, training_images: int) -> SplitImages:
     """A data set's test images, and of its training images a random part, with a quarter as many for validation."""
     data = read_image_files(folder)
     n = len(data.train_target)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(0))
     size = min(training_images, n * 4 // 5)
-    return Samples(
+    return SplitImages(
         torch.cat([data.train_images, data.test_images]),
         torch.cat([data.train_target, data.test_target]),
         order[:size],
@@ -127,7 +127,7 @@ def image_files(folder: Path, training_images: int) -> Samples:
 class Experiment:
     """A data set under three kinds of labels, and one training run on it."""
 
-    def __init__(self, fabric: Fabric, samples: Samples, settings: Settings) -> None:
+    def __init__(self, fabric: Fabric, samples: SplitImages, settings: Settings) -> None:
         self.fabric, self.settings = fabric, settings
         self.images, self.target, self.test, self.validation = (
             samples.images,
@@ -223,7 +223,7 @@ class Experiment:
         return net.curves(CURVE_LOSSES).T.tolist(), histograms[0], histograms[1]
 
 
-def load_samples(data: Path | None, characters: Sequence[str], settings: Settings) -> Samples:
+def load_samples(data: Path | None, characters: Sequence[str], settings: Settings) -> SplitImages:
     """The data set in a folder, or the radicals of characters, which are in the cache by now."""
     if data is not None:
         return image_files(data, settings.training_images)

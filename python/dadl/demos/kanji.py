@@ -8,15 +8,12 @@ import functools
 import hashlib
 import importlib.metadata
 import io
-import os
 import re
-import tempfile
 import unicodedata
 import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -24,6 +21,8 @@ import numpy.typing as npt
 import platformdirs
 import resvg_py
 from PIL import Image
+
+from ..files import replace_file
 
 ATTRIBUTION = "Characters: KanjiVG, © Ulrich Apel, CC BY-SA 3.0, https://kanjivg.tagaini.net"
 
@@ -155,18 +154,10 @@ def load_kanji(
         radicals.append(read_radical(character))
         if on_rendered is not None:
             on_rendered()
-    _write_atomically(file, {"images": images, "strokes": strokes, "radicals": np.array(radicals)})
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as stream:
+            np.savez_compressed(stream, images=images, strokes=strokes, radicals=np.array(radicals))
+
+    replace_file(file, write)
     return Kanji(characters, images, strokes, radicals)
-
-
-def _write_atomically(file: Path, arrays: dict[str, Any]) -> None:
-    """A reader sees the whole file or none, also when two processes write or one is interrupted."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            np.savez_compressed(stream, **arrays)
-        os.replace(temporary, file)
-    except BaseException:
-        os.unlink(temporary)
-        raise

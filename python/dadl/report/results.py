@@ -9,7 +9,6 @@ from types import NoneType
 from typing import Any
 
 from ..data.tables import TableRow, read_table
-from ..errors import UserError
 from ..runs.folder import CONFIG, RESULTS
 from ..training.loop import LOG, VALIDATION
 
@@ -24,14 +23,6 @@ KINDS = {
     "test": dict,
     "best_epoch": int | NoneType,
 }
-
-
-class ReportError(UserError, ValueError):
-    """Everything that keeps a report from being written, a line each; ``problems`` is the list of them."""
-
-    def __init__(self, problems: list[str]) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = problems
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from ..training.fabric import make_fabric
 from ..training.loop import predict
 from ..training.method import Method
 from .folder import as_json, trained_checkpoint
-from .recipe import Recipe, Table
+from .recipe import Recipe, Scores
 from .scores import prediction_rows, score_cells
 
 
@@ -36,7 +36,7 @@ class TrainedRun:
         return method
 
 
-def evaluate_run(run: TrainedRun, part: Literal["test", "val"], device: Device, console: Console) -> Table:
+def evaluate_run(run: TrainedRun, part: Literal["test", "val"], device: Device, console: Console) -> Scores:
     """Judge a run once more, on the data of its recipe. Returns the table."""
     recipe = run.recipe
     fabric = make_fabric(device, recipe.precision)

@@ -19,7 +19,7 @@ from ..networks.user_views import training_view
 from ..networks.views import View, stored_size
 from ..options import Positive, PositiveInt
 from ..output import JobProgress
-from .recipe import Evaluation, Recipe, Table, Task
+from .recipe import Evaluation, Recipe, RecipeData, Scores
 from .scores import unscored
 
 LabelT = TypeVar("LabelT")
@@ -59,17 +59,17 @@ class ListRecipe(Recipe, Generic[LabelT]):
 
     @abstractmethod
     def describe(self, lists: ImageLists[LabelT]) -> Mapping[str, Any]:
-        """The facts of a :class:`.Task`."""
+        """The facts of a :class:`.RecipeData`."""
 
     @abstractmethod
     def make_loader(self, lists: ImageLists[LabelT], images: ChosenRows) -> DataLoader[Any]:
         """Training batches from the images of the labelled and then of the unlabelled rows."""
 
     @abstractmethod
-    def score(self, rows: Sequence[Row[LabelT]], predicted: Tensor) -> Table:
+    def score(self, rows: Sequence[Row[LabelT]], predicted: Tensor) -> Scores:
         """Judge what was predicted for the rows."""
 
-    def read(self, progress: JobProgress) -> Task:
+    def read(self, progress: JobProgress) -> RecipeData:
         self.view()  # what is wrong with it shows before images are read
         lists = self.read_lists()
         if self.patience is not None and not lists.validation:
@@ -85,16 +85,16 @@ class ListRecipe(Recipe, Generic[LabelT]):
         images, digests = self._images(self.data, rows, progress)
         train = images.take(slice(len(lists.labelled) + len(lists.unlabelled)))
         *_, validation, test = images.split(sizes)
-        return Task(
+        return RecipeData(
             facts=self.describe(lists),
             sizes=dict(zip(parts, sizes, strict=True)),
             fingerprints={
                 name: image_fingerprint(
                     [row.path for row in part],
-                    its,
+                    part_digests,
                     [row.label for row in part if name != "unlabelled"],  # which are not used
                 )
-                for (name, part), its in zip(parts.items(), digests.split(sizes), strict=True)
+                for (name, part), part_digests in zip(parts.items(), digests.split(sizes), strict=True)
             },
             loader=self.make_loader(lists, train),
             validation=self._evaluation(lists.validation, validation) if lists.validation else None,

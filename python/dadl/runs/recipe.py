@@ -13,7 +13,7 @@ from ..options import Positive, PositiveInt, Seed
 from ..output import JobProgress
 from ..training.method import Method
 
-Table = Mapping[str, Mapping[str, float]]
+Scores = Mapping[str, Mapping[str, float]]
 """``table[row][column]``, e.g. ``table["few"]["MAE"]``."""
 
 
@@ -28,11 +28,11 @@ class Evaluation:
 
     names: Sequence[str]
     loader: DataLoader[Any]
-    score: Callable[[Tensor], Table]
+    score: Callable[[Tensor], Scores]
 
 
 @dataclass(frozen=True)
-class Task:
+class RecipeData:
     """The data of a recipe, read and checked.
 
     ``facts``: what :meth:`Recipe.make_method` must know of the training data, as JSON has it. ``sizes``: samples of
@@ -89,7 +89,7 @@ class Recipe(ABC):
     """Of everything that is random."""
 
     @abstractmethod
-    def read(self, progress: JobProgress) -> Task:
+    def read(self, progress: JobProgress) -> RecipeData:
         """Read and check everything in ``data``; a ``ValueError`` has a line for each problem."""
 
     @abstractmethod

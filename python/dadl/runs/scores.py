@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from ..output import Cells
-from .recipe import Evaluation, Table
+from .recipe import Evaluation, Scores
 
 
-def score_cells(table: Table) -> Cells:
+def score_cells(table: Scores) -> Cells:
     """The table as tables are shown, of one seed."""
     return {row: {column: [value] for column, value in columns.items()} for row, columns in table.items()}
 
@@ -23,12 +23,12 @@ def prediction_rows(part: Evaluation, columns: Mapping[str, Any]) -> list[dict[s
     ]
 
 
-def unscored(predicted: Tensor) -> Table:
+def unscored(predicted: Tensor) -> Scores:
     """The score of samples without a target."""
     raise ValueError("these samples have no target to judge predictions by")
 
 
-def class_table(predicted: Tensor, target: Tensor) -> Table:
+def class_scores(predicted: Tensor, target: Tensor) -> Scores:
     """Error and accuracy in %, of the samples and averaged over the classes that there are, from logits ``[N, C]``."""
     right = (predicted.argmax(dim=1) == target).double()
     counts = torch.bincount(target)

@@ -19,7 +19,7 @@ from ..files import write_csv
 from ..output import save_figure
 from ..training.loop import VALIDATION, EpochLog, best_epoch
 from .folder import JOURNAL
-from .recipe import Recipe, Task
+from .recipe import Recipe, RecipeData
 
 TRIALS, FIGURE = "search.csv", "search"
 RANDOM_TRIALS = 5  # before the sampler and the pruner learn from them
@@ -35,7 +35,7 @@ class Search:
     Raises a :class:`.SettingsError` for a recipe without a search space or a task without validation samples.
     """
 
-    def __init__(self, recipe: Recipe, task: Task, folder: Path) -> None:
+    def __init__(self, recipe: Recipe, task: RecipeData, folder: Path) -> None:
         if not recipe.search_space:
             raise SettingsError(f"{recipe.name} has no settings to search")
         if task.validation is None:

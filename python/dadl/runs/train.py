@@ -18,13 +18,13 @@ from rich.console import Console
 from dadl_ext import build_info
 
 from ..errors import SettingsError
-from ..files import replace_file, write_csv
+from ..files import remove_leftovers, replace_file, write_csv
 from ..options import Device, Flag, PositiveInt
 from ..output import JobProgress, environment, markdown_table, rich_table, write_json
 from ..training.fabric import make_fabric
 from ..training.loop import LAST, EpochLog, best_epoch, fit, predict
 from .folder import CONFIG, JOURNAL, PREDICTIONS, RESULTS, RUN, TABLE, as_json, read_run
-from .recipe import Recipe, Table, Task
+from .recipe import Recipe, RecipeData, Scores
 from .scores import prediction_rows, score_cells
 
 
@@ -48,7 +48,7 @@ class RunOptions:
     """Log for TensorBoard too, into the folder of the run."""
 
 
-def train_run(recipe: Recipe, options: RunOptions, console: Console) -> Table:
+def train_run(recipe: Recipe, options: RunOptions, console: Console) -> Scores:
     """Train, test once at the end, and write everything to the folder of the run. Returns the test's table.
 
     The folder holds ``config.yaml`` with the settings, ``run.json`` with what is known of the data, checkpoints,
@@ -84,7 +84,7 @@ def train_run(recipe: Recipe, options: RunOptions, console: Console) -> Table:
 class _Run:
     """A recipe, its data, and the folder that it is trained into."""
 
-    def __init__(self, recipe: Recipe, task: Task, folder: Path, fabric: Fabric) -> None:
+    def __init__(self, recipe: Recipe, task: RecipeData, folder: Path, fabric: Fabric) -> None:
         self.recipe, self.task, self.folder, self.fabric = recipe, task, folder, fabric
         self.facts = as_json(task.facts)
         self.beginning = _beginning(recipe, task)
@@ -98,6 +98,7 @@ class _Run:
         recipe, task, fabric, started = self.recipe, self.task, self.fabric, time.perf_counter()
         fabric.barrier()  # every process has looked into the folder
         if fabric.is_global_zero:
+            remove_leftovers(self.folder)
             self._write_beginning()
         torch.manual_seed(recipe.seed)
         self.method = recipe.make_method(self.facts)
@@ -125,7 +126,7 @@ class _Run:
         )
         self.seconds = time.perf_counter() - started
 
-    def test(self, console: Console) -> Table:
+    def test(self, console: Console) -> Scores:
         """Judge the test samples, and write and show what there is to know of the run."""
         recipe, part = self.recipe, self.task.test
         predicted = predict(self.fabric, self.method, part.loader)
@@ -172,7 +173,7 @@ class _Run:
 
 def _search(
     recipe: Recipe,
-    task: Task,
+    task: RecipeData,
     folder: Path,
     trials: int,
     fabric: Fabric,
@@ -214,7 +215,7 @@ def settings_of(recipe: Recipe) -> dict[str, Any]:
     return {key: plain(value) for key, value in asdict(recipe).items() if value is not None}
 
 
-def _beginning(recipe: Recipe, task: Task) -> dict[str, Any]:
+def _beginning(recipe: Recipe, task: RecipeData) -> dict[str, Any]:
     """What a run keeps of its data."""
     return {
         "recipe": recipe.name,

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from dadl_ext import PseudoGroupContrastLoss
 
-from ..data.rows import Rows, TensorRows, as_fetched
+from ..data.rows import Rows, TensorRows, as_fetched, side_by_side
 from ..networks.momentum_encoder import MomentumEncoder
 from ..networks.views import View
 from ..training.method import Method
@@ -212,12 +212,11 @@ class PairedRows(Dataset[tuple[Tensor, ...]]):
         return self.pairs
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, ...]:
-        pairs = torch.as_tensor(indices)
-        rows = self.labelled[pairs % len(self.labelled)]
         if len(self.unlabelled) > 0:
-            # A shift of each batch's own, so that no two samples always meet.
-            shift = torch.randint(len(self.unlabelled), ())
-            rows = torch.cat([rows, self.unlabelled[(pairs + shift) % len(self.unlabelled)]])
+            labelled, unlabelled = side_by_side(indices, len(self.labelled), len(self.unlabelled))
+            rows = torch.cat([self.labelled[labelled], self.unlabelled[unlabelled]])
+        else:
+            rows = self.labelled[torch.as_tensor(indices) % len(self.labelled)]
         return tuple(tensor[rows] for tensor in self.rows.tensors)
 
 

@@ -15,8 +15,8 @@ from ..networks.efficientnet import FEATURES, efficientnet_lite0
 from ..networks.views import View
 from ..options import Fraction, Positive, PositiveInt
 from ..runs.list_recipe import ListRecipe
-from ..runs.recipe import Table
-from ..runs.scores import class_columns, class_table
+from ..runs.recipe import Scores
+from ..runs.scores import class_columns, class_scores
 from .method import UNLABELLED, FineTuning, FixMatch, SelfTuning, paired_loader
 
 METHOD_THRESHOLDS: dict[str, float] = {"self-tuning": 0.0, "fixmatch": 0.95, "fine-tuning": 0.0}
@@ -91,8 +91,8 @@ class SelfTuningRecipe(ListRecipe[int]):
             images, target = images.take(labelled), target[labelled]
         return paired_loader(images, target, batch_size=self.batch_size, pairs=pairs)
 
-    def score(self, rows: Sequence[Row[int]], predicted: Tensor) -> Table:
-        return class_table(predicted, torch.tensor([row.label for row in rows]))
+    def score(self, rows: Sequence[Row[int]], predicted: Tensor) -> Scores:
+        return class_scores(predicted, torch.tensor([row.label for row in rows]))
 
     def prediction_columns(self, predicted: Tensor, facts: Mapping[str, Any]) -> Mapping[str, Sequence[Any]]:
         return class_columns(predicted)
