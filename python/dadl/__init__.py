@@ -1,7 +1,7 @@
-"""The thin training layer over :mod:`dadl_ext`: companions of the losses, metrics, the training loop, jobs.
+"""The thin training layer over :mod:`dadl_ext`: what the losses are combined with, metrics, training, commands.
 
-Importing this package needs PyTorch and NumPy. The loop (:mod:`dadl.training`) and the demo jobs need the packages of
-``pip install 'dadl[train]'``.
+Importing this package needs PyTorch and NumPy. The training loop (:mod:`dadl.training`) and the commands need the
+packages of ``pip install 'dadl[train]'``.
 """
 
 from .cmw_net import (

@@ -1,12 +1,12 @@
-"""What a user can mend."""
+"""Errors that a user can fix."""
 
 
 class UserError(Exception):
-    """A problem of data, settings or files, in sentences that say what to do; commands show it without a traceback."""
+    """A problem with data, settings or files that says what to do; commands show it without a traceback."""
 
 
 class SettingsError(UserError, ValueError):
-    """Settings that cannot be together, or that another run has."""
+    """Settings that contradict each other, or differ from those of an earlier run."""
 
 
 class ProblemsError(UserError, ValueError):

@@ -1,4 +1,4 @@
-"""What every demo job shows and writes: progress, tables of means over seeds, results as JSON, figures."""
+"""What commands show and write: progress, tables of means over seeds, results as JSON, figures."""
 
 import json
 import math
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Cells = Mapping[str, Mapping[str, Sequence[float]]]
-"""``cells[row][column]`` holds one value per seed."""
+"""``cells[row][column]`` holds one value for each seed."""
 
 
 class JobProgress:
-    """A bar with the remaining time of the whole job on a terminal; plain lines elsewhere."""
+    """A progress bar with the remaining time of the whole job on a terminal; plain lines elsewhere."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -49,22 +49,22 @@ class JobProgress:
         self._bar.stop()
 
     def start(self, description: str, total: int) -> None:
-        """Begin a part of the job that has ``total`` steps."""
+        """Begin a part of the job with ``total`` steps."""
         self._task = self._bar.add_task(description, total=total)
 
     def begin_at(self, done: int) -> None:
-        """So many steps of the present part were done before; the remaining time is that of the others."""
+        """Say that this many steps of the current part are already done; the remaining time is for the rest."""
         self._bar.reset(self._task, completed=done)
 
     def describe(self, text: str) -> None:
-        """Say how far the present part is; where there is no bar, in a line."""
+        """Describe the progress of the current part, in the bar or on a line of its own."""
         if self._console.is_terminal:
             self._bar.update(self._task, description=text)
         else:
             self._console.print(text, soft_wrap=True)
 
     def advance(self, done: str = "") -> None:
-        """Count one step; where there is no bar, ``done`` says in a line what it was."""
+        """Count one step; without a bar, ``done`` describes it on a line of its own."""
         self._bar.advance(self._task)
         if done and not self._console.is_terminal:
             task = self._bar.tasks[-1]
@@ -78,7 +78,7 @@ def mean_and_standard_error(values: Sequence[float]) -> tuple[float, float]:
 
 
 def format_cell(values: Sequence[float]) -> str:
-    """``"1.23 ± 0.04"``; no standard error for a single seed, ``"–"`` where there is nothing to average."""
+    """``"1.23 ± 0.04"``; no standard error for a single seed, ``"–"`` if there is nothing to average."""
     mean, error = mean_and_standard_error(values)
     if math.isnan(mean):
         return "–"
@@ -106,7 +106,7 @@ def markdown_table(cells: Cells) -> str:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """What a result depends on besides its settings."""
+    """What a result depends on besides the settings."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
         "python": platform.python_version(),
@@ -118,7 +118,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def write_json(path: Path, results: Mapping[str, Any]) -> None:
-    """Strict JSON: NaN, which JSON does not have, becomes null."""
+    """Write strict JSON. JSON has no NaN, so NaN becomes null."""
     path.write_text(json.dumps(_nan_to_none(results), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -131,8 +131,8 @@ def _nan_to_none(value: Any) -> Any:
 
 
 def save_figure(figure: "Figure", stem: Path) -> None:
-    """Write a figure as PNG and as SVG, without a date, so that equal results give equal files."""
-    from matplotlib import rc_context  # not for those who draw nothing
+    """Write a figure as PNG and SVG, without a date, so that equal results give equal files."""
+    from matplotlib import rc_context  # takes long, and most commands draw nothing
 
     figure.savefig(stem.with_suffix(".png"), dpi=150)
     with rc_context({"svg.hashsalt": stem.name}):

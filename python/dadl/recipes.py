@@ -22,7 +22,7 @@ RECIPES: tuple[type[Recipe], ...] = (RankSimRecipe, SelfTuningRecipe, ChiModelRe
 
 
 def make_recipe(name: str, settings: Mapping[str, Any]) -> Recipe:
-    """The recipe of that name with settings as ``config.yaml`` has them."""
+    """The recipe of that name, with settings as in ``config.yaml``."""
     kind = next((kind for kind in RECIPES if kind.name == name), None)
     if kind is None:
         raise SettingsError(f"there is no recipe {name!r}, but {', '.join(kind.name for kind in RECIPES)}")
@@ -41,21 +41,21 @@ def make_recipe(name: str, settings: Mapping[str, Any]) -> Recipe:
 
 
 def open_run(folder: Path, data: Path | None = None) -> TrainedRun:
-    """The run in that folder; ``data`` takes the place of its own."""
+    """The run in that folder; ``data``, if given, replaces its own."""
     name, settings, facts = read_run(folder)
     return TrainedRun(folder, make_recipe(name, settings | ({} if data is None else {"data": data})), facts)
 
 
 app = App(
     name="train",
-    help="Train on your own data; test, and write everything to the folder of the run. Decoded images of more than 64 "
-    "MiB, which may be more than the memory holds, are kept in ~/.cache/dadl or, if XDG_CACHE_HOME is set, its folder "
-    "dadl, as files that later runs on the same images read; while none runs they may be deleted.",
+    help="Train on your own data, test, and write everything to the folder of the run. Decoded images of more than 64 "
+    "MiB may not fit into memory. They are kept in ~/.cache/dadl or, if XDG_CACHE_HOME is set, in its folder dadl, as "
+    "files that later runs on the same images read. The files may be deleted while nothing runs.",
 )
 
 
 def _command(kind: type[Recipe]) -> Callable[..., None]:
-    """What trains a recipe, with its settings for options."""
+    """The command that trains a recipe; its options are the recipe's settings."""
 
     def command(recipe: Recipe, options: RunOptions = RunOptions()) -> None:  # noqa: B008 (frozen)
         train_run(recipe, options, Console())

@@ -365,10 +365,10 @@ def test_a_folder_without_data(tmp_path: Path) -> None:
     [
         ({"noise": "flip"}, "noise flip with noise-rate 0"),
         ({"noise_rate": 0.2}, "noise none with noise-rate 0.2"),
-        ({"meta": "balanced", "noise": "flip", "noise_rate": 0.2}, "takes training labels for right"),
+        ({"meta": "balanced", "noise": "flip", "noise_rate": 0.2}, "assumes correct training labels"),
         ({"meta": "balanced", "meta_per_class": 2}, "leave out meta-per-class"),
         ({"meta": "lowest-loss", "epochs": 1}, "epochs to 2 or more"),
-        ({"meta": "lowest-loss", "method": "ce-meta"}, "ce-meta trains on clean meta samples"),
+        ({"meta": "lowest-loss", "method": "ce-meta"}, "ce-meta also trains on clean meta samples"),
         ({"accumulate": 2}, "leave out accumulate"),
         ({"precision": "16-mixed"}, "not in 16-mixed"),
         ({"method": "cmw-net-sl", "normalize": "sum"}, "leave out normalize"),

@@ -98,7 +98,7 @@ def test_another_file_is_an_error(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match=r"other\.safetensors holds no CMWNet"):
+    with pytest.raises(ValueError, match=r"other\.safetensors does not hold a CMWNet"):
         CMWNet.load(tmp_path / "other.safetensors")
 
 
@@ -140,9 +140,9 @@ def test_copies_and_state_dicts_hold_the_families() -> None:
         ({"class_counts": []}, "must be a vector"),
         ({"class_counts": [[1, 2]]}, "must be a vector"),
         ({"class_counts": [0, 0]}, "all zero"),
-        ({"class_counts": [3, -1]}, "whole numbers from 0"),
-        ({"class_counts": [3, 1.5]}, "whole numbers from 0"),
-        ({"class_counts": [3, float("nan")]}, "whole numbers from 0"),
+        ({"class_counts": [3, -1]}, "integers from 0"),
+        ({"class_counts": [3, 1.5]}, "integers from 0"),
+        ({"class_counts": [3, float("nan")]}, "integers from 0"),
         ({"class_counts": [3], "families": 0}, "families >= 1"),
         ({"class_counts": [3], "hidden": 0}, "hidden >= 1"),
         ({"class_counts": [3], "floor": 1.0}, r"floor must be in \[0, 1\)"),

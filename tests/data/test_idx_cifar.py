@@ -77,7 +77,7 @@ class Malicious:
 def test_a_pickle_cannot_call_functions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("train", "test"):
         (tmp_path / name).write_bytes(pickle.dumps({b"data": Malicious()}))
-    with pytest.raises(ValueError, match="print is no array"):
+    with pytest.raises(ValueError, match="print is not an array"):
         read_image_files(tmp_path)
     assert capsys.readouterr().out == ""
 

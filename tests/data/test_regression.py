@@ -27,7 +27,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-FIXTURES = Path(__file__).parent / "data"
+FIXTURES = Path(__file__).parent / "fixtures"
 PUBLISHED = os.environ.get("DADL_TEST_DATA")
 needs_published = pytest.mark.skipif(PUBLISHED is None, reason="DADL_TEST_DATA names no folder of published data sets")
 

@@ -146,7 +146,9 @@ def test_dadl_train_reads_sprites_and_splits_them(tmp_path: Path, monkeypatch: p
     assert not set(parts[0]) & set(parts[1])
     second = task(columns=(1,))
     assert second.test.score(read.target[rows][:, 1:] + 0.3)["column 1"]["MAE %"] == pytest.approx(30)
-    with pytest.raises(SettingsError, match="there is no column 2, but of horizontal angle, vertical angle, from 0"):
+    with pytest.raises(
+        SettingsError, match="there is no column 2: the columns, numbered from 0, are horizontal angle, vertical angle"
+    ):
         task(columns=(2,))
     with pytest.raises(SettingsError, match="augment 'nowhere:view' cannot be used"):
         task(augment="nowhere:view")

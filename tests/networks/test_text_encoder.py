@@ -69,5 +69,5 @@ def test_entries_are_of_order_one_and_gradients_reach_the_words(encoder: TextEnc
 
 @pytest.mark.parametrize("texts", [[], [()], [("a",), ("b", "c")]])
 def test_samples_have_as_many_texts(texts: list[tuple[str, ...]]) -> None:
-    with pytest.raises(ValueError, match="as many in each"):
+    with pytest.raises(ValueError, match="equally many in each"):
         tokenize(texts)

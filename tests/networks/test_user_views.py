@@ -213,7 +213,7 @@ def test_mirroring_is_of_our_views(tmp_path: Path, flip: bool) -> None:
     options: dict[str, Any] = {"data": tmp_path, "flip": flip}
     few: dict[str, Any] = {"labels": 30, "augment": "m:n"} | options
     for make in (partial(SelfTuningRecipe, **few), partial(CMWNetRecipe, augment="m:n", **options)):
-        with pytest.raises(SettingsError, match="flip is about: leave out one of the two"):
+        with pytest.raises(SettingsError, match="flip configures: leave out one of the two"):
             make()
     SelfTuningRecipe(method="fixmatch", **few)  # whose weak views are ours
     for recipe in (SelfTuningRecipe(labels=30, **options), CMWNetRecipe(**options)):

@@ -164,8 +164,8 @@ def test_half_precision_does_not_overflow(device: str) -> None:
         (lambda: BalancedMSE()(torch.ones(2, 1, 1), torch.ones(2, 1, 1)), r"\[n\] or \[n, k\]"),
         (lambda: BalancedMSE(mixture=MIXTURE)(torch.ones(2, 1), torch.ones(2, 1)), r"expected predictions \[n\]"),
         (lambda: BalancedMSE(mixture=MIXTURE._replace(weights=torch.ones(2))), "sum to 1, got 2"),
-        (lambda: BalancedMSE(mixture=MIXTURE._replace(means=torch.ones(3))), r"one shape \[K\]"),
-        (lambda: BalancedMSE(mixture=MIXTURE._replace(variances=-torch.ones(2))), "not negative"),
+        (lambda: BalancedMSE(mixture=MIXTURE._replace(means=torch.ones(3))), r"same shape \[K\]"),
+        (lambda: BalancedMSE(mixture=MIXTURE._replace(variances=-torch.ones(2))), "non-negative"),
         (lambda: BalancedMSE(reduction="avg")(torch.ones(1), torch.ones(1)), "'avg'"),  # type: ignore[arg-type]
     ],
 )

@@ -149,7 +149,7 @@ def test_the_best_of_each_column_is_marked(tmp_path: Path, page: Page) -> None:
     ]
     assert found.marked == ["0.8000", "0.5000", "7.00", "0.5000"]  # no mark where only one has a number
     assert "b has the lowest test MAE (all), 7.00: 0.50 (6.7 %) below a, the next." in found.text
-    assert "Without several seeds of both it is open whether that is more than chance." in found.text
+    assert "Without several seeds of both, this difference may be chance." in found.text
 
 
 def test_the_highest_accuracy_is_the_best(tmp_path: Path, page: Page) -> None:
@@ -218,7 +218,7 @@ def test_runs_with_other_test_samples_are_not_compared(tmp_path: Path, page: Pag
 
 def test_a_caution_where_the_data_have_other_names(tmp_path: Path, page: Page) -> None:
     runs = [make_run(tmp_path / name, {"all": {"MAE": 1.0}}, data=name) for name in "ab"]
-    assert "The runs name different data" in page(*runs).text
+    assert "The runs use different data" in page(*runs).text
 
 
 def test_figures_of_curves_and_regions(tmp_path: Path, page: Page) -> None:
@@ -320,14 +320,14 @@ def test_every_folder_that_tells_nothing_is_named(tmp_path: Path) -> None:
     runs = [good, tmp_path / "none", empty, broken, lacking, a_list, worded, flat, no_epoch, started, torn]
     expected = [
         (tmp_path / "none", "there is no such folder"),
-        (empty, "not a run of `dadl train`: neither results.json nor log.csv is there"),
+        (empty, "not a run of `dadl train`: it has neither results.json nor log.csv"),
         (broken / "results.json", "cannot be read (Unterminated string"),
         (lacking / "results.json", "missing or wrong recipe, environment, dadl_ext, history, best_epoch; run the same"),
         (a_list / "results.json", "missing or wrong recipe, settings"),
         (worded / "results.json", "history or test is not a table of numbers ('good' is not a number)"),
         (flat / "results.json", "history or test is not a table of numbers"),
         (no_epoch / "results.json", "no number of the epoch; there are 'loss'"),
-        (started, "this training has not finished its first epoch"),
+        (started, "this run has not finished its first epoch"),
         (torn / "log.csv:3", "expected 6 columns"),
         (torn / "log.csv:4", "could not convert string to float: 'abc'"),
     ]

@@ -51,6 +51,13 @@ def test_without_the_extra_a_command_says_what_to_install(missing: str, command:
     assert "Traceback" not in result.stderr
 
 
+def test_help_needs_no_figures() -> None:
+    pytest.importorskip("lightning_fabric", reason="needs pip install 'dadl[train]'")
+    result = dadl("train", "ranksim", "--help", hide=("matplotlib", "optuna"))
+    assert result.returncode == 0, result.stderr
+    assert "--interp-strength" in result.stdout
+
+
 def test_unknown_demo_and_impossible_options_are_usage_errors() -> None:
     assert dadl("demo", "nothing").returncode == 2
     assert dadl("demo", "--seeds", "0").returncode == 2

@@ -1,4 +1,4 @@
-"""The χ-Model and its baselines: few labels for any target, numbers, positions or classes."""
+"""The χ-Model and its baselines: few labels for any target, be it numbers, positions or classes."""
 
 from .method import (
     CLASSIFICATION,

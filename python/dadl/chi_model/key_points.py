@@ -1,4 +1,4 @@
-"""Positions in images as heatmaps: from points to targets, from predictions back to points, and how many are right."""
+"""Positions in images as heatmaps: points to targets, predictions to points, and the share of correct points."""
 
 import torch
 from torch import Tensor
@@ -7,8 +7,8 @@ from torch import Tensor
 def to_heatmaps(points: Tensor, size: int) -> Tensor:
     """Points ``[..., 2]``, (x, y) in [0, 1], as distributions ``[..., size, size]`` over the cells of a grid.
 
-    A point's weight is shared by the four cells whose centres surround it, such that their mean is the point; nearer
-    to the border than the first centre it goes to the border's cells.
+    The weight of a point is shared by the four cells whose centres surround it, so that their mean is the point. A
+    point closer to the border than the first centre goes to the cells at the border.
     """
     position = (points * size - 0.5).clamp(0, size - 1)
     cells = torch.arange(size, device=points.device, dtype=points.dtype)
@@ -19,7 +19,7 @@ def to_heatmaps(points: Tensor, size: int) -> Tensor:
 def from_heatmaps(heatmaps: Tensor) -> Tensor:
     """Distributions ``[..., H, W]`` to points ``[..., 2]``: the mean over the likeliest cell and its neighbours.
 
-    Not over all cells: the mean of two places that are likely is one that is not.
+    Not over all cells, because the mean of two likely places may be an unlikely one.
     """
     height, width = heatmaps.shape[-2:]
     best = heatmaps.flatten(-2).argmax(dim=-1)
@@ -38,5 +38,5 @@ def heatmap_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def pck(predicted: Tensor, target: Tensor, radius: float = 0.05) -> float:
-    """Percentage of correct key points: the share, in %, of points ``[..., 2]`` no further off than ``radius``."""
+    """Percentage of correct key points: the share, in %, of points ``[..., 2]`` within ``radius``."""
     return 100 * float(((predicted - target).norm(dim=-1) <= radius).float().mean())

@@ -1,7 +1,7 @@
-"""Few labels for any target, numbers, positions or classes: the χ-Model, and its neighbours as baselines.
+"""Few labels for any target, be it numbers, positions or classes: the χ-Model and related methods as baselines.
 
-All of them lower ℓ on labelled samples and, weighted by η, a disagreement of predictions on unlabelled ones. They
-differ in whose predictions disagree, and in who lowers it.
+All of them minimise ℓ on labelled samples and, weighted by η, a disagreement of predictions on unlabelled ones. They
+differ in which predictions disagree, and in which parts of the model minimise the disagreement.
 
 Sources: Wang, Chen, Wang, Long, "X-model: Improving Data Efficiency in Deep Learning with a Minimax Model", ICLR 2022.
 Π-model: Laine and Aila, "Temporal Ensembling for Semi-Supervised Learning", ICLR 2017. R-Drop: Liang et al., "R-Drop:
@@ -34,10 +34,10 @@ from .key_points import heatmap_cross_entropy
 
 @dataclass(frozen=True)
 class Objective:
-    """ℓ and d of one kind of targets.
+    """ℓ and d for one kind of target.
 
-    ``loss`` is ℓ, of a head's outputs and targets; ``measure`` is d and ``dropout_measure`` R-Drop's, both of
-    :func:`dadl_ext.functional.disagreement`; ``activation`` turns a head's outputs into predictions.
+    ``loss`` is ℓ, of a head's outputs and targets. ``measure`` is d and ``dropout_measure`` is R-Drop's, both measures
+    of :func:`dadl_ext.functional.disagreement`. ``activation`` turns a head's outputs into predictions.
     """
 
     loss: Callable[[Tensor, Tensor], Tensor]
@@ -58,28 +58,28 @@ def _cell_softmax(logits: Tensor) -> Tensor:
     return logits.flatten(-2).softmax(dim=-1).view_as(logits)
 
 
-# Bounded measures throughout: heads that maximise an unbounded one diverge. L1 is bounded where heads end in a sigmoid.
+# All measures are bounded: heads that maximise an unbounded one diverge. L1 is bounded if heads end in a sigmoid.
 REGRESSION = Objective(F.l1_loss, "l1", "mse", _identity)
 CLASSIFICATION = Objective(F.cross_entropy, "js", "symmetric_kl", _class_softmax)
 KEY_POINTS = Objective(heatmap_cross_entropy, "js", "symmetric_kl", _cell_softmax)
 
 
 def mlp_head(features: int, hidden: int, outputs: int, *, bounded: bool, dropout: float = 0.5) -> nn.Module:
-    """Features ``[B, features]`` to outputs ``[B, outputs]``, in [0, 1] if ``bounded``; two layers with dropout."""
+    """Two layers with dropout: features ``[B, features]`` to outputs ``[B, outputs]``, in [0, 1] if ``bounded``."""
     layers = [nn.Dropout(dropout), nn.Linear(features, hidden), nn.ReLU(), nn.Dropout(dropout)]
     return nn.Sequential(*layers, nn.Linear(hidden, outputs), *[nn.Sigmoid()] * bounded)
 
 
 class FewLabels(Method):
-    """What the methods have in common: parts, views and the optimiser.
+    """The base of all methods: parts, views and the optimiser.
 
     Args:
         encoder: inputs to features, ψ.
-        make_head: a new head from features to outputs, with dropout of its own, φ; those of a regression must end in a
+        make_head: makes a new head φ from features to outputs, with its own dropout; for regression it must end in a
             sigmoid.
         view: random strong views of inputs.
         objective: ℓ and d.
-        lr: largest learning rate of AdamW; it rises and falls in one cycle.
+        lr: peak learning rate of AdamW, which follows one cycle.
         eta: η, the weight of the disagreement.
     """
 
@@ -112,7 +112,7 @@ class FewLabels(Method):
 
 
 class LabelsOnly(FewLabels):
-    """ℓ(φψ(Tx), y): what the labelled samples alone teach."""
+    """ℓ(φψ(Tx), y): supervised learning on the labelled samples alone."""
 
     def make_heads(self, make_head: Callable[[], nn.Module]) -> None:
         self.head = make_head()
@@ -128,7 +128,7 @@ class LabelsOnly(FewLabels):
 
 
 class PiModel(LabelsOnly):
-    """Plus η d(φψ(T₁u), φψ(T₂u)): data stochasticity, two views under one head."""
+    """Adds η d(φψ(T₁u), φψ(T₂u)): data stochasticity, two views under one head."""
 
     def make_heads(self, make_head: Callable[[], nn.Module]) -> None:
         super().make_heads(make_head)
@@ -145,7 +145,7 @@ class PiModel(LabelsOnly):
 class RDrop(LabelsOnly):
     """Model stochasticity: ℓ of two dropout passes over one view, plus η times their disagreement on all samples.
 
-    The paper has labelled samples alone; the disagreement needs no label, and is taken of the unlabelled ones too.
+    The paper uses only labelled samples. The disagreement needs no label, so here it includes unlabelled samples.
     """
 
     def make_heads(self, make_head: Callable[[], nn.Module]) -> None:
@@ -163,9 +163,9 @@ class RDrop(LabelsOnly):
 
 
 class MeanTeacher(PiModel):
-    """Plus η d(φψ(T₁u), φ̄ψ̄(T₂u)): the teacher is the moving average of the student, and predicts in the end.
+    """Adds η d(φψ(T₁u), φ̄ψ̄(T₂u)): the teacher, a moving average of the student, makes the predictions.
 
-    At first it is the plain average of all students, so that it does not stay where it started.
+    At first it is the plain average of all students so far, so that it does not stay near its start.
     """
 
     momentum = 0.99
@@ -188,7 +188,7 @@ class MeanTeacher(PiModel):
         return loss
 
     def predict(self, inputs: Tensor) -> Tensor:
-        """Those of the teacher."""
+        """The predictions of the teacher."""
         return self.objective.activation(self.teacher(self.view(inputs)))
 
     def after_step(self) -> None:
@@ -198,9 +198,9 @@ class MeanTeacher(PiModel):
 
 
 class ChiModel(FewLabels):
-    """Data and model stochasticity at once, as a game between the features and two heads, see :class:`.ChiModelLoss`.
+    """Data and model stochasticity at once, as a minimax game of features and two heads: :class:`.ChiModelLoss`.
 
-    After each batch ``disagreement`` is that of the batch.
+    After each batch, ``disagreement`` holds that of the batch.
     """
 
     pairing = "cross"
@@ -224,7 +224,7 @@ class ChiModel(FewLabels):
         return terms.loss
 
     def predict(self, inputs: Tensor) -> Tensor:
-        """The mean of the heads' predictions."""
+        """The mean of the two heads' predictions."""
         return self.chi.predict(self.encoder(self.view(inputs)))
 
 
@@ -237,8 +237,8 @@ class MCD(ChiModel):
 class UnevenRows(Dataset[tuple[Tensor, ...]]):
     """Few labelled and many unlabelled samples; within an epoch the fewer repeat.
 
-    A batch is ``(inputs, target, unlabelled inputs)``, as many of each. Without unlabelled samples the labelled inputs
-    stand in for them, since what is asked of unlabelled ones needs no label.
+    A batch is ``(inputs, target, unlabelled inputs)``, equally many of each. Without unlabelled samples, the labelled
+    inputs take their place: the disagreement needs no label.
     """
 
     def __init__(self, inputs: Rows, target: Tensor, unlabelled: Rows) -> None:

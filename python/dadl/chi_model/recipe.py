@@ -1,4 +1,4 @@
-"""``dadl train chi-model``: values in [0, 1] from images of which few have labels, on EfficientNet-Lite0."""
+"""``dadl train chi-model``: regression of values in [0, 1] from images with few labels, on EfficientNet-Lite0."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -48,11 +48,11 @@ METHODS: dict[str, type[FewLabels]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ChiModelRecipe(ListRecipe[Values]):
-    """Values in [0, 1] from images of which few have labels, with the χ-Model or a baseline.
+    """Regression of values in [0, 1] from images with few labels, with the χ-Model or a baseline.
 
-    DATA is a folder with train_LABELS.txt, train_100.txt, test.txt and perhaps val.txt, a line 'relative/path value
-    value ...' for each image; or with the npz file of dSprites or MPI3D, of which a tenth is for validation and a fifth
-    for the test. Views keep everything in its place, because values are often positions.
+    DATA is a folder with train_LABELS.txt, train_100.txt, test.txt and optionally val.txt, with a line 'relative/path
+    value value ...' for each image; or with the npz file of dSprites or MPI3D, of which a tenth is used for validation
+    and a fifth for the test. Views keep everything in place, because values are often positions.
     """
 
     name: ClassVar[str] = "chi-model"
@@ -60,16 +60,16 @@ class ChiModelRecipe(ListRecipe[Values]):
     search_space: ClassVar[Mapping[str, tuple[float, float]]] = {"lr": (1e-4, 1e-1), "eta": (1e-3, 1.0)}
 
     method: Literal["chi-model", "mcd", "pi-model", "r-drop", "mean-teacher", "labels-only"] = "chi-model"
-    """The χ-Model, or which baseline."""
+    """The χ-Model or a baseline."""
 
     eta: NonNegative = 0.1
     """Weight of the disagreement."""
 
     columns: tuple[int, ...] | None = None
-    """Which values of a row to learn, from 0. [default: all]"""
+    """The values of a row to learn, numbered from 0. [default: all]"""
 
     images: PositiveInt = 10_000
-    """How many images to draw from an npz file."""
+    """Number of images to draw from an npz file."""
 
     def read(self, progress: JobProgress) -> RecipeData:
         if not any(self.data.glob("*.npz")):
@@ -78,7 +78,8 @@ class ChiModelRecipe(ListRecipe[Values]):
         drawn = read_sprites(self.data, self.images, self.seed)
         columns = self._columns(len(drawn.names))
         if max(columns) >= len(drawn.names):
-            raise SettingsError(f"there is no column {max(columns)}, but of {', '.join(drawn.names)}, from 0")
+            names = ", ".join(drawn.names)
+            raise SettingsError(f"there is no column {max(columns)}: the columns, numbered from 0, are {names}")
         target = drawn.target[:, columns]
         images = _resized(drawn.images, stored_size(self.image_size))
         order = torch.randperm(len(target), generator=torch.Generator().manual_seed(self.seed))
@@ -136,7 +137,7 @@ class ChiModelRecipe(ListRecipe[Values]):
 
 
 def _resized(images: Tensor, size: int) -> Tensor:
-    """Images ``[N, C, H, W]``, uint8, with ``size`` pixels each way."""
+    """Images ``[N, C, H, W]``, uint8, resized to ``size`` pixels in height and width."""
     if images.shape[-1] == size:
         return images
     resize = partial(F.interpolate, size=(size, size), mode="bilinear", antialias=True)

@@ -1,6 +1,6 @@
 """CMW-Net: sample weights that a small network learns on a meta set, for noisy, imbalanced or missing labels.
 
-Importing this package needs PyTorch alone; the training method is in :mod:`dadl.cmw_net.method`, its recipe in
+Importing this package needs only PyTorch. The training method is in :mod:`dadl.cmw_net.method`, its recipe in
 :mod:`dadl.cmw_net.recipe`.
 """
 

@@ -1,8 +1,8 @@
 """Forward-mode derivatives of a network that has just been evaluated, at two thirds of their usual cost.
 
-PyTorch's forward mode computes every layer's output anew beside its tangent. Where the network has been evaluated
-before at the same point, a convolution's output is known and only its tangent has to be computed; a rectifier's output
-and the statistics of a batch normalisation are known as well.
+PyTorch's forward mode computes every layer's output again along with its tangent. If the network has already been
+evaluated at the same point, the output of a convolution is known and only its tangent must be computed. The output of
+a ReLU and the statistics of a batch normalisation are known as well.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,10 +23,10 @@ class NoForwardRuleError(NotImplementedError):
 
 
 class ForwardRecord(TorchFunctionMode):
-    """Used as a context around a forward pass, remembers what :class:`Pushforward` along the same pass can reuse.
+    """A context around a forward pass that records what :class:`Pushforward` can reuse on the same pass.
 
     It holds tensors that the graph of a backward pass holds anyway: outputs of convolutions and linear layers, which
-    most networks normalise next, of rectifiers, and the statistics of batch normalisations.
+    most networks normalise next, outputs of ReLUs, and statistics of batch normalisations.
     """
 
     def __init__(self) -> None:
@@ -57,13 +57,13 @@ class ForwardRecord(TorchFunctionMode):
         self._versions.clear()
 
     def replay(self) -> Iterator[tuple[Tensor, ...]]:
-        """What each recorded call left, in order; nothing where a later in-place operation has overwritten it."""
+        """The record of each call, in order; empty if a later in-place operation has overwritten it."""
         for tensors, version in zip(self.entries, self._versions, strict=True):
             yield tensors if sum(tensor._version for tensor in tensors) == version else ()
 
 
 class Pushforward(TorchFunctionMode):
-    r"""Used as a context around a pass on dual tensors, computes the tangents of the heavy layers.
+    r"""A context around a pass on dual tensors that computes the tangents of the expensive layers.
 
     Convolutions and linear layers, with tangents marked by a dot: :math:`\dot y = \dot x * w + x * \dot w + \dot b`, on
     the recorded :math:`y`. Batch normalisation in training mode, :math:`y = \gamma \hat x + \beta` with
@@ -73,9 +73,9 @@ class Pushforward(TorchFunctionMode):
     .. math:: \dot y = \gamma r \dot x + (\dot\gamma - \gamma r \overline{\dot x \hat x}) \hat x
                        + \dot\beta - \gamma r \overline{\dot x},
 
-    the two means being what the kernel of the backward pass sums for the gradients of scale and shift. All else
-    follows PyTorch's forward mode. An operator outside PyTorch that has no such rule drops tangents without a word;
-    here it raises :class:`NoForwardRuleError`.
+    where the kernel of the backward pass computes both means, for the gradients of scale and shift. Everything else
+    follows PyTorch's forward mode. An operator outside PyTorch without a forward rule silently drops tangents; here it
+    raises :class:`NoForwardRuleError`.
 
     Args:
         record: of a pass of the same network with the same parameters, inputs and random numbers.
@@ -172,7 +172,7 @@ def _batch_norm(
     if dshift is not None:
         new_shift += dshift
     tangent = batch_norm(x, new_scale, new_shift, mean, variance, False, 0.0, eps)[0]
-    # In place of the activations' type, which autocast may have lowered.
+    # In place, in the dtype of the activations, which autocast may have lowered.
     tangent.addcmul_(dx, slope.to(dx.dtype).view(1, -1, *[1] * (x.dim() - 2)))
     return _dual(y, tangent)
 

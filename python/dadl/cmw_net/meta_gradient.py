@@ -1,4 +1,4 @@
-"""How the loss on a meta batch, after one training step, depends on the weights of the samples in that step."""
+"""The gradient of the loss on a meta batch after one training step, with respect to the sample weights in that step."""
 
 import traceback
 import warnings
@@ -22,7 +22,7 @@ LossFunction = Callable[[Any, Tensor], Tensor]
 MetaMethod = Literal["jvp", "finite_difference", "double_backward"]
 Normalize = Literal["mean", "sum"]
 
-# Of the parameters' length. Kinks of the network limit a difference sooner than rounding does, so it is a small step.
+# As a fraction of the parameters' norm. Kinks of the network matter more than rounding, so the step is small.
 RELATIVE_STEP = {torch.float32: 1e-5, torch.float64: 1e-7}
 
 
@@ -30,8 +30,8 @@ RELATIVE_STEP = {torch.float32: 1e-5, torch.float64: 1e-7}
 class WeightedLosses:
     r"""A training loss that is affine in the weights, :math:`\frac1N \sum_i (v_i a_i + b_i)`.
 
-    ``losses`` and ``targets``, ``[m]``, are what the weighting network sees; ``slope`` a and ``offset`` b, ``[m]``,
-    depend on the network's parameters.
+    ``losses`` and ``targets``, ``[m]``, are the inputs of the weighting network; ``slope`` a and ``offset`` b, ``[m]``,
+    depend on the parameters of the trained network.
     """
 
     losses: Tensor
@@ -64,7 +64,7 @@ def weighted_batch(batch: Batch, loss_fn: LossFunction) -> BatchObjective:
 
 
 def sample_losses(loss_fn: LossFunction, output: Any, targets: Tensor) -> Tensor:
-    """The losses ``[n]`` of ``n`` targets; a ``ValueError`` if the function reduces them."""
+    """The losses ``[n]`` of ``n`` targets; raises a ``ValueError`` if ``loss_fn`` reduces them."""
     losses = loss_fn(output, targets)
     if losses.shape != targets.shape[:1]:
         raise ValueError(
@@ -75,9 +75,9 @@ def sample_losses(loss_fn: LossFunction, output: Any, targets: Tensor) -> Tensor
 
 
 class ForwardPass:
-    """One pass of a batch through the network as it is, on copies of its buffers.
+    """One pass of a batch through the network, on copies of its buffers.
 
-    The network itself is left alone; :meth:`commit` writes to its buffers what an ordinary pass would have.
+    The network itself is not changed; :meth:`commit` updates its buffers as an ordinary pass would have.
     """
 
     def __init__(self, model: nn.Module, objective: BatchObjective, *, record: bool = False) -> None:
@@ -99,12 +99,12 @@ class ForwardPass:
         return self.objective.evaluate(functional_call(self.model, changes, (self.objective.inputs,)))
 
     def evaluate_at(self, parameters: dict[str, Tensor]) -> WeightedLosses:
-        """The same pass, random numbers included, with other parameters and without a graph."""
+        """The same pass with the same random numbers, but with other parameters and without a graph."""
         with torch.no_grad(), random_numbers(self.objective.inputs.device, self._random_state):
             return self._evaluate(_copied_buffers(self.model) | parameters)
 
     def gradients(self, loss: Tensor, **options: Any) -> dict[str, Tensor | None]:
-        """Gradients of the parameters, ``None`` of those that the loss does not depend on."""
+        """Gradients of the parameters; ``None`` for those that the loss does not depend on."""
         with without_autocast(loss):
             values = torch.autograd.grad(loss, list(self.parameters.values()), allow_unused=True, **options)
         return dict(zip(self.parameters, values, strict=True))
@@ -138,13 +138,13 @@ def meta_weight_gradient(
     -\alpha \nabla L_{meta}`. The n inner products are the derivative of the vector of losses along u, so nothing is
     differentiated twice.
 
-    The network is evaluated in the mode that it is in, usually training mode; it is not changed, nor is the optimiser,
-    and random numbers are drawn once for the batch and once for the meta batch. The step is that of SGD (with momentum,
-    dampening, weight decay, Nesterov's variant), Adam or AdamW, in the state that the optimiser is in.
+    The network is evaluated in its current mode, usually training mode. Neither the network nor the optimiser is
+    changed. Random numbers are drawn once for the batch and once for the meta batch. The step is that of SGD (with
+    momentum, dampening, weight decay, Nesterov momentum), Adam or AdamW, from the optimiser's current state.
 
-    With several processes, all of which must call this with the same network, the batch, the meta batch and the weights
-    are each process's own rows of the whole ones: N, the step and the meta loss are of all rows, and the result is that
-    of one process for the rows of this one. Batch normalisation has the statistics of each process's own rows.
+    With several processes, all must call this with the same network, each with its own rows of the batch, the meta
+    batch and the weights. N, the step and the meta loss are over the rows of all processes, and the result equals that
+    of a single process for the rows given here. Batch normalisation uses the statistics of each process's own rows.
 
     Args:
         model: inputs to outputs.
@@ -153,22 +153,22 @@ def meta_weight_gradient(
         weights: ``[n]``, of any floating-point type; constants here.
         loss_fn: outputs and targets to losses ``[n]``, without parameters of its own.
         optimizer_or_lr: the optimiser of ``model``, or the learning rate of plain gradient descent.
-        method: ``"jvp"``: forward mode, exact. ``"finite_difference"``: a central difference along u, for layers that
-            have no forward mode; ``"jvp"`` warns and takes it for such layers. ``"double_backward"``: the textbook way,
-            exact too, with more time and memory.
-        normalize: N is ``"mean"`` the number of samples, or ``"sum"`` the sum of the weights, as a constant.
+        method: ``"jvp"``: forward mode, exact. ``"finite_difference"``: a central difference along u, for layers
+            without forward mode; ``"jvp"`` warns and falls back to it. ``"double_backward"``: the textbook way, also
+            exact, but slower and with more memory.
+        normalize: N is the number of samples (``"mean"``) or the sum of the weights as a constant (``"sum"``).
 
     Returns:
         ``[n]``, of the losses' type.
 
     Raises:
-        FloatingPointError: a loss that is not finite, naming its row in the batch; in every process, if in one.
-        TypeError: an optimiser whose step is not known.
+        FloatingPointError: a loss that is not finite, naming its row in the batch; raised in every process.
+        TypeError: an optimiser whose step is not supported.
         ValueError: an unknown method or normalisation, losses or weights of another shape than ``[n]``, parameters of
             the optimiser that are not the model's.
 
-    Deterministic where the model is. Source: Shu et al., "Meta-Weight-Net", NeurIPS 2019, whose second-order gradient
-    this is; that it is one directional derivative follows from its being linear in u.
+    Deterministic if the model is. Source: Shu et al., "Meta-Weight-Net", NeurIPS 2019, for the second-order
+    gradient. It is linear in u, so one directional derivative computes it.
     """
     check_options(method, normalize)
     check_steps(model, optimizer_or_lr)
@@ -182,10 +182,10 @@ def meta_weight_gradient(
 
 
 class MetaStep:
-    """A virtual training step and the loss after it; ``weight_gradient`` is that loss's gradient.
+    """A virtual training step and the loss after it; ``weight_gradient`` is the gradient of that loss.
 
-    ``method`` becomes ``"finite_difference"`` where forward mode had to be given up. With ``keep_graph`` the graph of
-    ``forward`` can be used again.
+    ``method`` becomes ``"finite_difference"`` if forward mode fails. With ``keep_graph`` the graph of ``forward`` can
+    be used again.
     """
 
     def __init__(
@@ -208,7 +208,7 @@ class MetaStep:
         loss = forward.terms.total(self._weights) / divisor
         known = forward.gradients(loss, retain_graph=keep_graph or twice, create_graph=twice)
         own = {name: g for name, g in known.items() if g is not None}
-        leaves = {name: g.requires_grad_() for name, g in totals(own).items()}  # all that the step depends on
+        leaves = {name: g.requires_grad_() for name, g in totals(own).items()}  # everything that the step depends on
 
         gradients = [leaves.get(name) for name in forward.parameters]
         moved = virtual_step(optimizer_or_lr, list(forward.parameters.values()), gradients)
@@ -222,7 +222,7 @@ class MetaStep:
         with without_autocast(meta_loss):
             values = torch.autograd.grad(meta_loss, list(leaves.values()), allow_unused=True)
             direction = totals(dict(zip(leaves, values, strict=True)))
-            # What the rows of this process contribute to the change along it, all that depends on their weights.
+            # The contribution of this process's rows to the change along it: all that depends on their weights.
             change = torch.as_tensor(sum((g * direction[name]).sum() for name, g in own.items() if name in direction))
             if twice:
                 (gradient,) = torch.autograd.grad(
@@ -230,15 +230,15 @@ class MetaStep:
                 )
         if not twice:
             gradient = self._along(direction, divisor * change, divisor * total(change)) / divisor
-            forward.record.clear()  # or it would keep alive what the next backward pass frees
+            forward.record.clear()  # otherwise it would keep tensors alive that the next backward pass frees
         if total_count(int((~gradient.isfinite()).sum()), gradient.device) > 0:
             raise FloatingPointError("the gradient of the meta loss is not finite, although the losses are")
         self.weight_gradient = gradient.detach()
 
     def _along(self, direction: dict[str, Tensor], expected: Tensor, whole: Tensor) -> Tensor:
-        """The derivative of the slopes along ``direction``; that of their weighted total should be ``expected``.
+        """The derivative of the slopes along ``direction``.
 
-        It is ``whole`` for the rows of all processes.
+        The derivative of their weighted total should be ``expected``, and ``whole`` for the rows of all processes.
         """
         if self.method == "jvp":
             try:
@@ -263,8 +263,8 @@ def _forward_difference(
         slope, total = (fwd.unpack_dual(value).tangent for value in (terms.slope, terms.total(weights)))
     slope = torch.zeros_like(terms.slope) if slope is None else slope
     total = torch.zeros_like(expected) if total is None else total
-    # The gradient of the total is known from the virtual step, so a tangent that was lost on the way shows here.
-    # Beside that of all rows: the few of one process may all be learnt, and leave nothing but rounding.
+    # The gradient of the total is known from the virtual step, so a lost tangent is noticed here. The comparison is
+    # relative to all rows: the few rows of one process may all be fitted, leaving nothing but rounding errors.
     scale = torch.stack([(weights * slope).abs().sum(), expected.abs(), whole.abs()]).max()
     if bool((total - expected).abs() > _tolerance(slope) * scale):
         raise NoForwardRuleError(
@@ -296,13 +296,13 @@ def _finite_difference(forward: ForwardPass, direction: dict[str, Tensor]) -> Te
 
 
 def _tolerance(slope: Tensor) -> float:
-    """Of a comparison of forward with backward mode: what is lost by mistake is larger, what rounds is smaller."""
+    """The tolerance for comparing forward with backward mode: above rounding errors, below a lost tangent."""
     full = slope.dtype in RELATIVE_STEP and not torch.is_autocast_enabled(slope.device.type)
     return 1e-3 if full else 0.1
 
 
 def _failed_layer(error: BaseException, model: nn.Module) -> str:
-    """The innermost layer that the error came from."""
+    """The innermost layer that raised the error."""
     names = {module: name for name, module in model.named_modules()}
     found = "loss_fn"
     for frame, _ in traceback.walk_tb(error.__traceback__):
@@ -319,7 +319,7 @@ def check_options(method: str, normalize: str) -> None:
 
 
 def check_steps(model: nn.Module, optimizer_or_lr: Optimizer | float) -> None:
-    """Raise where the optimiser's step on the model cannot be taken virtually."""
+    """Raise an error if a step of the optimiser on the model cannot be taken virtually."""
     if not isinstance(optimizer_or_lr, Optimizer):
         return
     check_optimizer(optimizer_or_lr)
@@ -332,7 +332,7 @@ def check_steps(model: nn.Module, optimizer_or_lr: Optimizer | float) -> None:
 def check_finite(values: Tensor, what: str, rows: int) -> None:
     """Raise a ``FloatingPointError`` that names the first of the batch's ``rows`` whose value is not finite.
 
-    Every process raises if one does, or else the others would wait for it.
+    If one process raises, all do; otherwise the others would wait for it.
     """
     wrong = (~values.isfinite()).nonzero()
     if total_count(len(wrong), values.device) > 0:
@@ -344,14 +344,14 @@ def check_finite(values: Tensor, what: str, rows: int) -> None:
 
 
 def normalizer(weights: Tensor, normalize: Normalize, rows: int) -> Tensor | int:
-    """N of a batch with ``rows`` samples here; the sum of the weights is a constant, and not 0 where they all are."""
+    """N for a batch with ``rows`` samples in this process; the sum of the weights is a constant and never 0."""
     if normalize == "mean":
         return total_count(rows, weights.device)
     return total(weights.sum()).clamp(min=torch.finfo(weights.dtype).tiny)
 
 
 def without_autocast(tensor: Tensor) -> torch.autocast:
-    """Backward passes run in the types of their forward passes."""
+    """Turn autocast off for a backward pass, which runs in the dtypes of its forward pass."""
     return torch.autocast(tensor.device.type, enabled=False)
 
 
@@ -368,7 +368,7 @@ def set_random_state(device: torch.device, state: list[Tensor]) -> None:
 
 @contextmanager
 def random_numbers(device: torch.device, state: list[Tensor]) -> Iterator[None]:
-    """Draw the random numbers that follow ``state``, and leave the generators as they were."""
+    """Draw random numbers from ``state``, and restore the generators afterwards."""
     before = random_state(device)
     set_random_state(device, state)
     try:

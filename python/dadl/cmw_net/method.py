@@ -1,4 +1,4 @@
-"""Classification with noisy or imbalanced labels on the shared loop: cross-entropy, and weights learnt on a meta set.
+"""Classification with noisy or imbalanced labels: cross-entropy, plain or with weights learnt on a meta set.
 
 Source: Shu, Yuan, Meng, Xu, "CMW-Net: Learning a Class-Aware Sample Weighting Mapping for Robust Deep Learning", TPAMI
 2023. With one family of classes the weights are those of Meta-Weight-Net, NeurIPS 2019.
@@ -31,12 +31,12 @@ TEACHER_MOMENTUM = 0.99
 
 
 class CrossEntropy(Method):
-    """Plain cross-entropy, and what the other method has in common with it.
+    """Plain cross-entropy; the base of the other methods.
 
     Args:
         network: images ``[B, C, H, W]`` to logits.
         view: random views of images.
-        lr: of SGD with momentum, which falls to 0 along a cosine.
+        lr: of SGD with momentum, decaying to 0 along a cosine.
         weight_decay: of SGD.
     """
 
@@ -60,27 +60,27 @@ class CrossEntropy(Method):
 
 
 class LearntWeights(CrossEntropy):
-    """Cross-entropy weighted by :class:`dadl.CMWNet`, which learns on a meta set meanwhile.
+    """Cross-entropy weighted by :class:`dadl.CMWNet`, which is trained on a meta set at the same time.
 
-    The first ``warm_up`` of the steps are plain cross-entropy, as weights mean little while all losses are alike. For
-    steps that are not accumulated.
+    The first ``warm_up`` of the steps use plain cross-entropy, because weights mean little while all losses are alike.
+    Gradients must not be accumulated over batches.
 
-    With several processes the weighting network learns from the rows of all, see :class:`dadl.MetaReweighter`; each
-    draws its own meta samples, and mixes its own rows where there are soft labels. They must begin with equal networks.
+    With several processes the weighting network learns from the rows of all, see :class:`dadl.MetaReweighter`. Each
+    process draws its own meta samples and, with soft labels, mixes its own rows. All must start from equal networks.
 
     Args:
-        class_counts: training samples per class as their labels say.
-        meta_images: of the meta set, ``[M, C, H, W]``; ``None`` where batches bring meta samples, see
+        class_counts: training samples per class, by their given labels.
+        meta_images: of the meta set, ``[M, C, H, W]``; ``None`` if batches contain meta samples, see
             :func:`meta_loader`.
         meta_target: ``[M]``, or ``None``.
         families: of classes; 1 is Meta-Weight-Net.
         soft_labels: train by :class:`dadl.SoftLabelReweighter`.
         normalize: of the weights, as for :class:`dadl.MetaReweighter`; ``"mean"`` with soft labels.
-        interval: every how many batches the weighting network takes a step.
+        interval: batches between steps of the weighting network.
         meta_lr: its learning rate.
         warm_up: fraction of all steps.
 
-    The others are those of :class:`CrossEntropy`.
+    The other arguments are those of :class:`CrossEntropy`.
     """
 
     meta_images: Tensor | None
@@ -119,14 +119,14 @@ class LearntWeights(CrossEntropy):
     def configure_optimizer(self, total_steps: int) -> tuple[Optimizer, LRScheduler]:
         optimizer, scheduler = super().configure_optimizer(total_steps)
         meta_optimizer = Adam(self.weight_net.parameters(), lr=self.meta_lr, weight_decay=1e-4)
-        # The weighting network learns within a step, where the gradients of all processes are summed already, and the
-        # meta set is too large to be handed round in every step.
+        # The weighting network is trained inside a step, with gradients already summed over the processes, and the meta
+        # set is too large to be broadcast in every step.
         own = [*(f"weight_net.{name}" for name in self.weight_net.state_dict()), "meta_images", "meta_target"]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, own)
         options: dict[str, Any] = {"meta_optimizer": meta_optimizer, "interval": self.interval}
         self.reweighter: MetaReweighter
         if self.soft_labels:
-            options["teacher"] = self.teacher  # which the checkpoint holds
+            options["teacher"] = self.teacher  # it is in the checkpoint
             self.reweighter = SoftLabelReweighter(self.network, optimizer, self.weight_net, **options)
         else:
             options["normalize"] = self.normalize
@@ -136,7 +136,7 @@ class LearntWeights(CrossEntropy):
 
     @property
     def warming_up(self) -> bool:
-        """Whether the next step is one of plain cross-entropy."""
+        """Whether the next step uses plain cross-entropy."""
         return bool(self.steps < self.warm_up_steps)
 
     def forward(self, batch: Sequence[Tensor]) -> Tensor:
@@ -150,7 +150,7 @@ class LearntWeights(CrossEntropy):
         return of_all_processes(self.reweighter.loss((self.view(images), target), meta_batch).loss)
 
     def _meta_samples(self, batch: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Those of the batch, or as many as it has samples of the meta set."""
+        """The meta samples of the batch, or equally many drawn from the meta set."""
         if self.meta_images is None or self.meta_target is None:
             return batch[2:4]
         chosen = torch.randint(len(self.meta_target), (len(batch[1]),), device=batch[1].device)
@@ -162,29 +162,29 @@ class LearntWeights(CrossEntropy):
             self.teacher.update(self.network)
 
     def get_extra_state(self) -> dict[str, Any]:
-        """What the reweighter holds besides networks, for checkpoints."""
+        """The state of the reweighter besides its networks, for checkpoints."""
         state = self.reweighter.state_dict()
         return {"meta_optimizer": state["meta_optimizer"], "batches": state["batches"]}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         if not hasattr(self, "reweighter"):
-            return  # restored to predict, not to train
+            return  # loaded for prediction, not for training
         self.reweighter.meta_optimizer.load_state_dict(state["meta_optimizer"])
         self.reweighter.batches = state["batches"]
 
 
 class LowestLossMeta(LearntWeights):
-    """Weights learnt, without clean samples, on the training samples that have the lowest losses of their class.
+    """Weights learnt without clean samples, on the training samples with the lowest losses of their class.
 
-    Wrong labels seldom have low losses. After each epoch the samples are chosen anew by a moving average of the
-    network, up to ``per_class`` of each class; until the first choice, training is plain cross-entropy. Several
-    processes choose out of the samples of all, each of which counts once.
+    Wrong labels seldom have low losses. After each epoch the samples are chosen again by a moving average of the
+    network, up to ``per_class`` of each class; before the first choice, training uses plain cross-entropy. Several
+    processes choose from the samples of all, counting each once.
 
     Args:
-        image_shape: of the loader's images, ``[C, H, W]``, which are uint8.
-        per_class: how many of each class.
+        image_shape: ``[C, H, W]`` of the images from the loader, which are uint8.
+        per_class: largest number of samples of each class.
 
-    The others are those of :class:`LearntWeights`. The chosen images are in the ``state_dict``.
+    The other arguments are those of :class:`LearntWeights`. The chosen images are in the ``state_dict``.
     """
 
     meta_images: Tensor
@@ -216,7 +216,7 @@ class LowestLossMeta(LearntWeights):
     @torch.no_grad()
     def after_epoch(self, epoch: int, loader: DataLoader[Any]) -> None:
         self.eval()
-        # Process r of w gets samples r, r + w, ...; the last one may be repeated to give each as many.
+        # Process r of w gets samples r, r + w, ...; the last one may be repeated to give all equally many.
         left = len(range(process_rank(), len(loader.dataset), process_count()))  # type: ignore[arg-type]
         kept: list[Tensor] = []  # losses, images and labels
         for images, target in loader:
@@ -230,17 +230,17 @@ class LowestLossMeta(LearntWeights):
         self.train()
 
     def _lowest(self, candidates: Sequence[Tensor]) -> list[Tensor]:
-        """Of losses, images and labels those of the lowest losses of each class."""
+        """The losses, images and labels with the lowest losses of each class."""
         losses, _, target = candidates
         lowest = lowest_loss_subset(losses, target, self.per_class).to(target.device)
         return [part[lowest] for part in candidates]
 
 
 class MetaRows(Dataset[tuple[Tensor, ...]]):
-    """Training samples beside random samples of a meta set.
+    """Training samples together with random samples of a meta set.
 
-    A batch is ``(images, target, meta images, meta target)``, as many of each. The meta samples are drawn with
-    replacement in proportion to ``meta_weights`` ``[M]``, by default all alike.
+    A batch is ``(images, target, meta images, meta target)``, equally many of each. Meta samples are drawn with
+    replacement in proportion to ``meta_weights`` ``[M]``, by default uniformly.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The parts of a data folder with noisy or imbalanced labels: read from lists or published files, and corrupted."""
+"""The parts of a data folder with noisy or imbalanced labels: reading them, and corrupting them for experiments."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -39,9 +39,9 @@ class ImageSamples:
 
 @dataclass(frozen=True)
 class Parts:
-    """What a data folder holds, perhaps without meta or validation samples, and the size of a view of its images.
+    """The contents of a data folder, possibly without meta or validation samples, and the size of a view.
 
-    ``fingerprints`` are those of a :class:`.RecipeData`, of the folder as it is.
+    ``fingerprints`` are those of a :class:`.RecipeData`, of the unchanged folder.
     """
 
     train: ImageSamples
@@ -58,7 +58,7 @@ class Parts:
 
 
 def read_lists(folder: Path, view_size: int, progress: JobProgress) -> Parts:
-    """The images that ``train.txt`` and the other lists in ``folder`` name, stored for views of that size."""
+    """Read the images named in ``train.txt`` and the other lists in ``folder``, stored for views of that size."""
     lists = read_noisy_lists(folder)
     given = (lists.train, lists.meta, lists.validation, lists.test)
     rows = [row for part in given for row in part]
@@ -82,7 +82,7 @@ def read_lists(folder: Path, view_size: int, progress: JobProgress) -> Parts:
 
 
 def read_files(folder: Path) -> Parts:
-    """The training and test images of the idx files or CIFAR's pickles in ``folder``, which are viewed as they are."""
+    """Read the training and test images in the idx files or CIFAR's pickles in ``folder``."""
     try:
         files = read_image_files(folder)
     except ImageFileError as error:
@@ -102,13 +102,13 @@ def read_files(folder: Path) -> Parts:
 
 
 def corrupted(parts: Parts, *, imbalance: float, noise: Noise, rate: float, num_classes: int, seed: int) -> Parts:
-    """A long tail and noise of the training samples, and of no others.
+    """Add a long tail and noise to the training samples only.
 
     Raises a ``ValueError`` if no training samples are left of a class that is to be predicted.
     """
     train = parts.train
     if imbalance > 1:
-        smallest = int(train.target.unique(return_counts=True)[1].min())  # any class can be the largest
+        smallest = int(train.target.unique(return_counts=True)[1].min())  # every class has enough to be the largest
         train = train.take(long_tail(train.target, imbalance, largest=smallest, seed=seed))
     present = train.target.unique()
     for part in (parts.test, parts.validation, parts.meta):
@@ -116,7 +116,7 @@ def corrupted(parts: Parts, *, imbalance: float, noise: Noise, rate: float, num_
         if lost:
             raise ValueError(
                 f"no training samples of class {', '.join(map(str, lost))}, which is to be predicted; "
-                "more of them are left with a smaller imbalance, val-fraction or meta-per-class"
+                "reduce imbalance, val-fraction or meta-per-class"
             )
     options: dict[str, Any] = {"num_classes": num_classes, "seed": seed}
     if noise == "symmetric":

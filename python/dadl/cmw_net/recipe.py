@@ -1,4 +1,4 @@
-"""``dadl train cmw-net``: classes of images whose labels are partly wrong or imbalanced, with learnt sample weights."""
+"""``dadl train cmw-net``: image classification with wrong or imbalanced labels, with learnt sample weights."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -38,10 +38,10 @@ SMALLEST_PHOTOGRAPH = 64
 
 @dataclass(frozen=True, kw_only=True)
 class CMWNetRecipe(Recipe):
-    """Classes of images whose labels are partly wrong or imbalanced, with sample weights that CMW-Net learns.
+    """Image classification with wrong or imbalanced labels, with sample weights learnt by CMW-Net.
 
-    DATA is a folder: with train.txt, test.txt and perhaps meta.txt, samples with right labels, and val.txt, a line
-    'relative/path class' for each image; or with the idx files of MNIST and its like, or CIFAR's pickles.
+    DATA is a folder with train.txt, test.txt and optionally meta.txt (samples with correct labels) and val.txt, with a
+    line 'relative/path class' for each image; or with idx files as of MNIST, or CIFAR's pickles.
     """
 
     name: ClassVar[str] = "cmw-net"
@@ -49,88 +49,88 @@ class CMWNetRecipe(Recipe):
     search_space: ClassVar[Mapping[str, tuple[float, float]]] = {"lr": (1e-3, 0.5), "meta_lr": (1e-4, 1e-1)}
 
     method: Literal["cmw-net", "mw-net", "cmw-net-sl", "ce", "ce-meta"] = "cmw-net"
-    """CMW-Net, Meta-Weight-Net, CMW-Net with soft labels, or cross-entropy, perhaps on the meta samples too."""
+    """CMW-Net, Meta-Weight-Net, CMW-Net with soft labels, or cross-entropy without or with the meta samples."""
 
     epochs: PositiveInt = 100
     """Passes over the training data."""
 
     batch_size: PositiveInt = 100
-    """Samples of a step in each process; as many meta samples join."""
+    """Samples per step in each process, plus as many meta samples."""
 
     lr: Positive | None = None
-    """Learning rate of SGD. [default: resnet32 0.1, others 0.01]"""
+    """Learning rate of SGD. [default: resnet32 0.1, other networks 0.01]"""
 
     weight_decay: NonNegative = 5e-4
-    """Of SGD."""
+    """Weight decay of SGD."""
 
     network: Literal["resnet32", "efficientnet-lite0"] = "resnet32"
-    """For small images from scratch, or for photographs with ImageNet weights."""
+    """resnet32 for small images, from scratch; efficientnet-lite0 for photographs, with ImageNet weights."""
 
     backbone: str | None = None
     """Another network: module:callable without arguments, images [B, C, H, W] in [0, 1] to features [B, F]; or
     timm:NAME, timm's network of that name with random weights."""
 
     augment: str | None = None
-    """Training views of your own, of training and meta samples: module:callable without arguments, which makes a module
-    or function from float images [B, C, H, W] in [0, 1] to views [B, C, S, S] in [0, 1], random by torch's global
-    generator. S is image-size for listed images, or else the smaller side of the images."""
+    """Views of your own for training and meta samples: module:callable without arguments that returns a module or
+    function from float images [B, C, H, W] in [0, 1] to views [B, C, S, S] in [0, 1], drawing from torch's global
+    generator. S is image-size for listed images, and otherwise the smaller side of the images."""
 
     image_size: Annotated[int, Parameter(validator=validators.Number(gte=8))] | None = None
-    """Height and width of a view of listed images, in pixels. [default: resnet32 32, others 224]"""
+    """Height and width of a view of listed images, in pixels. [default: resnet32 32, other networks 224]"""
 
     flip: bool | None = None
     """Mirror images at random; not for characters or digits. [default: true, without augment]"""
 
     meta: Literal["clean", "lowest-loss", "balanced"] = "clean"
-    """Samples to learn the weights on: clean ones that are not trained on; those of the training samples with the
-    lowest losses, for noisy labels; or training samples, each class as often, for imbalanced labels that are right."""
+    """Samples to learn the weights on: held-out samples with clean labels; for noisy labels, the training samples with
+    the lowest losses; or for clean but imbalanced labels, a balanced draw of training samples."""
 
     meta_per_class: PositiveInt | None = None
-    """Clean: draw this many of each class from the training data, before noise is put on. Lowest-loss: choose this
-    many. [default: clean, those of meta.txt; lowest-loss 10]"""
+    """Meta samples per class: clean, drawn from the training data before noise is added; lowest-loss, chosen.
+    [default: clean, all of meta.txt; lowest-loss 10]"""
 
     val_fraction: Annotated[float, Parameter(validator=validators.Number(gt=0, lt=1))] | None = None
-    """Part of the training data to validate on, drawn before noise is put on. [default: val.txt, or no validation]"""
+    """Fraction of the training data for validation, drawn before noise is added. [default: val.txt, if any]"""
 
     noise: Noise = "none"
-    """For experiments, wrong training labels: any class, the next class, or CIFAR-10's similar classes."""
+    """For experiments: wrong training labels of any class, the next class, or a similar class of CIFAR-10."""
 
     noise_rate: Fraction = 0.0
-    """Part of the training labels that noise is put on."""
+    """Fraction of the training labels that noise is added to."""
 
     imbalance: Annotated[float, Parameter(validator=validators.Number(gte=1))] = 1.0
-    """For experiments, a long tail: the largest class's number of training samples over the smallest one's."""
+    """For experiments: make a long tail, with this ratio of the largest class to the smallest."""
 
     families: PositiveInt = 3
-    """Of classes, by size, that have weights of their own (cmw-net, cmw-net-sl)."""
+    """Number of groups of classes, by size, with separate weights (cmw-net, cmw-net-sl)."""
 
     normalize: Normalize = "mean"
-    """Divide weighted losses by the samples, for noise, or by the sum of weights, for imbalance."""
+    """Divide the weighted loss by the number of samples, for noise, or by the sum of weights, for imbalance."""
 
     interval: PositiveInt = 1
-    """Every how many steps the weighting network learns."""
+    """Steps between updates of the weighting network."""
 
     meta_lr: Positive = 1e-3
     """Learning rate of the weighting network."""
 
     warm_up: Fraction = 0.2
-    """Part of the steps that are plain cross-entropy, the first ones."""
+    """Fraction of the steps, at the start, with plain cross-entropy."""
 
     def __post_init__(self) -> None:
         if self.augment is not None and self.flip is not None:
-            raise SettingsError("augment replaces the view that flip is about: leave out one of the two")
+            raise SettingsError("augment replaces the view that flip configures: leave out one of the two")
         if (self.noise == "none") != (self.noise_rate == 0):
             raise SettingsError(f"noise {self.noise} with noise-rate {self.noise_rate:g}: set both, or none")
         if self.meta == "balanced" and self.noise != "none":
-            raise SettingsError("meta balanced takes training labels for right: with noise, clean or lowest-loss")
+            raise SettingsError("meta balanced assumes correct training labels: with noise, use clean or lowest-loss")
         if self.meta == "balanced" and self.meta_per_class is not None:
             raise SettingsError("meta balanced draws from all training samples: leave out meta-per-class")
         if self.meta == "lowest-loss" and self.epochs == 1:
             raise SettingsError("meta lowest-loss chooses samples after the first epoch: set epochs to 2 or more")
         if self.method == "ce-meta" and self.meta != "clean":
-            raise SettingsError(f"ce-meta trains on clean meta samples too, but meta {self.meta} are training samples")
+            raise SettingsError(f"ce-meta also trains on clean meta samples, but meta {self.meta} are training samples")
         if self.learns_weights and self.accumulate > 1:
-            raise SettingsError("weights are learnt for steps of one batch: leave out accumulate, or use a ce method")
+            raise SettingsError("weights are learnt for steps of one batch: leave out accumulate, or use ce or ce-meta")
         if self.learns_weights and self.precision == "16-mixed":
             raise SettingsError("weights are learnt in precision 32 or bf16-mixed, not in 16-mixed")
         if self.method == "cmw-net-sl" and self.normalize != "mean":
@@ -219,7 +219,7 @@ class CMWNetRecipe(Recipe):
     def _read_parts(self, progress: JobProgress) -> Parts:
         if (self.data / TRAIN).exists():
             size = self.image_size or (32 if self._is_resnet else 224)
-            # What is wrong with the network or the view shows before images are read.
+            # If the network or the view cannot be used, fail before images are read.
             self._check_network(size, [3, stored_size(size), stored_size(size)])
             return read_lists(self.data, size, progress)
         if self.image_size is not None:
@@ -237,7 +237,7 @@ class CMWNetRecipe(Recipe):
         return self.backbone is None and self.network == "resnet32"
 
     def _make_backbone(self, channels: int, size: int) -> tuple[nn.Module, int]:
-        """Images to features, and how many these are."""
+        """The network from images to features, and the number of features."""
         if self.backbone is not None:
             return load_backbone(self.backbone, size, channels)
         if self.network == "resnet32":
@@ -253,7 +253,7 @@ class CMWNetRecipe(Recipe):
         return training_view(self.augment, size, image_shape, crop_area=0.8, operations=1, flip=self.flip is not False)
 
     def _held_out(self, parts: Parts) -> Parts:
-        """Validation and clean meta samples out of the training samples."""
+        """Hold out validation and clean meta samples from the training samples."""
         train, meta, validation = parts.train, parts.meta, parts.validation
         if self.val_fraction is not None:
             if validation is not None:
@@ -271,14 +271,14 @@ class CMWNetRecipe(Recipe):
         elif meta is None and self.method != "ce":
             raise SettingsError(
                 f"{self.method} needs clean meta samples, but {self.data} has no {META}. Write one beside {TRAIN}, a "
-                "line 'relative/path class' for each; or set meta-per-class, to draw some from training labels that "
-                "are right; or learn weights on training samples: meta lowest-loss for noise, balanced for imbalance"
+                "line 'relative/path class' for each sample; or set meta-per-class, if the training labels are "
+                "correct; or learn the weights on training samples: meta lowest-loss for noise, balanced for imbalance"
             )
         return replace(parts, train=train, meta=meta, validation=validation)
 
     def _loader(self, train: ImageSamples, meta: ImageSamples | None) -> DataLoader[Any]:
         images, target = train.images, train.target
-        if self.method == "ce-meta" and meta is not None:  # whose images are of the same tensor
+        if self.method == "ce-meta" and meta is not None:  # its images are rows of the same tensor
             images = ChosenRows(images.tensor, torch.cat([images.chosen, meta.images.chosen]))
             target = torch.cat([target, meta.target])
         if not self.learns_weights or self.meta == "lowest-loss":
@@ -290,10 +290,10 @@ class CMWNetRecipe(Recipe):
 
 
 def load_weight_net(run: Path) -> CMWNet:
-    """The weighting network of a run, e.g. to save it or to weigh the samples of another training.
+    """The weighting network of a run, e.g. to save it or to weight the samples of another training run.
 
-    It is that of the best epoch, or without a validation of the last one. Raises a :class:`.SettingsError` for a folder
-    that holds no such run.
+    It is that of the best epoch, or without validation that of the last. Raises a :class:`.SettingsError` if the folder
+    does not hold such a run.
     """
     name, settings, facts = read_run(run)
     if name != CMWNetRecipe.name or settings["method"] in ("ce", "ce-meta"):

@@ -1,4 +1,4 @@
-"""Training a network together with the network that weighs its samples."""
+"""Training a network together with the network that weights its samples."""
 
 import copy
 import warnings
@@ -41,7 +41,7 @@ cross_entropy = partial(F.cross_entropy, reduction="none")
 class Reweighted:
     """A batch's training loss, the meta loss (``None`` without a meta step) and the samples' weights, detached.
 
-    With several processes the losses are those of all rows, the same everywhere; the weights are of the own ones.
+    With several processes the losses are over all rows, the same everywhere; the weights are those of the local rows.
     """
 
     loss: Tensor
@@ -50,7 +50,7 @@ class Reweighted:
 
 
 class MetaReweighter:
-    r"""Trains a classifier on weighted losses, and the weighting network on a meta set, in turns.
+    r"""Trains a classifier on weighted losses and the weighting network on a meta set, alternately.
 
     One step of Meta-Weight-Net and CMW-Net on a batch with losses :math:`\ell_i(w)` and weights :math:`v_i = V(\ell_i;
     \theta)`, the losses as constants:
@@ -59,13 +59,13 @@ class MetaReweighter:
     2. meta: :math:`\theta` takes a step of ``meta_optimizer`` on the mean loss of the meta batch at :math:`w'`;
     3. real: :math:`w` takes the optimiser's step on :math:`\frac1N \sum_i v_i \ell_i` with the new weights.
 
-    The derivative of the meta loss is :func:`dadl.meta_weight_gradient`'s. The forward pass of 1 serves 3 as well,
-    unless it draws random numbers (dropout): then 3 is a pass of its own. A step costs two forward passes, three
+    The derivative of the meta loss is that of :func:`dadl.meta_weight_gradient`. The forward pass of 1 is reused in 3,
+    unless it draws random numbers (dropout): then 3 makes its own pass. A step costs two forward passes, three
     backward passes and the tangents of one forward pass.
 
     Models are plain modules: batch normalisation in training mode, tied and frozen parameters, any memory format.
-    After a step the model's buffers are what an ordinary step leaves. If anything raises in a step, the model, both
-    optimisers, the weighting network and the random number generators are as they were.
+    After a step the model's buffers are as after an ordinary step. If anything raises an error in a step, the model,
+    both optimisers, the weighting network and the random number generators are restored.
 
     >>> reweighter = MetaReweighter(model, optimizer, CMWNet(counts), meta_optimizer=meta_optimizer)
     >>> for batch in loader:
@@ -73,38 +73,37 @@ class MetaReweighter:
 
     Mixed precision: call :meth:`step` inside ``torch.autocast`` with bfloat16.
 
-    Several processes, as soon as ``torch.distributed`` is initialised: each brings its own rows of the batch and of the
-    meta batch, as many as it likes, and N, both losses and all gradients are sums over the processes. Networks and
-    optimisers that begin equal stay equal, and a step is that of one process with all rows. The exception is batch
-    normalisation, which has the statistics of each process's own rows; its buffers differ unless
-    ``DistributedDataParallel`` hands them round. All processes must call the same method, and an error in one alone,
-    other than a loss that is not finite, leaves the others waiting for it.
+    Several processes, as soon as ``torch.distributed`` is initialised: each passes its own rows of the batch and of the
+    meta batch, any number of them, and N, both losses and all gradients are summed over the processes. Networks and
+    optimisers that start equal stay equal, and a step equals that of one process with all rows. The exception is batch
+    normalisation, which uses the statistics of each process's own rows; its buffers differ unless
+    ``DistributedDataParallel`` broadcasts them. All processes must call the same method. An error in only one of them,
+    other than a loss that is not finite, leaves the others waiting.
 
-    What :meth:`loss` returns is then the loss of all rows, the same everywhere, with gradients to the local ones: a
-    loop that averages gradients multiplies it by the number of processes. ``DistributedDataParallel`` may wrap whatever
-    calls :meth:`loss` if it does not hold the weighting network, which has been trained already.
+    Then :meth:`loss` returns the loss of all rows, the same everywhere, with gradients for the local ones: a loop that
+    averages gradients must multiply it by the number of processes. ``DistributedDataParallel`` may wrap the module that
+    calls :meth:`loss`, but not the weighting network, which is already trained inside.
 
     Args:
         model: inputs to outputs, in training mode, not wrapped.
         optimizer: SGD, Adam or AdamW of the model's parameters and no others.
         weight_net: losses and targets ``[n]`` to weights ``[n]``, e.g. :class:`dadl.CMWNet`.
         meta_optimizer: of ``weight_net``.
-        method: of the meta gradient: ``"jvp"``, ``"finite_difference"`` or ``"double_backward"``. Where a layer has no
+        method: of the meta gradient: ``"jvp"``, ``"finite_difference"`` or ``"double_backward"``. If a layer has no
             forward-mode derivative, ``"jvp"`` warns once, names it, and becomes ``"finite_difference"``.
-        interval: every how many batches a meta step is made, beginning with the first.
+        interval: batches from one meta step to the next, starting with the first batch.
         normalize: N is the number of samples (``"mean"``) or the sum of the weights, as a constant (``"sum"``).
-        loss_fn: outputs and targets to losses ``[n]``, without parameters of its own; also of the meta batch.
+        loss_fn: outputs and targets to losses ``[n]``, without parameters of its own; also used for the meta batch.
 
     Raises:
-        FloatingPointError: in a step, a loss that is not finite, naming its row in the batch; in every process, if in
-            one.
-        TypeError: an optimiser whose step is not known.
+        FloatingPointError: in a step, a loss that is not finite, naming its row in the batch; raised in every process.
+        TypeError: an optimiser whose step is not supported.
         ValueError: an unknown option, an interval below 1, parameters of the optimiser that are not the model's;
             in a step, losses that are not ``[n]``, no meta batch where one is needed.
 
-    A warning tells once when all weights of a batch fall below 0.001: the network is then no longer trained, which
-    ``CMWNet(..., floor=...)`` prevents. ``state_dict`` holds the weighting network, its optimiser and the position
-    in the interval, for checkpoints.
+    A warning is issued once if all weights of a batch fall below 0.001: then the network is hardly trained any more,
+    which ``CMWNet(..., floor=...)`` prevents. For checkpoints, ``state_dict`` holds the weighting network, its
+    optimiser and the position in the interval.
 
     Sources: Shu, Yuan, Meng, Xu, "CMW-Net", TPAMI 2023; Shu et al., "Meta-Weight-Net", NeurIPS 2019.
     """
@@ -135,11 +134,11 @@ class MetaReweighter:
 
     @property
     def needs_meta_batch(self) -> bool:
-        """Whether the next batch comes with a meta step."""
+        """Whether the next batch includes a meta step."""
         return self.batches % self.interval == 0
 
     def step(self, batch: Any, meta_batch: Batch | None = None) -> Reweighted:
-        """Train on one batch; ``meta_batch`` may be ``None`` where no meta step is due (:attr:`needs_meta_batch`)."""
+        """Train on one batch; ``meta_batch`` may be ``None`` if no meta step is due (:attr:`needs_meta_batch`)."""
         with self._all_or_nothing():
             result, forward = self._reweigh(batch, meta_batch)
             gradients = totals(forward.gradients(result.loss))
@@ -147,7 +146,7 @@ class MetaReweighter:
                 for name, parameter in forward.parameters.items():
                     parameter.grad = gradients.get(name)
                 self.optimizer.step()
-            # Autocast keeps its copies of the parameters until it ends, which may be after this step.
+            # Autocast caches copies of the parameters until it ends, which may be after this step.
             torch.clear_autocast_cache()
             self._finish(forward)
         return Reweighted(result.loss.detach(), result.meta_loss, result.weights)
@@ -155,7 +154,7 @@ class MetaReweighter:
     def loss(self, batch: Any, meta_batch: Batch | None = None) -> Reweighted:
         """Steps 1 and 2, for loops that differentiate the loss and step the optimiser themselves.
 
-        The returned loss has its graph. The virtual step is the optimiser's next one, so one step has to follow.
+        The returned loss has its graph. The virtual step is the optimiser's next one, so exactly one step must follow.
         """
         with self._all_or_nothing():
             result, forward = self._reweigh(batch, meta_batch)
@@ -163,13 +162,13 @@ class MetaReweighter:
         return result
 
     def objective(self, batch: Any) -> BatchObjective:
-        """The training loss of a batch as a function of the outputs; called once per step."""
+        """The training loss of a batch as a function of the outputs. Called once per step."""
         return weighted_batch(batch, self.loss_fn)
 
     def _reweigh(self, batch: Any, meta_batch: Batch | None) -> tuple[Reweighted, ForwardPass]:
         meta = self.needs_meta_batch
         if meta and meta_batch is None:
-            raise ValueError(f"batch {self.batches} needs a meta batch: every {self.interval} batches there is one")
+            raise ValueError(f"batch {self.batches} needs a meta batch: one is due every {self.interval} batches")
         objective = self.objective(batch)
         rows = len(objective.inputs)
         forward = ForwardPass(self.model, objective, record=meta and self.method == "jvp")
@@ -258,7 +257,7 @@ class _Stateful(Protocol):
 
 @contextmanager
 def _restored(holder: _Stateful) -> Iterator[None]:
-    """If the block raises, the state is what it was before."""
+    """Restore the state if the block raises an error."""
     state = copy.deepcopy(holder.state_dict())
     try:
         yield

@@ -1,4 +1,4 @@
-"""CMW-Net-SL: labels that a sample's weight blends with the predictions of a slowly moving copy of the network."""
+"""CMW-Net-SL: labels blended, by the sample's weight, with predictions of a moving average of the network."""
 
 from typing import Any
 
@@ -14,31 +14,30 @@ from .reweighter import MetaReweighter, Reweighted
 
 
 class SoftLabelReweighter(MetaReweighter):
-    r"""Trains a classifier on mixed samples whose labels are trusted as far as their weights say.
+    r"""Trains a classifier on mixed samples whose labels are trusted according to their weights.
 
-    Of a batch :math:`(x, y)` with a random permutation :math:`\pi`, one share :math:`\lambda = \max(b, 1 - b)`,
-    :math:`b \sim \mathrm{Beta}(a, a)`, and the mixed inputs :math:`\tilde x = \lambda x + (1 - \lambda) x_\pi`, the
-    loss is the mean of
+    For a batch :math:`(x, y)`, a random permutation :math:`\pi`, a share :math:`\lambda = \max(b, 1 - b)` with
+    :math:`b \sim \mathrm{Beta}(a, a)`, and mixed inputs :math:`\tilde x = \lambda x + (1 - \lambda) x_\pi`, the loss is
+    the mean of
 
     .. math:: \lambda \left[ v \,\mathrm{CE}(y) + (1 - v) \,\mathrm{CE}(z) \right]
               + (1 - \lambda) \left[ v' \,\mathrm{CE}(y_\pi) + (1 - v') \,\mathrm{CE}(z_\pi) \right],
 
-    cross-entropies of the network's prediction for :math:`\tilde x`. The soft labels z are the probabilities that a
-    moving average of the network gives to the samples as they are; v and v' are the weights of the losses CE(y) and
+    the cross-entropies of the network's prediction for :math:`\tilde x`. The soft labels z are the probabilities that a
+    moving average of the network predicts for the unmixed samples; v and v' are the weights of the losses CE(y) and
     CE(y_π). The meta loss is the plain cross-entropy of the meta batch.
 
-    Otherwise this is :class:`MetaReweighter`, with weights ``[2n]``, v and then v'. A loop that calls :meth:`loss`
-    calls :meth:`update_teacher` after each step of its optimiser.
+    Otherwise this is :class:`MetaReweighter`, with weights ``[2n]``, v followed by v'. A loop that calls :meth:`loss`
+    must call :meth:`update_teacher` after each step of its optimiser.
 
     With several processes each mixes its own rows, with its own λ and permutation.
 
     Args:
         mixup: a of the Beta distribution.
         momentum: of the moving average.
-        teacher: the moving average itself, with a momentum of its own, where a loop has made one, e.g. to have it in
-            its checkpoints.
+        teacher: an existing moving average, with its own momentum, e.g. one that is in the checkpoints of a loop.
 
-    The others are those of :class:`MetaReweighter`. Random numbers are PyTorch's default ones.
+    The other arguments are those of :class:`MetaReweighter`. Random numbers come from PyTorch's default generator.
 
     Source: Shu, Yuan, Meng, Xu, "CMW-Net", TPAMI 2023; mixup: Zhang et al., ICLR 2018.
     """
@@ -75,7 +74,7 @@ class SoftLabelReweighter(MetaReweighter):
         b = float(Beta(self.mixup, self.mixup).sample())
         share = max(b, 1 - b)
         partner = torch.randperm(len(targets)).to(targets.device)
-        soft_labels = self.teacher.eval()(inputs).softmax(dim=1)  # a parent's train() reaches the teacher too
+        soft_labels = self.teacher.eval()(inputs).softmax(dim=1)  # a parent's train() also reaches the teacher
         return mixed_objective(inputs, targets, soft_labels, share, partner)
 
     def state_dict(self) -> dict[str, Any]:

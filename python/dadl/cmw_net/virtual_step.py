@@ -1,4 +1,4 @@
-"""What an optimiser's next step would make of the parameters, as a differentiable function of the gradients."""
+"""The parameters after an optimiser's next step, as a differentiable function of the gradients."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,11 +19,11 @@ def virtual_step(
 ) -> list[Tensor]:
     r"""The parameters after the step that ``optimizer`` would take with ``gradients``; nothing is changed.
 
-    A float is the learning rate :math:`\alpha` of plain gradient descent, :math:`w' = w - \alpha g`. SGD follows
-    momentum, dampening, weight decay, Nesterov's variant and ``maximize``, Adam and AdamW moments, bias correction,
-    both kinds of weight decay, ``amsgrad`` and ``maximize``, each as PyTorch's own step does. The result carries the
-    graph of ``gradients``; parameters and the optimiser's state are constants in it. A parameter without a gradient, or
-    that the optimiser does not hold, stays where it is.
+    A float is the learning rate :math:`\alpha` of plain gradient descent, :math:`w' = w - \alpha g`. SGD supports
+    momentum, dampening, weight decay, Nesterov momentum and ``maximize``; Adam and AdamW support bias correction, both
+    kinds of weight decay, ``amsgrad`` and ``maximize``; each as in PyTorch's own step. The result carries the graph of
+    ``gradients``; parameters and the optimiser's state are constants. A parameter without a gradient, or one that the
+    optimiser does not hold, does not move.
     """
     values = [parameter.detach() for parameter in parameters]
     if not isinstance(optimizer, Optimizer):
@@ -66,7 +66,7 @@ def _adam(w: Tensor, g: Tensor, group: dict[str, Any], state: dict[str, Any]) ->
     second = beta2 * state.get("exp_avg_sq", 0) + (1 - beta2) * g.square()
     if group["amsgrad"] and state:
         second = torch.maximum(state["max_exp_avg_sq"], second)
-    # Zero has no finite derivative of the root; there the gradient has always been zero, and the step is too.
+    # The square root has no finite derivative at 0. There the gradient has always been 0, and so is the step.
     positive = second > 0
     root = torch.where(positive, torch.where(positive, second, 1).sqrt(), 0) / (1 - beta2**step) ** 0.5
     moved: Tensor = w - group["lr"] / (1 - beta1**step) * first / (root + group["eps"])

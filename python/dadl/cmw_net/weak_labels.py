@@ -1,6 +1,6 @@
-"""Labels for samples that have none of their own, or several: what :class:`dadl.MetaReweighter` then weighs.
+"""Labels for samples without a label or with several candidates, for :class:`dadl.MetaReweighter` to weight.
 
-Each gives hard labels for a batch; wrong ones among them are what the learnt weights are there to find.
+The labels are hard, and some are wrong; the learnt weights are there to find those.
 """
 
 import torch
@@ -10,17 +10,17 @@ from torch import Tensor
 def candidate_confidence(logits: Tensor, candidates: Tensor) -> Tensor:
     r"""The softmax over each sample's candidate labels, :math:`q_{ic} \propto e^{z_{ic}} [c \in S_i]`.
 
-    The confidences that partial-label learning identifies the true label by (Lv et al., ICML 2020).
+    Partial-label learning identifies the true label by these confidences (Lv et al., ICML 2020).
 
     Args:
         logits: ``[n, C]``.
-        candidates: boolean ``[n, C]``, as :func:`dadl.data.partial_labels` draws them; at least one in each row.
+        candidates: boolean ``[n, C]``, at least one in each row; see :func:`dadl.data.partial_labels`.
 
     Returns:
-        ``[n, C]``, 0 for labels that are no candidates, differentiable in the logits.
+        ``[n, C]``, 0 for labels that are not candidates, differentiable in the logits.
 
     Raises:
-        ValueError: other shapes or dtypes, or a row without a candidate.
+        ValueError: wrong shapes or dtypes, or a row without a candidate.
     """
     if candidates.shape != logits.shape or logits.dim() != 2 or candidates.dtype != torch.bool:
         raise ValueError(
@@ -36,7 +36,7 @@ def candidate_confidence(logits: Tensor, candidates: Tensor) -> Tensor:
 def disambiguate(logits: Tensor, candidates: Tensor) -> Tensor:
     """The likeliest candidate label of each sample, ``[n]``; see :func:`candidate_confidence`.
 
-    The guesses of an untrained network confirm themselves: begin with some epochs on the soft confidences,
+    The guesses of an untrained network reinforce themselves: start with some epochs on the soft confidences,
     ``-(candidate_confidence(z, S).detach() * z.log_softmax(1)).sum(1).mean()``.
 
     >>> target = disambiguate(model(images).detach(), candidates[rows])
@@ -48,7 +48,7 @@ def disambiguate(logits: Tensor, candidates: Tensor) -> Tensor:
 def pseudo_label(logits: Tensor, threshold: float = 0.0) -> tuple[Tensor, Tensor]:
     """The likeliest label of each unlabelled sample, ``[n]``, and whether it is likelier than ``threshold``, ``[n]``.
 
-    In a loop whose pseudo-labelled samples are weighed and whose labelled ones are the meta set and count in full:
+    For a loop that weights pseudo-labelled samples, with the labelled ones at full weight and as the meta set:
 
     >>> target, sure = pseudo_label(model(weak(unlabelled)), threshold=0.7)
     >>> weighed = reweighter.loss((strong(unlabelled)[sure], target[sure]), (images, labels))

@@ -1,4 +1,4 @@
-"""CMW-Net: a small network that turns a sample's loss and the size of its class into the sample's weight."""
+"""CMW-Net: a small network that maps a sample's loss and the size of its class to the sample's weight."""
 
 import copy
 import json
@@ -17,13 +17,13 @@ _FORMAT = "dadl.CMWNet"
 class CMWNet(nn.Module):
     r"""The weighting network of CMW-Net: :math:`v_i = \sigma(h_{f(y_i)}(\mathrm{ReLU}(a\,\ell_i + b)))`.
 
-    All samples share the hidden layer; the output :math:`h_f` is that of the sample's family of classes, so that a
-    large loss may mean noise in a common class and a hard sample in a rare one. Families come from the class sizes:
-    one-dimensional k-means, solved exactly, over the sizes of the classes that have samples, ordered from the smallest
-    to the largest centre. With one family this is Meta-Weight-Net.
+    All samples share the hidden layer. Each family f of classes has its own output :math:`h_f`, because a large loss
+    may mean noise in a common class and a hard sample in a rare one. Families are found from the class sizes by exact
+    one-dimensional k-means over the classes with samples, ordered from the smallest to the largest centre. With one
+    family this is Meta-Weight-Net.
 
-    The centres are kept as fractions of the largest class, and a class is of the family whose centre is nearest. So a
-    network that was trained on one data set weighs another, with other classes:
+    Centres are kept as fractions of the largest class, and a class belongs to the family with the nearest centre. So a
+    network trained on one data set can weight another one with other classes:
 
     >>> weigh = CMWNet.load("weights.safetensors").bind(class_counts)
     >>> ...
@@ -33,11 +33,11 @@ class CMWNet(nn.Module):
     :class:`dadl.MetaReweighter` trains it.
 
     Args:
-        class_counts: training samples per class as their labels say, ``[C]``. A class without any belongs to the family
+        class_counts: training samples per class, by their given labels, ``[C]``. An empty class belongs to the family
             of the smallest classes.
-        families: their largest number; there are never more than different class sizes.
+        families: largest number of families; there are never more than distinct class sizes.
         hidden: width of the hidden layer.
-        floor: least weight; the sigmoid is mapped to ``[floor, 1]``. Above 0 the weights cannot all vanish.
+        floor: smallest weight; the sigmoid is mapped to ``[floor, 1]``. Above 0 the weights cannot all vanish.
 
     Shape:
         losses ``[N]``, of any floating-point type and not differentiated; targets ``[N]``, integers in ``[0, C)``;
@@ -45,10 +45,10 @@ class CMWNet(nn.Module):
 
     Raises:
         ValueError: counts that are not a vector of non-negative whole numbers or are all zero; ``families`` or
-            ``hidden`` below 1; a floor outside ``[0, 1)``; losses and targets of other shapes, targets that are no
-            class.
+            ``hidden`` below 1; a floor outside ``[0, 1)``; losses and targets of other shapes, targets that are not
+            classes.
 
-    The parameters' initial values follow PyTorch's seed; everything else is deterministic.
+    Initial parameters are drawn from PyTorch's generator; everything else is deterministic.
 
     Sources: Shu, Yuan, Meng, Xu, "CMW-Net: Learning a Class-Aware Sample Weighting Mapping for Robust Deep Learning",
     TPAMI 2023; Shu et al., "Meta-Weight-Net: Learning an Explicit Mapping For Sample Weighting", NeurIPS 2019.
@@ -93,13 +93,13 @@ class CMWNet(nn.Module):
             raise ValueError(
                 f"the target of batch row {row} is {targets[row].item()}; there are {len(self.family)} classes"
             )
-        # Weights that autocast rounds to eight bits would hardly move.
+        # Autocast would round weights to eight bits, so that they hardly change.
         with torch.autocast(losses.device.type, enabled=False):
             return self._curves(losses).gather(1, self.family[targets].unsqueeze(1)).squeeze(1)
 
     @torch.no_grad()
     def curves(self, losses: Tensor) -> Tensor:
-        """The weights that each family gives to losses ``[N]``: ``[N, families]``, without a graph."""
+        """The weights of losses ``[N]`` in each family: ``[N, families]``, without a graph."""
         return self._curves(losses)
 
     def _curves(self, losses: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ class CMWNet(nn.Module):
         return weights
 
     def bind(self, class_counts: Tensor | npt.ArrayLike) -> "CMWNet":
-        """A copy of this network for other classes: each is of the family whose centre is nearest to its size.
+        """A copy of this network for other classes; each belongs to the family whose centre is nearest to its size.
 
         Sizes are compared as fractions of the largest class of either data set.
         """
@@ -125,17 +125,17 @@ class CMWNet(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu") -> "CMWNet":
-        """The network that :meth:`save` wrote, for the same classes; :meth:`bind` takes it to others.
+        """Load a network that :meth:`save` wrote, for the same classes; use :meth:`bind` for others.
 
-        Raises a ``ValueError`` for a file that holds something else.
+        Raises a ``ValueError`` if the file holds something else.
         """
         from safetensors import safe_open
 
         with safe_open(path, framework="pt", device=str(device)) as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != _FORMAT:
-                raise ValueError(f"{path} holds no CMWNet; CMWNet.save writes one")
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the file is no mapping
+                raise ValueError(f"{path} does not hold a CMWNet; CMWNet.save writes one")
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the file is not a mapping
         families, hidden = state["heads.weight"].shape
         network = cls(range(1, families + 1), families, hidden, **json.loads(metadata["hyperparameters"]))
         network.register_buffer("family", state["family"])
@@ -152,7 +152,7 @@ def _relative_sizes(class_counts: Tensor | npt.ArrayLike) -> npt.NDArray[np.floa
     if counts.ndim != 1 or len(counts) == 0:
         raise ValueError(f"class_counts must be a vector [C], got shape {list(counts.shape)}")
     if not (np.isfinite(counts).all() and (counts >= 0).all() and (counts == np.rint(counts)).all()):
-        raise ValueError(f"class_counts must be the samples of each class, whole numbers from 0, got {counts}")
+        raise ValueError(f"class_counts must be the number of samples of each class, integers from 0, got {counts}")
     if counts.max() == 0:
         raise ValueError("class_counts are all zero: give the number of training samples of each class")
     sizes: npt.NDArray[np.float64] = counts / counts.max()

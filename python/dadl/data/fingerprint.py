@@ -1,4 +1,4 @@
-"""What tells data from those that a run began with, where their numbers are the same."""
+"""Digests that show that a run's data have changed."""
 
 import hashlib
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def fingerprint(*values: Tensor | Iterable[object]) -> str:
-    """A digest of tensors, bit for bit, and of plain values that ``repr`` tells apart, all of them in their order."""
+    """A digest of tensors, bit for bit, and of plain values by their ``repr``, in the given order."""
     digest = hashlib.sha256()
     for value in values:
         if isinstance(value, Tensor):
@@ -23,16 +23,16 @@ def fingerprint(*values: Tensor | Iterable[object]) -> str:
 
 
 def pixel_digest(pixels: npt.NDArray[np.uint8]) -> int:
-    """64 bits that tell images of one shape apart.
+    """64 bits that distinguish images of one shape.
 
-    By BLAKE2b, which is fast without instructions of its own: it takes little beside decoding, in the same threads.
+    BLAKE2b is fast without special instructions: it takes little time compared with decoding, in the same threads.
     """
     return int.from_bytes(hashlib.blake2b(pixels.data, digest_size=8).digest(), "little", signed=True)
 
 
 def image_fingerprint(paths: Iterable[str], digests: Tensor, *values: Tensor | Iterable[object]) -> str:
-    """A digest of images, by their paths in the data folder and their :func:`pixel_digest`, and of what goes with them.
+    """A digest of images, by their paths in the data folder and their :func:`pixel_digest`, and of further values.
 
-    It is the same where the data have been copied to, and where their files were touched.
+    Copying the data or touching the files does not change it.
     """
     return fingerprint(zip(paths, digests.tolist(), strict=True), *values)

@@ -1,4 +1,4 @@
-"""Small image data sets in the files that they are published in: idx (MNIST and its like) and CIFAR's pickles."""
+"""Small image data sets in their published files: idx (MNIST and similar) and CIFAR's pickles."""
 
 import gzip
 import io
@@ -19,7 +19,7 @@ from ..errors import UserError
 
 
 class ImageFileError(UserError, ValueError):
-    """What is wrong with the files of a data set."""
+    """A problem with the files of a data set."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class LabelledImages:
 
 
 def read_image_files(folder: Path) -> LabelledImages:
-    """Read the data set in ``folder``, whichever it is.
+    """Read the data set in ``folder``, of either kind.
 
-    idx: ``train-images-idx3-ubyte`` and the other three, as they are or with ``.gz``. CIFAR: ``data_batch_1`` ... ``5``
+    idx: ``train-images-idx3-ubyte`` and the other three files, plain or with ``.gz``. CIFAR: ``data_batch_1`` ... ``5``
     and ``test_batch``, or ``train`` and ``test`` with fine labels. Raises an :class:`ImageFileError` for a folder with
-    neither and for files that are damaged, and names them.
+    neither, and for damaged files, which it names.
     """
     train, test = ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5"), ("test_batch",)
     if _idx_path(folder, "train-images-idx3-ubyte") is not None:
@@ -93,7 +93,7 @@ def _read_batch(path: Path, label_key: bytes) -> tuple[npt.NDArray[np.uint8], np
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Makes arrays and nothing else, since a pickle can call anything."""
+    """Unpickles arrays and nothing else, because a pickle can call anything."""
 
     def find_class(self, module: str, name: str) -> Any:
         makers: dict[tuple[str, str], Callable[..., Any]] = {
@@ -105,4 +105,4 @@ class _ArrayUnpickler(pickle.Unpickler):
         try:
             return makers[module.rpartition(".")[2], name]
         except KeyError:
-            raise pickle.UnpicklingError(f"{module}.{name} is no array") from None
+            raise pickle.UnpicklingError(f"{module}.{name} is not an array") from None

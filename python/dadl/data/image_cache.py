@@ -1,4 +1,4 @@
-"""Decoded images that need not fit into memory: a file in the user's cache, of which only what is asked for is read."""
+"""Decoded images that need not fit into memory: a file in the user's cache, of which only what is needed is read."""
 
 import errno
 import fcntl
@@ -20,25 +20,24 @@ from ..files import remove_leftovers, replace_file
 
 Pixels = npt.NDArray[np.uint8]
 Store = Callable[[int, Pixels], None]
-"""Keeps the pixels ``[C, H, W]`` of the image with that number; threads may call it at once."""
+"""Stores the pixels ``[C, H, W]`` of the image with that number; threads may call it concurrently."""
 Decode = Callable[[Store], npt.NDArray[np.int64]]
 """Stores every image, and returns a digest of each."""
 
 
 class ImageCacheError(UserError):
-    """A cache that cannot be written."""
+    """The cache cannot be written."""
 
 
 def kept_on_disk(
     key: str, shape: tuple[int, ...], decode: Decode, on_found: Callable[[], None] = lambda: None
 ) -> tuple[Tensor, Tensor]:
-    """The images ``[N, C, H, W]``, uint8, of the file that is named after ``key``, which ``decode`` fills at first, and
-    their digests ``[N]``.
+    """The images ``[N, C, H, W]``, uint8, in the file named after ``key``, and their digests ``[N]``.
 
-    The images are the file, mapped and read-only: they take what memory there is to spare, and must not be changed in
-    place. Of several processes that ask for the same images one decodes, and the others wait for it; if it dies,
-    another one begins anew. ``on_found`` is called where ``decode`` is not. Raises an :class:`ImageCacheError` if there
-    is no room or no permission.
+    If there is no such file, ``decode`` fills it; otherwise ``on_found`` is called. The images are the file itself,
+    mapped read-only: they use only spare memory and must not be changed in place. If several processes ask for the same
+    images, one decodes and the others wait; if it dies, another one starts over. Raises an :class:`ImageCacheError` if
+    there is no space or no permission.
     """
     folder = platformdirs.user_cache_path("dadl")
     file = folder / f"images-{key}.npy"
@@ -48,12 +47,12 @@ def kept_on_disk(
             folder.mkdir(parents=True, exist_ok=True)
             lock = file.with_suffix(".lock")
             with lock.open("w") as stream:
-                fcntl.flock(stream, fcntl.LOCK_EX)  # until the file is closed, or the process ends
+                fcntl.flock(stream, fcntl.LOCK_EX)  # until the file is closed or the process ends
                 kept = _whole(file, shape)
                 if kept is None:
                     remove_leftovers(folder, file.name)
                     _write(file, shape, decode)
-                lock.unlink(missing_ok=True)  # whoever waits for it finds the images
+                lock.unlink(missing_ok=True)  # a process that waits for it finds the images
             if kept is None:
                 return _read(file)
     except OSError as error:
@@ -66,7 +65,7 @@ def kept_on_disk(
 
 
 def _whole(file: Path, shape: tuple[int, ...]) -> tuple[Tensor, Tensor] | None:
-    """What the file holds, or none where it is missing or damaged."""
+    """The contents of the file, or ``None`` if it is missing or damaged."""
     try:
         images, digests = _read(file)
     except (OSError, EOFError, ValueError):
@@ -75,7 +74,7 @@ def _whole(file: Path, shape: tuple[int, ...]) -> tuple[Tensor, Tensor] | None:
 
 
 def _read(file: Path) -> tuple[Tensor, Tensor]:
-    # Read-only, as a private mapping that can be written to is refused where it is larger than the memory.
+    # Read-only: a writable private mapping larger than the memory is refused.
     pixels = np.load(file, mmap_mode="r")
     with file.open("rb") as stream:
         stream.seek(pixels.offset + pixels.nbytes)

@@ -1,9 +1,9 @@
-"""Images named in lists, with fewer and more labels: a row is ``relative/path label`` or ``relative/path value value``.
+"""Images named in lists; a row is ``relative/path label`` or ``relative/path value value``.
 
-A data folder holds ``train_15.txt`` (any percentage; these samples are labelled), ``train_100.txt`` (all training
-samples; those of them that are not in the labelled list are used without their label), ``test.txt``, and perhaps
-``val.txt``. Where all labels are used but some may be wrong, it holds ``train.txt``, ``test.txt``, and perhaps
-``meta.txt``, samples whose labels are right, and ``val.txt``.
+For few labels, a data folder holds ``train_15.txt`` (any percentage: the labelled samples), ``train_100.txt`` (all
+training samples; those not in the labelled list are used without their label), ``test.txt`` and optionally
+``val.txt``. For labels that may be wrong, it holds ``train.txt``, ``test.txt`` and optionally ``meta.txt`` (samples
+with correct labels) and ``val.txt``.
 """
 
 from collections import Counter
@@ -36,7 +36,7 @@ class Row(Generic[LabelT]):
 
 @dataclass(frozen=True)
 class ImageLists(Generic[LabelT]):
-    """The rows of a data folder: labelled, unlabelled, validation (perhaps none) and test samples."""
+    """The rows of a data folder: labelled, unlabelled, validation (possibly none) and test samples."""
 
     labelled: list[Row[LabelT]]
     unlabelled: list[Row[LabelT]]
@@ -53,7 +53,7 @@ class ClassLists(ImageLists[int]):
 
 @dataclass(frozen=True)
 class NoisyLists:
-    """The rows of a data folder whose training labels may be wrong; perhaps no meta and validation samples."""
+    """The rows of a data folder whose training labels may be wrong; meta and validation samples may be missing."""
 
     train: list[Row[int]]
     meta: list[Row[int]]
@@ -71,9 +71,9 @@ def read_lists(folder: Path, percent: int) -> ClassLists:
     """Read the lists of ``folder`` with ``percent`` % of the labels.
 
     The label is the last whitespace-separated token of a row, a class from 0; paths may contain spaces. Empty lines are
-    skipped. Raises :class:`ProblemsError` with all bad rows: without a label, with one that is no class, naming no
-    file, twice in one list, with another label than in the full list, or alone in their class; and for missing or empty
-    lists.
+    skipped. Raises :class:`.ProblemsError` with all bad rows: without a label, with a label that is not a class,
+    without a file, repeated in a list, with a different label in the full list, or the only one of their class; and for
+    missing or empty lists.
     """
     lists, problems = _read_parts(folder, percent, _parse_class)
     problems += _unknown_classes(lists.labelled, [*lists.validation, *lists.test], list_name(percent))
@@ -83,9 +83,9 @@ def read_lists(folder: Path, percent: int) -> ClassLists:
 
 
 def read_noisy_lists(folder: Path) -> NoisyLists:
-    """Read ``train.txt``, ``test.txt`` and, if they are there, ``meta.txt`` and ``val.txt`` of ``folder``.
+    """Read ``train.txt``, ``test.txt`` and, if they exist, ``meta.txt`` and ``val.txt`` in ``folder``.
 
-    Rows are those of :func:`read_lists`, and so are the errors.
+    Rows and errors are as for :func:`read_lists`.
     """
     problems: list[str] = []
     train, meta, validation, test = (
@@ -100,8 +100,8 @@ def read_noisy_lists(folder: Path) -> NoisyLists:
 def read_value_lists(folder: Path, percent: int, columns: Sequence[int] | None = None) -> ImageLists[Values]:
     """Read the lists of ``folder`` with ``percent`` % of the labels, which are values in [0, 1].
 
-    The values are the numbers that a row ends in, as many in every row; of these the ``columns``, from 0, are kept, by
-    default all. Empty lines are skipped. Raises :class:`ProblemsError` with all bad rows, as :func:`read_lists` does.
+    The values are the numbers at the end of a row, equally many in every row. ``columns``, from 0, selects some of
+    them; the default is all. Empty lines are skipped. Raises :class:`.ProblemsError` as :func:`read_lists` does.
     """
     lists, problems = _read_parts(folder, percent, _parse_values)
     rows = [*lists.labelled, *lists.unlabelled, *lists.validation, *lists.test]
@@ -126,7 +126,7 @@ def read_value_lists(folder: Path, percent: int, columns: Sequence[int] | None =
 def _read_parts(
     folder: Path, percent: int, parse: Callable[[str], tuple[str, LabelT]]
 ) -> tuple[ImageLists[LabelT], list[str]]:
-    """The parts, and what is wrong with them."""
+    """The parts, and everything that is wrong with them."""
     problems: list[str] = []
     labelled, full, test = (
         _read_list(folder, name, parse, problems) for name in (list_name(percent), list_name(FULL), TEST)
@@ -143,9 +143,9 @@ def _read_parts(
 
 
 def read_image_names(path: Path) -> list[Row[None]]:
-    """The images of a folder and its subfolders, or those that a text file names, one a line, relative to its folder.
+    """The images in a folder and its subfolders, or those named in a text file, one per line, relative to its folder.
 
-    Raises :class:`ProblemsError` with all lines that name no file, or if there are no images.
+    Raises :class:`.ProblemsError` with all lines that do not name a file, or if there are no images.
     """
     if path.is_dir():
         files = (file for file in sorted(path.rglob("*")) if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
@@ -159,7 +159,7 @@ def read_image_names(path: Path) -> list[Row[None]]:
 
 
 def _unknown_classes(trained: Sequence[Row[int]], rows: Sequence[Row[int]], name: str) -> list[str]:
-    """A problem for each row of a class that no row of the list ``name``, unless that has none at all, is of."""
+    """A problem for each row whose class does not occur in the list ``name``, unless that list has no rows at all."""
     classes = {row.label for row in trained}
     return [
         f"{row.where}: label {row.label} of {row.path}, a class without a row in {name}"
@@ -169,7 +169,7 @@ def _unknown_classes(trained: Sequence[Row[int]], rows: Sequence[Row[int]], name
 
 
 def _single_sample_classes(trained: Sequence[Row[int]]) -> list[str]:
-    """A problem for each training row whose class has no other."""
+    """A problem for each training row that is the only one of its class."""
     counts = Counter(row.label for row in trained)
     return [
         f"{row.where}: {row.path} is the only training sample of class {row.label}; add others, or leave the class out"

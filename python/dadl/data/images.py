@@ -1,4 +1,4 @@
-"""Images from files: decoded once, in memory or in the user's cache, and every one that cannot be read named."""
+"""Images from files, decoded once into memory or the user's cache. Every unreadable image is reported."""
 
 import contextlib
 import math
@@ -24,13 +24,13 @@ DECODING_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombErro
 
 KEPT_IN_MEMORY = 64 * 2**20
 
-DECODING = 1  # counts the ways that load_images has made pixels of files
+DECODING = 1  # to be raised when load_images decodes files differently
 
 AT_A_TIME = 10_000  # a million tasks in a pool would take a gigabyte
 
 
 class ImageRow(Protocol):
-    """Names an image: its path in the data folder, and where that is written."""
+    """Names an image: its path in the data folder, and the file and line that say so."""
 
     @property
     def where(self) -> str: ...
@@ -42,16 +42,16 @@ class ImageRow(Protocol):
 def load_images(
     folder: Path, rows: Sequence[ImageRow], size: int, on_loaded: Callable[[], None], *, channels: int = 3
 ) -> tuple[ChosenRows, Tensor]:
-    """Decode every image, resized to a square: ``[N, channels, size, size]``, uint8, colours or 1 channel of greys.
+    """Decode every image and resize it to a square: ``[N, channels, size, size]``, uint8, in 3 colours or 1 grey.
 
-    Returns with them the :func:`.pixel_digest` of each, ``[N]``, int64.
+    Also returns the :func:`.pixel_digest` of each image, ``[N]``, int64.
 
-    Those of more than ``KEPT_IN_MEMORY`` bytes, ``channels · N · size²``, are kept in a file of the user's cache, see
-    :func:`.kept_on_disk`, and are decoded anew only when a file changes; the tensor is then read-only. ``on_loaded`` is
-    called after each. Raises :class:`ProblemsError` with all images that cannot be read.
+    More than ``KEPT_IN_MEMORY`` bytes (``channels · N · size²``) are kept in a file of the user's cache, see
+    :func:`.kept_on_disk`, and decoded again only if a file changes; the tensor is then read-only. ``on_loaded`` is
+    called after each image. Raises :class:`.ProblemsError` with all images that cannot be read.
     """
     shape = (len(rows), channels, size, size)
-    # By path, so that one file serves every order that a seed or a part of the labels brings.
+    # Sorted by path, so that one file serves every order that a seed or a percentage of labels leads to.
     order = sorted(range(len(rows)), key=lambda i: rows[i].path)
     positions = dict(zip(order, range(len(rows)), strict=True))
     chosen = torch.tensor([positions[i] for i in range(len(rows))])
@@ -89,24 +89,24 @@ def load_images(
 
 
 def _key(folder: Path, rows: Sequence[ImageRow], shape: tuple[int, ...]) -> str:
-    """A digest of everything that decoded images depend on, without reading the files."""
+    """A digest of everything that the decoded images depend on, without reading the files."""
     whole = folder.resolve()
 
     def states() -> Iterator[tuple[str, int, int, int]]:
         for row in rows:
             file = whole / row.path
-            with contextlib.suppress(OSError):  # decoding says which are missing
+            with contextlib.suppress(OSError):  # decoding reports missing files
                 status = file.stat()
-                # The time of the last change of any kind too, as that of the contents can be set back.
+                # Including the change time of the inode: the modification time can be set back.
                 yield str(file), status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
     return fingerprint([DECODING, PIL.__version__, shape], states())
 
 
 def image_problems(folder: Path, rows: Sequence[ImageRow], on_checked: Callable[[], None]) -> list[str]:
-    """Decode every image and keep none: a line for each that is missing or cannot be read.
+    """Decode every image and discard it: a line for each that is missing or cannot be read.
 
-    ``on_checked`` is called after each.
+    ``on_checked`` is called after each image.
     """
 
     def check(index: int) -> str | None:
@@ -115,7 +115,7 @@ def image_problems(folder: Path, rows: Sequence[ImageRow], on_checked: Callable[
             return f"{rows[index].where}: no file {path}"
         try:
             with Image.open(path) as image:
-                image.draft("RGB", (1, 1))  # a JPEG is read to its end all the same, but most pixels are not computed
+                image.draft("RGB", (1, 1))  # a JPEG is still read to its end, but most pixels are not computed
                 image.load()
         except DECODING_ERRORS as error:
             return _unreadable(folder, rows[index], error)

@@ -1,8 +1,7 @@
-"""Labels made imbalanced, noisy or ambiguous on purpose, and meta sets, from any labels ``[n]``, repeatably for a seed.
+"""Labels made imbalanced, noisy or ambiguous on purpose, and meta sets, from any labels ``[n]``, repeatable by seed.
 
-Labels are given as a tensor, an array or a list of classes 0 ... C − 1 and come back as an int64 tensor on the CPU;
-what is given is never changed. Every function raises a ``ValueError`` for labels that are no classes and for fractions
-outside [0, 1].
+Labels are a tensor, an array or a list of classes 0 ... C − 1. Results are int64 tensors on the CPU, and inputs are
+never changed. Every function raises a ``ValueError`` for labels that are not classes and for fractions outside [0, 1].
 
 Sources: Shu, Yuan, Meng, Xu, "CMW-Net", TPAMI 2023, for the settings; Cui et al., "Class-Balanced Loss Based on
 Effective Number of Samples", CVPR 2019, for the long tail; Zhang et al., "Learning with Feature-Dependent Label Noise:
@@ -26,7 +25,7 @@ CIFAR10_FLIPS: Mapping[int, int] = {2: 0, 4: 7, 9: 1, 3: 5}
 def long_tail_counts(largest: int, imbalance: float, num_classes: int) -> list[int]:
     r"""How many samples each class keeps: :math:`n_c = \lfloor n_{max} \rho^{-c / (C - 1)} \rfloor`.
 
-    ``imbalance`` ρ is the ratio of the largest class to the smallest, at least 1.
+    ``imbalance`` ρ is the size of the largest class over that of the smallest, at least 1.
     """
     if largest < 1 or num_classes < 1 or not imbalance >= 1:
         raise ValueError(
@@ -37,10 +36,10 @@ def long_tail_counts(largest: int, imbalance: float, num_classes: int) -> list[i
 
 
 def long_tail(labels: Labels, imbalance: float, *, largest: int | None = None, seed: int = 0) -> Tensor:
-    """Indices, ascending, of a subset with a long tail: class c keeps :func:`long_tail_counts` random samples.
+    """Ascending indices of a subset with a long tail: class c keeps :func:`long_tail_counts` random samples.
 
-    ``largest`` is the size of class 0, by default all that the largest class has. Raises a ``ValueError`` that names a
-    class with fewer samples than it should keep.
+    ``largest`` is the size of class 0; the default is the size of the largest class. Raises a ``ValueError`` that names
+    a class with fewer samples than it should keep.
     """
     classes, num_classes = _classes(labels, None)
     sizes = torch.bincount(classes, minlength=num_classes)
@@ -56,7 +55,7 @@ def long_tail(labels: Labels, imbalance: float, *, largest: int | None = None, s
 
 
 def symmetric_noise(labels: Labels, rate: float, *, num_classes: int | None = None, seed: int = 0) -> Tensor:
-    """Exactly ``int(rate * n)`` random samples get a label drawn uniformly from all classes, which may be their own."""
+    """Give exactly ``int(rate * n)`` random samples a label drawn uniformly from all classes, possibly their own."""
     classes, num_classes = _classes(labels, num_classes)
     generator = torch.Generator().manual_seed(seed)
     chosen = _choose(len(classes), rate, generator)
@@ -72,10 +71,10 @@ def flip_noise(
     num_classes: int | None = None,
     seed: int = 0,
 ) -> Tensor:
-    """Exactly ``int(rate * n)`` random samples get the label that ``flips`` gives for theirs, if it gives one.
+    """Replace the label of exactly ``int(rate * n)`` random samples by the one that ``flips`` maps it to, if any.
 
-    Asymmetric noise on CIFAR-10 is ``flips=CIFAR10_FLIPS``. By default each class is taken for the next one and the
-    last for the first.
+    Asymmetric noise on CIFAR-10 is ``flips=CIFAR10_FLIPS``. By default each class becomes the next one, and the last
+    becomes the first.
     """
     classes, num_classes = _classes(labels, num_classes)
     table = torch.arange(num_classes)
@@ -89,21 +88,21 @@ def flip_noise(
 
 
 def pmd_noise(posterior: Tensor, kind: PmdType, rate: float | None = None, *, seed: int = 0) -> Tensor:
-    r"""Labels from a class posterior, confused where it is uncertain.
+    r"""Labels drawn from a class posterior, wrong where it is uncertain.
 
-    With u and s the most and the second most probable class of a sample and d the difference of their probabilities,
-    the label is u with probability q and else s. Type 1: :math:`q = \frac12 + \frac12 d^2`, type 2: :math:`q = d^3`,
-    type 3: :math:`q = \frac13 (d + d^2 + d^3)`. With ``rate``, q is divided by a common factor, and cut at 1, such that
-    this fraction of the labels is expected to be s.
+    Let u and s be the most and the second most probable class of a sample and d the difference of their probabilities.
+    The label is u with probability q and s otherwise. Type 1: :math:`q = \frac12 + \frac12 d^2`, type 2: :math:`q =
+    d^3`, type 3: :math:`q = \frac13 (d + d^2 + d^3)`. With ``rate``, q is divided by a common factor and cut off at 1,
+    so that this fraction of the labels is expected to be s.
 
     Args:
         posterior: probabilities ``[n, C]`` of at least two classes, e.g. of a network trained for a few epochs.
         kind: 1, 2 or 3.
-        rate: expected fraction of second most probable labels, or ``None`` for q as it is.
-        seed: of the draws.
+        rate: expected fraction of second most probable labels, or ``None`` to leave q as it is.
+        seed: of the random draws.
 
     Raises:
-        ValueError: a posterior that is none, an unknown type, a rate outside [0, 1) or above the largest possible.
+        ValueError: not a posterior, an unknown type, a rate outside [0, 1) or larger than possible.
     """
     if kind not in get_args(PmdType):
         raise ValueError(f"kind must be one of {get_args(PmdType)}, got {kind!r}")
@@ -144,9 +143,9 @@ def hybrid_noise(
 
 
 def partial_labels(labels: Labels, q: float, *, num_classes: int | None = None, seed: int = 0) -> Tensor:
-    """Candidate sets ``[n, C]``, boolean: the true label, and each wrong one with probability ``q``, but at least one.
+    """Candidate sets ``[n, C]``, boolean: the true label, and each wrong one with probability ``q``.
 
-    A sample for which none was drawn gets one wrong label uniformly.
+    Every sample has at least one wrong candidate: if none is drawn, it gets one at random.
     """
     classes, num_classes = _classes(labels, num_classes)
     if num_classes < 2:
@@ -163,11 +162,11 @@ def partial_labels(labels: Labels, q: float, *, num_classes: int | None = None, 
 
 
 def balanced_subset(labels: Labels, per_class: int | None = None, *, seed: int = 0) -> Tensor:
-    """Indices, ascending, of equally many random samples of every class that has any.
+    """Ascending indices of equally many random samples of every class that has any.
 
-    A meta set: clean samples to hold out, or, for a long tail, ``per_class=None``, as many of each class as the
-    smallest one has, drawn anew in each epoch with another seed. Raises a ``ValueError`` that names a class with too
-    few.
+    Use it for a meta set. With noisy labels, hold out clean samples. With a long tail, use ``per_class=None``, which
+    takes as many samples of each class as the smallest class has, and draw again in each epoch with another seed.
+    Raises a ``ValueError`` that names a class with too few samples.
     """
     classes, _ = _classes(labels, None)
     present, sizes = classes.unique(return_counts=True)
@@ -185,10 +184,10 @@ def balanced_subset(labels: Labels, per_class: int | None = None, *, seed: int =
 
 
 def lowest_loss_subset(losses: Tensor, labels: Labels, per_class: int = 10) -> Tensor:
-    """Indices, ascending, of the ``per_class`` samples with the lowest losses ``[n]`` among those of each label.
+    """Ascending indices of the ``per_class`` samples of each label with the lowest losses ``[n]``.
 
-    A meta set for noisy labels, which small losses seldom are; chosen anew in each epoch. Smaller classes give all they
-    have; of equal losses the first counts.
+    Use it for a meta set with noisy labels: wrong labels seldom have low losses. Choose again in each epoch. Smaller
+    classes give all their samples; among equal losses the first is taken.
     """
     classes, _ = _classes(labels, None)
     if losses.shape != classes.shape or per_class < 1:
@@ -204,7 +203,7 @@ def lowest_loss_subset(losses: Tensor, labels: Labels, per_class: int = 10) -> T
 
 
 def _classes(labels: Labels, num_classes: int | None) -> tuple[Tensor, int]:
-    """A copy of the labels, and how many classes there are."""
+    """A copy of the labels, and the number of classes."""
     values = torch.as_tensor(labels)
     if values.dim() != 1 or len(values) == 0 or values.is_floating_point() or values.dtype == torch.bool:
         raise ValueError(
@@ -229,7 +228,7 @@ def _choose(n: int, rate: float, generator: torch.Generator) -> Tensor:
 
 
 def _scaled_to(probability: Tensor, mean: float) -> Tensor:
-    """``probability`` times the factor that makes its mean, cut at 1, the given one."""
+    """``probability`` times the factor for which its mean, after cutting off at 1, is the given one."""
     if mean > float((probability > 0).double().mean()):
         raise ValueError(f"no factor keeps a fraction of {mean:g}: too many samples have two equally probable classes")
     low, high = 0.0, 2.0**60

@@ -1,4 +1,4 @@
-"""Regression data from files: images, texts or numbers with a numeric target, all problems named before training."""
+"""Regression data from files: images, texts or numbers with a numeric target. All problems are reported at once."""
 
 import math
 from collections import Counter
@@ -23,7 +23,7 @@ STS_B_COLUMNS = 10
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image: its path relative to the data folder, and the file and line that name it."""
+    """An image: its path relative to the data folder, and the file and line where it is named."""
 
     where: str
     path: str
@@ -31,11 +31,11 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class RegressionSamples:
-    """The n samples of one split, in the order of the file; what the file has no column for is empty.
+    """The n samples of one split, in the order of the file; fields without a column in the file are empty.
 
     ``where``: file and line of each. ``target``: ``[n]``, float64; empty for unseen samples. ``images``: their files,
     as :func:`dadl.data.images.load_images` takes them. ``texts``: the texts of each sample. ``features``: ``[n, F]``,
-    float64, as they are in the file.
+    float64, as in the file.
     """
 
     where: list[str]
@@ -61,7 +61,7 @@ class RegressionData:
 
     @property
     def splits(self) -> dict[Split, RegressionSamples]:
-        """The three by name."""
+        """The three splits by name."""
         return {"train": self.train, "val": self.val, "test": self.test}
 
 
@@ -78,9 +78,9 @@ def read_csv(
     check_images: bool = True,
     on_image: Callable[[], None] = lambda: None,
 ) -> RegressionData:
-    """Read any CSV file that has a header, a numeric target column, and columns of images, texts or numbers.
+    """Read any CSV file with a header, a numeric target column, and columns of images, texts or numbers.
 
-    Columns are separated by commas, semicolons or tabs, and fields may be quoted. A number is written with a point.
+    Columns are separated by commas, semicolons or tabs, and fields may be quoted. Numbers have a decimal point.
 
     Args:
         path: the file; image paths are relative to its folder.
@@ -88,13 +88,13 @@ def read_csv(
         image: column of image paths.
         text: columns of texts.
         features: columns of numbers.
-        one_hot: columns of categories, each of which becomes a feature ``column=category`` of 0 or 1. They may be among
-            ``features``, whose order counts, or follow these.
-        split: column that says ``train``, ``val`` or ``test``; without one, a tenth of the samples, drawn with
-            ``seed``, are for validation and another for the test.
+        one_hot: columns of categories. Each category becomes a feature ``column=category`` of 0 or 1. A column may also
+            be listed in ``features``, which then sets its position; otherwise it follows them.
+        split: column that says ``train``, ``val`` or ``test``; without one, a tenth of the samples is drawn with
+            ``seed`` for validation and another tenth for the test.
         seed: of that draw.
-        check_images: decode all images once, so that those which are missing or damaged are named too.
-        on_image: called after each image that was checked.
+        check_images: decode all images once, so that missing and damaged ones are reported too.
+        on_image: called after each checked image.
 
     Raises:
         ProblemsError: everything that is wrong with the file, each with its row: what :func:`.read_table` finds;
@@ -102,7 +102,7 @@ def read_csv(
             unknown splits; splits with fewer than two samples; columns of words among the numbers; categories with
             fewer than two samples in ``train``; a target that is the same in all of ``train``; missing and damaged
             images.
-        ValueError: no input columns, or one that is named twice.
+        ValueError: no input columns, or a column that is named twice.
     """
     columns = _Columns(image, tuple(text), tuple(dict.fromkeys([*features, *one_hot])))
     problems: list[str] = []
@@ -154,18 +154,18 @@ def read_unseen_csv(
     features: Sequence[str] = (),
     categories: Mapping[str, Sequence[str]] | None = None,
 ) -> RegressionSamples:
-    """Read samples without a target; other columns than the named ones do not matter. Images are not opened.
+    """Read samples without a target. Columns that are not named are ignored. Images are not opened.
 
     Args:
-        path: as for :func:`read_csv`, and ``image``, ``text`` and ``features``, too.
+        path: as for :func:`read_csv`.
         image: column of image paths.
         text: columns of texts.
-        features: columns of numbers and, where ``categories`` has them, of categories.
-        categories: those of each one-hot column, from the training; further columns follow ``features``.
+        features: columns of numbers, and of categories if they are in ``categories``.
+        categories: the categories of each one-hot column, from training; columns not in ``features`` follow them.
 
     Raises:
-        ProblemsError: as :func:`read_csv`; and categories that the training did not have.
-        ValueError: no input columns, or one that is named twice.
+        ProblemsError: as :func:`read_csv`, and for categories that did not occur in training.
+        ValueError: no input columns, or a column that is named twice.
     """
     known = {name: tuple(values) for name, values in (categories or {}).items()}
     columns = _Columns(image, tuple(text), tuple(dict.fromkeys([*features, *known])))
@@ -175,7 +175,7 @@ def read_unseen_csv(
 
 
 def read_unseen_sts_b(path: Path) -> RegressionSamples:
-    """Read pairs of sentences without a score: the columns ``sentence1`` and ``sentence2`` of a file as STS-B-DIR's.
+    """Read pairs of sentences without a score: the columns ``sentence1`` and ``sentence2`` of a file like STS-B-DIR's.
 
     Raises a :class:`.ProblemsError` as :func:`read_sts_b` does.
     """
@@ -187,7 +187,7 @@ def read_unseen_sts_b(path: Path) -> RegressionSamples:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Which columns, by position, hold what; ``categories`` are those of the features that are one-hot."""
+    """What each column holds, by position; ``categories`` are the one-hot columns among the features."""
 
     target: int | None = None
     image: int | None = None
@@ -198,7 +198,7 @@ class _Layout:
 
 @dataclass(frozen=True)
 class _Columns:
-    """The names of the inputs' columns."""
+    """The names of the input columns."""
 
     image: str | None
     texts: tuple[str, ...]
@@ -224,7 +224,7 @@ class _Columns:
 def _opened(
     path: Path, names: Sequence[str], problems: list[str], *, delimiter: str | None = None, quoted: bool = True
 ) -> tuple[Table, dict[str, int]]:
-    """The table, and where its columns are."""
+    """The table, and the positions of its columns."""
     if repeated := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"column {repeated[0]!r} has two roles: as target, input or split, name it once")
     table = read_table(path, problems, delimiter=delimiter, quoted=quoted)
@@ -237,7 +237,7 @@ def _opened(
 
 
 def _random_parts(count: int, seed: int) -> dict[Split, list[int]]:
-    """A tenth of the rows for validation and for the test, two of a few, and the others for training."""
+    """A tenth of the rows each for validation and test, but two rows each if there are few; the rest trains."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     held_out = max(count // 10, min(2, count // 3))
     parts = order.split([count - 2 * held_out, held_out, held_out])
@@ -262,7 +262,7 @@ def _image_files(table: Table, column: int) -> list[ImageFile]:
 def _assembled(
     table: Table, folder: Path, layout: _Layout, parts: Mapping[Split, list[int]], problems: list[str]
 ) -> RegressionData:
-    """The data set, or an error with the ``problems`` there were and those of the columns."""
+    """The data set, or an error with the ``problems`` found so far and those of the columns."""
     assert layout.target is not None
     target = _numbers(table, layout.target, "regression needs a target of numbers", problems)
     categories = {
@@ -300,7 +300,7 @@ def _unseen(
 def _features(
     table: Table, layout: _Layout, categories: Mapping[str, tuple[str, ...]], advice: str, problems: list[str]
 ) -> tuple[tuple[str, ...], Tensor]:
-    """The features' names and values ``[n, F]``."""
+    """Names and values ``[n, F]`` of the features."""
     columns: list[tuple[str, Tensor]] = []
     for column in layout.features:
         if column in layout.categories:
@@ -337,7 +337,7 @@ def _check_texts(table: Table, layout: _Layout, problems: list[str]) -> None:
 
 
 def _numbers(table: Table, column: int, advice: str, problems: list[str]) -> Tensor:
-    """The numbers of a column; one that holds none, but words, is one problem instead of one in each row."""
+    """The numbers of a column; a column of words is one problem instead of one for each row."""
     name = table.header[column]
     fields = [row.fields[column].strip() for row in table.rows]
     values = [_number(field) for field in fields]
@@ -357,7 +357,7 @@ def _numbers(table: Table, column: int, advice: str, problems: list[str]) -> Ten
 
 
 def _number(field: str) -> float:
-    """NaN for what is no number; Python's own 1_000 is none."""
+    """NaN if the field is not a number; Python's 1_000 does not count as one."""
     try:
         return math.nan if "_" in field else float(field)
     except ValueError:

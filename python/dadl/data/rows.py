@@ -1,4 +1,4 @@
-"""Rows of tensors that may be more than fit into memory, copied when they are asked for and not before, and batches."""
+"""Rows of tensors that may not fit into memory: they are copied only when a batch asks for them."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 
 
 class Rows(Protocol):
-    """A tensor, or what gives rows of one."""
+    """A tensor, or anything that returns rows of one."""
 
     def __len__(self) -> int: ...
 
@@ -29,16 +29,16 @@ class ChosenRows:
         return self.tensor[self.chosen[rows]]
 
     def take(self, rows: Tensor | slice) -> "ChosenRows":
-        """Some of them, not copied."""
+        """Some of these rows, without a copy."""
         return ChosenRows(self.tensor, self.chosen[rows])
 
     def split(self, sizes: Sequence[int]) -> "list[ChosenRows]":
-        """Parts of these sizes, not copied."""
+        """Parts of these sizes, without a copy."""
         return [ChosenRows(self.tensor, part) for part in self.chosen.split(list(sizes))]
 
 
 class TensorRows(Dataset[tuple[Tensor, ...]]):
-    """Tensors with a common first dimension; a batch is one indexing operation instead of one per sample."""
+    """Tensors with a common first dimension; a batch takes one indexing operation instead of one per sample."""
 
     def __init__(self, *tensors: Rows) -> None:
         if not tensors or any(len(tensor) != len(tensors[0]) for tensor in tensors):
@@ -57,7 +57,7 @@ class TensorRows(Dataset[tuple[Tensor, ...]]):
 
 
 def as_fetched(batch: Any) -> Any:
-    """Collate nothing: for data sets whose ``__getitems__`` returns a whole batch."""
+    """Collate nothing, for data sets whose ``__getitems__`` returns a whole batch."""
     return batch
 
 
@@ -67,10 +67,9 @@ def tensor_loader(*tensors: Rows, batch_size: int, shuffle: bool = False) -> Dat
 
 
 def side_by_side(indices: Sequence[int], first: int, second: int) -> tuple[Tensor, Tensor]:
-    """Rows of two parts of unequal lengths: within an epoch the rows of the shorter one repeat.
+    """Rows of two parts of different lengths; within an epoch the rows of the shorter part repeat.
 
-    The rows of the second part are shifted by a random number, another one for each batch, so that no two samples
-    always meet.
+    The rows of the second part are shifted by a random number for each batch, so that no two samples always meet.
     """
     pairs, shift = torch.as_tensor(indices), torch.randint(second, ())
     return pairs % first, (pairs + shift) % second

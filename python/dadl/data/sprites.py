@@ -1,9 +1,8 @@
-"""Sprites over photographs: an image with a shape somewhere, of which scale and position are to be predicted.
+"""Sprites over photographs: images of a shape whose scale and position are to be predicted.
 
-Made in the manner of dSprites (Matthey et al., 2017) with the background of dSprites-Scream (Locatello et al., ICML
-2019): a random crop of a photograph in a random tint, and its negative inside the shape. The photographs come with the
-Python package ``scikit-learn``. The files of dSprites and MPI3D (Gondal et al., NeurIPS 2019) are read where there are
-some.
+They follow dSprites (Matthey et al., 2017), with a background as in dSprites-Scream (Locatello et al., ICML 2019): a
+random crop of a photograph in a random tint, and its negative inside the shape. The photographs come with the Python
+package ``scikit-learn``. The published files of dSprites and MPI3D (Gondal et al., NeurIPS 2019) can be read instead.
 """
 
 import importlib.metadata
@@ -29,29 +28,29 @@ _TARGETS = [1, 3, 4]  # scale, x and y
 MPI3D_COUNTS = (6, 6, 2, 3, 3, 40, 40)
 
 _PHOTOS = ("china.jpg", "flower.jpg")
-_CHUNK = 1024  # images that are drawn or read at a time
+_CHUNK = 1024  # images drawn or read at a time
 
-# In widths of the image. At the largest scale every shape stays within _MARGIN of its centre, and centres keep as far
-# from the border.
+# In image widths. At the largest scale every shape stays within _MARGIN of its centre, and centres stay that far from
+# the border.
 _MARGIN = 0.25
 _HALF_SIDE = 0.17
 _ELLIPSE = (0.22, 0.13)
 _HEART = 0.17
-_HEART_CENTROID = 0.29348  # the height of the centre of area of the curve below
+_HEART_CENTROID = 0.29348  # height of the centroid of the curve below
 
 Array = npt.NDArray[Any]
 
 
 class SpriteFileError(UserError, ValueError):
-    """What is wrong with a file of sprites."""
+    """A problem with a file of sprites."""
 
 
 @dataclass(frozen=True)
 class Sprites:
     """Images and their targets.
 
-    ``images`` are ``[n, 3, size, size]``, uint8; ``target`` is ``[n, T]``, in [0, 1], with T ``names``; ``source`` says
-    whose the images are.
+    ``images`` are ``[n, 3, size, size]``, uint8; ``target`` is ``[n, T]``, in [0, 1], with T ``names``; ``source``
+    credits the images.
     """
 
     images: Tensor
@@ -61,7 +60,7 @@ class Sprites:
 
 
 def generate_sprites(n: int, size: int = 64, seed: int = 0) -> Sprites:
-    """``n`` different sprites out of all 737280, with scale, x and y as targets."""
+    """``n`` distinct sprites out of all 737280, with scale, x and y as targets."""
     rng = np.random.default_rng(seed)
     index = rng.choice(math.prod(COUNTS), n, replace=False)
     factors = np.stack(np.unravel_index(index, COUNTS), axis=1)
@@ -104,9 +103,9 @@ def over_photos(masks: npt.NDArray[np.bool_], rng: np.random.Generator) -> Tenso
 
 
 def read_sprites(folder: Path, n: int, seed: int = 0) -> Sprites:
-    """``n`` random images of the only npz file in ``folder``, dSprites', over photographs, or one of MPI3D's, as it is.
+    """``n`` random images from the only npz file in ``folder``: dSprites, drawn over photographs, or MPI3D as it is.
 
-    Targets are dSprites' scale, x and y, MPI3D's two angles. Raises a :class:`SpriteFileError` for anything else.
+    Targets are scale, x and y for dSprites and the two angles for MPI3D. Raises a :class:`SpriteFileError` otherwise.
     """
     rng = np.random.default_rng(seed)
     files = list(folder.glob("*.npz"))
@@ -144,7 +143,7 @@ def _read_photo(name: str) -> npt.NDArray[np.uint8]:
 
 
 def _read_rows(archive: zipfile.ZipFile, name: str, rows: Array, total: int) -> Array:
-    """Ascending rows of an array of ``total``, read in pieces: MPI3D as a whole takes 13 GB."""
+    """The given ascending rows of an array of ``total``, read in chunks: all of MPI3D takes 13 GB."""
     with archive.open(name) as stream:
         version = np.lib.format.read_magic(stream)
         read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}

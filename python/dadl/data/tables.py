@@ -1,4 +1,4 @@
-"""Delimited text files, read such that every bad row is named."""
+"""Delimited text files. Every bad row is reported."""
 
 import csv
 from collections.abc import Iterable, Iterator
@@ -11,7 +11,7 @@ DELIMITERS = ",;\t"
 
 @dataclass(frozen=True)
 class TableRow:
-    """The fields of one row; ``where`` is the file and the line on which it begins."""
+    """The fields of one row; ``where`` is the file and the line where it begins."""
 
     where: str
     fields: list[str]
@@ -19,14 +19,14 @@ class TableRow:
 
 @dataclass(frozen=True)
 class Table:
-    """The header of a file and the rows that have as many columns."""
+    """The header of a file, and the rows with as many columns as the header."""
 
     path: Path
     header: list[str]
     rows: list[TableRow]
 
     def positions(self, columns: Iterable[str], problems: list[str]) -> dict[str, int]:
-        """Where each column is; one that is not there, or not once, is left out and added to ``problems``."""
+        """The position of each column; a missing or repeated column is left out and added to ``problems``."""
         found = {}
         for column in columns:
             count = self.header.count(column)
@@ -41,16 +41,16 @@ class Table:
 
 
 def read_table(path: Path, problems: list[str], *, delimiter: str | None = None, quoted: bool = True) -> Table:
-    """Read a file whose first row is a header; what is wrong with it is added to ``problems``.
+    """Read a file whose first row is a header; everything wrong with it is added to ``problems``.
 
     Problems are a file that cannot be read or has no rows, text that is not UTF-8, quotation marks that are not closed
-    or that text follows, and rows with more or fewer columns than the header. Blank rows are skipped.
+    or are followed by text, and rows with more or fewer columns than the header. Blank rows are skipped.
 
     Args:
         path: the file.
-        problems: gets a line for each problem.
-        delimiter: between columns; by default the comma, semicolon or tab, whichever the header has most of.
-        quoted: whether fields may be in quotation marks; without, these are text as any other.
+        problems: a line is added for each problem.
+        delimiter: between columns; by default the comma, semicolon or tab, whichever is most frequent in the header.
+        quoted: whether fields may be in quotation marks; if not, quotation marks are ordinary text.
     """
     try:
         # Bytes that are not UTF-8 are kept as lone surrogates, so that their rows can be named.

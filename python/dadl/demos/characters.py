@@ -1,4 +1,4 @@
-"""What the demos on characters have in common: settings, encoder, rendering, and what they write."""
+"""What the demos on characters share: settings, encoder, rendering and reports."""
 
 import importlib.metadata
 import time
@@ -20,14 +20,14 @@ from . import kanji
 
 IMAGE_SIZE = 48
 
-# The blocks of an encoder that can tell a few hundred radicals apart, see character_encoder.
+# Blocks for character_encoder, large enough to distinguish radicals.
 FEATURES = 256
 ENCODER = ((32, 5, 2, 2), (64, 3, 1, 2), (128, 3, 1, 2), (FEATURES, 3, 1, 1))
 
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """What the results of every demo depend on besides the data."""
+    """Everything that the results of a demo depend on besides the data."""
 
     seeds: int = 1
     epochs: int = 1
@@ -40,13 +40,13 @@ class DemoSettings:
 
 
 def character_encoder(*blocks: tuple[int, int, int, int], channels: int = 1) -> nn.Sequential:
-    """Characters ``[B, channels, 48, 48]`` to features; a block is a convolution's width, kernel and stride, and a
-    pooling. The last two layers average over the positions.
+    """Characters ``[B, channels, 48, 48]`` to features. A block is the width, kernel and stride of a convolution, and
+    the size of a pooling. The last two layers average over positions.
     """
     layers: list[nn.Module] = []
     for width, kernel, stride, pool in blocks:
         layers.append(nn.Conv2d(channels, width, kernel, stride, padding=kernel // 2, bias=False))
-        # Pooling first leaves the normalisation a quarter of the values.
+        # Pooling first leaves only a quarter of the values to normalise.
         layers += [nn.MaxPool2d(pool)] if pool > 1 else []
         layers += [nn.BatchNorm2d(width), nn.ReLU()]
         channels = width
@@ -54,14 +54,14 @@ def character_encoder(*blocks: tuple[int, int, int, int], channels: int = 1) -> 
 
 
 def load_characters(settings: DemoSettings, progress: JobProgress) -> kanji.Kanji:
-    """The demo's characters, rendered or from the cache."""
+    """The characters of the demo, rendered or from the cache."""
     characters = kanji.list_kanji()[:: settings.every_nth_character]
     progress.start("Rendering characters", total=len(characters))
     return kanji.load_kanji(IMAGE_SIZE, characters, on_rendered=progress.advance)
 
 
 class DemoReport:
-    """The time that a demo takes, and its results on the console and in the folder ``output``."""
+    """Shows the results of a demo on the console and writes them to the folder ``output``, with the time it took."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class DemoReport:
     def write(
         self, tables: Mapping[str, Cells], notes: Sequence[str], figure: Figure, results: Mapping[str, Any]
     ) -> None:
-        """Print the tables by title and the notes, and write them, the figure and the results."""
+        """Print the titled tables and the notes, and write them with the figure and the results."""
         self.output.mkdir(parents=True, exist_ok=True)
         for note in notes:
             self.console.print(note, soft_wrap=True)

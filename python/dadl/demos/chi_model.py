@@ -73,11 +73,11 @@ class Settings(DemoSettings):
 
     @property
     def trial_epochs(self) -> int:
-        """Of the trainings that choose hyper-parameters: a third as many, rounded up."""
+        """Epochs of the runs that choose hyper-parameters: a third as many, rounded up."""
         return (self.epochs + 2) // 3
 
     def labels(self, task: str) -> int:
-        """Percentage of the training samples that keep their label; of few radicals 5 % are too few to learn one."""
+        """Percentage of the training samples that keep their label; for radicals 5 % would be too few."""
         return self.radical_percent if task == RADICALS else self.percent
 
 
@@ -95,7 +95,7 @@ QUICK = Settings(
 
 @dataclass(frozen=True)
 class Run:
-    """One training."""
+    """One training run."""
 
     task: str
     arm: str
@@ -118,10 +118,10 @@ class Result:
 
 
 class GameProbe:
-    """Who moves the disagreement of two views under two heads: the heads, or the features?
+    """What changes the disagreement of two views under two heads: the heads or the features?
 
-    Between two measurements both have moved. What new heads make of the old features is the heads' part of the change;
-    the rest is the features'. The views stay the same and dropout is off, so that nothing else moves it.
+    Between two measurements both have moved. The change with new heads on old features is the heads' part; the rest is
+    the features' part. The views stay the same and dropout is off, so that nothing else changes it.
     """
 
     def __init__(self, method: ChiModel, inputs: Tensor) -> None:
@@ -195,7 +195,7 @@ class Experiment:
         return Result(validation, test, points, None if probe is None else probe.duel)
 
     def watcher(self, probe: GameProbe | None, steps_per_epoch: int) -> Callable[[], None] | None:
-        """What is called after each step."""
+        """The function to call after each step."""
         if probe is None:
             return None
         every, step = max(steps_per_epoch // PROBES_PER_EPOCH, 1), 0
@@ -340,7 +340,7 @@ def make_glyphs(experiment: Experiment, comparison: Comparison) -> list[Glyph]:
 def make_notes(
     settings: Settings, comparison: Comparison, sizes: dict[str, dict[str, int]], factors: Sequence[str]
 ) -> list[str]:
-    """How the numbers came about."""
+    """How the numbers were obtained."""
     rates, etas = (", ".join(f"{value:g}" for value in values) for values in (settings.learning_rates, settings.etas))
     chosen = "; ".join(
         f"{task}: " + ", ".join(f"{arm} {comparison.chosen[task, arm]}" for arm in ARMS) for task in TASKS

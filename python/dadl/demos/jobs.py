@@ -1,4 +1,4 @@
-"""Many small trainings, one on every core."""
+"""Many small training runs, one on each core."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -28,12 +28,12 @@ class Experiment(Protocol[RunT_contra, ResultT_co]):
 class TrainingPool(Generic[RunT, ResultT]):
     """Processes that each hold an experiment and train runs of it.
 
-    Networks this small gain little from a second thread, so every core trains its own run. One thread each also makes
-    the numbers independent of how many cores there are. On a GPU there is one process.
+    Such small networks gain little from a second thread, so every core trains its own run. With one thread each, the
+    numbers also do not depend on the number of cores. On a GPU there is one process.
 
     Args:
         fabric: the parent's; the processes use its kind of device.
-        make_experiment: called in each process with its own Fabric; pickled, as runs and results are.
+        make_experiment: called in each process with its own Fabric; it is pickled, and so are runs and results.
     """
 
     def __init__(self, fabric: Fabric, make_experiment: Callable[[Fabric], Experiment[RunT, ResultT]]) -> None:

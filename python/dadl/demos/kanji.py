@@ -1,7 +1,7 @@
-"""Characters, their numbers of strokes and their radicals: small, naturally imbalanced data sets without a download.
+"""Characters with their stroke counts and radicals: small, naturally imbalanced data sets without a download.
 
 The drawings come with the Python package ``kanjivg`` (KanjiVG, © Ulrich Apel, CC BY-SA 3.0). Every Han character in it
-is an image; what is to be predicted is the number of strokes it is written with, or the radical it is filed under.
+is an image; the targets are the number of strokes and the radical that dictionaries file it under.
 """
 
 import functools
@@ -28,7 +28,7 @@ ATTRIBUTION = "Characters: KanjiVG, © Ulrich Apel, CC BY-SA 3.0, https://kanjiv
 
 _CANVAS = 109  # KanjiVG's coordinate system
 _STROKE_WIDTH = 3
-_COORDINATES = {"M": 2, "C": 6, "S": 4}  # of KanjiVG's path commands; the last two are where the pen ends
+_COORDINATES = {"M": 2, "C": 6, "S": 4}  # numbers per path command in KanjiVG; the last two are where the pen ends
 _SVG = "{http://www.w3.org/2000/svg}"
 
 Point = tuple[float, float]
@@ -53,7 +53,7 @@ def _drawings() -> Path:
 
 
 def list_kanji() -> list[str]:
-    """Every Han character that KanjiVG draws, by code point. Stylistic variants, kana and radicals are left out."""
+    """All Han characters in KanjiVG, by code point. Stylistic variants, kana and radicals are left out."""
     names = (path.stem for path in _drawings().iterdir() if re.fullmatch(r"[0-9a-f]{5}\.svg", path.name))
     characters = (chr(int(name, 16)) for name in sorted(names))
     return [character for character in characters if "IDEOGRAPH-" in unicodedata.name(character, "")]
@@ -90,11 +90,11 @@ def read_key_points(character: str) -> list[Point]:
 def read_radical(character: str) -> str:
     """The radical that dictionaries file a character under, in its full form: 水 for 河, not 氵.
 
-    KanjiVG marks a radical ``general`` where the traditional and Nelson's classification agree, else each for itself;
+    KanjiVG marks a radical ``general`` if the traditional classification and Nelson's agree, and otherwise marks both;
     this is the traditional one, ``general`` or ``tradit``.
     """
     for group in _read_stroke_group(character).iter(f"{_SVG}g"):
-        # The namespace of these attributes is spelt differently in different files.
+        # Files spell the namespace of these attributes differently.
         attributes = {name.rpartition("}")[2]: value for name, value in group.attrib.items()}
         if attributes.get("radical") in ("general", "tradit"):
             return attributes.get("original", attributes["element"])
@@ -106,7 +106,7 @@ def _read_stroke_group(character: str) -> ElementTree.Element:
         root = ElementTree.fromstring((_drawings() / f"{ord(character):05x}.svg").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"KanjiVG has no drawing of {character!r} (U+{ord(character):04X})") from None
-    # Only this group holds strokes; its sibling holds their numbers, which would give the answer away.
+    # Only this group holds strokes; its sibling holds their numbers, which would reveal the answer.
     return next(g for g in root.iter(f"{_SVG}g") if g.get("id", "").startswith("kvg:StrokePaths"))
 
 
@@ -129,10 +129,10 @@ def load_kanji(
     cache_dir: Path | None = None,
     on_rendered: Callable[[], None] | None = None,
 ) -> Kanji:
-    """Render characters (all of :func:`list_kanji` by default), or read the rendering of an earlier call.
+    """Render characters (all of :func:`list_kanji` by default), or read the cache of an earlier call.
 
-    ``on_rendered`` is called after each character, e.g. to show progress. The cache file's name holds everything that
-    the images depend on; a damaged file is rendered again.
+    ``on_rendered`` is called after each character, e.g. to show progress. The name of the cache file contains
+    everything that the images depend on; if the file is damaged, the characters are rendered again.
     """
     characters = list_kanji() if characters is None else characters
     version = importlib.metadata.version("kanjivg")

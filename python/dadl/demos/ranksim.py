@@ -1,4 +1,4 @@
-"""``dadl demo ranksim``: how many strokes has a character? Imbalanced regression without and with RankSim."""
+"""``dadl demo ranksim``: how many strokes does a character have? Imbalanced regression with and without RankSim."""
 
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -31,7 +31,7 @@ ENCODER = ((16, 5, 2, 2), (32, 3, 1, 2), (FEATURES, 3, 1, 1))
 
 @dataclass(frozen=True)
 class Arm:
-    """One of the compared ways to train."""
+    """One of the compared training methods."""
 
     name: str
     smoothing: bool
@@ -72,7 +72,7 @@ ARMS = (L1, L1_RANKSIM, LDS, LDS_RANKSIM)
 
 @dataclass(frozen=True)
 class Run:
-    """One training: an arm, RankSim's setting if the arm has it, and a seed."""
+    """One training run: an arm, RankSim's setting if the arm uses it, and a seed."""
 
     arm: Arm
     setting: RankSimSetting | None
@@ -90,7 +90,7 @@ class Experiment:
         self.split = split_balanced(data.strokes)
         self.images = torch.from_numpy(data.images).float().div(255).unsqueeze(1)
         self.strokes = torch.from_numpy(data.strokes)
-        # Stroke counts are their own label bins; bin 0 stays empty.
+        # Stroke counts are the label bins; bin 0 stays empty.
         self.counts = torch.bincount(self.strokes[self.split.train], minlength=int(self.strokes.max()) + 1)
         smoothed = bin_weights(self.counts[1:], "sqrt_inv", smoothing=LabelDistributionSmoothing("gaussian", 5, 2.0))
         self.smoothed_weights = torch.cat([torch.zeros(1), smoothed])
@@ -99,7 +99,7 @@ class Experiment:
         self.fabric.seed_everything(run.seed, verbose=False)
         encoder, head = character_encoder(*ENCODER), nn.Linear(FEATURES, 1)
         target = self.strokes[self.split.train]
-        # Starting at the mean spares the first epoch from learning an offset.
+        # Starting at the mean saves the first epoch from learning an offset.
         nn.init.constant_(head.bias, target.float().mean().item())
         ranksim = None if run.setting is None else RankSimLoss(**asdict(run.setting))
         method = Regression(encoder, head, ranksim)
@@ -142,7 +142,7 @@ class Comparison:
 
 
 def compare(experiment: Experiment, pool: TrainingPool[Run, Regression], progress: JobProgress) -> Comparison:
-    """Choose each arm's setting on validation and train every arm with every seed; the test samples are not touched."""
+    """Choose each arm's setting on validation and train every arm with every seed, without using test samples."""
     settings = experiment.settings
     grid = [RankSimSetting(*values) for values in product(settings.weights, settings.interp_strengths)]
     candidates: dict[Arm, list[RankSimSetting | None]] = {arm: [*grid] if arm.ranksim else [None] for arm in ARMS}
@@ -235,7 +235,7 @@ def make_tables(metrics: dict[Arm, list[dict[Region, ErrorMetrics]]]) -> dict[st
         }
 
     mae = cells({region.capitalize(): ("mae", region) for region in REGIONS})
-    # The arms share initial weights and batches seed by seed, so that differences are surer than the means.
+    # For each seed the arms share initial weights and batches, so differences are more certain than means.
     change = {
         f"on {base.name}": {
             column: [a - b for a, b in zip(values, mae[base.name][column], strict=True)]

@@ -1,4 +1,4 @@
-"""``dadl demo self-tuning``: under which radical is a character filed? Few labels, and what unlabelled data add."""
+"""``dadl demo self-tuning``: which radical is a character filed under? Few labels, and what unlabelled data add."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -30,8 +30,8 @@ FULL = 100
 
 FINE_TUNING, FIXMATCH, SELF_TUNING = ARMS = ("Fine-tuning", "FixMatch", "Self-Tuning")
 
-# What an arm has to choose besides the learning rate: the learning rates are tried with the first value, the other one
-# at the best of them.
+# The hyper-parameters of an arm besides the learning rate: learning rates are tried with the first value, and then the
+# other value at the best learning rate.
 OWN: dict[str, tuple[dict[str, float], ...]] = {
     FINE_TUNING: ({},),
     FIXMATCH: ({"threshold": 0.95}, {"threshold": 0.8}),
@@ -63,7 +63,7 @@ class Settings(DemoSettings):
 
     @property
     def trial_epochs(self) -> int:
-        """Of the trainings that choose hyper-parameters: half as many, rounded up."""
+        """Epochs of the runs that choose hyper-parameters: half as many, rounded up."""
         return (self.epochs + 1) // 2
 
 
@@ -74,7 +74,7 @@ QUICK = Settings(
 
 @dataclass(frozen=True)
 class Run:
-    """One training."""
+    """One training run."""
 
     arm: str
     setting: Setting
@@ -97,7 +97,7 @@ class Result:
 
 
 class WatchedSelfTuning(SelfTuning):
-    """Self-Tuning that knows the true classes, to tell how many keys stand in the wrong class; it learns nothing of it.
+    """Self-Tuning that also gets the true classes, only to count how many keys are queued under a wrong class.
 
     A batch is ``(images, target, truth)``.
     """
@@ -107,7 +107,7 @@ class WatchedSelfTuning(SelfTuning):
 
     def forward(self, batch: Sequence[Tensor]) -> Tensor:
         loss = super().forward(batch)
-        # The same classes in the same order: the true class stands in the slot of its key.
+        # The same classes in the same order: a true class has the slot of its key.
         self.truths.enqueue(batch[2].unsqueeze(1).float(), self.assigned)
         return loss
 
@@ -120,7 +120,7 @@ class WatchedSelfTuning(SelfTuning):
 
 
 class Experiment:
-    """The characters of every radical that has enough of them, and one training run on them."""
+    """The characters of every radical with enough of them, and training runs on them."""
 
     def __init__(self, fabric: Fabric, data: kanji.Kanji, settings: Settings) -> None:
         self.fabric, self.settings = fabric, settings
@@ -140,7 +140,7 @@ class Experiment:
         labelled = choose_labelled(truth.numpy(), run.percentage / 100, run.seed)
         target[labelled] = truth[labelled]
         images = self.images[samples]
-        if run.arm == FINE_TUNING:  # as many steps, on the labelled characters alone
+        if run.arm == FINE_TUNING:  # as many steps, on the labelled characters only
             images, target, truth = images[labelled], target[labelled], truth[labelled]
         loader = paired_loader(images, target, truth, batch_size=self.settings.batch_size, pairs=len(samples))
         every = max(len(loader) // PURITY_POINTS_PER_EPOCH, 1)
@@ -174,7 +174,7 @@ class Experiment:
         return 100 * float((predicted == self.target[samples]).float().mean())
 
     def examples(self, count: int, per_radical: int) -> list[tuple[Drawing, list[Drawing]]]:
-        """Drawings of the commonest radicals and of some characters of each."""
+        """Drawings of the most common radicals and of some characters of each."""
         found = []
         for label, radical in enumerate(self.radicals[:count]):
             members = self.images[self.target == label, 0]
@@ -195,7 +195,7 @@ class Comparison:
 def compare(settings: Settings, pool: TrainingPool[Run, Result], progress: JobProgress) -> Comparison:
     """Choose each arm's setting on validation, with the fewest labels and one seed, and train every arm with it.
 
-    With all labels there is nothing unlabelled, and FixMatch is fine-tuning: it is not run.
+    With all labels FixMatch is the same as fine-tuning, so it is not run.
     """
     wanted = [
         (arm, percentage, seed)

@@ -1,4 +1,4 @@
-"""Which samples train, validate and test, and which keep their label."""
+"""Splits into training, validation and test samples, and the choice of labelled ones."""
 
 import math
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ class Split:
 
 
 def split_balanced(labels: IntArray, per_label: int = 40, seed: int = 0) -> Split:
-    """Validation and test with equally many samples of every label, as far as rare labels allow; the rest trains.
+    """Equally many validation and test samples of every label, as far as rare labels allow; the rest trains.
 
-    Of the n samples of a label, two fifths go to validation and two fifths to test, at most ``per_label`` each: so much
-    because rare labels are what matters here, and an error over a handful of samples says little. Every label trains:
-    5 samples are split 1 / 2 / 2 (train / validation / test), 4 samples 2 / 1 / 1, 3 samples 1 / 1 / 1, 2 samples
-    1 / 0 / 1, and a single sample trains.
+    Of the n samples of a label, two fifths go to validation and two fifths to test, at most ``per_label`` each. That is
+    a lot, because rare labels matter here and an error over a handful of samples says little. Every label has training
+    samples: 5 samples are split 1 / 2 / 2 (train / validation / test), 4 samples 2 / 1 / 1, 3 samples 1 / 1 / 1,
+    2 samples 1 / 0 / 1, and a single sample is for training.
     """
     rng = np.random.default_rng(seed)
     train, validation, test = [], [], []
@@ -40,7 +40,7 @@ def split_balanced(labels: IntArray, per_label: int = 40, seed: int = 0) -> Spli
 
 
 def split_stratified(labels: IntArray, validation: float = 0.15, test: float = 0.25, seed: int = 0) -> Split:
-    """Validation and test with these fractions of every label, rounded to whole samples; the rest trains."""
+    """These fractions of every label for validation and test, rounded to whole samples; the rest trains."""
     rng = np.random.default_rng(seed)
     parts: list[list[IntArray]] = [[], [], []]
     for label in np.unique(labels):
@@ -55,7 +55,7 @@ def split_stratified(labels: IntArray, validation: float = 0.15, test: float = 0
 def choose_labelled(labels: IntArray, ratio: float, seed: int = 0) -> IntArray:
     """Indices of the samples that keep their label: the fraction ``ratio`` of every label, rounded up.
 
-    With one seed, a smaller ratio chooses a subset of what a larger one chooses.
+    With the same seed, a smaller ratio chooses a subset of a larger one's choice.
     """
     rng = np.random.default_rng(seed)
     members = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]

@@ -1,1 +1,1 @@
-"""Networks and views of images, our own and those that users bring along."""
+"""Networks and views of images, built-in and user-supplied."""

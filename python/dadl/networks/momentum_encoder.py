@@ -1,4 +1,4 @@
-"""A network that follows another one slowly."""
+"""A network that slowly follows another one."""
 
 import copy
 from typing import Any, Literal
@@ -14,7 +14,7 @@ class MomentumEncoder(nn.Module):
     r"""The key encoder of momentum contrast: a copy of a query encoder that follows it as a moving average.
 
     :meth:`update`, called once per optimiser step, moves every parameter in place, ``k ← m k + (1 − m) q``. The
-    parameters take no gradient and no optimiser should have them; ``forward`` builds no graph. Everything is in
+    parameters take no gradient and should not be given to an optimiser; ``forward`` builds no graph. Everything is in
     ``state_dict``.
 
     >>> key_encoder = MomentumEncoder(encoder)
@@ -24,15 +24,15 @@ class MomentumEncoder(nn.Module):
     >>> key_encoder.update(encoder)
 
     Args:
-        query: the encoder to follow; one wrapped by ``DistributedDataParallel`` is unwrapped, here and in ``update``.
+        query: the encoder to follow; ``DistributedDataParallel`` is unwrapped, here and in ``update``.
         momentum: m, from 0 (a copy of the query encoder) to 1 (the copy never moves).
-        buffers: what becomes of batch-normalisation statistics and other buffers. ``"own"``: the key encoder, in
-            training mode when its parent is, keeps those of the keys it has seen. ``"copied"``: ``update`` copies the
-            query encoder's.
+        buffers: how batch-normalisation statistics and other buffers are kept. ``"own"``: the key encoder, which is in
+            training mode when its parent is, keeps its own statistics. ``"copied"``: ``update`` copies those of the
+            query encoder.
 
-    With several processes the parameters stay equal wherever the query encoder's are. So do ``"copied"`` buffers;
-    ``"own"`` ones are each process's, unless the module is inside a ``DistributedDataParallel``, which hands round
-    those of rank 0.
+    With several processes the parameters stay equal if the query encoder's do, and so do ``"copied"`` buffers. Each
+    process has its ``"own"`` buffers, unless the module is inside ``DistributedDataParallel``, which broadcasts those
+    of rank 0.
 
     Source: He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", CVPR 2020.
     """
@@ -54,7 +54,7 @@ class MomentumEncoder(nn.Module):
 
     @torch.no_grad()
     def update(self, query: nn.Module) -> None:
-        """Follow ``query``, which must have the parameters that the constructor's had."""
+        """Follow ``query``, which must have parameters of the same shapes as the constructor's."""
         query = _unwrapped(query)
         keys: list[Tensor] = list(self.network.parameters())
         queries: list[Tensor] = list(query.parameters())

@@ -7,7 +7,7 @@ FEATURES = 64
 
 
 class Block(nn.Module):
-    """Two convolutions beside an identity, which is subsampled and padded with channels of zeros where needed."""
+    """Two convolutions and a shortcut, which is subsampled and padded with zero channels where needed."""
 
     def __init__(self, channels_in: int, channels: int) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class Block(nn.Module):
 
 
 def resnet(depth: int = 32, channels_in: int = 3) -> nn.Sequential:
-    """Images ``[B, channels_in, H, W]`` to features ``[B, 64]``; ``depth`` is 6n + 2, the final linear layer counted.
+    """Images ``[B, channels_in, H, W]`` to features ``[B, 64]``; ``depth`` is 6n + 2, including the final linear layer.
 
     Source: He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", CVPR 2016, section 4.2.
     """

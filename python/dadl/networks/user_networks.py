@@ -1,4 +1,4 @@
-"""Networks for images that users bring along."""
+"""Image networks of the user's own, or of timm."""
 
 import importlib
 from collections.abc import Callable
@@ -15,11 +15,11 @@ TIMM = "timm:"
 
 
 def load_backbone(name: str, size: int, channels: int = 3) -> tuple[nn.Module, int]:
-    """The network that ``name``, ``module:callable`` without arguments, makes, and how many features F it gives.
+    """The network made by ``name``, a ``module:callable`` without arguments, and the number F of its features.
 
-    ``timm:NAME`` is timm's network of that name, with random weights and without its classifier.
-    It takes images ``[B, channels, size, size]`` in [0, 1] to features ``[B, F]``. Raises a :class:`.SettingsError` if
-    there is no such callable or network, or it makes something else.
+    ``timm:NAME`` is timm's network of that name, with random weights and without its classifier. The network takes
+    images ``[B, channels, size, size]`` in [0, 1] to features ``[B, F]``. Raises a :class:`.SettingsError` if there is
+    no such callable or network, or if it returns something else.
     """
     make_network = _of_timm(name, channels) if name.startswith(TIMM) else find_callable("backbone", name)
     images = torch.zeros(2, channels, size, size)
@@ -27,7 +27,7 @@ def load_backbone(name: str, size: int, channels: int = 3) -> tuple[nn.Module, i
         network = make_network()
         with torch.no_grad():
             features = network.eval()(images)
-    except Exception as error:  # whatever foreign code raises
+    except Exception as error:  # a user's code may raise anything
         raise SettingsError(f"backbone {name} failed on images {list(images.shape)}: {error}") from error
     if (
         not isinstance(network, nn.Module)

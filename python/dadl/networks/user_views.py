@@ -1,4 +1,4 @@
-"""Random views of images that users bring along, e.g. of kornia or torchvision."""
+"""Random views of images of the user's own, e.g. by kornia or torchvision."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,13 +14,13 @@ TOLERANCE = 1e-3
 
 
 class OwnView(View):
-    """What the user's augmentation makes of a batch; in evaluation mode the middle of the image.
+    """The user's augmentation of a batch; in evaluation mode the middle of the image.
 
     Args:
         size: height and width of the view.
-        augmentation: float32 images ``[B, C, H, W]`` in [0, 1] to ``[B, C, size, size]`` in [0, 1]. Its random numbers
-            are those of torch's global generator, or runs would not repeat. Where it is a module, checkpoints hold its
-            state; it is not trained.
+        augmentation: float32 images ``[B, C, H, W]`` in [0, 1] to ``[B, C, size, size]`` in [0, 1]. It must
+            draw from torch's global generator, or runs would not be repeatable. If it is a module, checkpoints hold
+            its state; it is not trained.
     """
 
     augmentation: Callable[[Tensor], Tensor]
@@ -34,16 +34,16 @@ class OwnView(View):
     def forward(self, images: Tensor) -> Tensor:
         if not self.training:
             return super().forward(images)
-        with torch.autocast(images.device.type, enabled=False):  # half precision would move pixels
+        with torch.autocast(images.device.type, enabled=False):  # half precision would shift pixels
             return self.augmentation(as_fractions(images))
 
 
 def training_view(augment: str | None, size: int, image_shape: Sequence[int], **options: Any) -> View:
-    """Our :class:`.View` with these options, or where ``augment`` names one the user's.
+    """The built-in :class:`.View` with these options, or the user's view if ``augment`` is given.
 
-    ``augment`` is ``module:callable`` without arguments, which makes the augmentation of an :class:`OwnView`;
+    ``augment`` is a ``module:callable`` without arguments that makes the augmentation of an :class:`OwnView`;
     ``image_shape`` ``[C, H, W]`` is that of the data. Raises a :class:`.SettingsError` if there is no such callable, or
-    what it makes does not give views.
+    if its result does not make views.
     """
     if augment is None:
         return View(size, **options)
@@ -52,10 +52,10 @@ def training_view(augment: str | None, size: int, image_shape: Sequence[int], **
     images = torch.rand(4, *image_shape, generator=torch.Generator().manual_seed(0))
     shape = list(images.shape)
     try:
-        with torch.random.fork_rng(devices=[]):  # the network begins with the same weights under any augmentation
+        with torch.random.fork_rng(devices=[]):  # the network starts from the same weights with any augmentation
             view = OwnView(size, make_augmentation())
             views = view(images)
-    except Exception as error:  # whatever foreign code raises
+    except Exception as error:  # a user's code may raise anything
         raise SettingsError(f"augment {augment} failed on float images {shape}: {error}") from error
     if (
         not isinstance(views, Tensor)

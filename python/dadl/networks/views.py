@@ -7,30 +7,30 @@ from torch import Tensor, nn
 
 
 def as_fractions(images: Tensor) -> Tensor:
-    """Images in [0, 1], float32, of uint8 ones or of any in [0, 1]."""
+    """Images as float32 in [0, 1], from uint8 images or floating-point ones in [0, 1]."""
     return images.float().div(255) if images.dtype == torch.uint8 else images.float()
 
 
 def stored_size(size: int) -> int:
-    """Of the images that views of ``size`` are made of: their middle 7/8 are tested, 224 of 256 pixels."""
+    """The size of stored images for views of ``size``: evaluation uses their middle 7/8, e.g. 224 of 256 pixels."""
     return round(size * 8 / 7)
 
 
 class View(nn.Module):
-    """A random view of every image of a batch; in evaluation mode the middle of the image.
+    """A random view of every image in a batch; in evaluation mode the middle of the image.
 
-    A view is a random crop, resized; ``operations`` random distortions out of rotation, shear along each axis,
-    brightness, contrast and, for colour images, saturation, each of random strength (in the manner of RandAugment,
-    Cubuk et al., 2020); and an erased square (cutout, DeVries and Taylor, 2017). Crop and geometry are one resampling.
+    A view is a resized random crop with ``operations`` random distortions and an erased square (cutout, DeVries and
+    Taylor, 2017). The distortions are rotation, shear along each axis, brightness, contrast and, for colour images,
+    saturation, each of random strength, as in RandAugment (Cubuk et al., 2020). Crop and geometry are one resampling.
 
     Args:
         size: height and width of the view.
-        crop_area: least fraction of the image's area in the crop, whose aspect is between 3/4 and 4/3. With ``None``
-            everything stays in its place, for targets that are positions: the crop is the middle, and the distortions
-            are those of brightness, contrast and saturation.
-        operations: how many different distortions each image gets.
-        cutout: side of the erased square as a fraction of the view's, at most.
-        flip: mirror every second image; not for characters.
+        crop_area: smallest fraction of the image's area in the crop, whose aspect ratio is between 3/4 and 4/3. With
+            ``None`` everything stays in place, for targets that are positions: the crop is the middle, and only
+            brightness, contrast and saturation are distorted.
+        operations: number of different distortions of each image.
+        cutout: largest side of the erased square, as a fraction of the view's.
+        flip: mirror images with probability 1/2; not for characters.
 
     Shape:
         images ``[B, C, H, W]``, uint8 or floating point in [0, 1] → ``[B, C, size, size]``, float32 in [0, 1].
@@ -56,7 +56,7 @@ class View(nn.Module):
         return images[..., top : top + self.size, left : left + self.size]
 
     def _draw_distortions(self, images: Tensor) -> Tensor:
-        """Strengths in [-1, 1], ``[6, B]``; 0 where an image does not get the distortion."""
+        """Strengths in [-1, 1], ``[6, B]``; 0 if an image does not get the distortion."""
         kinds = slice(3 if self.crop_area is None else 0, 6 if images.shape[1] == 3 else 5)
         draws = torch.rand(kinds.stop - kinds.start, len(images), device=images.device)
         chosen = draws.argsort(dim=0).argsort(dim=0) < self.operations

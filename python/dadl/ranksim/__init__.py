@@ -1,6 +1,6 @@
-"""What RankSim is combined with against imbalanced targets: losses, reweighting, smoothing, retraining.
+"""Methods for imbalanced targets to combine with RankSim: losses, reweighting, smoothing, retraining.
 
-The regulariser itself is :class:`dadl_ext.RankSimLoss`. Importing this package needs PyTorch alone; the training method
+The regulariser itself is :class:`dadl_ext.RankSimLoss`. Importing this package needs only PyTorch. The training method
 is in :mod:`dadl.ranksim.method`, its recipe in :mod:`dadl.ranksim.recipe`.
 """
 

@@ -1,4 +1,4 @@
-"""The kinds of regression data: how each is read, what is usual for it, and the bins that its labels fall into."""
+"""The kinds of regression data: their readers, their default settings, and their label bins."""
 
 import math
 from abc import ABC, abstractmethod
@@ -41,7 +41,7 @@ class LabelBins:
 
     @classmethod
     def covering(cls, low: float, high: float, width: float) -> "LabelBins":
-        """Bins of that width from ``low`` on, as many as reach ``high``."""
+        """Bins of that width from ``low`` on, up to ``high`` or just above it."""
         count = math.ceil((high - low) / width - 1e-6)
         if count > MOST_BINS:
             raise SettingsError(f"bin width {width:g} makes {count} bins of targets from {low:g} to {high:g}")
@@ -52,13 +52,13 @@ class LabelBins:
         return bin_labels(labels, self.low, self.high, self.count)
 
     def counts(self, numbers: Tensor) -> Tensor:
-        """How many samples each bin has, from the bins of the samples."""
+        """The number of samples in each bin, from the bin of each sample."""
         return torch.bincount(numbers, minlength=self.count)
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of a CSV file that a run learns from, as :func:`.read_csv` takes them."""
+    """The columns of a CSV file to learn from, see :func:`.read_csv`."""
 
     target: str | None
     image: str | None
@@ -76,7 +76,7 @@ class DataKind(ABC):
     ranksim: ClassVar[float]
     """Weight γ."""
     scale: ClassVar[float | None]
-    """What targets are divided by; ``None`` is the standard deviation of those to train on."""
+    """Divisor of the targets; ``None`` is the standard deviation of the training targets."""
     clip: ClassVar[tuple[float, float] | None]
     """Bounds of the counts that ``inverse`` inverts."""
     smoothing_clip: ClassVar[tuple[float, float]]
@@ -84,27 +84,27 @@ class DataKind(ABC):
 
     @abstractmethod
     def read(self, data: Path, columns: Columns, seed: int) -> RegressionData:
-        """All splits; images are checked when they are loaded."""
+        """Read all splits; images are checked later, as they are loaded."""
 
     @abstractmethod
     def read_unseen(self, data: Path, columns: Columns, categories: Mapping[str, Sequence[str]]) -> RegressionSamples:
-        """Samples without a target; ``categories`` are those of the training."""
+        """Read samples without a target; ``categories`` are those of the training data."""
 
     @abstractmethod
     def label_range(self, target: Tensor) -> tuple[float, float]:
-        """Where the label bins begin and end."""
+        """The range that the label bins cover."""
 
     @abstractmethod
     def bin_width(self, target: Tensor) -> float:
-        """The usual width of a label bin."""
+        """The default width of a label bin."""
 
     def smoothing_bins(self, bins: LabelBins, width: float) -> LabelBins:
-        """Those of feature smoothing, of a label bin's width: the label bins themselves."""
+        """The bins for feature smoothing, where ``width`` is that of a label bin; by default the label bins."""
         return bins
 
 
 class Ages(DataKind):
-    """AgeDB-DIR, IMDB-WIKI-DIR and files with their columns."""
+    """AgeDB-DIR, IMDB-WIKI-DIR, and other files with the same columns."""
 
     name = "ages"
     loss, ranksim, scale = "l1", 100.0, 1.0
@@ -123,7 +123,7 @@ class Ages(DataKind):
         return 1.0
 
     def smoothing_bins(self, bins: LabelBins, width: float) -> LabelBins:
-        # Few are older than 99, and smoothing reflects at the last bucket.
+        # Few people are older than 99, and smoothing reflects at the last bucket.
         return LabelBins(0.0, 100.0, math.ceil(100 / width))
 
 
@@ -187,7 +187,7 @@ KINDS: Mapping[str, DataKind] = {kind.name: kind for kind in (Ages(), SentencePa
 
 
 def kind_of(data: Path, columns: Columns) -> DataKind:
-    """The kind of the data in that file or folder; raises if it is none that needs no named columns."""
+    """The kind of data in that file or folder; raises if its columns must be named."""
     if columns.target is not None:
         return KINDS["table"]
     if data.is_dir():

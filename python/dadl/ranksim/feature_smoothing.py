@@ -12,7 +12,7 @@ from .reweighting import Kernel, LabelDistributionSmoothing, bin_labels
 
 Parts = tuple[Tensor, Tensor, Tensor]
 CONSTANT = 1e-10
-"""A bucket whose variances sum to less has constant features, which nothing can be learnt from."""
+"""A bucket whose variances sum to less has constant features, which carry no information."""
 
 
 class FeatureDistributionSmoothing(nn.Module):
@@ -25,9 +25,9 @@ class FeatureDistributionSmoothing(nn.Module):
     .. math::
         z' = (z - \mu_b) \sqrt{\operatorname{clip}(\tilde\sigma_b^2 / \sigma_b^2, lo, hi)} + \tilde\mu_b .
 
-    They stay as they are in evaluation mode, before the first :meth:`end_epoch`, in buckets whose variances sum to less
-    than 1e-10, and in dimensions whose variance is 0. Nothing is changed in place, and the gradient passes through z
-    alone. The features of the regulariser, if there is one, are those before FDS.
+    Features are unchanged in evaluation mode, before the first :meth:`end_epoch`, in buckets whose variances sum to
+    less than 1e-10, and in dimensions whose variance is 0. Nothing is changed in place, and the gradient passes through
+    z alone. A regulariser such as RankSim takes the features before FDS.
 
     >>> fds = FeatureDistributionSmoothing(2048, 3, 100, 97)  # AgeDB: one bucket a year
     >>> for epoch in range(epochs):
@@ -39,13 +39,13 @@ class FeatureDistributionSmoothing(nn.Module):
     ...         fds.observe(encoder(images), ages)
     ...     fds.end_epoch()
 
-    An epoch's variance is unbiased, and 0 for a bucket with one sample. The first epoch that meets a bucket overwrites
-    its statistics, later ones are mixed in, ``momentum * past + (1 - momentum) * epoch``; a bucket that an epoch does
-    not meet keeps its own. Buckets that were never met have no statistics to lend: the window is divided by the sum of
-    its weights over the others.
+    The variance of an epoch is unbiased, and 0 for a bucket with one sample. The first epoch with samples in a bucket
+    sets its statistics; later epochs are mixed in, ``momentum * past + (1 - momentum) * epoch``. A bucket without
+    samples in an epoch keeps its statistics. Buckets that never had samples are left out of the window, whose other
+    weights are rescaled to sum to 1.
 
-    ``state_dict`` holds what ``end_epoch`` has left, not what was observed since. With several processes each observes
-    its own part of the samples; ``end_epoch``, which all must call, puts them together.
+    ``state_dict`` holds the statistics after the last ``end_epoch``, not the features observed since. With several
+    processes each observes its own samples; ``end_epoch``, which all must call, combines them.
 
     Args:
         num_features: d.
@@ -56,15 +56,15 @@ class FeatureDistributionSmoothing(nn.Module):
         ks: buckets in the window, odd.
         sigma: width of the kernel in buckets.
         momentum: weight of the past, from 0 to 1.
-        clip: bounds of the variances' ratio, ``0 < lo <= hi``; usual are ``(0.1, 10)`` for ages, ``(0.5, 2)`` for
+        clip: bounds of the ratio of variances, ``0 < lo <= hi``; usually ``(0.1, 10)`` for ages and ``(0.5, 2)`` for
             STS-B.
 
     Shape:
         features ``[n, d]`` and labels ``[n]`` to features ``[n, d]`` of the same dtype.
 
     Raises:
-        ValueError: arguments outside these bounds, other shapes, NaN labels, and in ``observe`` features that are not
-            finite (``forward`` lets them through, to be seen).
+        ValueError: arguments outside these bounds, wrong shapes, NaN labels, and in ``observe`` features that are not
+            finite (``forward`` lets them through, so that they show in the loss).
         RuntimeError: ``end_epoch`` without features observed since the last one.
     """
 
@@ -101,20 +101,20 @@ class FeatureDistributionSmoothing(nn.Module):
         self.num_features, self.num_buckets, self.low, self.high = num_features, num_buckets, low, high
         self.momentum, self.clip = momentum, clip
         self._window = LabelDistributionSmoothing(kernel, ks, sigma).window
-        # How many samples this epoch has, their mean, and the sum of their squared distances from it. These are no
-        # buffers, because DistributedDataParallel would overwrite each process's own with those of the first.
+        # The number of samples in this epoch, their mean, and the sum of squared distances from it. These are not
+        # buffers, because DistributedDataParallel would overwrite them with those of the first process.
         self._epoch: Parts | None = None
-        # Running statistics, zero where no sample was met.
+        # Running statistics, zero without samples.
         self.register_buffer("met", torch.zeros(num_buckets, dtype=torch.bool))
         self.register_buffer("mean", torch.zeros(num_buckets, num_features))
         self.register_buffer("var", torch.zeros(num_buckets, num_features))
-        # What they make of a feature, (z - centre) * scale + shift: exactly z where nothing is to be done.
+        # The calibration (z - centre) * scale + shift: exactly z where nothing is to be changed.
         self.register_buffer("centre", torch.zeros(num_buckets, num_features))
         self.register_buffer("scale", torch.ones(num_buckets, num_features))
         self.register_buffer("shift", torch.zeros(num_buckets, num_features))
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Calibrate ``features [n, d]`` of samples with ``labels [n]``; in evaluation mode return them as they are."""
+        """Calibrate ``features [n, d]`` of samples with ``labels [n]``; in evaluation mode return them unchanged."""
         if not self.training:
             return features
         bucket = self._bucket(features, labels)
@@ -123,14 +123,14 @@ class FeatureDistributionSmoothing(nn.Module):
 
     @torch.no_grad()
     def observe(self, features: Tensor, labels: Tensor) -> None:
-        """Count ``features [n, d]`` with ``labels [n]``, before FDS, among those of this epoch."""
+        """Add ``features [n, d]`` with ``labels [n]``, before FDS, to the statistics of this epoch."""
         bucket = self._bucket(features, labels)
         if not bool(features.isfinite().all()):
             raise ValueError("features hold NaN or infinity, which would spoil the statistics of every later epoch")
         z = features.to(self.mean.dtype)
         count = torch.bincount(bucket, minlength=self.num_buckets)
-        # Distances from any sample of the bucket are summed, so that the mean of equal values is exactly that value and
-        # their variance zero.
+        # Distances from one of the bucket's samples are summed, so that the mean of equal values is exactly that value
+        # and their variance 0.
         origin = torch.zeros_like(self.mean).index_put((bucket,), z)
         offset = torch.zeros_like(origin).index_add(0, bucket, z - origin[bucket])
         mean = origin + offset / count.clamp(min=1)[:, None]
@@ -140,7 +140,7 @@ class FeatureDistributionSmoothing(nn.Module):
 
     @torch.no_grad()
     def end_epoch(self) -> None:
-        """Mix what was observed into the running statistics, smooth them and begin another epoch."""
+        """Mix the observed features into the running statistics, smooth these, and begin another epoch."""
         count, mean, squares = _merged(*map(_of_all_processes, self._observed()))
         if not bool(count.any()):
             raise RuntimeError("no features since the last epoch: call observe(features, labels) before end_epoch()")
@@ -160,7 +160,7 @@ class FeatureDistributionSmoothing(nn.Module):
         )
 
     def _calibrate(self) -> None:
-        # Columns of buckets that were not met are left out. A bucket that was met has a part in its own window.
+        # Buckets without samples are left out. A bucket with samples always has weight in its own window.
         weights = _reflected(self._window, self.num_buckets).to(self.mean) * self.met
         weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
         smooth_mean, smooth_var = weights @ self.mean, weights @ self.var
@@ -184,7 +184,7 @@ class FeatureDistributionSmoothing(nn.Module):
 
 
 def _reflected(window: Tensor, num_buckets: int) -> Tensor:
-    """The convolution with a window as a matrix ``[B, B]``, mirrored at the edge buckets' centres."""
+    """Convolution with a window as a matrix ``[B, B]``, mirrored at the centres of the edge buckets."""
     half = len(window) // 2
     position = (torch.arange(num_buckets)[:, None] + torch.arange(-half, half + 1)).abs()
     period = max(2 * num_buckets - 2, 1)
@@ -194,7 +194,7 @@ def _reflected(window: Tensor, num_buckets: int) -> Tensor:
 
 
 def _merged(count: Tensor, mean: Tensor, squares: Tensor) -> Parts:
-    """Counts ``[k, B]``, means and sums of squared distances ``[k, B, d]`` of k parts, as those of the whole."""
+    """Combine counts ``[k, B]``, means and sums of squared distances ``[k, B, d]`` of k parts."""
     total = count.sum(dim=0)
     share = count.to(mean) / total.clamp(min=1)
     origin = mean[count.argmax(dim=0), torch.arange(mean.shape[1], device=mean.device)]

@@ -1,4 +1,4 @@
-"""What the encoder gets of images, texts or numbers, and the encoder itself."""
+"""Images, texts or numbers as inputs of an encoder, and the encoder itself."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,9 +20,9 @@ from ..output import JobProgress
 
 @dataclass(frozen=True)
 class EncoderInputs:
-    """For each part of the data the ``rows`` that the encoder gets and ``digests`` of its images, empty without.
+    """For each part of the data, the ``rows`` to encode and the ``digests`` of its images (empty without images).
 
-    ``facts`` say what the rows are, for :meth:`Inputs.encoder`.
+    ``facts`` describe the rows for :meth:`Inputs.encoder`.
     """
 
     rows: Sequence[Rows]
@@ -32,7 +32,7 @@ class EncoderInputs:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The settings of a recipe that say what becomes of its inputs; each as the recipe has it."""
+    """The settings of the recipe that concern its inputs."""
 
     hidden: int
     fine_tune: bool
@@ -42,12 +42,12 @@ class Inputs:
     keep_positions: bool
 
     def check_images(self) -> None:
-        """Raise what is wrong with the network or the view, before images are read."""
+        """Raise an error if the network or the view cannot be used, before images are read."""
         self._network()
         self._view()
 
     def read(self, parts: Sequence[RegressionSamples], folder: Path, progress: JobProgress) -> EncoderInputs:
-        """Decode images, tokenise texts, or put numbers beside the features of texts."""
+        """Decode images, tokenise texts, or join numbers and the features of texts."""
         sizes = [len(part.where) for part in parts]
         if parts[0].images:
             files = [image for part in parts for image in part.images]
@@ -58,7 +58,7 @@ class Inputs:
         numbers = torch.cat([part.features for part in parts]).float()
         texts = [sample for part in parts for sample in part.texts]
         if texts:
-            from ..networks.text_encoder import encode, tokenize  # takes seconds
+            from ..networks.text_encoder import encode, tokenize  # importing it takes seconds
 
             if self.fine_tune:
                 tokens = list(tokenize(texts).split(sizes))
@@ -69,7 +69,7 @@ class Inputs:
         return EncoderInputs(rows, no_digests, {"inputs": "numbers", "width": numbers.shape[1]})
 
     def encoder(self, facts: Mapping[str, Any]) -> tuple[nn.Module, int]:
-        """Inputs to features, and how many these are."""
+        """The network from inputs to features, and the number of features."""
         if facts["inputs"] == "images":
             network, width = self._network()
             return nn.Sequential(self._view(), network), width
@@ -92,7 +92,7 @@ class Inputs:
 
 
 class _Standardize(nn.Module):
-    """The first columns to mean 0 and deviation 1; those after them, from MiniLM, are as they should be."""
+    """Scales the first columns to mean 0 and standard deviation 1; the rest, from MiniLM, need no scaling."""
 
     mean: Tensor
     deviation: Tensor
@@ -108,5 +108,5 @@ class _Standardize(nn.Module):
 
 
 def sample_names(samples: RegressionSamples) -> list[str]:
-    """An image's path, or the file and line of another sample."""
+    """The paths of images; for other samples the file and line."""
     return [image.path for image in samples.images] if samples.images else samples.where

@@ -1,4 +1,4 @@
-"""Losses of imbalanced regression besides the weighted L1 and squared errors: Huber, focal, Balanced MSE.
+"""Losses for imbalanced regression besides weighted L1 and squared errors: Huber, focal, Balanced MSE.
 
 Sources: Yang, Zha, Chen, Wang, Katabi, "Delving into Deep Imbalanced Regression", ICML 2021 (focal losses); Ren, Zhang,
 Yu, Liu, "Balanced MSE for Imbalanced Visual Regression", CVPR 2022.
@@ -49,16 +49,16 @@ def focal_l1_loss(
 ) -> Tensor:
     r"""``w |e| f(e)`` of errors ``e = x - y``, where :math:`f(e) = (2\,\mathrm{sigmoid}(\beta |e|) - 1)^\gamma`.
 
-    f grows from 0 to 1, so that samples that are predicted well count less. The gradient passes through f. Arguments
-    and errors as for :func:`dadl.weighted_l1_loss`.
+    f grows from 0 to 1, so well-predicted samples count less. The gradient passes through f. Arguments and errors as
+    for :func:`dadl.weighted_l1_loss`.
 
     Args:
         input: predictions, any shape.
         target: as ``input``.
         weight: as ``input``, or one weight per sample ``[N]``; ``None`` is all ones.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        beta: how soon an error counts as large, positive.
-        gamma: how much less small errors count; 0 is the loss without f.
+        beta: scale of f: the larger, the smaller the errors that count in full; positive.
+        gamma: exponent of f: the larger, the less small errors count; 0 turns f off.
 
     Source: Yang et al., "Delving into Deep Imbalanced Regression", ICML 2021.
     """
@@ -81,10 +81,9 @@ def focal_mse_loss(
 
 
 class GaussianMixture(NamedTuple):
-    """The density of the training labels as K normal distributions: three vectors ``[K]``.
+    """The density of the training labels as a mixture of K normal distributions: three vectors ``[K]``.
 
-    ``sklearn.mixture.GaussianMixture`` fits one; its ``weights_``, ``means_[:, 0]`` and ``covariances_[:, 0, 0]`` are
-    these.
+    ``sklearn.mixture.GaussianMixture`` fits one; pass its ``weights_``, ``means_[:, 0]`` and ``covariances_[:, 0, 0]``.
     """
 
     weights: Tensor
@@ -93,24 +92,24 @@ class GaussianMixture(NamedTuple):
 
 
 class BalancedMSE(nn.Module):
-    r"""Balanced MSE: the squared error of a model that must also be right where training labels are rare.
+    r"""Balanced MSE: the squared error for a model that must also be accurate where training labels are rare.
 
-    The prediction x is the mean of a normal distribution with variance :math:`\sigma^2` over labels as if all were
-    equally frequent; Bayes' rule turns it into one over the labels as they are, p(y). The loss is its negative
-    logarithm, times :math:`2 \sigma^2`, a constant for the gradient, to have the scale of a squared error:
+    The prediction x is the mean of a normal distribution with variance :math:`\sigma^2` over labels, as if all were
+    equally frequent. Bayes' rule turns it into a distribution under the actual label density p(y). The loss is its
+    negative logarithm, times :math:`2 \sigma^2`, a constant for the gradient, to have the scale of a squared error:
 
     .. math::
         2 \sigma^2 \left( \frac{\lVert x - y \rVert^2}{2 \sigma^2}
         + \log \int p(y') \exp\left( -\frac{\lVert x - y' \rVert^2}{2 \sigma^2} \right) dy' \right).
 
-    With ``mixture`` p is that mixture, and the integral is exact (GAI). Without, it is the sum over the labels of the
+    With ``mixture``, p is that mixture and the integral is exact (GAI). Without, it is a sum over the labels of the
     batch (BMC): a cross-entropy whose classes are the samples, zero for a batch of one.
 
-    :math:`\sigma` is a parameter, learnt through its logarithm and so always positive. Give ``parameters()`` to an
+    :math:`\sigma` is a parameter, learnt as its logarithm and so always positive. Give ``parameters()`` to an
     optimiser, or fix it with ``loss.requires_grad_(False)``.
 
     Args:
-        sigma: the initial σ, the scale of the errors that cannot be avoided; positive.
+        sigma: the initial σ, the scale of unavoidable errors; positive.
         mixture: the density of the training labels, or ``None`` for the labels of each batch.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
 
@@ -119,8 +118,7 @@ class BalancedMSE(nn.Module):
         computed in float32.
 
     Raises:
-        ValueError: a σ that is not positive; a mixture that is none; shapes that differ or are others; an unknown
-            reduction.
+        ValueError: a σ that is not positive, an invalid mixture, wrong shapes, an unknown reduction.
 
     Source: Ren, Zhang, Yu, Liu, "Balanced MSE for Imbalanced Visual Regression", CVPR 2022.
     """
@@ -143,7 +141,7 @@ class BalancedMSE(nn.Module):
 
     @property
     def sigma(self) -> float:
-        """The present σ."""
+        """The current σ."""
         return float(self.log_sigma.detach().exp())
 
     def forward(self, input: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -180,7 +178,7 @@ def _focus(error: Tensor, beta: float, gamma: float) -> Tensor:
     _check_positive(beta=beta)
     if not gamma >= 0:
         raise ValueError(f"gamma must not be negative, got {gamma}")
-    # 2 sigmoid(t) - 1 = tanh(t / 2). An exact prediction has no error to weight, but an infinite slope here if γ < 1.
+    # 2 sigmoid(t) - 1 = tanh(t / 2). If γ < 1, its slope at an error of 0 is infinite, but there is no error to weight.
     return (error * (beta / 2)).tanh().masked_fill(error == 0, 1) ** gamma
 
 
@@ -193,9 +191,9 @@ def _check_positive(**values: float) -> None:
 def _check_mixture(mixture: GaussianMixture) -> None:
     shapes = [list(value.shape) for value in mixture]
     if mixture.weights.dim() != 1 or len(mixture.weights) == 0 or shapes.count(shapes[0]) != 3:
-        raise ValueError(f"a mixture has weights, means and variances of one shape [K], got {shapes}")
+        raise ValueError(f"weights, means and variances of a mixture must have the same shape [K], got {shapes}")
     weights, means, variances = mixture
     if not bool((weights > 0).all() and (variances >= 0).all() and means.isfinite().all()):
-        raise ValueError("a mixture has positive weights, finite means and variances that are not negative")
+        raise ValueError("a mixture must have positive weights, finite means and non-negative variances")
     if abs(float(weights.sum()) - 1) > 1e-3:
-        raise ValueError(f"the weights of a mixture sum to 1, got {float(weights.sum()):g}")
+        raise ValueError(f"the weights of a mixture must sum to 1, got {float(weights.sum()):g}")

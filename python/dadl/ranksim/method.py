@@ -1,4 +1,4 @@
-"""Imbalanced regression with RankSim, and what it is combined with."""
+"""Imbalanced regression with RankSim and the methods it is combined with."""
 
 from collections.abc import Callable
 from functools import partial
@@ -23,20 +23,20 @@ RegressionLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Regression(Method):
-    """Scalar regression: a loss of predictions, plus RankSim on the features before the last linear layer.
+    """Scalar regression: a loss on predictions, plus RankSim on the features before the last linear layer.
 
-    A batch is ``(inputs, target [B], weight [B])``. RankSim sees the features before they are smoothed, and the targets
-    as they are, whose distances no scaling has rounded. Predictions have the targets' units.
+    A batch is ``(inputs, target [B], weight [B])``. RankSim gets the features before smoothing, and the unscaled
+    targets, so that scaling cannot round their distances. Predictions have the units of the targets.
 
     Args:
         encoder: inputs to features ``[B, d]``.
         head: the last linear layer, ``[B, d]`` to ``[B, 1]``.
         ranksim: the regulariser, or ``None``.
         lr: peak learning rate.
-        loss: of predictions and scaled targets; a module, as :class:`dadl.BalancedMSE`, learns its parameters, with
-            ten times the learning rate.
-        smoothing: feature distribution smoothing, in the units of the targets; from the second epoch on, with the
-            statistics of the features after the epoch before.
+        loss: of predictions and scaled targets; if it is a module, such as :class:`dadl.BalancedMSE`, its parameters
+            are learnt with ten times the learning rate.
+        smoothing: feature distribution smoothing, in the units of the targets; from the second epoch on, with
+            statistics of the features after the previous epoch.
         centre: the head learns ``(target - centre) / scale``.
         scale: positive.
 
@@ -80,12 +80,12 @@ class Regression(Method):
 
     def predict(self, inputs: Tensor) -> Tensor:
         prediction: Tensor = self.head(self.encoder(inputs)).squeeze(-1)
-        return prediction.float() * self.scale + self.centre  # half precision cannot hold large targets
+        return prediction.float() * self.scale + self.centre  # large targets overflow half precision
 
     def configure_optimizer(self, total_steps: int) -> tuple[Optimizer, LRScheduler]:
         optimizer = AdamW([p for part in (self.encoder, self.head) for p in _learnt(part)], lr=self.lr)
         if own := _learnt(self.loss):
-            # Few as they are, they must come far; decay would pull them towards one.
+            # These few parameters have far to go, and weight decay would pull them towards one.
             optimizer.add_param_group({"params": own, "lr": 10 * self.lr, "weight_decay": 0.0})
         return optimizer, OneCycleLR(optimizer, [group["lr"] for group in optimizer.param_groups], total_steps)
 
@@ -100,10 +100,10 @@ class Regression(Method):
 
 
 class Retraining(Regression):
-    """Regressor retraining (RRT): the encoder is that of an earlier training and stays as it is, the head begins anew.
+    """Regressor retraining (RRT): the encoder of an earlier run is frozen, and the head is trained from scratch.
 
-    ``restore`` puts the earlier weights into the encoder it is given. It is called when training begins, and only then:
-    checkpoints hold the encoder, and need the earlier training no more. Other arguments as for :class:`Regression`.
+    ``restore`` loads the earlier weights into the encoder it is given. It is called only as training begins:
+    checkpoints hold the encoder and no longer need the earlier run. Other arguments as for :class:`Regression`.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""``dadl train ranksim``: imbalanced regression of numbers, texts or images, with RankSim and what goes with it."""
+"""``dadl train ranksim``: imbalanced regression on numbers, texts or images, with RankSim and related methods."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
@@ -52,10 +52,10 @@ MIXTURE_COMPONENTS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class RankSimRecipe(Recipe):
-    """Imbalanced regression of numbers, texts or images, with RankSim and what goes with it.
+    """Imbalanced regression on numbers, texts or images, with RankSim and related methods.
 
-    DATA is a CSV file; of one with the columns age, path and split (AgeDB-DIR, IMDB-WIKI-DIR) nothing needs to be
-    named. Or it is a folder with STS-B-DIR's train_new.tsv, dev_new.tsv and test_new.tsv.
+    DATA is a CSV file, or a folder with STS-B-DIR's train_new.tsv, dev_new.tsv and test_new.tsv. In a CSV file with
+    the columns age, path and split (AgeDB-DIR, IMDB-WIKI-DIR) no columns need to be named.
     """
 
     name: ClassVar[str] = "ranksim"
@@ -66,16 +66,16 @@ class RankSimRecipe(Recipe):
     }
 
     lr: Positive | None = None
-    """Peak learning rate. [default: 0.001; of a network for images or texts 0.0001]"""
+    """Peak learning rate. [default: 0.001; for image and text networks 0.0001]"""
 
     target: str | None = None
     """Column to predict."""
 
     image: str | None = None
-    """Column of image paths, relative to the file."""
+    """Column of image paths, relative to the folder of the file."""
 
     text: ColumnNames = ()
-    """Columns of texts."""
+    """Columns of text."""
 
     features: ColumnNames = ()
     """Columns of numbers."""
@@ -84,37 +84,37 @@ class RankSimRecipe(Recipe):
     """Columns of categories."""
 
     split: str | None = None
-    """Column that says train, val or test. [default: a tenth each for val and test, drawn with the seed]"""
+    """Column that says train, val or test. [default: a random tenth each for val and test]"""
 
     loss: Loss | None = None
-    """Of the predictions; bmc and gai are Balanced MSE. [default: l1, STS-B mse]"""
+    """Loss of the predictions; bmc and gai are Balanced MSE. [default: l1; STS-B mse]"""
 
     ranksim: NonNegative | None = None
-    """Weight γ of RankSim; 0 is without. [default: ages 100, STS-B 0.0003, other data 0.1; retraining 0]"""
+    """Weight γ of RankSim; 0 turns it off. [default: ages 100, STS-B 0.0003, other data 0.1; retraining 0]"""
 
     interp_strength: Positive = 2.0
     """Interpolation strength λ of RankSim's gradient."""
 
     reweighting: Literal["none", "inverse", "sqrt-inverse"] = "none"
-    """What the weights of samples are in the count of their label bin."""
+    """Weights of samples as a function of the number of samples in their label bin."""
 
     lds: bool = False
-    """Smooth the counts before they are inverted: label distribution smoothing."""
+    """Label distribution smoothing: smooth the counts before they are inverted."""
 
     fds: bool = False
     """Feature distribution smoothing, from the second epoch on."""
 
     kernel: Kernel = "gaussian"
-    """Of both smoothings."""
+    """Kernel of both kinds of smoothing."""
 
     ks: PositiveInt = 5
-    """Bins in the kernel's window, odd."""
+    """Number of bins in the kernel's window, odd."""
 
     kernel_width: Positive = 2.0
     """Width of the kernel in bins."""
 
     bin_width: Positive | None = None
-    """Of the label bins. [default: ages 1, STS-B 0.1, other data a 50th of the range, whole numbers at least 1]"""
+    """Width of the label bins. [default: ages 1, STS-B 0.1, other data a 50th of the range, rounded up for integers]"""
 
     many: PositiveInt = 100
     """Bins with more training samples are many-shot."""
@@ -123,13 +123,13 @@ class RankSimRecipe(Recipe):
     """Bins with fewer training samples are few-shot."""
 
     target_scale: Positive | None = None
-    """The loss is that of targets over this. [default: ages 1, STS-B 5, other data their standard deviation]"""
+    """Divisor of the targets in the loss. [default: ages 1, STS-B 5, other data their standard deviation]"""
 
     hidden: PositiveInt = 128
-    """Width of the two layers that turn numbers, or frozen text features, into features."""
+    """Width of the two layers on numbers or frozen text features."""
 
     fine_tune: bool = False
-    """Train MiniLM on the texts, instead of two layers on what it gives."""
+    """Train MiniLM itself on the texts, instead of two layers on its frozen features."""
 
     backbone: str | None = None
     """Network for images: module:callable without arguments, images [B, 3, H, W] in [0, 1] to features [B, F];
@@ -140,14 +140,14 @@ class RankSimRecipe(Recipe):
     """Height and width of a view, in pixels."""
 
     augment: str | None = None
-    """Training views of your own: module:callable without arguments, which makes a module or function from float images
-    [B, 3, H, W] in [0, 1] to [B, 3, image-size, image-size] in [0, 1], random by torch's global generator."""
+    """Training views of your own: module:callable without arguments that returns a module or function from float images
+    [B, 3, H, W] in [0, 1] to [B, 3, image-size, image-size] in [0, 1], drawing from torch's global generator."""
 
     keep_positions: bool = False
-    """The target depends on where things are: neither crop nor mirror images at random."""
+    """The target depends on positions: neither crop nor mirror images at random."""
 
     retrain_from: Annotated[Path, Parameter(validator=validators.Path(exists=True, file_okay=False))] | None = None
-    """Regressor retraining (RRT): folder of a run of this recipe on the same data, whose encoder is kept as it is."""
+    """Regressor retraining (RRT): folder of a run of this recipe on the same data, whose encoder is frozen."""
 
     def __post_init__(self) -> None:
         columns = [self.image, *self.text, *self.features, *self.one_hot]
@@ -161,21 +161,21 @@ class RankSimRecipe(Recipe):
         if repeated := [column for column in roles if column is not None and roles.count(column) > 1]:
             raise SettingsError(f"column {repeated[0]} has two roles: as target, input or split, name it once")
         if self.image is not None and len(columns) > 1:
-            raise SettingsError("images are learnt from alone: leave out either image or text, features and one-hot")
+            raise SettingsError("images cannot be combined with text, features or one-hot: leave out one side")
         if self.fine_tune and (self.features or self.one_hot):
-            raise SettingsError("texts and numbers are learnt from together only where MiniLM is frozen: no fine-tune")
+            raise SettingsError("texts and numbers can be combined only with a frozen MiniLM: leave out fine-tune")
         if self.lds and self.reweighting == "none":
             raise SettingsError("lds smooths the counts of a reweighting: set reweighting too")
         if self.loss in ("bmc", "gai") and self.reweighting != "none":
-            raise SettingsError(f"{self.loss} counts rare labels as much as frequent ones already: no reweighting")
+            raise SettingsError(f"{self.loss} already balances rare and frequent labels: leave out reweighting")
         if self.ks % 2 == 0:
             raise SettingsError(f"ks must be odd, so that the window has a centre, got {self.ks}")
         if self.few > self.many:
             raise SettingsError(f"few={self.few} must not be above many={self.many}")
         if self.augment is not None and self.keep_positions:
-            raise SettingsError("augment replaces the view that keep-positions is about: leave out one of the two")
+            raise SettingsError("augment replaces the view that keep-positions configures: leave out one of the two")
         if self.retrain_from is not None and self.ranksim:
-            raise SettingsError("RankSim trains the encoder, which retraining keeps as it is: leave out one of the two")
+            raise SettingsError("RankSim trains the encoder, but retraining freezes it: leave out one of the two")
 
     def read(self, progress: JobProgress) -> RecipeData:
         kind = kind_of(self.data, self._columns)
@@ -235,7 +235,7 @@ class RankSimRecipe(Recipe):
         kind = KINDS[facts["kind"]]
         encoder, width = self._inputs.encoder(facts)
         head = nn.Linear(width, 1)
-        nn.init.zeros_(head.weight)  # begins with the targets' mean
+        nn.init.zeros_(head.weight)  # predicts the mean target at first
         nn.init.zeros_(head.bias)
         smoothing = None
         if self.fds:
@@ -311,7 +311,7 @@ class RankSimRecipe(Recipe):
         if name in LOSSES:
             return LOSSES[name]
         mixture = GaussianMixture(*map(torch.tensor, facts["mixture"])) if name == "gai" else None
-        # Between errors of nothing and those of a constant.
+        # Halfway between no error and the error of a constant prediction.
         return BalancedMSE(facts["target_deviation"] / facts["target_scale"] / 2, mixture=mixture)
 
     def _score(self, predicted: Tensor, *, target: Tensor, bins: Tensor, counts: Tensor) -> Scores:
@@ -330,7 +330,7 @@ class RankSimRecipe(Recipe):
 
 
 def _fitted_mixture(target: Tensor, seed: int) -> list[list[float]]:
-    """The density of the targets: weights, means and variances of normal distributions."""
+    """The density of the targets as a Gaussian mixture: weights, means and variances."""
     from sklearn.mixture import GaussianMixture as Mixture
 
     components = min(MIXTURE_COMPONENTS, len(target.unique()))
@@ -339,7 +339,7 @@ def _fitted_mixture(target: Tensor, seed: int) -> list[list[float]]:
 
 
 def _restore_encoder(run: Path, facts: Mapping[str, Any], encoder: nn.Module) -> None:
-    """Load the encoder of the run in that folder, after its best epoch if it had a validation."""
+    """Load the encoder of the run in that folder, after its best epoch if it was validated."""
     name, _, earlier = read_run(run)
     if name != RankSimRecipe.name or any(earlier.get(key) != facts[key] for key in ("inputs", "target_mean")):
         raise SettingsError(f"{run} was not trained on these data: retrain on the same file, with the same seed")

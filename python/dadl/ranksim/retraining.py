@@ -1,4 +1,4 @@
-"""Regressor retraining (RRT): keep a trained encoder as it is and train the last linear layer anew.
+"""Regressor retraining (RRT): freeze a trained encoder and train the last linear layer from scratch.
 
 Sources: Yang, Zha, Chen, Wang, Katabi, "Delving into Deep Imbalanced Regression", ICML 2021; for classes Kang et al.,
 "Decoupling Representation and Classifier for Long-Tailed Recognition", ICLR 2020.
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 class FrozenEncoder(nn.Module):
     """An encoder that training does not change: its parameters take no gradient, ``forward`` builds no graph.
 
-    It stays in evaluation mode, also when the model around it is put into training mode, so that batch-normalisation
-    statistics and dropout masks do not change either.
+    It stays in evaluation mode even if the model around it is put into training mode, so that batch-normalisation
+    statistics do not change and dropout is off.
     """
 
     def __init__(self, encoder: nn.Module) -> None:
@@ -33,7 +33,7 @@ class FrozenEncoder(nn.Module):
 
 
 def retrain_head(encoder: nn.Module, head: nn.Linear) -> tuple[FrozenEncoder, list[nn.Parameter]]:
-    """Freeze ``encoder`` in place, draw ``head`` anew, and return the frozen encoder and what is to be trained.
+    """Freeze ``encoder`` in place, reset ``head``, and return the frozen encoder and the parameters to train.
 
     >>> encoder, parameters = retrain_head(model.encoder, model.head)
     >>> optimizer = torch.optim.Adam(parameters, lr=1e-3)
@@ -45,7 +45,7 @@ def retrain_head(encoder: nn.Module, head: nn.Linear) -> tuple[FrozenEncoder, li
 
     Raises:
         ValueError: the encoder contains the head, which would be frozen with it.
-        TypeError: the head is no linear layer.
+        TypeError: the head is not a linear layer.
     """
     if not isinstance(head, nn.Linear):
         raise TypeError(f"head must be the last nn.Linear of the model, got {type(head).__name__}")

@@ -1,4 +1,4 @@
-"""Weights against imbalanced labels: reweighting of label bins and label distribution smoothing.
+"""Sample weights for imbalanced labels: reweighting of label bins, and label distribution smoothing.
 
 Source: Yang, Zha, Chen, Wang, Katabi, "Delving into Deep Imbalanced Regression", ICML 2021.
 """
@@ -17,7 +17,7 @@ Reduction = Literal["mean", "sum", "none"]
 def bin_labels(labels: Tensor, low: float, high: float, num_bins: int) -> Tensor:
     """The index of each label's bin among ``num_bins`` bins of equal width on ``[low, high]``, as int64.
 
-    A bin holds its lower edge; the last one also its upper edge. Labels outside go to the edge bins.
+    A bin includes its lower edge, and the last one also its upper edge. Labels outside go to the edge bins.
     Ages: ``bin_labels(age, 0, 121, 121)``; STS-B scores: ``bin_labels(score, 0, 5, 50)``.
 
     Raises:
@@ -28,7 +28,7 @@ def bin_labels(labels: Tensor, low: float, high: float, num_bins: int) -> Tensor
     if labels.is_floating_point() and bool(labels.isnan().any()):
         raise ValueError("labels hold NaN, which belongs to no bin; remove those samples first")
     values = labels if labels.is_floating_point() else labels.double()
-    # Edges are rounded like the labels: 0.7 in fp32 must not fall below an edge at 0.7.
+    # Edges are rounded like the labels: 0.7 in float32 must not fall below an edge at 0.7.
     edges = torch.linspace(low, high, num_bins + 1, dtype=torch.float64, device=labels.device)[1:-1]
     return torch.bucketize(values, edges.to(values.dtype), right=True)
 
@@ -50,7 +50,7 @@ def bin_weights(
     Args:
         counts: training samples per bin, ``[num_bins]``, integers or floating point.
         reweighting: ``"inverse"`` or ``"sqrt_inv"``.
-        clip: bounds of the counts for ``inverse`` (the usual ones for ages); ``None`` leaves them as they are.
+        clip: bounds of the counts for ``inverse`` (the default is the usual one for ages); ``None`` is unbounded.
         smoothing: label distribution smoothing, or ``None``.
 
     Returns:
@@ -85,9 +85,9 @@ def bin_weights(
 class LabelDistributionSmoothing(torch.nn.Module):
     r"""Label distribution smoothing (LDS): the effective density of continuous labels.
 
-    Neighbouring labels share information, so that the density that matters is the empirical one convolved with a
-    symmetric kernel k over the label bins: :math:`\tilde p_i = \sum_j k(i - j)\, p_j`. The window is divided by its
-    largest value; beyond the bins the density is zero. :func:`bin_weights` inverts the result.
+    Neighbouring labels share information. So the effective density is the empirical one convolved with a symmetric
+    kernel k over the label bins: :math:`\tilde p_i = \sum_j k(i - j)\, p_j`. The kernel is scaled to a maximum of 1;
+    outside the bins the density is zero. :func:`bin_weights` inverts the result.
 
     Kernels, with distance d from the centre: ``gaussian``, the response of a truncated, reflecting gaussian filter to
     a unit impulse, :math:`e^{-d^2 / 2\sigma^2}` but larger at the window's ends; ``triangular``, linear from the centre
@@ -142,8 +142,8 @@ def smoothing_window(kernel: Kernel, ks: int, sigma: float) -> Tensor:
     elif kernel == "laplace":
         window = torch.exp(-distance.abs() / sigma)
     else:
-        # Reflection folds the filter's tails, cut at 4 sigma, back into the window: tap t lands where the sequence
-        # of period 2 ks that mirrors the window at its ends has that position.
+        # Reflection folds the filter's tails, cut off at 4 sigma, back into the window: a tap lands where the sequence
+        # of period 2 ks that mirrors the window at its ends has its position.
         radius = int(4 * sigma + 0.5)
         tap = torch.arange(-radius, radius + 1)
         response = torch.exp(-0.5 * (tap.double() / sigma).square())
@@ -156,7 +156,7 @@ def smoothing_window(kernel: Kernel, ks: int, sigma: float) -> Tensor:
 def weighted_l1_loss(
     input: Tensor, target: Tensor, weight: Tensor | None = None, reduction: Reduction = "mean"
 ) -> Tensor:
-    """``w |x - y|``. The mean is over the elements, not over the weights: :func:`bin_weights` have mean 1 already.
+    """``w |x - y|``. The mean is over elements, not weighted by w: :func:`bin_weights` already average to 1.
 
     Args:
         input: predictions, any shape.
@@ -178,17 +178,17 @@ def weighted_mse_loss(
 
 
 def difference(input: Tensor, target: Tensor) -> Tensor:
-    """``input - target``, or a ``ValueError`` where the shapes differ, which would be broadcast."""
+    """``input - target``; raises a ``ValueError`` if the shapes differ, instead of broadcasting."""
     if input.shape != target.shape:
         raise ValueError(
-            f"input and target must have one shape, got {list(input.shape)} and {list(target.shape)}; "
-            "a trailing dimension of size 1 is removed with .squeeze(-1)"
+            f"input and target must have the same shape, got {list(input.shape)} and {list(target.shape)}; "
+            "remove a trailing dimension of size 1 with .squeeze(-1)"
         )
     return input - target
 
 
 def weighted_mean(loss: Tensor, weight: Tensor | None, reduction: Reduction) -> Tensor:
-    """``weight * loss``, reduced, as :func:`weighted_l1_loss` describes it."""
+    """``weight * loss``, reduced as described in :func:`weighted_l1_loss`."""
     if weight is not None:
         if weight.shape != loss.shape:
             if weight.shape != loss.shape[:1]:

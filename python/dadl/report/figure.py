@@ -1,4 +1,4 @@
-"""The figures of ``dadl report``: SVG that takes its colours from the page, light or dark."""
+"""The figures of ``dadl report``: SVG with colours from the page, light or dark."""
 
 import io
 import math
@@ -15,12 +15,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
-# Matplotlib has no CSS variables, so it draws with these colours, which are replaced at the end.
+# Matplotlib cannot use CSS variables. It draws with these colours, which are replaced afterwards.
 INK, PAGE = "#010203", "#010204"
 SERIES_COLORS = tuple(f"#0a000{i}" for i in range(7))
 VARIABLES = {INK: "var(--ink)", PAGE: "var(--page)"} | {c: f"var(--color-{i})" for i, c in enumerate(SERIES_COLORS)}
 DASHES = ("", "6 2", "2 2", "6 2 2 2")
-LOG_RANGE = 30  # losses that fall by more are drawn on a logarithmic axis, where the end of training can be seen
+LOG_RANGE = 30  # losses with a larger range get a logarithmic axis, which shows the end of training
 
 ElementTree.register_namespace("", "http://www.w3.org/2000/svg")
 ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")

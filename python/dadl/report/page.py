@@ -1,4 +1,4 @@
-"""``dadl report``: one page that compares training runs, made from what they wrote into their folders."""
+"""``dadl report``: one page that compares runs, made from the files in their folders."""
 
 import json
 import math
@@ -19,13 +19,13 @@ from ..output import mean_and_standard_error
 from .figure import Curve, color_variable, dashes, draw_bars, draw_curves
 from .results import Run, read_results
 
-CURVES_IN_SIGHT = 3  # the others are folded
+CURVES_IN_SIGHT = 3  # the others are collapsed
 NOT_CURVES = ("epoch", "step", "lr", "seconds")
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in the seed alone, under one ``label``; ``index`` gives them their colour."""
+    """Runs that differ only in the seed, under one ``label``; ``index`` determines their colour."""
 
     index: int
     label: str
@@ -40,7 +40,7 @@ class Group:
         return dashes(self.index)
 
     def statistic(self, row: str, column: str) -> tuple[float, float] | None:
-        """Mean and standard error of a test metric, None where no run of the group has it."""
+        """Mean and standard error of a test metric; None if no run of the group has it."""
         if not any(column in run.test.get(row, {}) for run in self.runs):
             return None
         return mean_and_standard_error([run.test.get(row, {}).get(column, math.nan) for run in self.runs])
@@ -48,7 +48,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Metric:
-    """A column of the table of test metrics: the statistics of every group, and which are the best."""
+    """A column of the table of test metrics: the statistics of every group, and which are best."""
 
     row: str
     column: str
@@ -60,12 +60,12 @@ class Metric:
 
     @cached_property
     def ranked(self) -> list[int]:
-        """Groups that have a number, the best first."""
+        """Groups with a number, best first."""
         means = {i: cell[0] for i, cell in enumerate(self.statistics) if cell and not math.isnan(cell[0])}
         return sorted(means, key=means.__getitem__, reverse=self.higher_is_better)
 
     def is_best(self, index: int) -> bool:
-        """Whether no group has a better number, where there are others to compare with."""
+        """Whether no group has a better number; false if there is nothing to compare with."""
         return len(self.ranked) > 1 and self.mean(index) == self.mean(self.ranked[0])
 
     def mean(self, index: int) -> float:
@@ -77,7 +77,7 @@ class Metric:
         return cell[1] if cell else math.nan
 
     def number(self, value: float) -> str:
-        """As many decimals for the whole column as give its largest number four digits."""
+        """Format with as many decimals as give the largest number of the column four digits."""
         largest = max((abs(self.mean(i)) for i in self.ranked if math.isfinite(self.mean(i))), default=0.0)
         digits = 3 - math.floor(math.log10(largest)) if largest else 3
         return "NaN" if math.isnan(value) else f"{value:.{max(0, digits)}f}"
@@ -91,7 +91,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Differences:
-    """Facts of several things: those that are ``equal`` for all, and ``rows`` of those in ``columns`` that are not."""
+    """Facts about several things: those ``equal`` for all, and ``rows`` with the other facts, named in ``columns``."""
 
     equal: Mapping[str, str]
     columns: Sequence[str]
@@ -111,7 +111,7 @@ class Differences:
 
 @dataclass(frozen=True)
 class Panel:
-    """A figure of a quantity with what stands above it."""
+    """A figure of a quantity, with its title."""
 
     quantity: str
     title: str
@@ -119,7 +119,7 @@ class Panel:
 
 
 class Section:
-    """The runs of one recipe as the template shows them."""
+    """The runs of one recipe, as the template shows them."""
 
     def __init__(self, name: str, runs: Sequence[Run]) -> None:
         self.name, self.runs, self.groups = name, runs, _group(runs)
@@ -145,7 +145,7 @@ class Section:
 
     @property
     def summary(self) -> str:
-        """Which configuration is best on the first test metric, and how sure that is."""
+        """Which configuration is best on the first test metric, and how certain that is."""
         if not self.metrics:
             return "No test metrics."
         metric = self.metrics[0]
@@ -174,15 +174,15 @@ class Section:
     def _surety(self, gap: float, metric: Metric) -> str:
         error = math.hypot(*(metric.error(i) for i in metric.ranked[:2]))
         if math.isnan(error):
-            return "Without several seeds of both it is open whether that is more than chance."
+            return "Without several seeds of both, this difference may be chance."
         verdict = ", so it may be chance" if gap < 2 * error else ""
         return f"The standard error of this difference is {metric.number(error)}{verdict}."
 
     @property
     def caution(self) -> str:
-        """What a reader must know before numbers are compared; empty if nothing."""
+        """A warning to read before comparing numbers; empty if there is none."""
         if self.comparable and "data" in self.settings.columns:
-            return "The runs name different data: compare their numbers only if the test parts are the same."
+            return "The runs use different data: compare their numbers only if the test parts are the same."
         return ""
 
     def _bars(self) -> list[Panel]:
@@ -206,7 +206,7 @@ class Section:
 
 
 class Unfinished:
-    """Runs without results yet: how far they have come."""
+    """Runs without results yet, and how far they have come."""
 
     def __init__(self, runs: Sequence[Run]) -> None:
         self.groups = [Group(i, run.name, [run]) for i, run in enumerate(runs)]
@@ -214,16 +214,16 @@ class Unfinished:
 
 
 def write_report(runs: Sequence[Path], output: Path) -> None:
-    """Compare training runs on one HTML page that needs nothing besides itself.
+    """Compare runs on one self-contained HTML page.
 
     Args:
-        runs: folders that ``dadl train`` wrote. Those of one recipe are compared with each other, and those that differ
-            in the seed alone are averaged. A training that has not finished is shown by its learning curves.
-        output: the file to write; its folder is made if it is not there.
+        runs: folders written by ``dadl train``. Runs of one recipe are compared with each other, and runs that differ
+            only in the seed are averaged. Unfinished runs are shown by their learning curves.
+        output: the file to write; its folder is created if necessary.
 
     Raises:
-        ProblemsError: no runs, a folder that is no run or is given twice, results that cannot be read, an ``output``
-            that is a folder; with a line for each problem. Nothing is written then.
+        ProblemsError: no runs, a folder that is not a run or is given twice, results that cannot be read, or an
+            ``output`` that is a folder; with a line for each problem. Then nothing is written.
     """
     problems: list[str] = []
     if not runs:
@@ -259,12 +259,12 @@ def write_report(runs: Sequence[Path], output: Path) -> None:
         nan=math.nan,
     )
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(page, encoding="utf-8", errors="replace")  # file names may hold what UTF-8 does not
+    output.write_text(page, encoding="utf-8", errors="replace")  # file names may not be valid UTF-8
 
 
 def _group(runs: Iterable[Run]) -> list[Group]:
-    """Runs of equal settings but for the seed; a seed that is there again is a repetition, which gets a group of its
-    own, as it tells nothing about the spread over seeds."""
+    """Group runs with equal settings except for the seed. A repeated seed gets its own group, because it says nothing
+    about the spread over seeds."""
     repetitions: Counter[str] = Counter()
     members: dict[tuple[str, int], list[Run]] = {}
     for run in runs:

@@ -1,4 +1,4 @@
-"""What `dadl train` left in its run folders, read such that every folder that tells nothing is named."""
+"""The results in run folders of `dadl train`. Every folder that cannot be read is reported."""
 
 import json
 import math
@@ -27,9 +27,9 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Run:
-    """What a run folder tells; of a training that has not finished only the name and the history.
+    """The contents of a run folder; for an unfinished run only the name and the history.
 
-    Without validation no epoch is the best.
+    Without validation there is no best epoch.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Run:
 
 
 def read_results(folder: Path, name: str, problems: list[str]) -> Run | None:
-    """What ``folder`` tells of its run; None, and a line in ``problems``, where it tells nothing."""
+    """The run in ``folder``; None, and a line in ``problems``, if there is nothing to read."""
     results, log = folder / RESULTS, folder / LOG
     if results.exists():
         return _read_json(results, name, problems)
@@ -54,14 +54,14 @@ def read_results(folder: Path, name: str, problems: list[str]) -> Run | None:
     if not folder.is_dir():
         problems.append(f"{folder}: there is no such folder")
     elif log.exists() or (folder / CONFIG).exists():
-        problems.append(f"{folder}: this training has not finished its first epoch; there is nothing to show yet")
+        problems.append(f"{folder}: this run has not finished its first epoch; there is nothing to show yet")
     else:
-        problems.append(f"{folder}: not a run of `dadl train`: neither results.json nor log.csv is there")
+        problems.append(f"{folder}: not a run of `dadl train`: it has neither results.json nor log.csv")
     return None
 
 
 def _read_json(path: Path, name: str, problems: list[str]) -> Run | None:
-    advice = "run the same `dadl train` again to have it written anew, or leave this run out"
+    advice = "run the same `dadl train` again to rewrite it, or leave this run out"
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

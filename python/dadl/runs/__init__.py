@@ -1,1 +1,1 @@
-"""Runs: what `dadl train`, `dadl evaluate` and `dadl predict` do, whatever the method."""
+"""``dadl train``, ``dadl evaluate`` and ``dadl predict``, for every method."""

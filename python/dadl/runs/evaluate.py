@@ -1,4 +1,4 @@
-"""Trained runs: judged once more, or set to predict."""
+"""Evaluation of trained runs, and their predictions."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ class TrainedRun:
 
 
 def evaluate_run(run: TrainedRun, part: Literal["test", "val"], device: Device, console: Console) -> Scores:
-    """Judge a run once more, on the data of its recipe. Returns the table."""
+    """Evaluate a trained run on the data of its recipe, and return the scores."""
     recipe = run.recipe
     fabric = make_fabric(device, recipe.precision)
     if not fabric.is_global_zero:
@@ -57,7 +57,7 @@ def evaluate_run(run: TrainedRun, part: Literal["test", "val"], device: Device, 
 
 
 def predict_run(run: TrainedRun, data: Path, output: Path, device: Device, console: Console) -> None:
-    """Predict samples without a target and write a CSV file: their names and what is predicted."""
+    """Predict samples without a target, and write their names and predictions to a CSV file."""
     recipe = run.recipe
     fabric = make_fabric(device, recipe.precision)
     if not fabric.is_global_zero:

@@ -1,4 +1,4 @@
-"""The folder of a run: its files, what they say of the run, and its trained method."""
+"""The folder of a run: its files, its settings and its checkpoints."""
 
 import json
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ def read_run(folder: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
 
 
 def trained_checkpoint(folder: Path) -> Path:
-    """The checkpoint with a run's method after its best epoch, or without a validation after its last."""
+    """The checkpoint after a run's best epoch, or without validation after its last."""
     file = next((folder / name for name in (BEST, LAST) if (folder / name).exists()), None)
     if file is None:
         raise CheckpointError(f"{folder} has no checkpoint yet")
@@ -43,6 +43,6 @@ def trained_state(folder: Path, part: str) -> dict[str, Any]:
 
 
 def as_json(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """As they will be read."""
+    """The facts as they will be read from JSON."""
     plain: dict[str, Any] = json.loads(json.dumps(facts))
     return plain

@@ -1,4 +1,4 @@
-"""What recipes on image lists share: few labels, EfficientNet-Lite0, and images that are decoded once."""
+"""What recipes on image lists share: few labels, EfficientNet-Lite0, and images decoded once."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -27,27 +27,27 @@ LabelT = TypeVar("LabelT")
 
 @dataclass(frozen=True, kw_only=True)
 class ListRecipe(Recipe, Generic[LabelT]):
-    """A recipe on a folder with train_LABELS.txt, train_100.txt, test.txt and perhaps val.txt."""
+    """A recipe on a folder with train_LABELS.txt, train_100.txt, test.txt and optionally val.txt."""
 
     labels: Annotated[int, Parameter(validator=validators.Number(gte=1, lte=100))]
-    """Percentage of labels: which list is the labelled one; the others of train_100.txt are used without."""
+    """Percentage of labels, which selects the labelled list; the rest of train_100.txt is used without labels."""
 
     epochs: PositiveInt = 120
-    """Passes over the unlabelled (or more) images."""
+    """Passes over the unlabelled images, or over the labelled ones if there are more."""
 
     batch_size: PositiveInt = 24
-    """Labelled images of a step in each process; as many unlabelled ones join."""
+    """Labelled images per step in each process, plus as many unlabelled ones."""
 
     lr: Positive = 1e-3
-    """Learning rate of the backbone; what starts from scratch has ten times it."""
+    """Learning rate of the backbone; layers trained from scratch have ten times as much."""
 
     image_size: Annotated[int, Parameter(validator=validators.Number(gte=32))] = 224
     """Height and width of a view, in pixels."""
 
     augment: str | None = None
-    """Training views of your own: module:callable without arguments, which makes a module or function from float
-    images [B, C, H, W] in [0, 1] to [B, C, image-size, image-size] in [0, 1], random by torch's global generator. It
-    makes all views but fixmatch's weak ones; in chi-model it must move nothing where values are positions."""
+    """Training views of your own: module:callable without arguments that returns a module or function from float
+    images [B, C, H, W] in [0, 1] to [B, C, image-size, image-size] in [0, 1], drawing from torch's global generator. It
+    makes all views except fixmatch's weak ones; in chi-model it must not move anything if values are positions."""
 
     @abstractmethod
     def view(self) -> View:
@@ -63,14 +63,14 @@ class ListRecipe(Recipe, Generic[LabelT]):
 
     @abstractmethod
     def make_loader(self, lists: ImageLists[LabelT], images: ChosenRows) -> DataLoader[Any]:
-        """Training batches from the images of the labelled and then of the unlabelled rows."""
+        """Training batches from the images, first those of the labelled rows and then those of the unlabelled."""
 
     @abstractmethod
     def score(self, rows: Sequence[Row[LabelT]], predicted: Tensor) -> Scores:
-        """Judge what was predicted for the rows."""
+        """Evaluate the predictions for the rows."""
 
     def read(self, progress: JobProgress) -> RecipeData:
-        self.view()  # what is wrong with it shows before images are read
+        self.view()  # fails before images are read, if at all
         lists = self.read_lists()
         if self.patience is not None and not lists.validation:
             raise SettingsError(f"patience needs validation images: {self.data} has no val.txt")
@@ -92,7 +92,7 @@ class ListRecipe(Recipe, Generic[LabelT]):
                 name: image_fingerprint(
                     [row.path for row in part],
                     part_digests,
-                    [row.label for row in part if name != "unlabelled"],  # which are not used
+                    [row.label for row in part if name != "unlabelled"],  # whose labels are not used
                 )
                 for (name, part), part_digests in zip(parts.items(), digests.split(sizes), strict=True)
             },
@@ -107,7 +107,7 @@ class ListRecipe(Recipe, Generic[LabelT]):
         return Evaluation([row.path for row in rows], tensor_loader(images, batch_size=self.batch_size), unscored)
 
     def make_view(self, **options: Any) -> View:
-        """Our view with these options, or ``augment``."""
+        """The built-in view with these options, or the user's ``augment``."""
         stored = stored_size(self.image_size)
         return training_view(self.augment, self.image_size, (3, stored, stored), **options)
 

@@ -1,4 +1,4 @@
-"""What each ``dadl train`` is made of: settings, data, a method, and how its predictions are judged."""
+"""The interface of a recipe: settings, data, a method, and how its predictions are evaluated."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -19,11 +19,11 @@ Scores = Mapping[str, Mapping[str, float]]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A part of the data that a trained method predicts.
+    """A part of the data for a trained method to predict.
 
-    ``names`` of the samples, as the data have them: an image's path, or a file and its line. ``loader``: unshuffled; a
-    batch's first element is what the method predicts. ``score`` judges the predictions of all samples, in order; the
-    first number of its first row is what validation minimises.
+    ``names``: of the samples, such as the path of an image, or a file and line. ``loader``: unshuffled; the first
+    element of a batch is the method's input. ``score`` evaluates the predictions of all samples, in order; validation
+    minimises the first number of its first row.
     """
 
     names: Sequence[str]
@@ -35,9 +35,9 @@ class Evaluation:
 class RecipeData:
     """The data of a recipe, read and checked.
 
-    ``facts``: what :meth:`Recipe.make_method` must know of the training data, as JSON has it. ``sizes``: samples of
-    each part. ``fingerprints``: of everything that was read of each part, targets included, as
-    :func:`dadl.data.fingerprint.fingerprint` makes them. ``loader``: training batches.
+    ``facts``: what :meth:`Recipe.make_method` needs to know about the training data, as JSON values. ``sizes``: the
+    number of samples in each part. ``fingerprints``: digests of everything read for each part, including targets, see
+    :func:`.fingerprint`. ``loader``: training batches.
     """
 
     facts: Mapping[str, Any]
@@ -50,16 +50,16 @@ class RecipeData:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(ABC):
-    """Everything that the result of a training depends on."""
+    """Everything that the result of a training run depends on."""
 
     name: ClassVar[str]
-    """Of the recipe, as ``dadl train`` takes it."""
+    """The name of the recipe in ``dadl train NAME``."""
 
     shape_facts: ClassVar[tuple[str, ...]] = ()
-    """Facts that say what a method takes and gives, and that other data to judge it by must share."""
+    """Facts that determine inputs and outputs of a method; other data for its evaluation must share them."""
 
     search_space: ClassVar[Mapping[str, tuple[float, float]]] = {}
-    """Settings that ``--search`` chooses on validation, each from a range of positive numbers."""
+    """Settings that ``--search`` tunes on validation, each in a range of positive numbers."""
 
     data: Path
     """File or folder of the data."""
@@ -68,7 +68,7 @@ class Recipe(ABC):
     """Passes over the training data."""
 
     batch_size: PositiveInt = 64
-    """Samples of a step in each process."""
+    """Samples per step in each process."""
 
     lr: Positive | None = None
     """Learning rate. [default: the recipe's]"""
@@ -77,29 +77,29 @@ class Recipe(ABC):
     """Batches whose gradients are averaged before each step."""
 
     precision: Literal["32", "16-mixed", "bf16-mixed"] = "32"
-    """Of the arithmetic: single, or mixed with a half precision."""
+    """Arithmetic precision: single, or mixed with half precision."""
 
     patience: PositiveInt | None = None
-    """Epochs without a better validation after which training stops. [default: never]"""
+    """Epochs without improvement on validation after which training stops. [default: never]"""
 
     checkpoint_every: PositiveInt = 1000
-    """Steps between checkpoints; there is one after each epoch in any case."""
+    """Steps between checkpoints, in addition to the one after each epoch."""
 
     seed: Seed = 0
-    """Of everything that is random."""
+    """Seed of everything random."""
 
     @abstractmethod
     def read(self, progress: JobProgress) -> RecipeData:
-        """Read and check everything in ``data``; a ``ValueError`` has a line for each problem."""
+        """Read and check everything in ``data``; raises a ``ValueError`` with a line for each problem."""
 
     @abstractmethod
     def make_method(self, facts: Mapping[str, Any]) -> Method:
-        """The method, built from the settings and ``facts`` alone and drawn from torch's generator."""
+        """The method, built from the settings and ``facts`` alone; its weights are drawn from torch's generator."""
 
     @abstractmethod
     def read_unseen(self, data: Path, facts: Mapping[str, Any], progress: JobProgress) -> Evaluation:
-        """Samples without a target, which are not scored."""
+        """Samples without a target, which cannot be scored."""
 
     @abstractmethod
     def prediction_columns(self, predicted: Tensor, facts: Mapping[str, Any]) -> Mapping[str, Sequence[Any]]:
-        """Columns of ``predictions.csv`` from what the method predicted for all samples."""
+        """Columns of ``predictions.csv``, from the predictions for all samples."""

@@ -1,4 +1,4 @@
-"""Tables of what a part of the data was judged to be, and rows of predictions."""
+"""Scores of predictions, and rows of ``predictions.csv``."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from .recipe import Evaluation, Scores
 
 
 def score_cells(table: Scores) -> Cells:
-    """The table as tables are shown, of one seed."""
+    """The scores as cells of a table, with one seed."""
     return {row: {column: [value] for column, value in columns.items()} for row, columns in table.items()}
 
 
@@ -24,12 +24,12 @@ def prediction_rows(part: Evaluation, columns: Mapping[str, Any]) -> list[dict[s
 
 
 def unscored(predicted: Tensor) -> Scores:
-    """The score of samples without a target."""
-    raise ValueError("these samples have no target to judge predictions by")
+    """Refuse to score samples without a target."""
+    raise ValueError("these samples have no target to evaluate predictions by")
 
 
 def class_scores(predicted: Tensor, target: Tensor) -> Scores:
-    """Error and accuracy in %, of the samples and averaged over the classes that there are, from logits ``[N, C]``."""
+    """Error and accuracy in %, over the samples and averaged over the classes present, from logits ``[N, C]``."""
     right = (predicted.argmax(dim=1) == target).double()
     counts = torch.bincount(target)
     by_class = (torch.bincount(target, right) / counts)[counts > 0]
@@ -40,6 +40,6 @@ def class_scores(predicted: Tensor, target: Tensor) -> Scores:
 
 
 def class_columns(predicted: Tensor) -> Mapping[str, Sequence[Any]]:
-    """The class of each sample and its probability, from logits ``[N, C]``."""
+    """The predicted class of each sample and its probability, from logits ``[N, C]``."""
     confidence, label = predicted.softmax(dim=1).max(dim=1)
     return {"label": label.tolist(), "confidence": confidence.tolist()}

@@ -1,4 +1,4 @@
-"""The best settings of a recipe by its validation: many short trainings, of which bad ones end early."""
+"""A search for the best settings of a recipe on validation: many training runs, of which bad ones end early."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,24 +22,24 @@ from .folder import JOURNAL
 from .recipe import Recipe, RecipeData
 
 TRIALS, FIGURE = "search.csv", "search"
-RANDOM_TRIALS = 5  # before the sampler and the pruner learn from them
+RANDOM_TRIALS = 5  # before the sampler and the pruner start
 
 
 class Search:
-    """Trials of a recipe's ``search_space``, kept in the folder of a run, so that a search can be taken up again.
+    """Trials over a recipe's ``search_space``, kept in the folder of a run, so that a search can be resumed.
 
-    The first trial has the recipe's own settings if the space has them, a few more are drawn at random, the others by a
-    tree-structured Parzen estimator. A trial ends early if its best validation so far is worse than the median of the
-    others' at that epoch.
+    The first trial has the recipe's own settings if the space contains them, a few more are drawn at random, and the
+    rest by a tree-structured Parzen estimator. A trial ends early if its best validation so far is worse than the
+    median of the others' at that epoch.
 
-    Raises a :class:`.SettingsError` for a recipe without a search space or a task without validation samples.
+    Raises a :class:`.SettingsError` for a recipe without a search space or for data without validation samples.
     """
 
     def __init__(self, recipe: Recipe, task: RecipeData, folder: Path) -> None:
         if not recipe.search_space:
             raise SettingsError(f"{recipe.name} has no settings to search")
         if task.validation is None:
-            raise SettingsError(f"a search needs validation samples, which {recipe.data} does not have")
+            raise SettingsError(f"a search needs validation samples, but {recipe.data} has none")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.recipe, self.folder = recipe, folder
         folder.mkdir(parents=True, exist_ok=True)
@@ -53,12 +53,12 @@ class Search:
             if all(own[name] and low <= own[name] <= high for name, (low, high) in recipe.search_space.items()):
                 self.study.enqueue_trial(own)
         for trial in self.study.trials:
-            if trial.state is TrialState.RUNNING:  # when the search was interrupted
+            if trial.state is TrialState.RUNNING:  # it was interrupted
                 self.study.tell(trial.number, state=TrialState.FAIL)
 
     @property
     def finished(self) -> list[FrozenTrial]:
-        """Trials that were trained to their end or ended early."""
+        """Trials that ran to the end or were ended early."""
         return self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
 
     def ask(self) -> tuple[Trial, Recipe, Path]:
@@ -72,13 +72,13 @@ class Search:
 
     @staticmethod
     def report(trial: Trial, history: Sequence[EpochLog]) -> None:
-        """Tell the best validation up to now; raises ``optuna.TrialPruned`` if the trial shall end."""
+        """Report the best validation so far; raises ``optuna.TrialPruned`` if the trial should end."""
         trial.report(validation(history), step=len(history))
         if trial.should_prune():
             raise optuna.TrialPruned
 
     def tell(self, trial: Trial, history: Sequence[EpochLog] | None) -> None:
-        """The trial has ended; ``None``: early."""
+        """Record the end of a trial; ``None`` means that it ended early."""
         if history is None:
             self.study.tell(trial, state=TrialState.PRUNED)
         else:
@@ -107,7 +107,7 @@ class Search:
         save_figure(self._draw(best), self.folder / FIGURE)
 
     def _draw(self, best: int) -> Figure:
-        """Validation against each setting."""
+        """Plot validation against each setting."""
         names = list(self.recipe.search_space)
         figure = Figure(figsize=(4 * len(names), 3.2), layout="constrained")
         for axes, name in zip(figure.subplots(1, len(names), squeeze=False, sharey=True)[0], names, strict=True):
@@ -137,5 +137,5 @@ def validation(history: Sequence[EpochLog]) -> float:
 
 
 def _value(trial: FrozenTrial) -> float:
-    """The validation of a trial; of one that ended early the last that it told."""
+    """The validation of a trial; if it ended early, the last one that it reported."""
     return trial.intermediate_values[max(trial.intermediate_values)] if trial.value is None else trial.value

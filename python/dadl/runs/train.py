@@ -1,4 +1,4 @@
-"""A recipe trained into a folder, or taken up again there, and tested."""
+"""Training of a recipe into the folder of a run, resuming, and the final test."""
 
 import json
 import os
@@ -30,35 +30,35 @@ from .scores import prediction_rows, score_cells
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """How a training is carried out."""
+    """How a training run is carried out."""
 
     output: Path | None = None
     """Folder of the run. [default: dadl-train-NAME]"""
 
     resume: Flag = False
-    """Continue from the folder's checkpoint, or begin if there is none."""
+    """Continue from the folder's checkpoint, or start if there is none."""
 
     device: Device = "auto"
     """Where to compute."""
 
     search: PositiveInt | None = None
-    """Trials to choose settings on validation; the best one is tested. [default: none]"""
+    """Number of trials that tune settings on validation; the best one is tested. [default: no search]"""
 
     tensorboard: Flag = False
-    """Log for TensorBoard too, into the folder of the run."""
+    """Also log for TensorBoard, into the folder of the run."""
 
 
 def train_run(recipe: Recipe, options: RunOptions, console: Console) -> Scores:
-    """Train, test once at the end, and write everything to the folder of the run. Returns the test's table.
+    """Train, test once at the end, and write everything to the folder of the run. Returns the test scores.
 
-    The folder holds ``config.yaml`` with the settings, ``run.json`` with what is known of the data, checkpoints,
-    ``log.csv``, ``table.md``, ``results.json`` and ``predictions.csv`` of the test. With a search it holds such a
-    folder for each trial, and the best one is tested. Raises a :class:`.UserError` with all problems before training:
-    of the data, the settings, or the folder.
+    The folder holds ``config.yaml`` (the settings), ``run.json`` (facts about the data), checkpoints, ``log.csv``, and
+    ``table.md``, ``results.json`` and ``predictions.csv`` of the test. With a search it holds such a folder for each
+    trial, and the best one is tested. Before training, raises a :class:`.UserError` with all problems of the data, the
+    settings or the folder.
     """
     output = Path(f"dadl-train-{recipe.name}") if options.output is None else options.output
     _check_folder(output, recipe, options)
-    # Seconds within which numbers are in the file, should the process be killed.
+    # Flush every few seconds, in case the process is killed.
     loggers = [TensorBoardLogger(output, name=None, version="tensorboard", flush_secs=5)] if options.tensorboard else []
     fabric = make_fabric(options.device, recipe.precision, loggers)
     if fabric.world_size > 1 and options.search is not None:
@@ -77,12 +77,12 @@ def train_run(recipe: Recipe, options: RunOptions, console: Console) -> Scores:
             run.train(progress)
     finally:
         for logger in loggers:
-            logger.finalize("")  # which writes what is still on its way
+            logger.finalize("")  # writes what is still buffered
     return run.test(console)
 
 
 class _Run:
-    """A recipe, its data, and the folder that it is trained into."""
+    """A recipe, its data, and the folder it is trained into."""
 
     def __init__(self, recipe: Recipe, task: RecipeData, folder: Path, fabric: Fabric) -> None:
         self.recipe, self.task, self.folder, self.fabric = recipe, task, folder, fabric
@@ -94,9 +94,9 @@ class _Run:
         self.on_epoch: Callable[[Sequence[EpochLog]], None] = lambda history: None
 
     def train(self, progress: JobProgress) -> None:
-        """Train from the beginning or from the folder's checkpoint, and leave the method after its best epoch."""
+        """Train from scratch or from the folder's checkpoint, and leave the method after its best epoch."""
         recipe, task, fabric, started = self.recipe, self.task, self.fabric, time.perf_counter()
-        fabric.barrier()  # every process has looked into the folder
+        fabric.barrier()  # every process has checked the folder
         if fabric.is_global_zero:
             remove_leftovers(self.folder)
             self._write_beginning()
@@ -127,7 +127,7 @@ class _Run:
         self.seconds = time.perf_counter() - started
 
     def test(self, console: Console) -> Scores:
-        """Judge the test samples, and write and show what there is to know of the run."""
+        """Evaluate the test samples, and write and show the results of the run."""
         recipe, part = self.recipe, self.task.test
         predicted = predict(self.fabric, self.method, part.loader)
         table = part.score(predicted)
@@ -157,14 +157,14 @@ class _Run:
         return table
 
     def _validate(self) -> dict[str, float]:
-        """All numbers of the validation's table in a row."""
+        """All validation scores in one row."""
         part = self.task.validation
         assert part is not None
         table = part.score(predict(self.fabric, self.method, part.loader))
         return {f"{row} {column}": value for row, columns in table.items() for column, value in columns.items()}
 
     def _write_beginning(self) -> None:
-        """What a run is, before its first checkpoint."""
+        """Write what identifies the run, before its first checkpoint."""
         settings = yaml.safe_dump(settings_of(self.recipe), sort_keys=False)
         config = f"# dadl train {self.recipe.name} --config {CONFIG}\n{settings}"
         replace_file(self.folder / RUN, lambda path: write_json(path, self.beginning))
@@ -180,12 +180,12 @@ def _search(
     progress: JobProgress,
     console: Console,
 ) -> tuple[Recipe, Path]:
-    """Train until there are as many trials; the recipe and the folder of the best one."""
+    """Train until there are that many trials; return the recipe and the folder of the best one."""
     from optuna import TrialPruned
 
     from .search import Search
 
-    for trial_folder in sorted(folder.glob("trial-*")):  # which those that are still to come are compared with
+    for trial_folder in sorted(folder.glob("trial-*")):  # later trials are compared with them
         _check_data(recipe, _beginning(recipe, task), trial_folder)
     search = Search(recipe, task, folder)
     while len(search.finished) < trials:
@@ -205,7 +205,7 @@ def _search(
 
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:
-    """Plain values, of which ``None`` are left out, and absolute paths."""
+    """The settings as plain values, without ``None``, and with absolute paths."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, Path):
@@ -216,7 +216,7 @@ def settings_of(recipe: Recipe) -> dict[str, Any]:
 
 
 def _beginning(recipe: Recipe, task: RecipeData) -> dict[str, Any]:
-    """What a run keeps of its data."""
+    """What a run records about its data."""
     return {
         "recipe": recipe.name,
         "facts": as_json(task.facts),
@@ -226,7 +226,7 @@ def _beginning(recipe: Recipe, task: RecipeData) -> dict[str, Any]:
 
 
 def _check_data(recipe: Recipe, beginning: Mapping[str, Any], folder: Path) -> None:
-    """Refuse to go on in that folder, if there is a checkpoint, with other data than those it began with."""
+    """If the folder holds a checkpoint, refuse to continue with data other than those it started with."""
     if not (folder / LAST).exists():
         return
     began = json.loads((folder / RUN).read_text(encoding="utf-8"))

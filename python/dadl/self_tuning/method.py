@@ -3,8 +3,8 @@
 Source: Wang, Gao, Long, Wang, "Self-Tuning for Data-Efficient Deep Learning", ICML 2021. FixMatch: Sohn et al.,
 "FixMatch: Simplifying Semi-Supervised Learning with Consistency and Confidence", NeurIPS 2020.
 
-Every method takes batches ``(images [B, C, H, W], target [B])`` of labelled and unlabelled samples together, a target
-of −1 (``UNLABELLED``) meaning that the label is not known.
+Every method takes batches ``(images [B, C, H, W], target [B])`` of labelled and unlabelled samples together; a target
+of −1 (``UNLABELLED``) means that the label is unknown.
 """
 
 import math
@@ -29,15 +29,15 @@ WARM_UP = 0.1  # of the steps
 
 
 class FineTuning(Method):
-    """Cross-entropy of the labelled samples on a pre-trained backbone, and what the other methods have in common.
+    """Cross-entropy on the labelled samples with a pre-trained backbone; the base of the other methods.
 
     Args:
         backbone: images ``[B, C, H, W]`` to features ``[B, feature_size]``, pre-trained; trained further in place.
         feature_size: of the backbone.
         num_classes: of the labels.
         view: random views of images.
-        lr: of the backbone; the classifier, which starts from scratch, has ten times as much. Rises linearly over the
-            first tenth of the steps and falls as a cosine.
+        lr: of the backbone; the classifier, which is trained from scratch, has ten times as much. It rises linearly
+            over the first tenth of the steps and then follows a cosine to zero.
     """
 
     def __init__(self, backbone: nn.Module, feature_size: int, num_classes: int, view: View, *, lr: float) -> None:
@@ -53,7 +53,7 @@ class FineTuning(Method):
 
     @staticmethod
     def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-        """The mean over the labelled samples, of which there must be one."""
+        """The mean over the labelled samples; there must be at least one."""
         return nn.functional.cross_entropy(logits, target, ignore_index=UNLABELLED)
 
     def predict(self, inputs: Tensor) -> Tensor:
@@ -74,16 +74,16 @@ class FineTuning(Method):
 
 
 class FixMatch(FineTuning):
-    """Fine-tuning plus cross-entropy of unlabelled samples with the classes that the classifier is confident of.
+    """Fine-tuning plus cross-entropy on unlabelled samples with confident pseudo-labels.
 
-    The pseudo-label is the classifier's on a weak view, kept where its probability reaches ``threshold``; the loss is
-    on another, strong view, averaged over all unlabelled samples.
+    The pseudo-label is the prediction on a weak view, kept if its probability reaches ``threshold``. The loss is taken
+    on another, strong view and averaged over all unlabelled samples.
 
     Args:
         weak_view: views for the pseudo-labels.
-        threshold: least probability of a pseudo-label.
+        threshold: lowest probability of a pseudo-label.
 
-    The others are those of :class:`FineTuning`.
+    The other arguments are those of :class:`FineTuning`.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class FixMatch(FineTuning):
     def forward(self, batch: Sequence[Tensor]) -> Tensor:
         images, target = batch[:2]
         unlabelled = images[target == UNLABELLED]
-        # One pass, so that batch normalisation sees weak and strong views alike.
+        # One pass, so that batch normalisation sees weak and strong views together.
         views = torch.cat([self.view(images), self.weak_view(unlabelled)])
         strong, weak = self.classifier(self.backbone(views)).split([len(images), len(unlabelled)])
         loss = self.cross_entropy(strong, target)
@@ -115,24 +115,24 @@ class FixMatch(FineTuning):
 
 
 class SelfTuning(FineTuning):
-    """Fine-tuning plus pseudo group contrast of labelled and of unlabelled samples.
+    """Fine-tuning plus pseudo group contrast on labelled and on unlabelled samples.
 
     The loss is CE(labelled) + PGC(labelled) + PGC(unlabelled). A sample's query is the projected feature of one view,
-    its key that of another view by a momentum encoder; an unlabelled sample's class is the classifier's on the query
-    view, without a gradient. Without unlabelled samples in a batch the third term is 0.
+    its key that of another view by a momentum encoder. The class of an unlabelled sample is predicted on the query
+    view, without a gradient. If a batch has no unlabelled samples, the third term is 0.
 
-    The random keys that the queue starts with do not count; in the paper they do. With few labels a rare class can keep
-    them for hundreds of steps, and they draw its queries in random directions.
+    The random keys that the queue starts with do not count; in the paper they do. With few labels, a rare class can
+    keep them for hundreds of steps, and they pull its queries in random directions.
 
     Args:
         projection_size: of queries and keys.
         slots: keys per class in the queue.
         temperature: of the contrast.
         momentum: of the key encoder.
-        threshold: least probability of a pseudo-label; samples below are neither contrasted nor put into the queue.
+        threshold: lowest probability of a pseudo-label; samples below it are neither contrasted nor queued.
 
-    The others are those of :class:`FineTuning`. After each batch ``assigned`` ``[B]`` holds the labels and
-    pseudo-labels that it was contrasted and queued under.
+    The other arguments are those of :class:`FineTuning`. After each batch, ``assigned`` ``[B]`` holds the labels and
+    pseudo-labels used for the contrast and the queue.
     """
 
     assigned: Tensor
@@ -174,7 +174,7 @@ class SelfTuning(FineTuning):
         labelled = target != UNLABELLED
         pseudo_label = torch.where(confidence >= self.threshold, pseudo_label, UNLABELLED)
         self.assigned = torch.where(labelled, target, pseudo_label)
-        # Scored in one call: the queue is read once for both terms.
+        # One call for both terms, so that the queue is read once.
         losses = self.contrast(self.projector(features), self.key_encoder(self.view(images)), self.assigned)
         contrast = _mean_where(losses, labelled) + _mean_where(losses, ~labelled & (self.assigned != UNLABELLED))
         return self.cross_entropy(logits, target) + contrast
@@ -184,20 +184,20 @@ class SelfTuning(FineTuning):
 
 
 def _mean_where(values: Tensor, chosen: Tensor) -> Tensor:
-    """The mean of the chosen values, 0 of none, without reading on the host how many they are."""
+    """The mean of the chosen values, 0 if there are none, without synchronising to count them."""
     return torch.where(chosen, values, 0).sum() / chosen.sum().clamp(min=1)
 
 
 class PairedRows(Dataset[tuple[Tensor, ...]]):
-    """Labelled and unlabelled samples one to one; within an epoch the smaller part repeats.
+    """Labelled and unlabelled samples in pairs; within an epoch the smaller part repeats.
 
     A batch is ``(images, target, *others)``, first the labelled samples and then as many unlabelled ones, whose target
-    is −1. Without unlabelled samples it holds the labelled ones alone.
+    is −1. Without unlabelled samples it holds only labelled ones.
 
     Args:
         images: all samples, ``[N, ...]``.
         target: their classes, ``[N]``; −1 for unlabelled.
-        others: what else a batch shall hold of its samples, ``[N, ...]`` each.
+        others: further tensors for the batches, ``[N, ...]`` each.
         pairs: pairs per epoch; by default the size of the larger part.
     """
 

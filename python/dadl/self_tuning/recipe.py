@@ -1,4 +1,4 @@
-"""``dadl train self-tuning``: fine-tune EfficientNet-Lite0 on lists of classes, also on the images without a label."""
+"""``dadl train self-tuning``: fine-tune EfficientNet-Lite0 on lists of classes, with and without labels."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,14 +24,14 @@ METHOD_THRESHOLDS: dict[str, float] = {"self-tuning": 0.0, "fixmatch": 0.95, "fi
 
 @dataclass(frozen=True, kw_only=True)
 class SelfTuningRecipe(ListRecipe[int]):
-    """Classes of images of which few have labels, on a pre-trained backbone, with Self-Tuning or a baseline."""
+    """Image classification with few labels on a pre-trained backbone, with Self-Tuning or a baseline."""
 
     name: ClassVar[str] = "self-tuning"
     shape_facts: ClassVar[tuple[str, ...]] = ("classes",)
     search_space: ClassVar[Mapping[str, tuple[float, float]]] = {"lr": (1e-4, 1e-1), "temperature": (0.02, 1.0)}
 
     method: Literal["self-tuning", "fixmatch", "fine-tuning"] = "self-tuning"
-    """Self-Tuning, or which baseline."""
+    """Self-Tuning or a baseline."""
 
     projection_size: PositiveInt = 1024
     """Size of queries and keys (self-tuning)."""
@@ -40,10 +40,10 @@ class SelfTuningRecipe(ListRecipe[int]):
     """Keys per class in the queue (self-tuning)."""
 
     temperature: Positive = 0.07
-    """Of the contrast (self-tuning)."""
+    """Temperature of the contrast (self-tuning)."""
 
     threshold: Fraction | None = None
-    """Least confidence of a pseudo-label. [default: self-tuning 0, fixmatch 0.95]"""
+    """Lowest confidence of a pseudo-label. [default: self-tuning 0, fixmatch 0.95]"""
 
     flip: bool | None = None
     """Mirror images at random; not for characters or digits. [default: true, without augment or in fixmatch's weak
@@ -51,7 +51,7 @@ class SelfTuningRecipe(ListRecipe[int]):
 
     def __post_init__(self) -> None:
         if self.augment is not None and self.flip is not None and self.method != "fixmatch":
-            raise SettingsError("augment replaces the view that flip is about: leave out one of the two")
+            raise SettingsError("augment replaces the view that flip configures: leave out one of the two")
 
     def view(self) -> View:
         return self.make_view(crop_area=0.2, operations=2, cutout=0.5, flip=self.flip is not False)
@@ -86,7 +86,7 @@ class SelfTuningRecipe(ListRecipe[int]):
     def make_loader(self, lists: ImageLists[int], images: ChosenRows) -> DataLoader[Any]:
         target = torch.tensor([row.label for row in lists.labelled] + [UNLABELLED] * len(lists.unlabelled))
         pairs = max(len(lists.labelled), len(lists.unlabelled))
-        if self.method == "fine-tuning":  # as many steps, on the labelled images alone
+        if self.method == "fine-tuning":  # as many steps, on the labelled images only
             labelled = slice(len(lists.labelled))
             images, target = images.take(labelled), target[labelled]
         return paired_loader(images, target, batch_size=self.batch_size, pairs=pairs)

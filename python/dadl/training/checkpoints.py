@@ -1,4 +1,4 @@
-"""Checkpoints that say what is wrong with them."""
+"""Checkpoints, and errors that say what is wrong with them."""
 
 import pickle
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from ..files import replace_file
 
 
 class CheckpointError(UserError, ValueError):
-    """A checkpoint that cannot be read, or that is of something else."""
+    """A checkpoint that cannot be read or belongs to something else."""
 
 
 def save_checkpoint(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:
@@ -26,20 +26,20 @@ def save_checkpoint(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:
     if fabric.is_global_zero:
         replace_file(path, write)
     else:
-        write(path)  # takes part, and writes nothing
+        write(path)  # all processes take part, but only one writes
 
 
 def load_checkpoint(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:
-    """Restore ``state`` in place from ``path``, which may hold more; only tensors and plain values are unpickled.
+    """Restore ``state`` in place from ``path``, which may hold more. Only tensors and plain values are unpickled.
 
-    Raises a :class:`CheckpointError` if the file is missing or damaged, is no checkpoint, or is one of another method.
+    Raises a :class:`CheckpointError` if the file is missing or damaged, is not a checkpoint, or is of another method.
     """
     with _readable(path):
         fabric.load(path, state, weights_only=True)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What ``path`` holds, on the CPU; errors as for :func:`load_checkpoint`."""
+    """The contents of ``path``, on the CPU; errors as for :func:`load_checkpoint`."""
     with _readable(path):
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return state

@@ -1,4 +1,4 @@
-"""Devices, precision and processes of a training, which are Lightning Fabric's."""
+"""Lightning Fabric for a run: its devices, precision and processes."""
 
 import atexit
 import os
@@ -11,7 +11,7 @@ from ..options import Device
 
 
 def make_fabric(device: Device, precision: Any = "32", loggers: Any = ()) -> Fabric:
-    """One process, or under ``torchrun`` all of its processes, on every node."""
+    """A Fabric for one process, or under ``torchrun`` for all its processes on all nodes."""
     local, world = (int(os.environ.get(name, 1)) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
     strategy = "ddp" if world > 1 else "auto"
     fabric = Fabric(
@@ -24,7 +24,7 @@ def make_fabric(device: Device, precision: Any = "32", loggers: Any = ()) -> Fab
     )
     fabric.launch()
     if world > 1:
-        atexit.register(_leave_process_group)  # else gloo's threads may abort the process as it exits
+        atexit.register(_leave_process_group)  # otherwise gloo's threads may abort the exiting process
     return fabric
 
 

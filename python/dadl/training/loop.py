@@ -1,4 +1,4 @@
-"""The training loop that all methods share; devices, precision and processes are Lightning Fabric's."""
+"""The training loop that all methods share. Lightning Fabric handles devices, precision and processes."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -23,12 +23,12 @@ LAST, BEST, LOG = "last.ckpt", "best.ckpt", "log.csv"
 VALIDATION = "val "
 
 EpochLog = dict[str, float]
-"""What is known of one epoch: ``epoch`` (from 1), ``step`` (optimiser steps up to its end), mean training ``loss``,
-``lr`` of its last step, and the numbers of its validation, each with ``val`` before its name."""
+"""The log of one epoch: ``epoch`` (from 1), ``step`` (optimiser steps up to its end), mean training ``loss``, ``lr`` of
+its last step, and its validation metrics, each prefixed with ``val``."""
 
 
 class TrainingError(UserError, RuntimeError):
-    """A training that cannot go on."""
+    """A training run that cannot continue."""
 
 
 def fit(
@@ -47,32 +47,32 @@ def fit(
     on_step: Callable[[], None] | None = None,
     on_epoch: Callable[[Sequence[EpochLog]], None] | None = None,
 ) -> list[EpochLog]:
-    """Train ``method`` in place and return what each epoch gave.
+    """Train ``method`` in place and return the log of every epoch.
 
-    Each epoch, and each part of one between checkpoints, draws its randomness from the seed, the epoch, the step and
-    the process alone. So a run repeats, and one that resumes continues bit for bit as if it had never stopped.
+    Every epoch, and every part of an epoch between two checkpoints, is seeded from the seed, the epoch, the step and
+    the process alone. So runs are repeatable, and a resumed run continues bit for bit as if it had never stopped.
 
     Args:
         fabric: devices, precision, processes and loggers.
-        method: what to train.
+        method: the method to train.
         loader: training batches.
-        epochs: passes over ``loader``, at most.
-        seed: of shuffling, dropout and whatever else draws random numbers.
+        epochs: largest number of passes over ``loader``.
+        seed: of shuffling, dropout and everything else that draws random numbers.
         accumulate: batches whose gradients are averaged before each step.
-        folder: gets ``last.ckpt``, ``log.csv`` and, with ``validate``, ``best.ckpt``, the method after its best epoch;
-            if it holds a checkpoint, training continues from it. Every file is replaced in one piece.
-        checkpoint_every: steps between checkpoints; there is one after each epoch in any case.
-        validate: called after each epoch. The first of its numbers is what counts, and lower is better: in the end the
-            method is as it was after its best epoch. Needs a folder.
-        patience: epochs without a better validation after which training stops; ``None`` is never.
-        on_begin: called once before training with the steps that a checkpoint has of it.
+        folder: where ``last.ckpt``, ``log.csv`` and, with ``validate``, ``best.ckpt`` (the method after its best epoch)
+            are written; if it holds a checkpoint, training continues from it. Files are replaced atomically.
+        checkpoint_every: steps between checkpoints, in addition to the one after each epoch.
+        validate: called after each epoch. Its first number decides, and lower is better: in the end the method is
+            restored to its best epoch. Needs a folder.
+        patience: epochs without improvement on validation after which training stops; ``None`` is never.
+        on_begin: called once before training, with the number of steps that a checkpoint has already done.
         on_step: called after each optimiser step, e.g. to show progress.
-        on_epoch: called after each epoch with all epochs up to it.
+        on_epoch: called after each epoch with the logs of all epochs so far.
 
     Raises:
-        ValueError: settings that make no sense, or a loader without batches.
-        CheckpointError: a checkpoint in ``folder`` that is damaged, or of another training.
-        TrainingError: a training loss that is NaN or infinite; the checkpoint of the last good epoch is kept.
+        ValueError: invalid settings, or a loader without batches.
+        CheckpointError: a checkpoint in ``folder`` that is damaged or belongs to another training run.
+        TrainingError: a training loss that is NaN or infinite; the last checkpoint is kept.
     """
     _check_settings(epochs, accumulate, folder, checkpoint_every, validate, patience)
     training = _Training(fabric, method, loader, epochs, seed, accumulate, folder, checkpoint_every)
@@ -94,7 +94,7 @@ def fit(
 
 @dataclass
 class Position:
-    """How far a training has come: the epochs behind it, and of the present one the steps and the sum of losses."""
+    """How far a training run has come: the finished epochs, and the steps and the sum of losses of the current one."""
 
     history: list[EpochLog] = field(default_factory=list)
     done: int = 0
@@ -102,7 +102,7 @@ class Position:
 
 
 class _Training:
-    """What one call of :func:`fit` trains, and its position."""
+    """What one call of :func:`fit` trains, and how far it has come."""
 
     lr: float
     """Learning rate of the last step."""
@@ -132,7 +132,7 @@ class _Training:
         self.position = Position()
 
     def resume(self, validated: bool) -> None:
-        """Continue from the folder's checkpoint, if it has one."""
+        """Continue from the folder's checkpoint, if there is one."""
         if self.folder is None or not (self.folder / LAST).exists():
             return
         state = self._state()
@@ -142,16 +142,16 @@ class _Training:
         self.position = Position(state["history"], state["done"], state["total"])
 
     def train_epoch(self, on_step: Callable[[], None] | None) -> float:
-        """Make the steps that the present epoch still lacks; its mean loss."""
+        """Make the remaining steps of the current epoch and return its mean loss."""
         position, epoch = self.position, len(self.position.history)  # from 0
-        # Fabric counts passes, to shuffle anew in each; those of this loop are counted by its epochs.
+        # Fabric shuffles by its own count of passes over the loader; here the epoch is the count.
         self.batches._num_iter_calls = epoch  # type: ignore[attr-defined]
         self.method.train()
         total = torch.tensor(position.total, device=self.fabric.device)
         self._draw_from(epoch, 0)
         stream = iter(self.batches)
         if position.done:
-            for _ in range(position.done * self.accumulate):  # those that were trained on before
+            for _ in range(position.done * self.accumulate):  # already trained on
                 next(stream)
             self._draw_from(epoch, position.done)
         while group := list(islice(stream, self.accumulate)):
@@ -160,7 +160,7 @@ class _Training:
             if on_step is not None:
                 on_step()
             due = self.checkpoint_every is not None and position.done % self.checkpoint_every == 0
-            if due and position.done < self.steps:  # there is one after the epoch in any case
+            if due and position.done < self.steps:  # the epoch ends with a checkpoint anyway
                 total = _mean_over_processes(self.fabric, total)
                 position.total = total.item()
                 self._save()
@@ -168,7 +168,7 @@ class _Training:
         return (_mean_over_processes(self.fabric, total) / len(self.batches)).item()
 
     def _step(self, group: Sequence[Any], total: Tensor) -> None:
-        """One step on the mean gradient of some batches, whose losses are added to ``total``."""
+        """Make one step on the mean gradient of a group of batches, and add their losses to ``total``."""
         for i, batch in enumerate(group, start=1):
             with self.fabric.no_backward_sync(self.module, enabled=i < len(group)):
                 loss = self.module(batch)
@@ -181,14 +181,14 @@ class _Training:
         self.method.after_step()
 
     def end_epoch(self, loss: float, validate: Callable[[], Mapping[str, float]] | None) -> None:
-        """Log and validate the epoch that has been trained, and write what a run keeps of it."""
+        """Validate and log the epoch just trained, and write its files."""
         position, epoch = self.position, len(self.position.history) + 1
         if not math.isfinite(loss):
             raise TrainingError(
                 f"the training loss of epoch {epoch} is {loss} (learning rate {self.lr:g}): lower the learning rate, "
                 "or look for targets and inputs of extreme size"
             )
-        _share_buffers(self.fabric, self.method)  # all gather statistics of one network
+        _share_buffers(self.fabric, self.method)  # all processes gather statistics of the same network
         self.method.after_epoch(epoch, self.batches)
         _share_buffers(self.fabric, self.method)
         log: EpochLog = {"epoch": epoch, "step": epoch * self.steps, "loss": loss, "lr": self.lr}
@@ -197,7 +197,7 @@ class _Training:
             log |= {VALIDATION + name: value for name, value in validate().items()}
             if best_epoch(position.history) == epoch:
                 save_checkpoint(self.fabric, self.folder / BEST, {"method": self.module})
-        # Before the checkpoint, after which the epoch does not come again.
+        # Before the checkpoint: after it the epoch is not run again.
         self.fabric.log_dict(log, step=epoch * self.steps)
         if self.folder is not None and self.fabric.is_global_zero:
             write_csv(self.folder / LOG, position.history)
@@ -205,12 +205,12 @@ class _Training:
         self._save()
 
     def restore_best(self) -> None:
-        """Put the method back to its best epoch."""
+        """Restore the method after its best epoch."""
         assert self.folder is not None
         load_checkpoint(self.fabric, self.folder / BEST, {"method": self.module})
 
     def _state(self) -> dict[str, Any]:
-        """What a checkpoint holds."""
+        """The contents of a checkpoint."""
         return {
             "method": self.module,
             "optimizer": self.optimizer,
@@ -228,13 +228,16 @@ class _Training:
             save_checkpoint(self.fabric, self.folder / LAST, self._state())
 
     def _draw_from(self, epoch: int, done: int) -> None:
-        """Seed what draws random numbers from here on."""
+        """Seed all random numbers from here on."""
         entropy = (self.seed, epoch, self.fabric.global_rank, *([done] if done else []))
         self.fabric.seed_everything(int(np.random.SeedSequence(entropy).generate_state(1)[0]), verbose=False)
 
 
 def best_epoch(history: Sequence[EpochLog]) -> int:
-    """The epoch, from 1, with the lowest validation: the first of equals, NaN is the highest; without one the last."""
+    """The epoch, from 1, with the lowest validation metric; without validation the last epoch.
+
+    The first of several equal ones counts; NaN counts as highest.
+    """
     monitored = next((name for name in history[0] if name.startswith(VALIDATION)), None)
     if monitored is None:
         return len(history)
@@ -255,7 +258,7 @@ def _check_settings(
     if checkpoint_every is not None and (checkpoint_every < 1 or folder is None):
         raise ValueError(f"checkpoint_every={checkpoint_every} must be positive and needs a folder, got {folder}")
     if validate is not None and folder is None:
-        raise ValueError("validation needs a folder, which keeps the best epoch")
+        raise ValueError("validation needs a folder for the checkpoint of the best epoch")
     if patience is not None and (patience < 1 or validate is None):
         raise ValueError(f"patience={patience} must be positive and needs a validation")
 
@@ -278,9 +281,9 @@ def _mean_over_processes(fabric: Fabric, value: Tensor) -> Tensor:
 
 
 def _share_buffers(fabric: Fabric, method: Method) -> None:
-    """Give every process the first one's statistics of batch normalisation, as the checkpoint has them.
+    """Give every process the batch-normalisation statistics of the first one, which are in the checkpoint.
 
-    Else each would validate and test with its own: DDP hands buffers round when the next step begins.
+    Otherwise each process would validate and test with its own: DDP broadcasts buffers only as the next step begins.
     """
     if fabric.world_size > 1:
         for buffer in method.buffers():
@@ -293,8 +296,8 @@ def predict(
 ) -> Tensor:
     """Predictions for every sample of an unshuffled loader, in order, on the CPU.
 
-    The inputs are the first element of each batch. ``output`` is evaluated in place of ``method.predict``, e.g. the
-    method's encoder for its features.
+    The inputs are the first element of each batch. ``output`` is called instead of ``method.predict``, e.g. the
+    method's encoder to get features.
     """
     output = method.predict if output is None else output
     batches = cast("DataLoader[Any]", fabric.setup_dataloaders(loader))
@@ -302,7 +305,7 @@ def predict(
     with fabric.autocast():
         predictions = torch.cat([output(inputs) for inputs, *_ in batches])
     if fabric.world_size > 1:
-        # Process r of w predicted samples r, r + w, ...; the last ones may be repeated to give each as many.
+        # Process r of w predicted samples r, r + w, ...; the last samples may be repeated to give all equally many.
         gathered = [torch.empty_like(predictions) for _ in range(fabric.world_size)]
         dist.all_gather(gathered, predictions)
         predictions = torch.stack(gathered, dim=1).flatten(0, 1)[: len(loader.dataset)]  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What one training method adds to the loop."""
+"""The interface of a training method."""
 
 from abc import ABC, abstractmethod
 from typing import Any
@@ -12,14 +12,14 @@ from torch.utils.data import DataLoader
 class Method(nn.Module, ABC):
     """What one training method adds to the loop.
 
-    Everything that a checkpoint must hold is in the module's ``state_dict``, auxiliary networks and queues included.
-    Precision, gradient accumulation and several processes need nothing from a method: its ``forward`` is a plain
+    Everything that a checkpoint must hold is in the module's ``state_dict``, including auxiliary networks and queues.
+    A method need not care about precision, gradient accumulation or several processes: its ``forward`` is a plain
     function from a batch to a loss.
     """
 
     @abstractmethod
     def forward(self, batch: Any) -> Tensor:
-        """The training loss of one batch of the loader, averaged over its samples."""
+        """The training loss of one batch from the loader, averaged over its samples."""
 
     @abstractmethod
     def predict(self, inputs: Tensor) -> Tensor:
@@ -35,5 +35,5 @@ class Method(nn.Module, ABC):
     def after_epoch(self, epoch: int, loader: DataLoader[Any]) -> None:
         """Called after each epoch, from 1, in training mode, e.g. to gather statistics of the training data.
 
-        ``loader`` gives the training batches once more; they may come in another order.
+        ``loader`` gives the training batches again, possibly in another order.
         """
