@@ -129,6 +129,14 @@ def test_methods_do_not_import_each_other() -> None:
             assert not {other for other in others if other.split(".")[1] != own}, name
 
 
+def test_no_test_file_imports_another() -> None:
+    for file in sorted((ROOT / "tests").rglob("test_*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not [name for name in names if name.split(".")[-1].startswith("test_")], file
+
+
 def test_folders_stay_small() -> None:
     for folder in {file.parent for file in MODULES.values()}:
         modules = [file for file in folder.glob("*.py") if file.name != "__init__.py"]

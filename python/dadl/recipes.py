@@ -25,7 +25,7 @@ def make_recipe(name: str, settings: Mapping[str, Any]) -> Recipe:
     """The recipe of that name, with settings as in ``config.yaml``."""
     kind = next((kind for kind in RECIPES if kind.name == name), None)
     if kind is None:
-        raise SettingsError(f"there is no recipe {name!r}, but {', '.join(kind.name for kind in RECIPES)}")
+        raise SettingsError(f"there is no recipe {name!r}; the recipes are {', '.join(kind.name for kind in RECIPES)}")
     hints = get_type_hints(kind)
     unknown = [key for key in settings if key not in {field.name for field in fields(kind)}]
     if unknown:

@@ -180,7 +180,7 @@ def test_a_constant_target_is_named(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text("y,x\n" + "3,1\n" * 9)
     assert problems_of(lambda: read_csv(path, "y", features=["x"])) == [
-        f"{path}: every target in train is 3, so that there is nothing to learn"
+        f"{path}: every target in train is 3, so there is nothing to learn"
     ]
 
 

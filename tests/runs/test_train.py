@@ -211,12 +211,12 @@ def test_checkpoints_that_are_damaged_or_missing_are_refused_at_once(
     output = tmp_path / "run"
     interrupted(recipe, output, 14, monkeypatch)
     (output / "best.ckpt").rename(output / "away")
-    with pytest.raises(CheckpointError, match=r"best\.ckpt is missing.*: put it back, or begin anew in another folder"):
+    with pytest.raises(CheckpointError, match=r"best\.ckpt is missing.*: put it back, or start over in another folder"):
         interrupted(recipe, output, 20, monkeypatch)
     (output / "away").rename(output / "best.ckpt")
     last = output / "last.ckpt"
     last.write_bytes(last.read_bytes()[:-200])
-    with pytest.raises(CheckpointError, match=r"last\.ckpt is damaged.*: put it back, or begin anew in another folder"):
+    with pytest.raises(CheckpointError, match=r"last\.ckpt is damaged.*: put it back, or start over in another folder"):
         run(recipe, output, resume=True)
 
 
@@ -225,14 +225,14 @@ def test_a_folder_that_cannot_be_written_to_is_an_error_before_the_data_are_read
     file = tmp_path / "file"
     file.write_text("")
     for output in (file, file / "run"):
-        with pytest.raises(UserError, match=r"cannot write to .*: .*file is no folder that can be written to"):
+        with pytest.raises(UserError, match=r"cannot write to .*: .*file is not a writable folder"):
             run(recipe, output)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_without_permission_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "closed").mkdir(mode=0o500)
-    with pytest.raises(UserError, match=r"cannot write to .*: .*closed is no folder that can be written to"):
+    with pytest.raises(UserError, match=r"cannot write to .*: .*closed is not a writable folder"):
         run(TinyRecipe(data=numbers(tmp_path / "numbers.txt")), tmp_path / "closed" / "run")
 
 

@@ -1,6 +1,6 @@
-"""One iteration of CMW-Net with a meta step against a plain training step, for each way to the meta gradient.
+"""One iteration of CMW-Net with a meta step against a plain training step, for each method of the meta gradient.
 
-The memory is what tensors need beyond those that there are before the iteration.
+Memory is what tensors need during an iteration, on top of those that exist before it.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ def make_step(kind: str, depth: int, batch: int, memory_format: torch.memory_for
 
 
 def peak_memory(step: Callable[[], Any], device: str) -> float:
-    """MiB of tensors at most during a step, beyond those that there are before it."""
+    """Peak MiB of tensors during a step, on top of those that exist before it."""
     step()
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         step()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # its lines about itself would break up the progress bar
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # its log lines would break up the progress bar
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]

@@ -22,7 +22,7 @@ PREDICTIONS, QUICK_PREDICTIONS = (8, 256, 1000), (3, 4, 5)
 
 
 def dropout_loop(features: Tensor, weight: Tensor, bias: Tensor, samples: int) -> Tensor:
-    """Member by member, as a user of PyTorch writes it."""
+    """Member by member, as written in plain PyTorch."""
     return torch.stack([F.linear(F.dropout(features, P), weight, bias) for _ in range(samples)])
 
 

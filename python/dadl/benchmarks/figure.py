@@ -17,11 +17,11 @@ LABEL_WIDTH = 18  # characters below a group of bars
 
 
 def draw_speedups(measured: Sequence[tuple[BenchmarkTable, Mapping[str, Numbers]]], machine: str) -> Figure:
-    """How many times as fast as each candidate, one panel for each table.
+    """Speedups over each candidate, one panel for each table.
 
     Args:
         measured: tables and their rows.
-        machine: what measured, shown at the bottom.
+        machine: name of the machine, shown at the bottom.
     """
     width = max(10.0, 1.7 * max(len(rows) for _, rows in measured))
     figure = Figure(figsize=(width, 4.2 * len(measured) + 0.8), layout=ConstrainedLayoutEngine(h_pad=0.12))
@@ -40,7 +40,7 @@ def _draw_table(axes: Axes, table: BenchmarkTable, rows: Mapping[str, Numbers]) 
         values = [column.value(numbers) for numbers in rows.values()]
         places = np.arange(len(rows)) + (i - (len(columns) - 1) / 2) * width
         heights = np.array([np.nan if value is None else value for value in values])
-        # Bars from 1, where both are equally fast: upwards is quicker, downwards slower.
+        # Bars start at 1, where both are equally fast: upwards is faster, downwards slower.
         axes.bar(places, heights - 1, width, bottom=1, color=color, label=column.title)
         for place, value in zip(places, values, strict=True):
             text = "–" if value is None else f"{value:.{column.digits}f}"

@@ -71,7 +71,7 @@ def make_eager(forward: Callable[[Tensor, Tensor, float, float], tuple[Tensor, T
 
 
 def published_loop(x: Tensor, labels: Tensor, strength: float, weight: float) -> Tensor:
-    """Row by row with the blackbox rank operator, as research code does it."""
+    """Row by row with the blackbox rank operator, as in research code."""
     m = x.shape[0]
     unit = F.normalize(x, dim=1)
     similarity = unit @ unit.T
@@ -111,7 +111,7 @@ def loss_case(m: int, d: int, harness: Harness) -> dict[str, Numbers]:
     }
     numbers = harness.medians(candidates)
     if m <= LARGEST_LOOP:
-        # A run of its own: the loop's thousands of small operations would leave nobody's caches warm.
+        # Measured separately: the thousands of small operations in the loop would cool the caches of the others.
         pair = {
             "dadl beside the loop": candidates["dadl"],
             "row loop": lambda: step(published_loop(x, labels, 2.0, 1.0)),

@@ -102,7 +102,7 @@ class FewLabels(Method):
         """Register the head or heads."""
 
     def encode(self, *inputs: Tensor) -> Sequence[Tensor]:
-        """Features of a view of each, in one pass, so that batch normalisation sees all alike."""
+        """Features of a view of each input, in one pass, so that batch normalisation sees all of them together."""
         features: Tensor = self.encoder(torch.cat([self.view(part) for part in inputs]))
         return torch.split(features, [len(part) for part in inputs])
 

@@ -394,4 +394,4 @@ def _check_parts(path: Path, parts: Mapping[Split, list[int]], target: Tensor, p
             problems.append(f"{path}: {split} has {'one sample' if rows else 'no samples'}; at least two are needed")
     values = target[parts["train"]]
     if len(values) >= 2 and bool((values == values[0]).all()):
-        problems.append(f"{path}: every target in train is {values[0].item():g}, so that there is nothing to learn")
+        problems.append(f"{path}: every target in train is {values[0].item():g}, so there is nothing to learn")

@@ -24,7 +24,7 @@ DROPOUT = 0.2
 
 @dataclass(frozen=True)
 class Data:
-    """What the tasks are made of; ``key_points`` are those of the characters, ``[n, 4, 2]``."""
+    """The data of all tasks; ``key_points`` are those of the characters, ``[n, 4, 2]``."""
 
     characters: kanji.Kanji
     key_points: npt.NDArray[np.float64]
@@ -100,7 +100,7 @@ def sprite_task(data: Data) -> Task:
 
 
 def radical_task(data: Data, least_characters: int) -> Task:
-    """Under which radical, of those with at least so many characters? The error is the share of wrong ones, in %."""
+    """Which radical, of those with at least that many characters? The error is the share of wrong answers, in %."""
     _, radicals, counts = np.unique(data.characters.radicals, return_inverse=True, return_counts=True)
     common = counts[radicals] >= least_characters
     _, classes = np.unique(radicals[common], return_inverse=True)
@@ -135,7 +135,7 @@ def _in_place(size: int) -> View:
 
 
 def _encoder(channels: int, cells: int) -> nn.Module:
-    """Images to ``WIDTH · cells²`` features; with more cells than one they tell where something is."""
+    """Images to ``WIDTH · cells²`` features; with more than one cell they encode positions."""
     *body, _, flatten = character_encoder((16, 5, 2, 2), (32, 3, 1, 2), (WIDTH, 3, 1, 1), channels=channels)
     return nn.Sequential(*body, nn.AdaptiveAvgPool2d(cells), flatten)
 

@@ -60,7 +60,7 @@ QUICK = Settings(
 
 @dataclass(frozen=True)
 class Run:
-    """One training."""
+    """One training run."""
 
     scenario: str
     arm: str
@@ -89,7 +89,7 @@ class Result:
 
 @dataclass(frozen=True)
 class SplitImages:
-    """Images ``[N, C, H, W]``, uint8, their classes, and which of them train, validate and test."""
+    """Images ``[N, C, H, W]``, uint8, their classes, and the indices for training, validation and test."""
 
     images: Tensor
     target: Tensor
@@ -99,7 +99,7 @@ class SplitImages:
 
 
 def radicals(data: kanji.Kanji, least_characters: int) -> SplitImages:
-    """The characters of every radical that has enough of them; their numbers fall off in a natural long tail."""
+    """The characters of every radical with enough of them; the class sizes have a natural long tail."""
     counts = Counter(data.radicals)
     names = [radical for radical, n in counts.most_common() if n >= least_characters]
     chosen = [i for i, radical in enumerate(data.radicals) if radical in names]
@@ -110,7 +110,7 @@ def radicals(data: kanji.Kanji, least_characters: int) -> SplitImages:
 
 
 def image_files(folder: Path, training_images: int) -> SplitImages:
-    """A data set's test images, and of its training images a random part, with a quarter as many for validation."""
+    """The test images of a data set, a random part of its training images, and a quarter as many for validation."""
     data = read_image_files(folder)
     n = len(data.train_target)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(0))
@@ -146,7 +146,7 @@ class Experiment:
         self.meta, self.train_rows = samples.train[chosen], samples.train[~chosen]
 
     def labels(self, scenario: str, seed: int) -> tuple[Tensor, Tensor]:
-        """Indices of the training samples and the labels that they are given."""
+        """Indices of the training samples, and their given labels."""
         rows = self.train_rows
         truth = self.target[rows]
         if scenario == FLIP:
@@ -154,7 +154,7 @@ class Experiment:
         if scenario == SYMMETRIC:
             return rows, symmetric_noise(truth, 0.6, num_classes=self.num_classes, seed=seed)
         counts = torch.bincount(truth)
-        if counts.max() < 2 * counts.min():  # no tail of its own
+        if counts.max() < 2 * counts.min():  # without a natural tail
             largest = int(counts.min())
             rows = rows[long_tail(truth, self.settings.imbalance, largest=largest, seed=seed)]
         return rows, self.target[rows]
@@ -202,7 +202,7 @@ class Experiment:
         return predict(self.fabric, method, tensor_loader(self.images[rows], batch_size=256))
 
     def accuracy(self, method: CrossEntropy, rows: Tensor) -> tuple[float, float]:
-        """In %, of the samples and averaged over the classes."""
+        """Accuracy in %, over the samples and averaged over the classes."""
         target = self.target[rows]
         right = (self.logits(method, rows).argmax(dim=1) == target).double()
         counts = torch.bincount(target, minlength=self.num_classes)
@@ -224,23 +224,23 @@ class Experiment:
 
 
 def load_samples(data: Path | None, characters: Sequence[str], settings: Settings) -> SplitImages:
-    """The data set in a folder, or the radicals of characters, which are in the cache by now."""
+    """The data set in a folder, or the radicals of characters, which are already in the cache."""
     if data is not None:
         return image_files(data, settings.training_images)
     return radicals(kanji.load_kanji(IMAGE_SIZE, list(characters)), settings.least_characters)
 
 
 def make_experiment(fabric: Fabric, data: Path | None, characters: list[str], settings: Settings) -> Experiment:
-    """The experiment of a process of the pool."""
+    """The experiment for a process of the pool."""
     return Experiment(fabric, load_samples(data, characters, settings), settings)
 
 
 def compare(
     settings: Settings, pool: TrainingPool[Run, Result], progress: JobProgress
 ) -> tuple[dict[Run, Result], dict[Run, Result]]:
-    """The selection, with one seed, and all runs with the learning rates that it chose.
+    """Select learning rates with one seed, and train with all seeds at the chosen ones.
 
-    All labels of the long tail are right: there the oracle is cross-entropy, and not run.
+    All labels of the long tail are correct, so there the oracle equals cross-entropy and is not run.
     """
     pairs = [(s, a) for s in SCENARIOS for a in ARMS if not (s == LONG_TAIL and a == ORACLE)]
     candidates = [Run(scenario, arm, lr, 0) for scenario, arm in pairs for lr in settings.lrs]

@@ -250,7 +250,7 @@ def _check_data(recipe: Recipe, beginning: Mapping[str, Any], folder: Path) -> N
 def _check_folder(output: Path, recipe: Recipe, options: RunOptions) -> None:
     place = next(folder for folder in (output, *output.absolute().parents) if os.path.exists(folder))
     if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
-        raise SettingsError(f"cannot write to {output}: {place} is no folder that can be written to; choose --output")
+        raise SettingsError(f"cannot write to {output}: {place} is not a writable folder; choose --output")
     searched = (output / JOURNAL).exists()
     begun = output / "trial-0" / CONFIG if searched else output / LAST
     if not begun.exists():

@@ -48,12 +48,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
     if not path.exists():
-        raise CheckpointError(f"{path} is missing: put it back, or begin anew in another folder")
+        raise CheckpointError(f"{path} is missing: put it back, or start over in another folder")
     try:
         yield
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise CheckpointError(
-            f"{path} is damaged or not a checkpoint of this training ({reason}): put it back, or begin anew in another "
+            f"{path} is damaged or not a checkpoint of this training ({reason}): put it back, or start over in another "
             "folder"
         ) from None

@@ -268,11 +268,11 @@ def _check_resumed(fabric: Fabric, folder: Path, state: Mapping[str, Any], steps
         raise CheckpointError(
             f"{folder / LAST} is of a training with {state['steps']} steps per epoch in {state['processes']} "
             f"process(es), not {steps} in {fabric.world_size}: resume with the same data and as many processes, or "
-            "begin anew in another folder"
+            "start over in another folder"
         )
     if validated and state["history"] and not (folder / BEST).exists():
         raise CheckpointError(
-            f"{folder / BEST} is missing, the method after its best epoch: put it back, or begin anew in another folder"
+            f"{folder / BEST} is missing, the method after its best epoch: put it back, or start over in another folder"
         )
 
 

@@ -29,7 +29,7 @@ HEADS, FEATURES, BOTH = "#D55E00", "#0072B2", "#222222"
 
 @dataclass(frozen=True)
 class Duel:
-    """The disagreement after some ``steps``, and how much of its change so far the heads and the features made."""
+    """The disagreement after some ``steps``, and how much of its change so far is due to heads and features."""
 
     steps: list[int]
     disagreement: list[float]
@@ -48,7 +48,7 @@ class Glyph(NamedTuple):
 def draw_chi_model(
     errors: Cells, glyphs: Sequence[Glyph], duels: Mapping[str, Sequence[Duel]], attribution: str
 ) -> Figure:
-    """Errors against labels alone, key points that were found, and the game over training.
+    """Errors relative to labels alone, predicted key points, and the game during training.
 
     Args:
         errors: for each arm, labels alone first, and each "question? measure" the test errors, one per seed.

@@ -29,7 +29,7 @@ def draw_cmw_net(
     histograms: Histograms,
     attribution: str,
 ) -> Figure:
-    """Accuracies of all arms, and what CMW-Net has learnt: weights against losses, and who gets which weight.
+    """Accuracies of all arms, and what CMW-Net has learnt: weights against losses, and the distribution of weights.
 
     Args:
         accuracy: for each arm and column the test accuracies in %, one per seed.

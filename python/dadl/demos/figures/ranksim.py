@@ -118,7 +118,7 @@ def _draw_errors(
 
 
 def _ranks(similarity: Matrix) -> Matrix:
-    """Each row's ranks, scaled to [0, 1], 1 the most similar."""
+    """The ranks in each row, scaled to [0, 1], with 1 for the most similar."""
     ranks: Matrix = similarity.argsort(axis=1, kind="stable").argsort(axis=1).astype(np.float64)
     ranks /= max(similarity.shape[1] - 1, 1)
     return ranks

@@ -28,7 +28,7 @@ def draw_self_tuning(
     examples: Sequence[tuple[Drawing, Sequence[Drawing]]],
     attribution: str,
 ) -> Figure:
-    """Accuracy against the labels that there are, purity of the queue over time, and what the data look like.
+    """Accuracy against the share of labels, purity of the queue over time, and examples of the data.
 
     Args:
         accuracy: for each arm and percentage of labels the test accuracies in %, one per seed.
