@@ -12,12 +12,13 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from dadl import kanji, sprites
-from dadl.chi_model_demo import CHI_MODEL, ERRORS, LABELS_ONLY, TASKS, Experiment, Result, Run, Setting, Settings
-from dadl.chi_model_tasks import Data
-from dadl.jobs import TrainingPool
-from dadl.kanji_demo import IMAGE_SIZE, load_characters
-from dadl.report import Cells, JobProgress, markdown_table
+from dadl.data import sprites
+from dadl.demos import kanji
+from dadl.demos.characters import IMAGE_SIZE, load_characters
+from dadl.demos.chi_model import CHI_MODEL, ERRORS, LABELS_ONLY, TASKS, Experiment, Result, Run, Setting, Settings
+from dadl.demos.chi_model_tasks import Data
+from dadl.demos.jobs import TrainingPool
+from dadl.output import Cells, JobProgress, markdown_table
 from lightning_fabric import Fabric
 from rich.console import Console
 

@@ -14,11 +14,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
 
-from dadl import text_encoder
-from dadl.ranksim_train import RankSimRecipe
-from dadl.recipe import Table
-from dadl.report import markdown_table
-from dadl.runs import RunOptions, train_run
+from dadl.networks import text_encoder
+from dadl.output import markdown_table
+from dadl.ranksim.recipe import RankSimRecipe
+from dadl.runs.recipe import Scores
+from dadl.runs.train import RunOptions, train_run
 from rich.console import Console
 from torch import Tensor
 
@@ -36,7 +36,7 @@ SEEDS, EPOCHS = (0, 1, 2), 30
 OUTPUT = Path(__file__).parents[1] / "docs" / "ranksim" / "sts-b.md"
 
 
-def run(data: Path) -> dict[str, list[Table]]:
+def run(data: Path) -> dict[str, list[Scores]]:
     """The test of each arm with each seed."""
     encode, kept = text_encoder.encode, list[Tensor]()
 
@@ -45,7 +45,7 @@ def run(data: Path) -> dict[str, list[Table]]:
             kept.append(encode(texts, **options))
         return kept[0]
 
-    def test(arm: str, seed: int, output: Path) -> Table:
+    def test(arm: str, seed: int, output: Path) -> Scores:
         recipe = RankSimRecipe(data=data, epochs=EPOCHS, seed=seed, **ARMS[arm])
         return train_run(recipe, RunOptions(output=output, device="cpu"), Console())
 
@@ -53,7 +53,7 @@ def run(data: Path) -> dict[str, list[Table]]:
         return {arm: [test(arm, seed, Path(runs) / f"{arm} {seed}") for seed in SEEDS] for arm in ARMS}
 
 
-def metric_table(title: str, tests: dict[str, list[Table]]) -> str:
+def metric_table(title: str, tests: dict[str, list[Scores]]) -> str:
     values = {
         arm: {region: [100 * table[region][METRICS[title]] for table in tables] for region in REGIONS}
         for arm, tables in tests.items()

@@ -1,6 +1,7 @@
 """Fixtures for every test file."""
 
 import os
+from pathlib import Path
 
 # A graph cached by an earlier build would hide what this one does.
 os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
@@ -9,6 +10,7 @@ import hypothesis
 import pytest
 import torch
 from support.devices import DEVICES, DTYPES
+from support.folders import class_idx_folder
 
 # Compiled kernels answer in microseconds, but the first example may compile or load.
 hypothesis.settings.register_profile("dadl", deadline=None, max_examples=60, derandomize=True)
@@ -28,3 +30,9 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def idx_folder(tmp_path: Path) -> Path:
+    """240 training and 60 test images of three classes, in idx files."""
+    return class_idx_folder(tmp_path / "data")

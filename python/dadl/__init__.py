@@ -1,26 +1,35 @@
-"""The thin training layer over :mod:`dadl_ext`: companions of the losses, metrics, the training loop, jobs.
+"""The thin training layer over :mod:`dadl_ext`: what the losses are combined with, metrics, training, commands.
 
-Importing this package needs PyTorch and NumPy. The loop (:mod:`dadl.training`) and the demo jobs need the packages of
-``pip install 'dadl[train]'``.
+Importing this package needs PyTorch and NumPy. The training loop (:mod:`dadl.training`) and the commands need the
+packages of ``pip install 'dadl[train]'``.
 """
 
-from .cmw_net import CMWNet
-from .feature_smoothing import FeatureDistributionSmoothing
-from .meta_gradient import meta_weight_gradient
-from .meta_reweighter import MetaReweighter
+from .cmw_net import (
+    CMWNet,
+    MetaReweighter,
+    SoftLabelReweighter,
+    candidate_confidence,
+    disambiguate,
+    meta_weight_gradient,
+    pseudo_label,
+)
 from .metrics import ErrorMetrics, RiskCoverage, risk_coverage, shot_metrics, shot_regions
-from .momentum_encoder import MomentumEncoder
-from .regression_losses import BalancedMSE, GaussianMixture, focal_l1_loss, focal_mse_loss, weighted_huber_loss
-from .retraining import FrozenEncoder, retrain_head
-from .reweighting import (
+from .networks.momentum_encoder import MomentumEncoder
+from .ranksim import (
+    BalancedMSE,
+    FeatureDistributionSmoothing,
+    FrozenEncoder,
+    GaussianMixture,
     LabelDistributionSmoothing,
     bin_labels,
     bin_weights,
+    focal_l1_loss,
+    focal_mse_loss,
+    retrain_head,
+    weighted_huber_loss,
     weighted_l1_loss,
     weighted_mse_loss,
 )
-from .soft_labels import SoftLabelReweighter
-from .weak_labels import candidate_confidence, disambiguate, pseudo_label
 
 __all__ = [
     "BalancedMSE",

@@ -66,7 +66,7 @@ def demo(
     device: Device = "auto",
     quick: Flag = False,
 ) -> None:
-    """Compare a method with its baselines on a small data set; writes a table, results as JSON and a figure.
+    """Compare a method with its baselines on a small data set; write a table, results as JSON and a figure.
 
     Parameters
     ----------
@@ -77,14 +77,14 @@ def demo(
     epochs
         Passes over the data. [default: per demo; quick: 1]
     data
-        Folder with idx files or CIFAR's pickles instead (cmw-net), or with the npz file of dSprites or MPI3D
+        Folder of your own data instead: idx files or CIFAR's pickles (cmw-net), or the npz file of dSprites or MPI3D
         (chi-model).
     output
-        Folder of the results. [default: dadl-demo-NAME]
+        Folder for the results. [default: dadl-demo-NAME]
     device
         Where to compute.
     quick
-        See that everything works; the numbers mean nothing.
+        Only check that everything works; the numbers mean nothing.
     """
     if data is not None and name not in ("cmw-net", "chi-model"):
         raise UserError(f"the {name} demo has data of its own: leave out --data")
@@ -92,14 +92,14 @@ def demo(
 
     importlib.metadata.distribution("kanjivg")  # drawings only, nothing to import
     if name == "ranksim":
-        from .ranksim_demo import QUICK, Settings, run_demo
+        from .demos.ranksim import QUICK, Settings, run_demo
     elif name == "self-tuning":
-        from .self_tuning_demo import QUICK, Settings, run_demo  # type: ignore[assignment]
+        from .demos.self_tuning import QUICK, Settings, run_demo  # type: ignore[assignment]
     elif name == "chi-model":
         importlib.metadata.distribution("scikit-learn")  # photographs
-        from .chi_model_demo import QUICK, Settings, run_demo  # type: ignore[assignment]
+        from .demos.chi_model import QUICK, Settings, run_demo  # type: ignore[assignment]
     else:
-        from .cmw_net_demo import QUICK, Settings, run_demo  # type: ignore[assignment]
+        from .demos.cmw_net import QUICK, Settings, run_demo  # type: ignore[assignment]
     base = QUICK if quick else Settings()
     settings = replace(base, seeds=seeds or base.seeds, epochs=epochs or base.epochs)
     folder = Path(f"dadl-demo-{name}") if output is None else output
@@ -115,37 +115,38 @@ def evaluate(
     part: Literal["test", "val"] = "test",
     device: Device = "auto",
 ) -> None:
-    """Judge a trained run once more, on its own data or on others.
+    """Evaluate a trained run again, on its own data or on other data.
 
     Parameters
     ----------
     run
         Folder of the run.
     data
-        File or folder of the same kind as the run's. [default: the run's]
+        File or folder of the same kind as the run's data. [default: the run's data]
     part
-        Which samples.
+        Which samples to use.
     device
         Where to compute.
     """
     from rich.console import Console
 
-    from .runs import evaluate_run
+    from .recipes import open_run
+    from .runs.evaluate import evaluate_run
 
-    evaluate_run(run, data, part, device, Console())
+    evaluate_run(open_run(run, data), part, device, Console())
 
 
 @app.command
 def predict(run: Folder, /, *, data: File, output: Path = Path("predictions.csv"), device: Device = "auto") -> None:
-    """Predict samples without a target; writes a CSV file.
+    """Predict samples without a target and write a CSV file.
 
     Parameters
     ----------
     run
         Folder of the run.
     data
-        The samples: of the same kind as the run's data, but no target is needed; for lists of images a folder of
-        images or a text file that names them.
+        The samples, of the same kind as the run's data but without a target; for lists of images, a folder of images
+        or a text file that names them.
     output
         The CSV file.
     device
@@ -153,9 +154,10 @@ def predict(run: Folder, /, *, data: File, output: Path = Path("predictions.csv"
     """
     from rich.console import Console
 
-    from .runs import predict_run
+    from .recipes import open_run
+    from .runs.evaluate import predict_run
 
-    predict_run(run, data, output, device, Console())
+    predict_run(open_run(run), data, output, device, Console())
 
 
 @app.command
@@ -165,11 +167,11 @@ def report(runs: Annotated[list[Folder], Parameter(negative=())], /, *, output: 
     Parameters
     ----------
     runs
-        Folders of runs; those that differ only in the seed are averaged.
+        Folders of runs; runs that differ only in the seed are averaged.
     output
-        The page; it needs nothing but a browser.
+        The page, which needs nothing but a browser.
     """
-    from .html_report import write_report
+    from .report.page import write_report
 
     write_report(runs, output)
     print(f"Wrote {output}")
@@ -193,15 +195,15 @@ def bench(
     name
         Which operators.
     seconds
-        For each set of candidates, which take turns. [default: 3, cmw-net: 120]
+        Time for each set of candidates, which take turns. [default: 3, cmw-net: 120]
     threads
-        Of the CPU. [default: all cores]
+        CPU threads. [default: all cores]
     device
         Where to compute.
     output
-        Folder of tables, medians as JSON and figures. [default: nothing is written]
+        Folder for tables, medians as JSON and figures. [default: nothing is written]
     quick
-        See that everything runs; the numbers mean nothing.
+        Only check that everything runs; the numbers mean nothing.
     """
     from rich.console import Console
 
@@ -215,12 +217,12 @@ def bench(
 def _with_config(
     *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)], config: File | None = None
 ) -> None:
-    """Read settings from a file before those of the command line.
+    """Read settings from a file; options on the command line override them.
 
     Parameters
     ----------
     config
-        YAML file with options, e.g. ``epochs: 30``; those of the command line come first.
+        YAML file with options, e.g. ``epochs: 30``; options on the command line override it.
     """
     if config is not None:
         app.config = (Yaml(config, use_commands_as_keys=False),)
@@ -234,9 +236,9 @@ def main() -> None:
     except UserError as error:
         sys.exit(str(error))
     except ImportError as error:
-        # Commands that are imported when they are called come with an error of their own.
+        # A command that is imported when it is called wraps the error in one of its own.
         missing = error if isinstance(error, ModuleNotFoundError) else error.__cause__
         name = missing.name if isinstance(missing, ModuleNotFoundError) else None
         if name is None or name.split(".")[0] not in TRAIN_PACKAGES:
             raise
-        sys.exit(f"dadl needs {name} for this, which is not installed: pip install 'dadl[train]'")
+        sys.exit(f"this needs the package {name}, which is not installed: pip install 'dadl[train]'")

@@ -1,36 +1,38 @@
-"""Files that are there whole or not at all, and checkpoints that say what is wrong with them."""
+"""Files that are whole or not there at all."""
 
 import csv
 import os
-import pickle
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from lightning_fabric import Fabric
-
-from .errors import UserError
-
-
-class CheckpointError(UserError, ValueError):
-    """A checkpoint that cannot be read, or that is of something else."""
-
 
 def replace_file(path: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a temporary file beside ``path`` and put it in its place in one step.
+    """Let ``write`` fill a temporary file beside ``path``, then put it in place of ``path`` in one step.
 
-    Whenever the process is killed, ``path`` is as it was before or as it shall be.
+    Whenever the process is killed, ``path`` is as it was before or as it will be, also after a power failure and when
+    several processes write it. A killed process leaves its temporary file, see :func:`remove_leftovers`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    write(temporary)
-    os.replace(temporary, path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        write(temporary)
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())  # else a power failure could leave zeros under the final name
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def remove_leftovers(folder: Path, name: str = "*") -> None:
+    """Remove what killed processes have left of files of that name; while no other process writes them."""
+    for temporary in folder.glob(f".{name}.*.part"):
+        temporary.unlink(missing_ok=True)
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """A row of column names, those of the first of ``rows``, and one for each of them."""
+    """Write a line of column names, those of the first row, and a line for each row."""
 
     def write(temporary: Path) -> None:
         with temporary.open("w", encoding="utf-8", newline="") as file:
@@ -39,45 +41,3 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
             writer.writerows(rows)
 
     replace_file(path, write)
-
-
-def save_checkpoint(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:
-    """Write the state of modules, optimisers and plain values to ``path``; called by all processes."""
-
-    def write(temporary: Path) -> None:
-        fabric.save(temporary, state)
-
-    if fabric.is_global_zero:
-        replace_file(path, write)
-    else:
-        write(path)  # takes part, and writes nothing
-
-
-def load_checkpoint(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:
-    """Restore ``state`` in place from ``path``, which may hold more; only tensors and plain values are unpickled.
-
-    Raises a :class:`CheckpointError` if the file is missing or damaged, is no checkpoint, or is one of another method.
-    """
-    with _readable(path):
-        fabric.load(path, state, weights_only=True)
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What ``path`` holds, on the CPU; errors as for :func:`load_checkpoint`."""
-    with _readable(path):
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    return state
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    if not path.exists():
-        raise CheckpointError(f"{path} is missing: put it back, or begin anew in another folder")
-    try:
-        yield
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise CheckpointError(
-            f"{path} is damaged or not a checkpoint of this training ({reason}): put it back, or begin anew in another "
-            "folder"
-        ) from None

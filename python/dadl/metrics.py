@@ -1,4 +1,4 @@
-"""Errors over all labels and over those with many, medium and few training samples, and under rejection.
+"""Errors over all labels, over labels with many, medium and few training samples, and under rejection.
 
 Source: Yang, Zha, Chen, Wang, Katabi, "Delving into Deep Imbalanced Regression", ICML 2021.
 """
@@ -24,7 +24,7 @@ class ErrorMetrics:
     ``mae`` mean absolute error, ``mse`` mean squared error, ``gm`` geometric mean of the absolute errors (1e-10 added
     to each, so that one exact prediction does not make it zero), ``bmae`` mean over label bins of each bin's MAE,
     ``pearson`` and ``spearman`` correlation of predictions and targets, and of their ranks (equal values share their
-    mean rank). A correlation is NaN, too, where predictions or targets are all the same.
+    mean rank). A correlation is also NaN where all predictions or all targets are equal.
     """
 
     samples: int = 0
@@ -39,8 +39,7 @@ class ErrorMetrics:
 def shot_regions(counts: Array, *, many: int = 100, few: int = 20) -> dict[Region, Tensor]:
     """Which label bins belong to each region, as boolean masks ``[num_bins]`` of the training counts ``[num_bins]``.
 
-    ``many``: more than 100 training samples; ``few``: less than 20, which includes bins without any; ``medium``:
-    between.
+    ``many``: more than 100 training samples; ``few``: fewer than 20, including empty bins; ``medium``: between.
     """
     if few > many:
         raise ValueError(f"expected few <= many, got few={few} and many={many}: the regions would overlap")
@@ -58,7 +57,7 @@ def shot_regions(counts: Array, *, many: int = 100, few: int = 20) -> dict[Regio
 def shot_metrics(
     prediction: Array, target: Array, bins: Array, counts: Array, *, many: int = 100, few: int = 20
 ) -> dict[Region, ErrorMetrics]:
-    """Errors and correlations of a regression over all labels and by the training samples of the label's bin.
+    """Errors and correlations of a regression, overall and by the number of training samples in the label's bin.
 
     Args:
         prediction: ``[N]``.
@@ -117,7 +116,7 @@ def _correlation(x: Tensor, y: Tensor) -> float:
 
 
 def _ranks(values: Tensor) -> Tensor:
-    """Ascending ranks, of equal values their mean; NaN, whose order would be invented, makes all of them NaN."""
+    """Ascending ranks; equal values share their mean rank. NaN has no order, so a single one makes all ranks NaN."""
     _, group, counts = torch.unique(values, return_inverse=True, return_counts=True)
     ranks: Tensor = counts.cumsum(dim=0) - (counts - 1).double() / 2
     return ranks[group].masked_fill(values.isnan().any(), math.nan)
@@ -142,13 +141,13 @@ class RiskCoverage:
 
 
 def risk_coverage(scores: Array, correct: Array) -> RiskCoverage:
-    """How the error falls when samples of low score are rejected, as in selective classification.
+    """How the error falls as samples with low scores are rejected, as in selective classification.
 
     The scores may be a classifier's confidence, or the weights that :class:`dadl.CMWNet` gives: where training labels
-    are noisy, ``correct`` tells whether a label is the true one. (Geifman & El-Yaniv, NeurIPS 2017.)
+    are noisy, ``correct`` says whether a label is the true one. (Geifman & El-Yaniv, NeurIPS 2017.)
 
     Args:
-        scores: ``[N]``; samples of equal score are accepted together, so each of them has their common risk.
+        scores: ``[N]``; samples with equal scores are accepted together and share one risk.
         correct: ``[N]``, true or 1 where the prediction is right.
 
     Raises:
@@ -163,12 +162,12 @@ def risk_coverage(scores: Array, correct: Array) -> RiskCoverage:
     order = score.argsort(descending=True, stable=True)
     accepted = torch.arange(1, len(score) + 1)
     errors = wrong[order].cumsum(dim=0)
-    # The last sample of each run of equal scores stands for all of the run.
+    # The last sample of a run of equal scores stands for the whole run.
     _, run, lengths = torch.unique_consecutive(score[order], return_inverse=True, return_counts=True)
     last = (lengths.cumsum(dim=0) - 1)[run]
     return RiskCoverage(accepted[last].double() / max(len(score), 1), (errors / accepted)[last])
 
 
 def higher_is_better(metric: str) -> bool:
-    """Whether more of a metric, which its name tells, is better: accuracies and correlations; all others are errors."""
+    """Whether higher is better, by the name of a metric: accuracies and correlations; all others are errors."""
     return any(word in metric.lower() for word in ("accuracy", "pearson", "spearman"))

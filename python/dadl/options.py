@@ -1,4 +1,4 @@
-"""Types of settings and options, with the values that they can have."""
+"""Types of settings and options, with the values they accept."""
 
 from typing import Annotated, Literal
 
@@ -10,7 +10,7 @@ NonNegative = Annotated[float, Parameter(validator=validators.Number(gte=0))]
 Positive = Annotated[float, Parameter(validator=validators.Number(gt=0))]
 Fraction = Annotated[float, Parameter(validator=validators.Number(gte=0, lte=1))]
 Flag = Annotated[bool, Parameter(negative=())]
-"""Off by default, so that there is no option to turn it off."""
+"""Off by default, so there is no option to turn it off."""
 
 Device = Literal["auto", "cpu", "cuda"]
 BenchmarkName = Literal["ranksim", "contrast", "disagreement", "cmw-net", "all"]

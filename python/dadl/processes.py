@@ -1,4 +1,4 @@
-"""Sums over the processes of a training, each of which has its own rows of the batch."""
+"""Sums over the processes of a training run. Each process has its own rows of the batch."""
 
 from collections.abc import Mapping
 
@@ -29,14 +29,14 @@ def total(value: Tensor) -> Tensor:
 
 
 def total_count(count: int, device: torch.device) -> int:
-    """The sum of every process's count; ``device`` is one that the processes exchange tensors of."""
+    """The sum of every process's count, exchanged as a tensor on ``device``."""
     return count if process_count() == 1 else int(total(torch.tensor(count, device=device)))
 
 
 def totals(values: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
-    """The sum of every process's values, in one exchange and without a graph; those that are ``None`` are left out.
+    """The sum of every process's values, in one exchange and without a graph; ``None`` values are left out.
 
-    Names, shapes and what is ``None`` are the same in every process.
+    All processes must pass the same names and shapes, and ``None`` in the same places.
     """
     known = {name: value.detach() for name, value in values.items() if value is not None}
     if process_count() == 1 or not known:
@@ -44,3 +44,13 @@ def totals(values: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
     whole = total(torch.cat([value.flatten() for value in known.values()]))
     parts = whole.split([value.numel() for value in known.values()])
     return {name: part.view_as(value).to(value.dtype) for (name, value), part in zip(known.items(), parts, strict=True)}
+
+
+def of_all_processes(loss: Tensor) -> Tensor:
+    """Scale the gradient of a loss over the rows of all processes, such as ``RankSimLoss(gather_distributed=True)``.
+
+    Every process has the same value and the gradient for its own rows. The gradient of the whole batch is the sum over
+    the processes, but data-parallel training averages it. Here it is multiplied by the number of processes to make up
+    for that. The value does not change.
+    """
+    return loss + (process_count() - 1) * (loss - loss.detach())

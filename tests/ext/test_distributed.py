@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from dadl import CMWNet, FeatureDistributionSmoothing, MetaReweighter, meta_weight_gradient
-from dadl.soft_labels import SoftLabelReweighter, mixed_objective
+from dadl.cmw_net.soft_labels import SoftLabelReweighter, mixed_objective
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel

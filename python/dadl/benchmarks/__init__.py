@@ -1,1 +1,1 @@
-"""What the operators and the meta step cost on this machine, beside PyTorch and other libraries: ``dadl bench``."""
+"""``dadl bench``: the speed of the operators and the meta step, compared with PyTorch and other libraries."""

@@ -1,6 +1,6 @@
-"""One iteration of CMW-Net with a meta step against a plain training step, for each way to the meta gradient.
+"""One iteration of CMW-Net with a meta step against a plain training step, for each method of the meta gradient.
 
-The memory is what tensors need beyond those that there are before the iteration.
+Memory is what tensors need during an iteration, on top of those that exist before it.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from torch import nn
 from torch.optim import SGD, Adam
 from torch.profiler import ProfilerActivity, profile
 
-from ..cmw_net import CMWNet
-from ..meta_reweighter import MetaReweighter
-from ..resnet import FEATURES, resnet
-from .harness import Column, Harness, Numbers, Table, milliseconds, ratio, speedup
+from ..cmw_net.reweighter import MetaReweighter
+from ..cmw_net.weight_net import CMWNet
+from ..networks.resnet import FEATURES, resnet
+from .harness import BenchmarkTable, Column, Harness, Numbers, milliseconds, ratio, speedup
 
 DEPTH, QUICK_DEPTH = 32, 8
 BATCH, QUICK_BATCH = 100, 4
@@ -54,14 +54,14 @@ def make_step(kind: str, depth: int, batch: int, memory_format: torch.memory_for
 
 
 def peak_memory(step: Callable[[], Any], device: str) -> float:
-    """MiB of tensors at most during a step, beyond those that there are before it."""
+    """Peak MiB of tensors during a step, on top of those that exist before it."""
     step()
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         step()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # its lines about itself would break up the progress bar
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # its log lines would break up the progress bar
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
@@ -85,10 +85,10 @@ def step_case(name: str, depth: int, batch: int, harness: Harness) -> dict[str, 
     }
 
 
-def tables(quick: bool) -> list[Table]:
+def tables(quick: bool) -> list[BenchmarkTable]:
     depth, batch = (QUICK_DEPTH, QUICK_BATCH) if quick else (DEPTH, BATCH)
     return [
-        Table(
+        BenchmarkTable(
             name="cmw-net",
             header="memory format, step",
             columns=(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dadl_ext import PseudoGroupContrastLoss, SupervisedContrastLoss, functional
 
-from .harness import Harness, Numbers, Table, milliseconds, ratio, speedup
+from .harness import BenchmarkTable, Harness, Numbers, milliseconds, ratio, speedup
 
 TEMPERATURE = 0.07
 LIBRARY = "pytorch-metric-learning"
@@ -25,7 +25,7 @@ SUPERVISED_SIZES, QUICK_SUPERVISED_SIZES = ((256, 10, 128), (1024, 10, 128), (10
 
 
 def metric_learning(harness: Harness) -> Any | None:
-    """The losses of pytorch-metric-learning, where it is installed."""
+    """The losses of pytorch-metric-learning, if it is installed."""
     try:
         from pytorch_metric_learning import losses
     except ModuleNotFoundError as error:
@@ -42,7 +42,7 @@ def library_version() -> str:
 
 
 def dense(query: Tensor, key: Tensor, queue: Tensor, target: Tensor) -> Tensor:
-    """All similarities at once, positives through class sums: neither mask nor gather over them."""
+    """All similarities at once, positives by class sums, without a mask or a gather."""
     own = (query * key).sum(dim=1, keepdim=True)
     logits = torch.cat([own, query @ queue.flatten(0, 1).T], dim=1) / TEMPERATURE
     positives = key + queue.sum(dim=1)[target]
@@ -54,7 +54,7 @@ compiled_dense = torch.compile(dense)
 
 
 def dense_supervised(features: Tensor, labels: Tensor) -> Tensor:
-    """All similarities at once, positives through class sums; labels 0, 1, ..., each of two samples or more."""
+    """All similarities at once, positives by class sums; labels 0, 1, ..., each with two samples or more."""
     z = F.normalize(features, dim=1)
     own = torch.eye(len(z), dtype=torch.bool, device=z.device)
     denominator = (z @ z.T / TEMPERATURE).masked_fill(own, -torch.inf).logsumexp(dim=1)
@@ -68,13 +68,13 @@ compiled_dense_supervised = torch.compile(dense_supervised)
 
 
 def attention(query: Tensor, key: Tensor, queue: Tensor, target: Tensor) -> Tensor:
-    """The query's gradient as one attention with values = keys; the loss itself does not come out of it."""
+    """The gradient of the query as one attention with values = keys; it does not give the loss itself."""
     keys = queue.flatten(0, 1)[None, None]
     return F.scaled_dot_product_attention(query[None, None], keys, keys, scale=1 / TEMPERATURE)
 
 
 def published_loop(query: Tensor, key: Tensor, queue: Tensor, target: Tensor) -> Tensor:
-    """Sample by sample with a copy of the negatives, as research code does it."""
+    """Sample by sample with a copy of the negatives, as in research code."""
     loss = query.new_zeros(())
     for q, k, y in zip(query, key, target.tolist(), strict=True):
         positives = torch.cat([k[None], queue[y]])
@@ -129,7 +129,7 @@ def supervised_case(n: int, classes: int, d: int, harness: Harness) -> dict[str,
 
 
 def memory_case(b: int, c: int, slots: int, d: int, harness: Harness) -> dict[str, Numbers]:
-    """A training step with what it does to the memory, which is full from the start on both sides."""
+    """A training step including the update of the memory, which is full from the start on both sides."""
     query, key = torch.randn(2, b, d, device=harness.device)
     target = torch.randint(c, (b,), device=harness.device)
     query.requires_grad_()
@@ -157,10 +157,10 @@ def memory_case(b: int, c: int, slots: int, d: int, harness: Harness) -> dict[st
     return {f"{b}, {c}, {slots}, {d}": harness.medians(candidates)}
 
 
-def tables(quick: bool) -> list[Table]:
+def tables(quick: bool) -> list[BenchmarkTable]:
     sizes = QUICK_SIZES if quick else SIZES
     return [
-        Table(
+        BenchmarkTable(
             name="group-contrast",
             header="B, C, D, d",
             columns=(
@@ -177,7 +177,7 @@ def tables(quick: bool) -> list[Table]:
             "of its own.",
             cases=[partial(contrast_case, *size) for size in sizes],
         ),
-        Table(
+        BenchmarkTable(
             name="supervised-contrast",
             header="n, classes, d",
             columns=(
@@ -191,7 +191,7 @@ def tables(quick: bool) -> list[Table]:
             "were measured are equal to a relative 1e-5.",
             cases=[partial(supervised_case, *size) for size in (QUICK_SUPERVISED_SIZES if quick else SUPERVISED_SIZES)],
         ),
-        Table(
+        BenchmarkTable(
             name="cross-batch-memory",
             header="B, C, D, d",
             columns=(milliseconds(), speedup("CrossBatchMemory")),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dadl_ext import functional
 
-from .harness import Harness, Numbers, Table, milliseconds, speedup
+from .harness import BenchmarkTable, Harness, Numbers, milliseconds, speedup
 
 P = 0.5
 SIZES, QUICK_SIZES = ((256, 2048, 1, 8), (256, 2048, 1, 2), (128, 2048, 100, 4)), ((4, 16, 1, 2),)
@@ -22,7 +22,7 @@ PREDICTIONS, QUICK_PREDICTIONS = (8, 256, 1000), (3, 4, 5)
 
 
 def dropout_loop(features: Tensor, weight: Tensor, bias: Tensor, samples: int) -> Tensor:
-    """Member by member, as a user of PyTorch writes it."""
+    """Member by member, as written in plain PyTorch."""
     return torch.stack([F.linear(F.dropout(features, P), weight, bias) for _ in range(samples)])
 
 
@@ -115,10 +115,10 @@ def disagreement_case(measure: str, shape: tuple[int, int, int], harness: Harnes
     return {measure: harness.medians(candidates)}
 
 
-def tables(quick: bool) -> list[Table]:
+def tables(quick: bool) -> list[BenchmarkTable]:
     predictions = QUICK_PREDICTIONS if quick else PREDICTIONS
     return [
-        Table(
+        BenchmarkTable(
             name="dropout",
             header="B, F, C, K",
             columns=(
@@ -135,7 +135,7 @@ def tables(quick: bool) -> list[Table]:
             "than 8 outputs it is itself `dropout_linear` and `disagreement` in turn.",
             cases=[partial(dropout_case, *size) for size in (QUICK_SIZES if quick else SIZES)],
         ),
-        Table(
+        BenchmarkTable(
             name="disagreement",
             header="measure",
             columns=(milliseconds(), speedup("eager"), speedup("torch.compile")),

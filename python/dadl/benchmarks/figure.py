@@ -9,19 +9,19 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from .harness import Numbers, Table
+from .harness import BenchmarkTable, Numbers
 
 # Okabe and Ito's palette: distinct with any colour vision.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 LABEL_WIDTH = 18  # characters below a group of bars
 
 
-def draw_speedups(measured: Sequence[tuple[Table, Mapping[str, Numbers]]], machine: str) -> Figure:
-    """How many times as fast as each candidate, one panel for each table.
+def draw_speedups(measured: Sequence[tuple[BenchmarkTable, Mapping[str, Numbers]]], machine: str) -> Figure:
+    """Speedups over each candidate, one panel for each table.
 
     Args:
         measured: tables and their rows.
-        machine: what measured, shown at the bottom.
+        machine: name of the machine, shown at the bottom.
     """
     width = max(10.0, 1.7 * max(len(rows) for _, rows in measured))
     figure = Figure(figsize=(width, 4.2 * len(measured) + 0.8), layout=ConstrainedLayoutEngine(h_pad=0.12))
@@ -33,14 +33,14 @@ def draw_speedups(measured: Sequence[tuple[Table, Mapping[str, Numbers]]], machi
     return figure
 
 
-def _draw_table(axes: Axes, table: Table, rows: Mapping[str, Numbers]) -> None:
+def _draw_table(axes: Axes, table: BenchmarkTable, rows: Mapping[str, Numbers]) -> None:
     columns = [column for column in table.columns if column.speedup]
     width = 0.8 / len(columns)
     for i, (column, color) in enumerate(zip(columns, COLORS, strict=False)):
         values = [column.value(numbers) for numbers in rows.values()]
         places = np.arange(len(rows)) + (i - (len(columns) - 1) / 2) * width
         heights = np.array([np.nan if value is None else value for value in values])
-        # Bars from 1, where both are equally fast: upwards is quicker, downwards slower.
+        # Bars start at 1, where both are equally fast: upwards is faster, downwards slower.
         axes.bar(places, heights - 1, width, bottom=1, color=color, label=column.title)
         for place, value in zip(places, values, strict=True):
             text = "–" if value is None else f"{value:.{column.digits}f}"

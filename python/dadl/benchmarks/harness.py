@@ -1,4 +1,4 @@
-"""What a benchmark is made of, and the one way to measure: interleaved, so that noise hits all candidates alike."""
+"""Benchmark tables, and the way to measure them: interleaved, so that noise affects all candidates alike."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from torch._dynamo.exc import TorchDynamoException
 WARM_UP = 3  # calls of each candidate; torch.compile needs more than one where shapes vary
 
 Numbers = Mapping[str, float]
-"""What was measured for a row of a table: median seconds of every candidate, or MiB where the name says so."""
+"""Measurements for a row of a table: median seconds of every candidate, or MiB if the name says so."""
 
 
 def keep_memory() -> None:
-    """Let the C library keep what is freed, for all candidates alike.
+    """Make the C library keep freed memory, for all candidates alike.
 
-    Whether it hands large tensors back to the system and pays for fresh pages at the next call is a matter of chance
-    that lasts for a process, and takes longer than a small operator.
+    Otherwise it may return large tensors to the system and pay for new pages at the next call. Whether it does so is
+    random but constant within a process, and takes longer than a small operator.
     """
     if platform.libc_ver()[0] == "glibc":
         no_mmap, trim_threshold = -4, -1  # M_MMAP_MAX and M_TRIM_THRESHOLD of mallopt(3)
@@ -33,12 +33,12 @@ def keep_memory() -> None:
 
 @dataclass(frozen=True)
 class Harness:
-    """Where and for how long to measure.
+    """Where to measure, and for how long.
 
     Args:
         device: ``"cpu"`` or ``"cuda"``.
-        seconds: for each set of candidates that are measured together.
-        rounds: calls of each candidate at least, however long they take.
+        seconds: for each set of candidates measured together.
+        rounds: smallest number of calls of each candidate, however long they take.
         say: shows a line to the user.
     """
 
@@ -65,9 +65,9 @@ class Harness:
         return True
 
     def medians(self, candidates: Mapping[str, Callable[[], object]]) -> dict[str, float]:
-        """Median seconds per call, one call of each candidate in turn until the time is over.
+        """Median seconds per call; candidates are called in turn until the time is over.
 
-        A candidate that torch.compile cannot compile here is left out, and the user is told why.
+        A candidate that torch.compile cannot compile here is left out, and the reason is shown.
         """
         synchronize = torch.cuda.synchronize if self.device == "cuda" else lambda: None
         times: dict[str, list[float]] = {name: [] for name, call in candidates.items() if self._warm_up(call)}
@@ -84,7 +84,7 @@ class Harness:
 
 @dataclass(frozen=True)
 class Column:
-    """A row's number ``over``, divided by its number ``under`` if there is one."""
+    """The number ``over`` of a row, divided by its number ``under`` if given."""
 
     title: str
     over: str
@@ -92,10 +92,10 @@ class Column:
     scale: float = 1.0
     digits: int = 1
     speedup: bool = False
-    """Whether the figure shows it: how many times as fast ``under`` is."""
+    """Whether the figure shows this column, as the speedup of ``under``."""
 
     def value(self, numbers: Numbers) -> float | None:
-        """None where a part of it could not be measured."""
+        """None if part of it could not be measured."""
         if self.over not in numbers or (self.under is not None and self.under not in numbers):
             return None
         return self.scale * numbers[self.over] / (1.0 if self.under is None else numbers[self.under])
@@ -118,15 +118,15 @@ def speedup(over: str, under: str = "dadl", title: str | None = None, digits: in
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
+class BenchmarkTable:
     """A table to measure.
 
     Args:
-        name: also that of its files.
-        header: of the first column, which names the row.
-        columns: the others.
-        notes: what is compared with what, and how.
-        cases: each measures one row or more, by the name of the row.
+        name: of the table and its files.
+        header: of the first column, which names the rows.
+        columns: the other columns.
+        notes: what is compared, and how.
+        cases: each measures one or more rows, by name.
     """
 
     name: str
@@ -136,8 +136,8 @@ class Table:
     cases: Sequence[Callable[[Harness], Mapping[str, Numbers]]]
 
 
-def cells(table: Table, rows: Mapping[str, Numbers]) -> list[dict[str, str]]:
-    """A measured table as it is shown: for each row the text under each title."""
+def cells(table: BenchmarkTable, rows: Mapping[str, Numbers]) -> list[dict[str, str]]:
+    """A measured table as text: for each row, the cell under each title."""
     return [
         {table.header: name, **{column.title: column.cell(numbers) for column in table.columns}}
         for name, numbers in rows.items()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dadl_ext import functional
 
-from .harness import Harness, Numbers, Table, milliseconds, ratio, speedup
+from .harness import BenchmarkTable, Harness, Numbers, milliseconds, ratio, speedup
 
 RANKS, QUICK_RANKS = (64, 256, 1024), (8,)
 SIZES, QUICK_SIZES = ((64, 512), (256, 512), (1024, 512), (256, 2048)), ((8, 4), (300, 4))
@@ -71,7 +71,7 @@ def make_eager(forward: Callable[[Tensor, Tensor, float, float], tuple[Tensor, T
 
 
 def published_loop(x: Tensor, labels: Tensor, strength: float, weight: float) -> Tensor:
-    """Row by row with the blackbox rank operator, as research code does it."""
+    """Row by row with the blackbox rank operator, as in research code."""
     m = x.shape[0]
     unit = F.normalize(x, dim=1)
     similarity = unit @ unit.T
@@ -111,7 +111,7 @@ def loss_case(m: int, d: int, harness: Harness) -> dict[str, Numbers]:
     }
     numbers = harness.medians(candidates)
     if m <= LARGEST_LOOP:
-        # A run of its own: the loop's thousands of small operations would leave nobody's caches warm.
+        # Measured separately: the thousands of small operations in the loop would cool the caches of the others.
         pair = {
             "dadl beside the loop": candidates["dadl"],
             "row loop": lambda: step(published_loop(x, labels, 2.0, 1.0)),
@@ -120,16 +120,16 @@ def loss_case(m: int, d: int, harness: Harness) -> dict[str, Numbers]:
     return {f"{m}, {d}": numbers}
 
 
-def tables(quick: bool) -> list[Table]:
+def tables(quick: bool) -> list[BenchmarkTable]:
     return [
-        Table(
+        BenchmarkTable(
             name="rank",
             header="rank of",
             columns=(milliseconds(digits=3), speedup("double argsort"), speedup("sort + scatter")),
             notes="float32, random normal values.",
             cases=[partial(rank_case, m) for m in (QUICK_RANKS if quick else RANKS)],
         ),
-        Table(
+        BenchmarkTable(
             name="ranksim",
             header="m, d",
             columns=(

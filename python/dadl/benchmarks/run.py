@@ -1,4 +1,4 @@
-"""``dadl bench``: measures, shows tables, and writes them with a figure where that is wanted."""
+"""``dadl bench``: measures, shows tables, and optionally writes them with a figure."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from dadl_ext import build_info
 
 from ..errors import UserError
 from ..options import BenchmarkName, Device
-from ..report import JobProgress, save_figure, write_json
+from ..output import JobProgress, save_figure, write_json
 from . import cmw_net, contrast, disagreement, ranksim
 from .figure import draw_speedups
-from .harness import Harness, Numbers, Table, cells, keep_memory, markdown_table
+from .harness import BenchmarkTable, Harness, Numbers, cells, keep_memory, markdown_table
 
 ROUNDS, QUICK_ROUNDS = 15, 2
 
 
 class BenchmarkError(UserError, ValueError):
-    """What was asked for cannot be measured here."""
+    """A request that cannot be measured here."""
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    tables: Callable[[bool], list[Table]]
+    tables: Callable[[bool], list[BenchmarkTable]]
     seconds: float
-    """For each set of candidates, where the user does not say."""
+    """Default for each set of candidates."""
 
 
 BENCHMARKS = {
@@ -53,25 +53,25 @@ def run_benchmarks(
     quick: bool = False,
     console: Console,
 ) -> dict[str, dict[str, Numbers]]:
-    """Measure the operators, or a step of CMW-Net, beside eager PyTorch, torch.compile and other libraries.
+    """Measure the operators or a step of CMW-Net against eager PyTorch, torch.compile and other libraries.
 
-    Forward and backward together, float32. Candidates take turns, so that noise and clock changes hit all alike; a
-    table shows medians and their ratios. What cannot run here (torch.compile without a compiler,
-    pytorch-metric-learning where it is not installed) is left out with a line that says why.
+    Forward and backward together, in float32. Candidates take turns, so that noise and clock changes affect all alike;
+    tables show medians and their ratios. What cannot run here (torch.compile without a compiler,
+    pytorch-metric-learning if it is not installed) is left out with a line that says why.
 
     Args:
         name: one of :data:`BENCHMARKS`, or ``"all"``.
-        seconds: for each set of candidates; by default 3, for ``"cmw-net"`` 120. Each candidate is called 15 times
-            at least.
-        threads: of the CPU; by default as many as PyTorch takes.
-        device: ``"auto"`` is CUDA where dadl's CUDA operators can run, else the CPU.
+        seconds: for each set of candidates; the default is 3, and 120 for ``"cmw-net"``. Each candidate is called at
+            least 15 times.
+        threads: of the CPU; the default is that of PyTorch.
+        device: ``"auto"`` is CUDA if dadl's CUDA operators can run, and the CPU otherwise.
         output: a folder for ``TABLE-DEVICE.md`` and ``.json``, and ``NAME-DEVICE.png`` and ``.svg``; by default nothing
             is written.
-        quick: tiny sizes and two rounds, to see that everything works; the numbers mean nothing.
+        quick: tiny sizes and two rounds, only to check that everything works; the numbers mean nothing.
         console: where progress and tables are shown.
 
     Returns:
-        For each table and row what was measured: median seconds of every candidate, or MiB where the name says so.
+        The measurements of each table and row: median seconds of every candidate, or MiB if the name says so.
 
     Raises:
         BenchmarkError: ``name`` or ``device`` is unknown, ``seconds`` or ``threads`` too small, or ``"cuda"`` cannot
@@ -101,7 +101,7 @@ def run_benchmarks(
                 place, 0.0 if quick else wanted, QUICK_ROUNDS if quick else ROUNDS, lambda line: _say(console, line)
             )
             torch.manual_seed(0)
-            results: list[tuple[Table, dict[str, Numbers]]] = []
+            results: list[tuple[BenchmarkTable, dict[str, Numbers]]] = []
             for table in benchmark.tables(quick):
                 rows = _measure(table, harness, console)
                 _show(table, rows, console)
@@ -134,7 +134,7 @@ def _usable(device: Device, console: Console) -> str:
 
 
 def _machine(device: str) -> str:
-    """What measures, as people name it."""
+    """The name of the measuring machine."""
     if device == "cuda":
         return torch.cuda.get_device_name()
     model = platform.processor() or platform.machine()
@@ -150,19 +150,19 @@ def _say(console: Console, line: str) -> None:
     console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _measure(table: Table, harness: Harness, console: Console) -> dict[str, Numbers]:
+def _measure(table: BenchmarkTable, harness: Harness, console: Console) -> dict[str, Numbers]:
     rows: dict[str, Numbers] = {}
     with JobProgress(console) as progress:
         progress.start(table.name, total=len(table.cases))
         for case in table.cases:
-            torch.compiler.reset()  # else it takes sizes for variable from the second case on, which may be slower
+            torch.compiler.reset()  # otherwise it treats sizes as dynamic from the second case on, which may be slower
             done = case(harness)
             rows |= done
             progress.advance("; ".join(done))
     return rows
 
 
-def _show(table: Table, rows: Mapping[str, Numbers], console: Console) -> None:
+def _show(table: BenchmarkTable, rows: Mapping[str, Numbers], console: Console) -> None:
     shown = TerminalTable(title=table.name, title_justify="left")
     shown.add_column(table.header, no_wrap=True)
     for column in table.columns:
@@ -173,7 +173,7 @@ def _show(table: Table, rows: Mapping[str, Numbers], console: Console) -> None:
     console.print(table.notes, markup=False, highlight=False)
 
 
-def _write(table: Table, rows: Mapping[str, Numbers], machine: str, stem: Path) -> None:
+def _write(table: BenchmarkTable, rows: Mapping[str, Numbers], machine: str, stem: Path) -> None:
     shown = cells(table, rows)
     text = f"# {table.name}\n\n{machine}\n\n{markdown_table(shown)}\n\n{table.notes}\n"
     stem.with_suffix(".md").write_text(text, encoding="utf-8")

@@ -1,0 +1,144 @@
+"""``dadl train chi-model``: regression of values in [0, 1] from images with few labels, on EfficientNet-Lite0."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ..data.fingerprint import fingerprint
+from ..data.image_lists import ImageLists, Row, Values, read_value_lists
+from ..data.rows import ChosenRows, tensor_loader
+from ..data.sprites import read_sprites
+from ..errors import SettingsError
+from ..networks.efficientnet import FEATURES, efficientnet_lite0
+from ..networks.views import View, stored_size
+from ..options import NonNegative, PositiveInt
+from ..output import JobProgress
+from ..runs.list_recipe import ListRecipe
+from ..runs.recipe import Evaluation, RecipeData, Scores
+from .method import (
+    MCD,
+    REGRESSION,
+    ChiModel,
+    FewLabels,
+    LabelsOnly,
+    MeanTeacher,
+    PiModel,
+    RDrop,
+    mlp_head,
+    uneven_loader,
+)
+
+HIDDEN = 256
+METHODS: dict[str, type[FewLabels]] = {
+    "chi-model": ChiModel,
+    "mcd": MCD,
+    "pi-model": PiModel,
+    "r-drop": RDrop,
+    "mean-teacher": MeanTeacher,
+    "labels-only": LabelsOnly,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChiModelRecipe(ListRecipe[Values]):
+    """Regression of values in [0, 1] from images with few labels, with the χ-Model or a baseline.
+
+    DATA is a folder with train_LABELS.txt, train_100.txt, test.txt and optionally val.txt, with a line 'relative/path
+    value value ...' for each image; or with the npz file of dSprites or MPI3D, of which a tenth is used for validation
+    and a fifth for the test. Views keep everything in place, because values are often positions.
+    """
+
+    name: ClassVar[str] = "chi-model"
+    shape_facts: ClassVar[tuple[str, ...]] = ("values",)
+    search_space: ClassVar[Mapping[str, tuple[float, float]]] = {"lr": (1e-4, 1e-1), "eta": (1e-3, 1.0)}
+
+    method: Literal["chi-model", "mcd", "pi-model", "r-drop", "mean-teacher", "labels-only"] = "chi-model"
+    """The χ-Model or a baseline."""
+
+    eta: NonNegative = 0.1
+    """Weight of the disagreement."""
+
+    columns: tuple[int, ...] | None = None
+    """The values of a row to learn, numbered from 0. [default: all]"""
+
+    images: PositiveInt = 10_000
+    """Number of images to draw from an npz file."""
+
+    def read(self, progress: JobProgress) -> RecipeData:
+        if not any(self.data.glob("*.npz")):
+            return super().read(progress)
+        self.view()  # what is wrong with it shows before images are read
+        drawn = read_sprites(self.data, self.images, self.seed)
+        columns = self._columns(len(drawn.names))
+        if max(columns) >= len(drawn.names):
+            names = ", ".join(drawn.names)
+            raise SettingsError(f"there is no column {max(columns)}: the columns, numbered from 0, are {names}")
+        target = drawn.target[:, columns]
+        images = _resized(drawn.images, stored_size(self.image_size))
+        order = torch.randperm(len(target), generator=torch.Generator().manual_seed(self.seed))
+        test, validation, train = order.split([len(order) // 5, len(order) // 10, len(order) - len(order) * 3 // 10])
+        labelled, unlabelled = train.split([count := math.ceil(len(train) * self.labels / 100), len(train) - count])
+
+        def evaluation(rows: Tensor) -> Evaluation:
+            loader = tensor_loader(images[rows], batch_size=self.batch_size)
+            return Evaluation([str(row) for row in rows.tolist()], loader, partial(self._table, target=target[rows]))
+
+        parts = {"labelled": labelled, "unlabelled": unlabelled, "validation": validation, "test": test}
+        return RecipeData(
+            facts={"values": len(columns)},
+            sizes={name: len(rows) for name, rows in parts.items()},
+            fingerprints={"images": fingerprint(drawn.images, target)},
+            loader=uneven_loader(images[labelled], target[labelled], images[unlabelled], batch_size=self.batch_size),
+            validation=evaluation(validation),
+            test=evaluation(test),
+        )
+
+    def view(self) -> View:
+        return self.make_view(crop_area=None, operations=2, cutout=0.5)
+
+    def read_lists(self) -> ImageLists[Values]:
+        return read_value_lists(self.data, self.labels, self.columns)
+
+    def describe(self, lists: ImageLists[Values]) -> Mapping[str, Any]:
+        return {"values": len(lists.labelled[0].label)}
+
+    def make_method(self, facts: Mapping[str, Any]) -> FewLabels:
+        head = partial(mlp_head, FEATURES, HIDDEN, facts["values"], bounded=True)
+        return METHODS[self.method](efficientnet_lite0(), head, self.view(), REGRESSION, lr=self.lr, eta=self.eta)
+
+    def make_loader(self, lists: ImageLists[Values], images: ChosenRows) -> DataLoader[Any]:
+        labelled, unlabelled = images.split([len(lists.labelled), len(lists.unlabelled)])
+        target = torch.tensor([row.label for row in lists.labelled])
+        return uneven_loader(labelled, target, unlabelled, batch_size=self.batch_size)
+
+    def score(self, rows: Sequence[Row[Values]], predicted: Tensor) -> Scores:
+        return self._table(predicted, torch.tensor([row.label for row in rows]))
+
+    def _table(self, predicted: Tensor, target: Tensor) -> Scores:
+        errors = 100 * (predicted - target).abs().mean(dim=0)
+        named = zip(self._names(len(errors)), errors.tolist(), strict=True)
+        return {"all": {"MAE %": float(errors.mean())}} | {name: {"MAE %": error} for name, error in named}
+
+    def prediction_columns(self, predicted: Tensor, facts: Mapping[str, Any]) -> Mapping[str, Sequence[Any]]:
+        return dict(zip(self._names(facts["values"]), predicted.T.tolist(), strict=True))
+
+    def _columns(self, count: int) -> list[int]:
+        return list(range(count) if self.columns is None else self.columns)
+
+    def _names(self, count: int) -> list[str]:
+        return [f"column {i}" for i in self._columns(count)]
+
+
+def _resized(images: Tensor, size: int) -> Tensor:
+    """Images ``[N, C, H, W]``, uint8, resized to ``size`` pixels in height and width."""
+    if images.shape[-1] == size:
+        return images
+    resize = partial(F.interpolate, size=(size, size), mode="bilinear", antialias=True)
+    return torch.cat([resize(part.float()).round().byte() for part in images.split(256)])

@@ -1,0 +1,1 @@
+"""``dadl demo``: each method compared with its baselines on a small data set."""

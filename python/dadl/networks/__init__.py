@@ -1,0 +1,1 @@
+"""Networks and views of images, built-in and user-supplied."""

@@ -1,0 +1,206 @@
+"""The kinds of regression data: their readers, their default settings, and their label bins."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ..data.regression import (
+    STS_B_FILES,
+    RegressionData,
+    RegressionSamples,
+    read_agedb,
+    read_csv,
+    read_sts_b,
+    read_unseen_csv,
+    read_unseen_sts_b,
+)
+from ..data.tables import read_table
+from ..errors import ProblemsError, SettingsError
+from .reweighting import bin_labels
+
+Loss = Literal["l1", "mse", "huber", "focal-l1", "focal-mse", "bmc", "gai"]
+
+AGE_COLUMNS = ("age", "path", "split")
+BINS = 50
+MOST_BINS = 10_000
+
+
+@dataclass(frozen=True)
+class LabelBins:
+    """``count`` bins of equal width on ``[low, high]``; labels outside go to the edge bins."""
+
+    low: float
+    high: float
+    count: int
+
+    @classmethod
+    def covering(cls, low: float, high: float, width: float) -> "LabelBins":
+        """Bins of that width from ``low`` on, up to ``high`` or just above it."""
+        count = math.ceil((high - low) / width - 1e-6)
+        if count > MOST_BINS:
+            raise SettingsError(f"bin width {width:g} makes {count} bins of targets from {low:g} to {high:g}")
+        return cls(low, low + count * width, count)
+
+    def numbers(self, labels: Tensor) -> Tensor:
+        """The bin of each label, see :func:`dadl.bin_labels`."""
+        return bin_labels(labels, self.low, self.high, self.count)
+
+    def counts(self, numbers: Tensor) -> Tensor:
+        """The number of samples in each bin, from the bin of each sample."""
+        return torch.bincount(numbers, minlength=self.count)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a CSV file to learn from, see :func:`.read_csv`."""
+
+    target: str | None
+    image: str | None
+    text: tuple[str, ...]
+    features: tuple[str, ...]
+    one_hot: tuple[str, ...]
+    split: str | None
+
+
+class DataKind(ABC):
+    """Readers, defaults and label bins of one kind of data."""
+
+    name: ClassVar[str]
+    loss: ClassVar[Loss]
+    ranksim: ClassVar[float]
+    """Weight γ."""
+    scale: ClassVar[float | None]
+    """Divisor of the targets; ``None`` is the standard deviation of the training targets."""
+    clip: ClassVar[tuple[float, float] | None]
+    """Bounds of the counts that ``inverse`` inverts."""
+    smoothing_clip: ClassVar[tuple[float, float]]
+    """Bounds of the variances' ratio in feature smoothing."""
+
+    @abstractmethod
+    def read(self, data: Path, columns: Columns, seed: int) -> RegressionData:
+        """Read all splits; images are checked later, as they are loaded."""
+
+    @abstractmethod
+    def read_unseen(self, data: Path, columns: Columns, categories: Mapping[str, Sequence[str]]) -> RegressionSamples:
+        """Read samples without a target; ``categories`` are those of the training data."""
+
+    @abstractmethod
+    def label_range(self, target: Tensor) -> tuple[float, float]:
+        """The range that the label bins cover."""
+
+    @abstractmethod
+    def bin_width(self, target: Tensor) -> float:
+        """The default width of a label bin."""
+
+    def smoothing_bins(self, bins: LabelBins, width: float) -> LabelBins:
+        """The bins for feature smoothing, where ``width`` is that of a label bin; by default the label bins."""
+        return bins
+
+
+class Ages(DataKind):
+    """AgeDB-DIR, IMDB-WIKI-DIR, and other files with the same columns."""
+
+    name = "ages"
+    loss, ranksim, scale = "l1", 100.0, 1.0
+    clip, smoothing_clip = (5, 1000), (0.1, 10)
+
+    def read(self, data: Path, columns: Columns, seed: int) -> RegressionData:
+        return read_agedb(data, check_images=False)
+
+    def read_unseen(self, data: Path, columns: Columns, categories: Mapping[str, Sequence[str]]) -> RegressionSamples:
+        return read_unseen_csv(data, image=AGE_COLUMNS[1])
+
+    def label_range(self, target: Tensor) -> tuple[float, float]:
+        return 0.0, 121.0
+
+    def bin_width(self, target: Tensor) -> float:
+        return 1.0
+
+    def smoothing_bins(self, bins: LabelBins, width: float) -> LabelBins:
+        # Few people are older than 99, and smoothing reflects at the last bucket.
+        return LabelBins(0.0, 100.0, math.ceil(100 / width))
+
+
+class SentencePairs(DataKind):
+    """STS-B-DIR."""
+
+    name = "sts-b"
+    loss, ranksim, scale = "mse", 3e-4, 5.0
+    clip, smoothing_clip = None, (0.5, 2)
+
+    def read(self, data: Path, columns: Columns, seed: int) -> RegressionData:
+        return read_sts_b(data)
+
+    def read_unseen(self, data: Path, columns: Columns, categories: Mapping[str, Sequence[str]]) -> RegressionSamples:
+        return read_unseen_sts_b(data)
+
+    def label_range(self, target: Tensor) -> tuple[float, float]:
+        return 0.0, 5.0
+
+    def bin_width(self, target: Tensor) -> float:
+        return 0.1
+
+
+class AnyTable(DataKind):
+    """Any other CSV file, whose columns are named."""
+
+    name = "table"
+    loss, ranksim, scale = "l1", 0.1, None
+    clip, smoothing_clip = (5, 1000), (0.1, 10)
+
+    def read(self, data: Path, columns: Columns, seed: int) -> RegressionData:
+        assert columns.target is not None
+        return read_csv(
+            data,
+            columns.target,
+            image=columns.image,
+            text=columns.text,
+            features=columns.features,
+            one_hot=columns.one_hot,
+            split=columns.split,
+            seed=seed,
+            check_images=False,
+        )
+
+    def read_unseen(self, data: Path, columns: Columns, categories: Mapping[str, Sequence[str]]) -> RegressionSamples:
+        return read_unseen_csv(
+            data, image=columns.image, text=columns.text, features=columns.features, categories=categories
+        )
+
+    def label_range(self, target: Tensor) -> tuple[float, float]:
+        margin = 0.5 if _whole(target) else 0.0
+        return float(target.min()) - margin, float(target.max()) + margin
+
+    def bin_width(self, target: Tensor) -> float:
+        low, high = self.label_range(target)
+        width = (high - low) / BINS
+        return math.ceil(width) if _whole(target) else width
+
+
+KINDS: Mapping[str, DataKind] = {kind.name: kind for kind in (Ages(), SentencePairs(), AnyTable())}
+
+
+def kind_of(data: Path, columns: Columns) -> DataKind:
+    """The kind of data in that file or folder; raises if its columns must be named."""
+    if columns.target is not None:
+        return KINDS["table"]
+    if data.is_dir():
+        names = [f"{part}_new.tsv" for part in STS_B_FILES]
+        if not any((data / name).exists() for name in names):
+            raise ProblemsError([f"{data}: a folder without {', '.join(names)}; of other data, name the file"])
+        return KINDS["sts-b"]
+    problems: list[str] = []
+    header = read_table(data, problems).header
+    if header and not set(AGE_COLUMNS) <= set(header):
+        raise SettingsError(f"{data}: set target to the column to predict, one of {', '.join(header)}")
+    return KINDS["ages"]
+
+
+def _whole(target: Tensor) -> bool:
+    return bool((target == target.round()).all())

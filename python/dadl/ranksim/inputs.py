@@ -1,0 +1,112 @@
+"""Images, texts or numbers as inputs of an encoder, and the encoder itself."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..data.images import load_images
+from ..data.regression import RegressionSamples
+from ..data.rows import Rows
+from ..networks.efficientnet import FEATURES, efficientnet_lite0
+from ..networks.user_networks import load_backbone
+from ..networks.user_views import training_view
+from ..networks.views import View, stored_size
+from ..output import JobProgress
+
+
+@dataclass(frozen=True)
+class EncoderInputs:
+    """For each part of the data, the ``rows`` to encode and the ``digests`` of its images (empty without images).
+
+    ``facts`` describe the rows for :meth:`Inputs.encoder`.
+    """
+
+    rows: Sequence[Rows]
+    digests: Sequence[Tensor]
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The settings of the recipe that concern its inputs."""
+
+    hidden: int
+    fine_tune: bool
+    backbone: str | None
+    image_size: int
+    augment: str | None
+    keep_positions: bool
+
+    def check_images(self) -> None:
+        """Raise an error if the network or the view cannot be used, before images are read."""
+        self._network()
+        self._view()
+
+    def read(self, parts: Sequence[RegressionSamples], folder: Path, progress: JobProgress) -> EncoderInputs:
+        """Decode images, tokenise texts, or join numbers and the features of texts."""
+        sizes = [len(part.where) for part in parts]
+        if parts[0].images:
+            files = [image for part in parts for image in part.images]
+            progress.start("Reading images", total=len(files))
+            images, digests = load_images(folder, files, stored_size(self.image_size), progress.advance)
+            return EncoderInputs(images.split(sizes), digests.split(sizes), {"inputs": "images"})
+        no_digests = [torch.empty(0)] * len(parts)
+        numbers = torch.cat([part.features for part in parts]).float()
+        texts = [sample for part in parts for sample in part.texts]
+        if texts:
+            from ..networks.text_encoder import encode, tokenize  # importing it takes seconds
+
+            if self.fine_tune:
+                tokens = list(tokenize(texts).split(sizes))
+                return EncoderInputs(tokens, no_digests, {"inputs": "tokens", "texts": len(texts[0])})
+            progress.start("Encoding texts", total=len(texts))
+            numbers = torch.cat([numbers, encode(texts, on_encoded=progress.advance)], dim=1)
+        rows = list(numbers.split(sizes))
+        return EncoderInputs(rows, no_digests, {"inputs": "numbers", "width": numbers.shape[1]})
+
+    def encoder(self, facts: Mapping[str, Any]) -> tuple[nn.Module, int]:
+        """The network from inputs to features, and the number of features."""
+        if facts["inputs"] == "images":
+            network, width = self._network()
+            return nn.Sequential(self._view(), network), width
+        if facts["inputs"] == "tokens":
+            from ..networks.text_encoder import TextEncoder, num_features
+
+            return TextEncoder(), num_features(facts["texts"])
+        layers = [nn.Linear(facts["width"], self.hidden), nn.ReLU(), nn.Linear(self.hidden, self.hidden), nn.ReLU()]
+        return nn.Sequential(_Standardize(facts["mean"], facts["deviation"], facts["width"]), *layers), self.hidden
+
+    def _view(self) -> View:
+        stored, crop = stored_size(self.image_size), None if self.keep_positions else 0.8
+        options: dict[str, Any] = {"crop_area": crop, "flip": not self.keep_positions}
+        return training_view(self.augment, self.image_size, (3, stored, stored), **options)
+
+    def _network(self) -> tuple[nn.Module, int]:
+        if self.backbone is None:
+            return efficientnet_lite0(), FEATURES
+        return load_backbone(self.backbone, self.image_size)
+
+
+class _Standardize(nn.Module):
+    """Scales the first columns to mean 0 and standard deviation 1; the rest, from MiniLM, need no scaling."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, mean: Sequence[float], deviation: Sequence[float], width: int) -> None:
+        super().__init__()
+        others = width - len(mean)
+        self.register_buffer("mean", torch.tensor([*mean, *[0.0] * others]))
+        self.register_buffer("deviation", torch.tensor([*deviation, *[1.0] * others]))
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        return (numbers - self.mean) / self.deviation
+
+
+def sample_names(samples: RegressionSamples) -> list[str]:
+    """The paths of images; for other samples the file and line."""
+    return [image.path for image in samples.images] if samples.images else samples.where

@@ -1,0 +1,122 @@
+"""Imbalanced regression with RankSim and the methods it is combined with."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
+from torch.utils.data import DataLoader
+
+from dadl_ext import RankSimLoss
+
+from ..processes import of_all_processes
+from ..training.method import Method
+from .feature_smoothing import FeatureDistributionSmoothing
+from .retraining import FrozenEncoder
+from .reweighting import weighted_l1_loss
+
+RegressionLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""The mean loss of predictions ``[B]``, targets ``[B]`` and weights ``[B]``."""
+
+
+class Regression(Method):
+    """Scalar regression: a loss on predictions, plus RankSim on the features before the last linear layer.
+
+    A batch is ``(inputs, target [B], weight [B])``. RankSim gets the features before smoothing, and the unscaled
+    targets, so that scaling cannot round their distances. Predictions have the units of the targets.
+
+    Args:
+        encoder: inputs to features ``[B, d]``.
+        head: the last linear layer, ``[B, d]`` to ``[B, 1]``.
+        ranksim: the regulariser, or ``None``.
+        lr: peak learning rate.
+        loss: of predictions and scaled targets; if it is a module, such as :class:`dadl.BalancedMSE`, its parameters
+            are learnt with ten times the learning rate.
+        smoothing: feature distribution smoothing, in the units of the targets; from the second epoch on, with
+            statistics of the features after the previous epoch.
+        centre: the head learns ``(target - centre) / scale``.
+        scale: positive.
+
+    Sources: Gong, Mori, Tung, "RankSim: Ranking Similarity Regularization for Deep Imbalanced Regression", ICML 2022;
+    Yang, Zha, Chen, Wang, Katabi, "Delving into Deep Imbalanced Regression", ICML 2021.
+    """
+
+    centre: Tensor
+    scale: Tensor
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        head: nn.Linear,
+        ranksim: RankSimLoss | None,
+        lr: float = 1e-2,
+        *,
+        loss: RegressionLoss = weighted_l1_loss,
+        smoothing: FeatureDistributionSmoothing | None = None,
+        centre: float = 0.0,
+        scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.head, self.ranksim, self.lr = encoder, head, ranksim, lr
+        self.loss, self.smoothing = loss, smoothing
+        self.register_buffer("centre", torch.tensor(centre))
+        self.register_buffer("scale", torch.tensor(scale))
+
+    def forward(self, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        inputs, target, weight = batch
+        features = self.encoder(inputs)
+        smoothed = features if self.smoothing is None else self.smoothing(features, target)
+        scaled = (target.float() - self.centre) / self.scale
+        loss = self.loss(self.head(smoothed).squeeze(-1), scaled, weight)
+        return loss if self.ranksim is None else loss + self._regularise(self.ranksim, features, target)
+
+    @staticmethod
+    def _regularise(ranksim: RankSimLoss, features: Tensor, target: Tensor) -> Tensor:
+        loss: Tensor = ranksim(features, target)
+        return of_all_processes(loss) if ranksim.gather_distributed else loss
+
+    def predict(self, inputs: Tensor) -> Tensor:
+        prediction: Tensor = self.head(self.encoder(inputs)).squeeze(-1)
+        return prediction.float() * self.scale + self.centre  # large targets overflow half precision
+
+    def configure_optimizer(self, total_steps: int) -> tuple[Optimizer, LRScheduler]:
+        optimizer = AdamW([p for part in (self.encoder, self.head) for p in _learnt(part)], lr=self.lr)
+        if own := _learnt(self.loss):
+            # These few parameters have far to go, and weight decay would pull them towards one.
+            optimizer.add_param_group({"params": own, "lr": 10 * self.lr, "weight_decay": 0.0})
+        return optimizer, OneCycleLR(optimizer, [group["lr"] for group in optimizer.param_groups], total_steps)
+
+    @torch.no_grad()
+    def after_epoch(self, epoch: int, loader: DataLoader[Any]) -> None:
+        """Gather the statistics of the features, for the smoothing of the next epoch."""
+        if self.smoothing is None:
+            return
+        for inputs, target, _ in loader:
+            self.smoothing.observe(self.encoder(inputs), target)
+        self.smoothing.end_epoch()
+
+
+class Retraining(Regression):
+    """Regressor retraining (RRT): the encoder of an earlier run is frozen, and the head is trained from scratch.
+
+    ``restore`` loads the earlier weights into the encoder it is given. It is called only as training begins:
+    checkpoints hold the encoder and no longer need the earlier run. Other arguments as for :class:`Regression`.
+    """
+
+    def __init__(
+        self, restore: Callable[[nn.Module], None], encoder: nn.Module, head: nn.Linear, **options: Any
+    ) -> None:
+        frozen = FrozenEncoder(encoder)
+        super().__init__(frozen, head, None, **options)
+        self.restore = partial(restore, frozen.encoder)
+
+    def configure_optimizer(self, total_steps: int) -> tuple[Optimizer, LRScheduler]:
+        self.restore()
+        return super().configure_optimizer(total_steps)
+
+
+def _learnt(part: object) -> list[nn.Parameter]:
+    return [p for p in part.parameters() if p.requires_grad] if isinstance(part, nn.Module) else []

@@ -1,0 +1,1 @@
+"""``dadl report``: runs compared on one HTML page."""

@@ -1,0 +1,1 @@
+"""``dadl train``, ``dadl evaluate`` and ``dadl predict``, for every method."""

@@ -1,0 +1,120 @@
+"""What recipes on image lists share: few labels, EfficientNet-Lite0, and images decoded once."""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Generic, TypeVar
+
+from cyclopts import Parameter, validators
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ..data.fingerprint import image_fingerprint
+from ..data.image_lists import ImageLists, Row, read_image_names
+from ..data.images import ImageRow, load_images
+from ..data.rows import ChosenRows, tensor_loader
+from ..errors import SettingsError
+from ..networks.user_views import training_view
+from ..networks.views import View, stored_size
+from ..options import Positive, PositiveInt
+from ..output import JobProgress
+from .recipe import Evaluation, Recipe, RecipeData, Scores
+from .scores import unscored
+
+LabelT = TypeVar("LabelT")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListRecipe(Recipe, Generic[LabelT]):
+    """A recipe on a folder with train_LABELS.txt, train_100.txt, test.txt and optionally val.txt."""
+
+    labels: Annotated[int, Parameter(validator=validators.Number(gte=1, lte=100))]
+    """Percentage of labels, which selects the labelled list; the rest of train_100.txt is used without labels."""
+
+    epochs: PositiveInt = 120
+    """Passes over the unlabelled images, or over the labelled ones if there are more."""
+
+    batch_size: PositiveInt = 24
+    """Labelled images per step in each process, plus as many unlabelled ones."""
+
+    lr: Positive = 1e-3
+    """Learning rate of the backbone; layers trained from scratch have ten times as much."""
+
+    image_size: Annotated[int, Parameter(validator=validators.Number(gte=32))] = 224
+    """Height and width of a view, in pixels."""
+
+    augment: str | None = None
+    """Training views of your own: module:callable without arguments that returns a module or function from float
+    images [B, C, H, W] in [0, 1] to [B, C, image-size, image-size] in [0, 1], drawing from torch's global generator. It
+    makes all views except fixmatch's weak ones; in chi-model it must not move anything if values are positions."""
+
+    @abstractmethod
+    def view(self) -> View:
+        """The random view of training images; raises a :class:`.SettingsError` if ``augment`` cannot be used."""
+
+    @abstractmethod
+    def read_lists(self) -> ImageLists[LabelT]:
+        """The lists of the folder."""
+
+    @abstractmethod
+    def describe(self, lists: ImageLists[LabelT]) -> Mapping[str, Any]:
+        """The facts of a :class:`.RecipeData`."""
+
+    @abstractmethod
+    def make_loader(self, lists: ImageLists[LabelT], images: ChosenRows) -> DataLoader[Any]:
+        """Training batches from the images, first those of the labelled rows and then those of the unlabelled."""
+
+    @abstractmethod
+    def score(self, rows: Sequence[Row[LabelT]], predicted: Tensor) -> Scores:
+        """Evaluate the predictions for the rows."""
+
+    def read(self, progress: JobProgress) -> RecipeData:
+        self.view()  # fails before images are read, if at all
+        lists = self.read_lists()
+        if self.patience is not None and not lists.validation:
+            raise SettingsError(f"patience needs validation images: {self.data} has no val.txt")
+        parts = {
+            "labelled": lists.labelled,
+            "unlabelled": lists.unlabelled,
+            "validation": lists.validation,
+            "test": lists.test,
+        }
+        sizes = [len(part) for part in parts.values()]
+        rows = [row for part in parts.values() for row in part]
+        images, digests = self._images(self.data, rows, progress)
+        train = images.take(slice(len(lists.labelled) + len(lists.unlabelled)))
+        *_, validation, test = images.split(sizes)
+        return RecipeData(
+            facts=self.describe(lists),
+            sizes=dict(zip(parts, sizes, strict=True)),
+            fingerprints={
+                name: image_fingerprint(
+                    [row.path for row in part],
+                    part_digests,
+                    [row.label for row in part if name != "unlabelled"],  # whose labels are not used
+                )
+                for (name, part), part_digests in zip(parts.items(), digests.split(sizes), strict=True)
+            },
+            loader=self.make_loader(lists, train),
+            validation=self._evaluation(lists.validation, validation) if lists.validation else None,
+            test=self._evaluation(lists.test, test),
+        )
+
+    def read_unseen(self, data: Path, facts: Mapping[str, Any], progress: JobProgress) -> Evaluation:
+        rows = read_image_names(data)
+        images, _ = self._images(data if data.is_dir() else data.parent, rows, progress)
+        return Evaluation([row.path for row in rows], tensor_loader(images, batch_size=self.batch_size), unscored)
+
+    def make_view(self, **options: Any) -> View:
+        """The built-in view with these options, or the user's ``augment``."""
+        stored = stored_size(self.image_size)
+        return training_view(self.augment, self.image_size, (3, stored, stored), **options)
+
+    def _evaluation(self, rows: Sequence[Row[LabelT]], images: ChosenRows) -> Evaluation:
+        score = lambda predicted: self.score(rows, predicted)
+        return Evaluation([row.path for row in rows], tensor_loader(images, batch_size=self.batch_size), score)
+
+    def _images(self, folder: Path, rows: Sequence[ImageRow], progress: JobProgress) -> tuple[ChosenRows, Tensor]:
+        progress.start("Reading images", total=len(rows))
+        return load_images(folder, rows, stored_size(self.image_size), progress.advance)

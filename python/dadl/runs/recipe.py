@@ -1,0 +1,105 @@
+"""The interface of a recipe: settings, data, a method, and how its predictions are evaluated."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ..options import Positive, PositiveInt, Seed
+from ..output import JobProgress
+from ..training.method import Method
+
+Scores = Mapping[str, Mapping[str, float]]
+"""``table[row][column]``, e.g. ``table["few"]["MAE"]``."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A part of the data for a trained method to predict.
+
+    ``names``: of the samples, such as the path of an image, or a file and line. ``loader``: unshuffled; the first
+    element of a batch is the method's input. ``score`` evaluates the predictions of all samples, in order; validation
+    minimises the first number of its first row.
+    """
+
+    names: Sequence[str]
+    loader: DataLoader[Any]
+    score: Callable[[Tensor], Scores]
+
+
+@dataclass(frozen=True)
+class RecipeData:
+    """The data of a recipe, read and checked.
+
+    ``facts``: what :meth:`Recipe.make_method` needs to know about the training data, as JSON values. ``sizes``: the
+    number of samples in each part. ``fingerprints``: digests of everything read for each part, including targets, see
+    :func:`.fingerprint`. ``loader``: training batches.
+    """
+
+    facts: Mapping[str, Any]
+    sizes: Mapping[str, int]
+    fingerprints: Mapping[str, str]
+    loader: DataLoader[Any]
+    validation: Evaluation | None
+    test: Evaluation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(ABC):
+    """Everything that the result of a training run depends on."""
+
+    name: ClassVar[str]
+    """The name of the recipe in ``dadl train NAME``."""
+
+    shape_facts: ClassVar[tuple[str, ...]] = ()
+    """Facts that determine inputs and outputs of a method; other data for its evaluation must share them."""
+
+    search_space: ClassVar[Mapping[str, tuple[float, float]]] = {}
+    """Settings that ``--search`` tunes on validation, each in a range of positive numbers."""
+
+    data: Path
+    """File or folder of the data."""
+
+    epochs: PositiveInt = 30
+    """Passes over the training data."""
+
+    batch_size: PositiveInt = 64
+    """Samples per step in each process."""
+
+    lr: Positive | None = None
+    """Learning rate. [default: the recipe's]"""
+
+    accumulate: PositiveInt = 1
+    """Batches whose gradients are averaged before each step."""
+
+    precision: Literal["32", "16-mixed", "bf16-mixed"] = "32"
+    """Arithmetic precision: single, or mixed with half precision."""
+
+    patience: PositiveInt | None = None
+    """Epochs without improvement on validation after which training stops. [default: never]"""
+
+    checkpoint_every: PositiveInt = 1000
+    """Steps between checkpoints, in addition to the one after each epoch."""
+
+    seed: Seed = 0
+    """Seed of everything random."""
+
+    @abstractmethod
+    def read(self, progress: JobProgress) -> RecipeData:
+        """Read and check everything in ``data``; raises a ``ValueError`` with a line for each problem."""
+
+    @abstractmethod
+    def make_method(self, facts: Mapping[str, Any]) -> Method:
+        """The method, built from the settings and ``facts`` alone; its weights are drawn from torch's generator."""
+
+    @abstractmethod
+    def read_unseen(self, data: Path, facts: Mapping[str, Any], progress: JobProgress) -> Evaluation:
+        """Samples without a target, which cannot be scored."""
+
+    @abstractmethod
+    def prediction_columns(self, predicted: Tensor, facts: Mapping[str, Any]) -> Mapping[str, Sequence[Any]]:
+        """Columns of ``predictions.csv``, from the predictions for all samples."""

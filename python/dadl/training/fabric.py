@@ -1,0 +1,33 @@
+"""Lightning Fabric for a run: its devices, precision and processes."""
+
+import atexit
+import os
+from typing import Any
+
+import torch.distributed as dist
+from lightning_fabric import Fabric
+
+from ..options import Device
+
+
+def make_fabric(device: Device, precision: Any = "32", loggers: Any = ()) -> Fabric:
+    """A Fabric for one process, or under ``torchrun`` for all its processes on all nodes."""
+    local, world = (int(os.environ.get(name, 1)) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+    strategy = "ddp" if world > 1 else "auto"
+    fabric = Fabric(
+        accelerator=device,
+        devices=local,
+        num_nodes=world // local,
+        strategy=strategy,
+        precision=precision,
+        loggers=list(loggers),
+    )
+    fabric.launch()
+    if world > 1:
+        atexit.register(_leave_process_group)  # otherwise gloo's threads may abort the exiting process
+    return fabric
+
+
+def _leave_process_group() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()

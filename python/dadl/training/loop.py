@@ -1,0 +1,312 @@
+"""The training loop that all methods share. Lightning Fabric handles devices, precision and processes."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from lightning_fabric import Fabric
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ..errors import UserError
+from ..files import write_csv
+from .checkpoints import CheckpointError, load_checkpoint, save_checkpoint
+from .method import Method
+
+LAST, BEST, LOG = "last.ckpt", "best.ckpt", "log.csv"
+VALIDATION = "val "
+
+EpochLog = dict[str, float]
+"""The log of one epoch: ``epoch`` (from 1), ``step`` (optimiser steps up to its end), mean training ``loss``, ``lr`` of
+its last step, and its validation metrics, each prefixed with ``val``."""
+
+
+class TrainingError(UserError, RuntimeError):
+    """A training run that cannot continue."""
+
+
+def fit(
+    fabric: Fabric,
+    method: Method,
+    loader: DataLoader[Any],
+    *,
+    epochs: int,
+    seed: int = 0,
+    accumulate: int = 1,
+    folder: Path | None = None,
+    checkpoint_every: int | None = None,
+    validate: Callable[[], Mapping[str, float]] | None = None,
+    patience: int | None = None,
+    on_begin: Callable[[int], None] | None = None,
+    on_step: Callable[[], None] | None = None,
+    on_epoch: Callable[[Sequence[EpochLog]], None] | None = None,
+) -> list[EpochLog]:
+    """Train ``method`` in place and return the log of every epoch.
+
+    Every epoch, and every part of an epoch between two checkpoints, is seeded from the seed, the epoch, the step and
+    the process alone. So runs are repeatable, and a resumed run continues bit for bit as if it had never stopped.
+
+    Args:
+        fabric: devices, precision, processes and loggers.
+        method: the method to train.
+        loader: training batches.
+        epochs: largest number of passes over ``loader``.
+        seed: of shuffling, dropout and everything else that draws random numbers.
+        accumulate: batches whose gradients are averaged before each step.
+        folder: where ``last.ckpt``, ``log.csv`` and, with ``validate``, ``best.ckpt`` (the method after its best epoch)
+            are written; if it holds a checkpoint, training continues from it. Files are replaced atomically.
+        checkpoint_every: steps between checkpoints, in addition to the one after each epoch.
+        validate: called after each epoch. Its first number decides, and lower is better: in the end the method is
+            restored to its best epoch. Needs a folder.
+        patience: epochs without improvement on validation after which training stops; ``None`` is never.
+        on_begin: called once before training, with the number of steps that a checkpoint has already done.
+        on_step: called after each optimiser step, e.g. to show progress.
+        on_epoch: called after each epoch with the logs of all epochs so far.
+
+    Raises:
+        ValueError: invalid settings, or a loader without batches.
+        CheckpointError: a checkpoint in ``folder`` that is damaged or belongs to another training run.
+        TrainingError: a training loss that is NaN or infinite; the last checkpoint is kept.
+    """
+    _check_settings(epochs, accumulate, folder, checkpoint_every, validate, patience)
+    training = _Training(fabric, method, loader, epochs, seed, accumulate, folder, checkpoint_every)
+    training.resume(validated=validate is not None)
+    history = training.position.history
+    if on_begin is not None:
+        on_begin(len(history) * training.steps + training.position.done)
+    while len(history) < epochs:
+        if patience is not None and history and len(history) - best_epoch(history) >= patience:
+            break
+        loss = training.train_epoch(on_step)
+        training.end_epoch(loss, validate)
+        if on_epoch is not None:
+            on_epoch(history)
+    if validate is not None:
+        training.restore_best()
+    return history
+
+
+@dataclass
+class Position:
+    """How far a training run has come: the finished epochs, and the steps and the sum of losses of the current one."""
+
+    history: list[EpochLog] = field(default_factory=list)
+    done: int = 0
+    total: float = 0.0
+
+
+class _Training:
+    """What one call of :func:`fit` trains, and how far it has come."""
+
+    lr: float
+    """Learning rate of the last step."""
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        method: Method,
+        loader: DataLoader[Any],
+        epochs: int,
+        seed: int,
+        accumulate: int,
+        folder: Path | None,
+        checkpoint_every: int | None,
+    ) -> None:
+        fabric.seed_everything(seed, verbose=False)
+        self.fabric, self.method, self.seed, self.accumulate = fabric, method, seed, accumulate
+        self.folder, self.checkpoint_every = folder, checkpoint_every
+        self.batches = cast("DataLoader[Any]", fabric.setup_dataloaders(loader))
+        if len(self.batches) == 0:
+            raise ValueError(
+                "the loader has no batches: give it samples, or at least batch_size of them with drop_last"
+            )
+        self.steps = math.ceil(len(self.batches) / accumulate)
+        optimizer, self.scheduler = method.configure_optimizer(epochs * self.steps)
+        self.module, self.optimizer = fabric.setup(method, optimizer)
+        self.position = Position()
+
+    def resume(self, validated: bool) -> None:
+        """Continue from the folder's checkpoint, if there is one."""
+        if self.folder is None or not (self.folder / LAST).exists():
+            return
+        state = self._state()
+        load_checkpoint(self.fabric, self.folder / LAST, state)
+        self.fabric.strategy.precision.load_state_dict(state["precision"])
+        _check_resumed(self.fabric, self.folder, state, self.steps, validated)
+        self.position = Position(state["history"], state["done"], state["total"])
+
+    def train_epoch(self, on_step: Callable[[], None] | None) -> float:
+        """Make the remaining steps of the current epoch and return its mean loss."""
+        position, epoch = self.position, len(self.position.history)  # from 0
+        # Fabric shuffles by its own count of passes over the loader; here the epoch is the count.
+        self.batches._num_iter_calls = epoch  # type: ignore[attr-defined]
+        self.method.train()
+        total = torch.tensor(position.total, device=self.fabric.device)
+        self._draw_from(epoch, 0)
+        stream = iter(self.batches)
+        if position.done:
+            for _ in range(position.done * self.accumulate):  # already trained on
+                next(stream)
+            self._draw_from(epoch, position.done)
+        while group := list(islice(stream, self.accumulate)):
+            self._step(group, total)
+            position.done += 1
+            if on_step is not None:
+                on_step()
+            due = self.checkpoint_every is not None and position.done % self.checkpoint_every == 0
+            if due and position.done < self.steps:  # the epoch ends with a checkpoint anyway
+                total = _mean_over_processes(self.fabric, total)
+                position.total = total.item()
+                self._save()
+                self._draw_from(epoch, position.done)
+        return (_mean_over_processes(self.fabric, total) / len(self.batches)).item()
+
+    def _step(self, group: Sequence[Any], total: Tensor) -> None:
+        """Make one step on the mean gradient of a group of batches, and add their losses to ``total``."""
+        for i, batch in enumerate(group, start=1):
+            with self.fabric.no_backward_sync(self.module, enabled=i < len(group)):
+                loss = self.module(batch)
+                self.fabric.backward(loss / len(group))
+            total += loss.detach()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.lr = float(self.optimizer.optimizer.param_groups[0]["lr"])
+        self.scheduler.step()
+        self.method.after_step()
+
+    def end_epoch(self, loss: float, validate: Callable[[], Mapping[str, float]] | None) -> None:
+        """Validate and log the epoch just trained, and write its files."""
+        position, epoch = self.position, len(self.position.history) + 1
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the training loss of epoch {epoch} is {loss} (learning rate {self.lr:g}): lower the learning rate, "
+                "or look for targets and inputs of extreme size"
+            )
+        _share_buffers(self.fabric, self.method)  # all processes gather statistics of the same network
+        self.method.after_epoch(epoch, self.batches)
+        _share_buffers(self.fabric, self.method)
+        log: EpochLog = {"epoch": epoch, "step": epoch * self.steps, "loss": loss, "lr": self.lr}
+        position.history.append(log)
+        if validate is not None and self.folder is not None:
+            log |= {VALIDATION + name: value for name, value in validate().items()}
+            if best_epoch(position.history) == epoch:
+                save_checkpoint(self.fabric, self.folder / BEST, {"method": self.module})
+        # Before the checkpoint: after it the epoch is not run again.
+        self.fabric.log_dict(log, step=epoch * self.steps)
+        if self.folder is not None and self.fabric.is_global_zero:
+            write_csv(self.folder / LOG, position.history)
+        position.done, position.total = 0, 0.0
+        self._save()
+
+    def restore_best(self) -> None:
+        """Restore the method after its best epoch."""
+        assert self.folder is not None
+        load_checkpoint(self.fabric, self.folder / BEST, {"method": self.module})
+
+    def _state(self) -> dict[str, Any]:
+        """The contents of a checkpoint."""
+        return {
+            "method": self.module,
+            "optimizer": self.optimizer,
+            "scheduler": self.scheduler,
+            "precision": self.fabric.strategy.precision.state_dict(),
+            "history": self.position.history,
+            "done": self.position.done,
+            "total": self.position.total,
+            "steps": self.steps,
+            "processes": self.fabric.world_size,
+        }
+
+    def _save(self) -> None:
+        if self.folder is not None:
+            save_checkpoint(self.fabric, self.folder / LAST, self._state())
+
+    def _draw_from(self, epoch: int, done: int) -> None:
+        """Seed all random numbers from here on."""
+        entropy = (self.seed, epoch, self.fabric.global_rank, *([done] if done else []))
+        self.fabric.seed_everything(int(np.random.SeedSequence(entropy).generate_state(1)[0]), verbose=False)
+
+
+def best_epoch(history: Sequence[EpochLog]) -> int:
+    """The epoch, from 1, with the lowest validation metric; without validation the last epoch.
+
+    The first of several equal ones counts; NaN counts as highest.
+    """
+    monitored = next((name for name in history[0] if name.startswith(VALIDATION)), None)
+    if monitored is None:
+        return len(history)
+    values = [math.inf if math.isnan(row[monitored]) else row[monitored] for row in history]
+    return 1 + values.index(min(values))
+
+
+def _check_settings(
+    epochs: int,
+    accumulate: int,
+    folder: Path | None,
+    checkpoint_every: int | None,
+    validate: Callable[[], Mapping[str, float]] | None,
+    patience: int | None,
+) -> None:
+    if accumulate < 1 or epochs < 1:
+        raise ValueError(f"expected epochs >= 1 and accumulate >= 1, got epochs={epochs}, accumulate={accumulate}")
+    if checkpoint_every is not None and (checkpoint_every < 1 or folder is None):
+        raise ValueError(f"checkpoint_every={checkpoint_every} must be positive and needs a folder, got {folder}")
+    if validate is not None and folder is None:
+        raise ValueError("validation needs a folder for the checkpoint of the best epoch")
+    if patience is not None and (patience < 1 or validate is None):
+        raise ValueError(f"patience={patience} must be positive and needs a validation")
+
+
+def _check_resumed(fabric: Fabric, folder: Path, state: Mapping[str, Any], steps: int, validated: bool) -> None:
+    if (state["steps"], state["processes"]) != (steps, fabric.world_size):
+        raise CheckpointError(
+            f"{folder / LAST} is of a training with {state['steps']} steps per epoch in {state['processes']} "
+            f"process(es), not {steps} in {fabric.world_size}: resume with the same data and as many processes, or "
+            "start over in another folder"
+        )
+    if validated and state["history"] and not (folder / BEST).exists():
+        raise CheckpointError(
+            f"{folder / BEST} is missing, the method after its best epoch: put it back, or start over in another folder"
+        )
+
+
+def _mean_over_processes(fabric: Fabric, value: Tensor) -> Tensor:
+    return cast(Tensor, fabric.all_reduce(value, reduce_op="mean"))
+
+
+def _share_buffers(fabric: Fabric, method: Method) -> None:
+    """Give every process the batch-normalisation statistics of the first one, which are in the checkpoint.
+
+    Otherwise each process would validate and test with its own: DDP broadcasts buffers only as the next step begins.
+    """
+    if fabric.world_size > 1:
+        for buffer in method.buffers():
+            dist.broadcast(buffer, 0)
+
+
+@torch.no_grad()
+def predict(
+    fabric: Fabric, method: Method, loader: DataLoader[Any], output: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
+    """Predictions for every sample of an unshuffled loader, in order, on the CPU.
+
+    The inputs are the first element of each batch. ``output`` is called instead of ``method.predict``, e.g. the
+    method's encoder to get features.
+    """
+    output = method.predict if output is None else output
+    batches = cast("DataLoader[Any]", fabric.setup_dataloaders(loader))
+    method.to(fabric.device).eval()
+    with fabric.autocast():
+        predictions = torch.cat([output(inputs) for inputs, *_ in batches])
+    if fabric.world_size > 1:
+        # Process r of w predicted samples r, r + w, ...; the last samples may be repeated to give all equally many.
+        gathered = [torch.empty_like(predictions) for _ in range(fabric.world_size)]
+        dist.all_gather(gathered, predictions)
+        predictions = torch.stack(gathered, dim=1).flatten(0, 1)[: len(loader.dataset)]  # type: ignore[arg-type]
+    return predictions.float().cpu()

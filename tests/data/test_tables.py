@@ -1,0 +1,105 @@
+"""Delimited files: whatever is written comes back, and every bad row is named."""
+
+import csv
+import tempfile
+from pathlib import Path
+
+import pytest
+from dadl.data.tables import DELIMITERS, read_table
+from hypothesis import given
+from hypothesis import strategies as st
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)
+HEADER = ["a", "b", "c"]
+
+
+def read(data: bytes, quoted: bool = True) -> tuple[list[list[str]], list[str]]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "t.csv"
+        path.write_bytes(data)
+        problems: list[str] = []
+        table = read_table(path, problems, quoted=quoted)
+    return [row.fields for row in table.rows], [problem.replace(str(path), "t.csv") for problem in problems]
+
+
+@given(st.lists(st.tuples(TEXT, TEXT, TEXT), min_size=1, max_size=6), st.sampled_from(DELIMITERS), st.booleans())
+def test_what_is_written_is_read(rows: list[tuple[str, str, str]], delimiter: str, byte_order_mark: bool) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "t.csv"
+        with path.open("w", encoding="utf-8-sig" if byte_order_mark else "utf-8", newline="") as file:
+            csv.writer(file, delimiter=delimiter, quoting=csv.QUOTE_ALL).writerows([HEADER, *rows])
+        problems: list[str] = []
+        table = read_table(path, problems)
+    written = [list(row) for row in rows if "".join(row).strip()]
+    assert [row.fields for row in table.rows] == written
+    assert len(problems) == (0 if written else 1)
+    assert table.header == (HEADER if written else [])
+
+
+@given(
+    st.lists(
+        st.tuples(*[st.text(st.characters(exclude_characters="\t\r\n\0", exclude_categories=["Cs"]), min_size=1)] * 3),
+        min_size=1,
+    )
+)
+def test_without_quoting_quotation_marks_are_text(rows: list[tuple[str, str, str]]) -> None:
+    lines = ["\t".join(row) for row in [HEADER, *rows]]
+    fields, problems = read("\n".join(lines).encode(), quoted=False)
+    assert fields == [list(row) for row in rows if "".join(row).strip()]
+    assert len(problems) == (0 if fields else 1)
+
+
+def test_every_bad_row_is_named() -> None:
+    fields, problems = read(
+        b"a, b ,c\n"
+        b"1,2,3\n"
+        b"\n"
+        b'"1\n1",2,3\n'  # lines 4 and 5
+        b"1,2\n"
+        b"1,2,3,4\n"
+        b'"1"x,2,3\n'
+        b"1,\xe9,3\n"
+        b"4,5,6\n"
+        b'7,"8,9\n'
+        b"10,11,12\n"
+    )
+    assert fields == [["1", "2", "3"], ["1\n1", "2", "3"], ["1", "\udce9", "3"], ["4", "5", "6"]]
+    for problem, start, part in zip(
+        sorted(problems, key=lambda text: int(text.split(":")[1])),
+        ["t.csv:6:", "t.csv:7:", "t.csv:8:", "t.csv:9:", "t.csv:11:"],
+        ["expected 3 columns, as the header has, got 2", "got 4", "expected after", "not UTF-8", "never closed"],
+        strict=True,
+    ):
+        assert problem.startswith(start), problem
+        assert part in problem
+
+
+def test_a_header_in_another_encoding_is_a_header_still() -> None:
+    fields, problems = read("jahr,größe\n1,2\n".encode("latin-1"))
+    assert fields == [["1", "2"]]
+    assert problems == ["t.csv:1: not UTF-8; save the file with that encoding"]
+
+
+@pytest.mark.parametrize("data", [b"", b"\n\n", b"a,b,c\n"])
+def test_empty_files_are_named(data: bytes) -> None:
+    assert read(data) == ([], ["t.csv: no rows; expected a header and a row for each sample"])
+
+
+def test_files_that_cannot_be_opened_are_named(tmp_path: Path) -> None:
+    problems: list[str] = []
+    assert read_table(tmp_path / "none.csv", problems).header == []
+    assert read_table(tmp_path, problems).header == []
+    assert problems[0] == f"{tmp_path / 'none.csv'}: No such file or directory"
+    assert problems[1].startswith(f"{tmp_path}: ")
+
+
+def test_columns_are_found_or_named(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a,b,b\n1,2,3\n")
+    problems: list[str] = []
+    table = read_table(tmp_path / "t.csv", problems)
+    assert table.positions(["a", "b", "c", "a,b"], problems) == {"a": 0}
+    assert [problem.split(": ", 1)[1] for problem in problems] == [
+        "2 columns 'b'; there are 'a', 'b', 'b'",
+        "no column 'c'; there are 'a', 'b', 'b'",
+        "no column 'a,b'; there are 'a', 'b', 'b', several of which are separated by spaces",
+    ]

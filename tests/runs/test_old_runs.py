@@ -1,0 +1,93 @@
+"""Run folders of version 0.1.0, written before its modules were put into packages, still evaluate, predict and resume.
+
+``fixtures/NAME/finished`` is such a run without its last checkpoint, ``fixtures/NAME/interrupted`` the same one stopped
+before its end. In their files DATA stands for the path of the data.
+"""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("lightning_fabric", reason="needs pip install 'dadl[train]'")
+
+from dadl.data.idx_cifar import read_image_files
+from PIL import Image
+from support.cli import dadl
+
+FIXTURES = Path(__file__).parent / "fixtures"
+DATA = {
+    "ranksim": Path(__file__).parents[1] / "data" / "fixtures" / "houses.csv",
+    "cmw-net": FIXTURES / "cmw-net" / "data",
+}
+
+
+def old_run(name: str, state: str, folder: Path) -> Path:
+    """A copy of an old run whose data lie where they do today."""
+    run = Path(shutil.copytree(FIXTURES / name / state, folder / name))
+    for file in (run / "config.yaml", run / "results.json"):
+        if file.exists():
+            file.write_text(file.read_text(encoding="utf-8").replace("DATA", str(DATA[name])), encoding="utf-8")
+    return run
+
+
+def results_of(run: Path) -> Any:
+    return json.loads((run / "results.json").read_text(encoding="utf-8"))
+
+
+def predictions_of(file: Path) -> dict[str, list[float]]:
+    """The columns of each sample's row, by its name."""
+    with file.open(encoding="utf-8", newline="") as rows:
+        return {row.pop("name"): [float(value) for value in row.values()] for row in csv.DictReader(rows)}
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_an_old_run_evaluates_to_its_own_numbers(name: str, tmp_path: Path) -> None:
+    run = old_run(name, "finished", tmp_path)
+    result = dadl("evaluate", str(run), "--device", "cpu")
+    assert result.returncode == 0, result.stderr
+    numbers = [value for value in results_of(run)["test"]["all"].values() if value is not None]
+    assert len(numbers) >= 3
+    for value in numbers:
+        assert f"{value:.2f}" in result.stdout
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_an_old_run_predicts_what_it_predicted(name: str, tmp_path: Path) -> None:
+    run, data, file = old_run(name, "finished", tmp_path), DATA[name], tmp_path / "predicted.csv"
+    if name == "cmw-net":  # predicts images of a folder
+        data = tmp_path / "images"
+        data.mkdir()
+        for i, image in enumerate(read_image_files(DATA[name]).test_images):
+            Image.fromarray(image[0].numpy()).save(data / f"test:{i}.png")
+    result = dadl("predict", str(run), "--data", str(data), "--output", str(file), "--device", "cpu")
+    assert result.returncode == 0, result.stderr
+    predicted = {sample.removesuffix(".png"): values for sample, values in predictions_of(file).items()}
+    for sample, values in predictions_of(run / "predictions.csv").items():
+        assert predicted[sample] == pytest.approx(values, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_an_old_run_that_was_interrupted_resumes(name: str, tmp_path: Path) -> None:
+    run, whole = old_run(name, "interrupted", tmp_path), FIXTURES / name / "finished"
+    options = ("--config", str(run / "config.yaml"), "--output", str(run), "--device", "cpu")
+    result = dadl("train", name, *options, "--resume")
+    assert result.returncode == 0, result.stderr
+    losses, expected_losses = ([row["loss"] for row in results_of(folder)["history"]] for folder in (run, whole))
+    assert losses == pytest.approx(expected_losses, rel=1e-4)
+    predicted, expected = (predictions_of(folder / "predictions.csv") for folder in (run, whole))
+    assert predicted.keys() == expected.keys()
+    for sample, values in expected.items():
+        assert predicted[sample] == pytest.approx(values, rel=1e-4)
+
+
+def test_old_runs_are_reported(tmp_path: Path) -> None:
+    runs, page = [old_run(name, "finished", tmp_path) for name in DATA], tmp_path / "report.html"
+    result = dadl("report", *map(str, runs), "--output", str(page))
+    assert result.returncode == 0, result.stderr
+    text = page.read_text(encoding="utf-8")
+    for run in runs:
+        assert results_of(run)["recipe"] in text
