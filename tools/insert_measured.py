@@ -1,23 +1,65 @@
-"""Puts the measured tables into README.md, between their markers: no number there is typed by hand.
+"""Puts measured tables into README.md and the pages of docs/, between their markers: no number there is typed by hand.
 
-python benchmarks/update_readme.py
+    python tools/insert_measured.py            # inserts them
+    python tools/insert_measured.py --check    # fails if a page differs from what was measured
+
+A marker names one file, which must exist, or several by a pattern with ``*``, of which there may be none yet:
+
+    <!-- measured: benchmarks/results/ranksim-cpu.md -->
+    <!-- end -->
 """
 
+import argparse
 import re
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"<!-- measured: (?P<path>\S+) -->\n.*?<!-- end -->", re.DOTALL)
+NOT_MEASURED = "*Nothing is recorded here yet.*"
 
 
-def insert(match: re.Match[str]) -> str:
-    path = ROOT / match["path"]
-    if not path.exists():
-        raise SystemExit(f"README.md names {match['path']}, which has not been measured yet")
-    body = re.sub(r"^# .*\n+", "", path.read_text().strip())
-    return f"<!-- measured: {match['path']} -->\n{body}\n<!-- end -->"
+class NotMeasuredError(Exception):
+    """A page names a file that is not there."""
+
+
+def pages(root: Path) -> list[Path]:
+    """The pages that may hold markers."""
+    return [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
+
+
+def with_measured(page: Path, root: Path) -> str:
+    """The text of a page with every block as it was measured."""
+
+    def insert(match: re.Match[str]) -> str:
+        path = match["path"]
+        if "*" in path:
+            files = sorted(root.glob(path))
+        elif (root / path).exists():
+            files = [root / path]
+        else:
+            raise NotMeasuredError(f"{page.relative_to(root)} names {path}, which has not been measured yet")
+        body = "\n\n".join(re.sub(r"^# .*\n+", "", file.read_text(encoding="utf-8").strip()) for file in files)
+        return f"<!-- measured: {path} -->\n{body or NOT_MEASURED}\n<!-- end -->"
+
+    return BLOCK.sub(insert, page.read_text(encoding="utf-8"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Insert measured tables into README.md and the pages of docs/.")
+    parser.add_argument("--check", action="store_true", help="change nothing, fail if a page is out of date")
+    check = parser.parse_args().check
+    try:
+        texts = {page: with_measured(page, ROOT) for page in pages(ROOT)}
+    except NotMeasuredError as error:
+        sys.exit(str(error))
+    stale = [page for page, text in texts.items() if text != page.read_text(encoding="utf-8")]
+    if check and stale:
+        names = ", ".join(str(page.relative_to(ROOT)) for page in stale)
+        sys.exit(f"out of date: {names}; run python tools/insert_measured.py")
+    for page in stale:
+        page.write_text(texts[page], encoding="utf-8")
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    readme.write_text(BLOCK.sub(insert, readme.read_text()))
+    main()
