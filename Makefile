@@ -22,7 +22,7 @@ test: $(VENV)/.dev
 # Into build/docs, warnings being errors; then every link on the pages is followed within the site.
 docs: $(VENV)/.dev
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --fresh-env docs build/docs
-	$(BIN)/linkchecker --config docs/linkcheckerrc build/docs/index.html
+	$(BIN)/python tools/check_links.py build/docs
 
 install: $(VENV)/.train
 
