@@ -1,4 +1,4 @@
-"""What README.md and the pages of docs/ show: code runs, commands parse, links lead somewhere, tables are as measured."""
+"""What README.md and the pages of docs/ show: code runs, commands parse, links lead somewhere, tables are measured."""
 
 import re
 import runpy
@@ -75,9 +75,7 @@ def shell_lines() -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("page", "line"), shell_lines())
-def test_commands_can_be_called_as_shown(
-    page: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_commands_can_be_called_as_shown(page: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = shlex.split(line, comments=True)
     if words[0] == "torchrun":
         words = ["dadl", *words[words.index("dadl") + 1 :]]
