@@ -33,6 +33,7 @@ add_module_names = False
 
 html_theme = "furo"
 html_title = f"dadl {release}"
+html_show_copyright = False
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 

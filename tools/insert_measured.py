@@ -3,7 +3,8 @@
     python tools/insert_measured.py            # inserts them
     python tools/insert_measured.py --check    # fails if a page differs from what was measured
 
-A marker names one file, which must exist, or several by a pattern with ``*``, of which there may be none yet:
+A marker names one file, which must exist, or several by a pattern with ``*``, of which there may be none yet and which
+keep their titles:
 
     <!-- measured: benchmarks/results/ranksim-cpu.md -->
     <!-- end -->
@@ -34,13 +35,13 @@ def with_measured(page: Path, root: Path) -> str:
     def insert(match: re.Match[str]) -> str:
         path = match["path"]
         if "*" in path:
-            files = sorted(root.glob(path))
+            texts = [file.read_text(encoding="utf-8").strip() for file in sorted(root.glob(path))]
+            body = "\n\n".join(re.sub("^# ", "### ", text) for text in texts) or NOT_MEASURED
         elif (root / path).exists():
-            files = [root / path]
+            body = re.sub(r"^# .*\n+", "", (root / path).read_text(encoding="utf-8").strip())
         else:
             raise NotMeasuredError(f"{page.relative_to(root)} names {path}, which has not been measured yet")
-        body = "\n\n".join(re.sub(r"^# .*\n+", "", file.read_text(encoding="utf-8").strip()) for file in files)
-        return f"<!-- measured: {path} -->\n{body or NOT_MEASURED}\n<!-- end -->"
+        return f"<!-- measured: {path} -->\n{body}\n<!-- end -->"
 
     return BLOCK.sub(insert, page.read_text(encoding="utf-8"))
 

@@ -155,7 +155,7 @@ def test_measured_tables_are_inserted(tmp_path: Path, tools: dict[str, Any]) -> 
     (tmp_path / "gpu").mkdir()
     for name in ("b", "a"):
         (tmp_path / "gpu" / f"{name}.md").write_text(f"# {name}\n\n| {name} |\n")
-    assert tools["with_measured"](page, tmp_path) == expected.format("| a |\n\n| b |")
+    assert tools["with_measured"](page, tmp_path) == expected.format("### a\n\n| a |\n\n### b\n\n| b |")
 
 
 @pytest.mark.parametrize(
