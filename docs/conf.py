@@ -20,7 +20,6 @@ nitpick_ignore_regex = [
     # Types in signatures, which are named by where they are defined; documented names are those of the packages.
     (r"py:class", r"dadl_ext\.(?!(functional|reference)\.\w+$)\w+\..+"),
     (r"py:class", r"dadl\.(?!(data|self_tuning|chi_model|training)\.\w+$)\w+\..+"),
-    (r"py:class", r"dadl\.chi_model\.Objective"),
 ]
 
 myst_enable_extensions = ["amsmath", "attrs_block", "attrs_inline", "colon_fence", "deflist", "dollarmath"]

@@ -209,7 +209,7 @@ def test_views_are_for_images(tmp_path: Path) -> None:
 
 def test_the_module_in_the_readme_makes_views(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("kornia")
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    readme = (Path(__file__).parents[1] / "docs" / "train.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n( *import kornia.*?)```", readme, re.DOTALL)
     (tmp_path / "views_of_readme.py").write_text(textwrap.dedent(code))
     monkeypatch.syspath_prepend(tmp_path)
