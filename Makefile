@@ -1,4 +1,5 @@
 # make demo      set up everything and run the demo          make test    set up everything and run every test
+# make docs      set up everything and build the documentation site in build/docs
 # The rest: install, lint, format, types, bench, wheel, gpu-check, clean.
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ TORCH := torch==2.13.0
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f -not -name '*.pyc')
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test install lint format types bench wheel gpu-check clean
+.PHONY: demo test docs install lint format types bench wheel gpu-check clean
 
 demo: $(VENV)/.train
 	$(BIN)/dadl demo
@@ -17,6 +18,11 @@ demo: $(VENV)/.train
 # A process for each core, whose threads wait asleep: they share the cores.
 test: $(VENV)/.dev
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest --numprocesses auto --dist worksteal
+
+# Into build/docs, warnings being errors; then every link on the pages is followed within the site.
+docs: $(VENV)/.dev
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --fresh-env docs build/docs
+	$(BIN)/python tools/check_links.py build/docs
 
 install: $(VENV)/.train
 

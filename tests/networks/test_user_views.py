@@ -197,13 +197,13 @@ def test_views_are_for_images(tmp_path: Path) -> None:
         RankSimRecipe(data=tmp_path, augment="m:n", keep_positions=True)
 
 
-def test_the_module_in_the_readme_makes_views(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_module_in_the_documentation_makes_views(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("kornia")
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n( *import kornia.*?)```", readme, re.DOTALL)
-    (tmp_path / "views_of_readme.py").write_text(textwrap.dedent(code))
+    page = (Path(__file__).parents[2] / "docs" / "train.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n( *import kornia.*?)```", page, re.DOTALL)
+    (tmp_path / "views_of_page.py").write_text(textwrap.dedent(code))
     monkeypatch.syspath_prepend(tmp_path)
-    view = training_view("views_of_readme:strong", 224, (3, 256, 256))
+    view = training_view("views_of_page:strong", 224, (3, 256, 256))
     images = torch.rand(2, 3, 256, 256)
     assert not torch.equal(view(images), view(images))
 

@@ -1,6 +1,6 @@
 """What RankSim does for STS-B-DIR, on features of MiniLM as it is.
 
-    python benchmarks/sts_b.py FOLDER    # with train_new.tsv, dev_new.tsv and test_new.tsv
+    python experiments/sts_b.py FOLDER    # with train_new.tsv, dev_new.tsv and test_new.tsv
 
 Settings are the defaults of ``dadl train ranksim``, γ = 0.0003 is the paper's, and nothing is tuned for an arm. Takes
 six minutes on two cores and writes docs/ranksim/sts-b.md.

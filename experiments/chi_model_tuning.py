@@ -1,6 +1,6 @@
 """Is the χ-Model better than labels alone when both are tuned as well as can be? On the demo's tasks.
 
-    python benchmarks/chi_model_tuning.py
+    python experiments/chi_model_tuning.py
 
 Every setting of a grid is trained as long as the demo trains, with two seeds, and the best on validation is tested with
 six seeds that no setting has seen. Takes 20 minutes on two cores and writes docs/chi-model/tuning.md.
