@@ -47,18 +47,26 @@ NVCC_FLAGS = [
 # The runtime that PyTorch has loaded: a second one would have errors and a current device of its own.
 NVCC_LINK_FLAGS = ["-shared", "-cudart", "shared", "-Xlinker", "--no-as-needed", "-lc10", "-ltorch_cpu", "-ltorch"]
 
-DEFAULT_ARCHITECTURES = "8.0;9.0;10.0;12.0+PTX"
+# 8.0 serves 8.6 and 8.9 too, and the PTX of 10.0 serves 11.0. Before 8.0 there are no asynchronous copies and no tensor
+# cores for bfloat16.
+DEFAULT_ARCHITECTURES = "8.0;9.0;10.0+PTX;12.0+PTX"
 MINIMUM_NVCC = (12, 8)  # the first with 10.0 and 12.0
 
 
 def gencode(architectures: str) -> list[str]:
-    """Return the ``-gencode`` flags for a list of architectures in PyTorch's notation, such as ``"8.0;9.0+PTX"``."""
+    """Return the ``-gencode`` flags for a list of architectures in PyTorch's notation, such as ``"8.0;9.0+PTX"``.
+
+    9.0 is compiled as 9.0a, which has the products of warp groups; the host code learns that it may call them.
+    """
     flags = []
     for architecture in architectures.replace(" ", ";").split(";"):
-        number = architecture.removesuffix("+PTX").replace(".", "")
+        number = architecture.removesuffix("+PTX").replace(".", "").removesuffix("a")
         if not architecture:
             continue
-        flags += ["-gencode", f"arch=compute_{number},code=sm_{number}"]
+        own = "90a" if number == "90" else number
+        flags += ["-gencode", f"arch=compute_{own},code=sm_{own}"]
+        if own == "90a":
+            flags += ["-DDADL_SM90A"]
         if architecture.endswith("+PTX"):
             flags += ["-gencode", f"arch=compute_{number},code=compute_{number}"]
     return flags

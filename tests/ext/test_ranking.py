@@ -85,16 +85,17 @@ def test_example_of_ties() -> None:
 def test_equals_reference(device: str, dtype: torch.dtype, n: int) -> None:
     x = torch.randn(3, 2, n, device=device).to(dtype)
     x[..., ::3] = x[..., ::3].round()
-    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    # On the CPU: PyTorch's GPU kernels divide by a number by multiplying with its reciprocal.
+    ours, theirs = x.clone().requires_grad_(), x.cpu().requires_grad_()
     rank, expected = functional.rank(ours), reference.rank(theirs)
     assert rank.dtype == expected.dtype
-    assert torch.equal(rank, expected)
+    assert torch.equal(rank.cpu(), expected)
     upstream = torch.randn_like(rank)
     rank.backward(upstream)
-    expected.backward(upstream)
+    expected.backward(upstream.cpu())
     assert ours.grad is not None
     assert ours.grad.dtype == dtype
-    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-6 if dtype == torch.float32 else 0, atol=0)
+    torch.testing.assert_close(ours.grad.cpu(), theirs.grad, rtol=1e-6 if dtype == torch.float32 else 0, atol=0)
 
 
 def test_a_million_values(device: str) -> None:
@@ -117,7 +118,8 @@ def test_a_million_values(device: str) -> None:
 )
 def test_hard_distributions(device: str, row: torch.Tensor) -> None:
     for values in (row.to(device), row.double().to(device)):
-        assert torch.equal(functional.rank(values), reference.rank(values))
+        # On the CPU: PyTorch's GPU sort tells a NaN from another, which the order here does not.
+        assert torch.equal(functional.rank(values).cpu(), reference.rank(values.cpu()))
 
 
 def test_strides(device: str) -> None:
