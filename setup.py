@@ -3,7 +3,7 @@
 Environment:
     DADL_CUDA               auto (default): with CUDA if torch is a CUDA build and nvcc is found; 0: without CUDA;
                             1: with CUDA, or stop. nvcc is searched in $CUDA_HOME, on PATH and in /usr/local/cuda.
-    TORCH_CUDA_ARCH_LIST    as in PyTorch, for example "9.0"; the default covers 8.0, 9.0, 10.0 and 12.0
+    TORCH_CUDA_ARCH_LIST    as in PyTorch, for example "9.0"; the default covers 8.0 and everything newer
 """
 
 import os

@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "../signatures.h"
+#include "../ranksim_checks.h"
 #include "ranksim_kernels.cuh"
 #include "torch_backend.h"
 
@@ -12,10 +13,8 @@ namespace dadl::cuda {
 namespace {
 
 std::tuple<Tensor, Tensor, Tensor> ranksim_select(Tensor labels, Tensor priority) {
-  STD_TORCH_CHECK(labels.dim() == 1 || labels.dim() == 2, "labels must be [n] or [n, k]");
+  check_ranksim_select(labels, priority);
   const int64_t n = labels.size(0), k = labels.dim() == 2 ? labels.size(1) : 1;
-  STD_TORCH_CHECK(priority.dim() == 1 && priority.size(0) == n && priority.scalar_type() == ScalarType::Double,
-                  "priority must be [n] float64");
   check_device(priority, labels, "priority");
   TorchBackend backend(labels);
   labels = as_contiguous(labels);
@@ -38,29 +37,18 @@ struct Arguments {
 };
 
 void check(Arguments& a) {
-  STD_TORCH_CHECK(a.features.dim() == 2, "features must be [n, d]");
-  const int64_t n = a.features.size(0);
-  for (Tensor* tensor : {&a.index, &a.order}) {
-    STD_TORCH_CHECK(tensor->dim() == 1 && tensor->size(0) == n && tensor->scalar_type() == ScalarType::Long,
-                    "index, order and count must come from ranksim_select on the same batch");
-    check_device(*tensor, a.features, "index and order");
+  check_ranksim(a.features, a.labels, a.label_similarity);
+  check_ranksim_subset(a.index, a.order, a.count, a.features.size(0));
+  for (Tensor* tensor : {&a.index, &a.order, &a.count}) {
+    check_device(*tensor, a.features, "index, order and count");
     *tensor = as_contiguous(*tensor);
   }
-  STD_TORCH_CHECK(a.count.numel() == 1 && a.count.scalar_type() == ScalarType::Long,
-                  "index, order and count must come from ranksim_select on the same batch");
-  check_device(a.count, a.features, "count");
   a.features = as_contiguous(a.features);
   if (a.label_similarity) {
-    Tensor& matrix = *a.label_similarity;
-    STD_TORCH_CHECK(matrix.dim() == 2 && matrix.size(0) == matrix.size(1) && matrix.size(0) <= n,
-                    "the label-similarity matrix must be [m, m] with one row for each distinct label of the batch of ",
-                    n);
-    STD_TORCH_CHECK(matrix.scalar_type() == ScalarType::Float || matrix.scalar_type() == ScalarType::Double,
-                    "label_similarity must be float32 or float64");
-    check_device(matrix, a.features, "label_similarity");
-    matrix = as_contiguous(matrix);
+    check_label_similarity(*a.label_similarity, 0, a.features.size(0));
+    check_device(*a.label_similarity, a.features, "label_similarity");
+    a.label_similarity = as_contiguous(*a.label_similarity);
   } else {
-    STD_TORCH_CHECK(a.labels.dim() == 1 && a.labels.size(0) == n, "vector labels need a label-similarity matrix");
     check_device(a.labels, a.features, "labels");
     a.labels = as_contiguous(a.labels);
   }
@@ -124,9 +112,7 @@ Tensor ranksim_rows_backward(Tensor grad, Tensor features, Tensor labels, Tensor
                              std::optional<Tensor> label_similarity, double interp_strength, double weight) {
   Arguments a{features, labels, index, order, count, label_similarity, {interp_strength, weight, false}};
   check(a);
-  STD_TORCH_CHECK(
-      grad.dim() == 1 && grad.size(0) == a.features.size(0) && grad.scalar_type() == arithmetic_type(a.features),
-      "grad must be [n], in the dtype of ranksim_rows");
+  check_ranksim_rows_backward(grad, a.features);
   check_device(grad, a.features, "grad");
   TorchBackend backend(a.features);
   grad = as_contiguous(grad);

@@ -41,6 +41,9 @@ class TorchBackend {
     void* stream = nullptr;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(like.get_device_index(), &stream));
     stream_ = static_cast<cudaStream_t>(stream);
+    STD_TORCH_CHECK(attribute(cudaDevAttrComputeCapabilityMajor) >= 8,
+                    "dadl's CUDA kernels need a GPU of compute capability 8.0 (Ampere) or newer; move the tensors to the "
+                    "CPU with .to('cpu')");
   }
 
   template <typename... Parameters, typename... Arguments>
@@ -81,20 +84,13 @@ class TorchBackend {
   // Whether this is a device for which the products of warp groups were built.
   bool has_warp_group_products() const {
 #if defined(DADL_SM90A)
-    int major = 0, minor = 0;
-    STD_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, like_.get_device_index()));
-    STD_CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, like_.get_device_index()));
-    return major == 9 && minor == 0;
+    return attribute(cudaDevAttrComputeCapabilityMajor) == 9 && attribute(cudaDevAttrComputeCapabilityMinor) == 0;
 #else
     return false;
 #endif
   }
 
-  int64_t multiprocessors() const {
-    int count = 0;
-    STD_CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, like_.get_device_index()));
-    return count;
-  }
+  int64_t multiprocessors() const { return attribute(cudaDevAttrMultiProcessorCount); }
 
   // Positions' elements in the stable ascending order of each of `rows` rows of n keys.
   template <typename Signed>
@@ -116,6 +112,12 @@ class TorchBackend {
   }
 
  private:
+  int attribute(cudaDeviceAttr name) const {
+    int value = 0;
+    STD_CUDA_CHECK(cudaDeviceGetAttribute(&value, name, like_.get_device_index()));
+    return value;
+  }
+
   // Beyond 48 KiB a kernel must be allowed its dynamic memory.
   template <typename... Parameters>
   static void allow(void (*kernel)(Parameters...), size_t bytes) {

@@ -1,9 +1,15 @@
 """Rules that all families register in the same way."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn
 
 import torch
+
+_AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU) | torch._C.DispatchKeySet(
+    torch._C.DispatchKey.AutocastCUDA
+)
+_libraries: list[torch.library.Library] = []  # what is registered through a library lives as long as the library
 
 
 def below_autograd() -> AbstractContextManager[object]:
@@ -22,6 +28,21 @@ def register_no_derivative(operator: str, reason: str) -> None:
         raise RuntimeError(f"{operator} cannot be differentiated: {reason}.")
 
     torch.library.register_autograd(operator, backward)
+
+
+def register_autocast(operator: str, rule: Callable[..., tuple[Any, ...]]) -> None:
+    """Under autocast, call an operator with what ``rule`` makes of its arguments."""
+    name = operator.removeprefix("dadl::")
+    overload = getattr(torch.ops.dadl, name).default
+    library = torch.library.Library("dadl", "FRAGMENT")
+    _libraries.append(library)
+
+    def below_autocast(*arguments: Any) -> Any:
+        with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST):
+            return overload(*rule(*arguments))
+
+    for key in ("AutocastCPU", "AutocastCUDA"):
+        library.impl(name, below_autocast, key)
 
 
 def register_float32_autocast(operator: str) -> None:

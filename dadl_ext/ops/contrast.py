@@ -8,7 +8,7 @@ from torch import Tensor
 from .._shared.checks import FORMS, REDUCTIONS, check_contrast, check_group_contrast
 from .._shared.dtypes import arithmetic_dtype
 from ._gradient import scale_gradient
-from ._rules import below_autograd, register_float32_autocast, register_no_derivative
+from ._rules import below_autograd, register_autocast, register_no_derivative
 
 
 def similarity_logsumexp(
@@ -165,9 +165,25 @@ def _(
     return query.new_empty(shape, dtype=dtype), query.new_empty((queries if with_slope else 0, d), dtype=dtype)
 
 
+def _sides_of_autocast(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    """Under autocast keys in half precision meet queries in theirs, which tensor cores multiply; everything else is
+    computed in float32, or in float64 where it is float64."""
+    if key.dtype in (torch.float16, torch.bfloat16) and query.dtype in (key.dtype, torch.float32):
+        return query.to(key.dtype), key
+    if query.dtype == torch.float64 or key.dtype == torch.float64:
+        return query, key
+    return query.float(), key.float()
+
+
+def _group_of_autocast(query: Tensor, key: Tensor, queue: Tensor, *rest: Any) -> tuple[Any, ...]:
+    query, queue = _sides_of_autocast(query, queue)
+    return query, key, queue, *rest
+
+
 for _operator in ("similarity_logsumexp", "pseudo_group_contrast"):
     register_no_derivative(f"dadl::{_operator}", f"use dadl_ext.functional.{_operator}")
-    register_float32_autocast(f"dadl::{_operator}")
+register_autocast("dadl::similarity_logsumexp", lambda query, key, *rest: (*_sides_of_autocast(query, key), *rest))
+register_autocast("dadl::pseudo_group_contrast", _group_of_autocast)
 register_no_derivative(
     "dadl::similarity_logsumexp_key_gradient",
     "leave the loss out of what needs a second derivative (create_graph=True), or use dadl_ext.reference",
