@@ -1,16 +1,18 @@
 # make demo      set up everything and run the demo          make test    set up everything and run every test
 # make docs      set up everything and build the documentation site in build/docs
-# The rest: install, lint, format, types, bench, wheel, gpu-check, clean.
+# The rest: install, lint, format, types, bench, wheel, gpu-wheel, gpu-check, clean.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # The one place that pins torch. Where the CUDA build is wanted, this is what brings it.
 TORCH := torch==2.13.0
+# Of the GPU that make gpu-wheel builds for.
+GPU_ARCHITECTURE := 9.0
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f -not -name '*.pyc')
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test docs install lint format types bench wheel gpu-check clean
+.PHONY: demo test docs install lint format types bench wheel gpu-wheel gpu-check clean
 
 demo: $(VENV)/.train
 	$(BIN)/dadl demo
@@ -61,20 +63,15 @@ bench: $(VENV)/.dev
 wheel: $(VENV)/.torch
 	$(BIN)/python -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
 
-# On a machine with a GPU, its own torch (>= 2.11), nvcc and the packages of dadl[test]; nothing is downloaded. Builds
-# for this GPU in place, runs the tests on it, then the kernels under compute-sanitizer, then the benchmarks.
-gpu-check: export PYTHONPATH := .:python
+# A wheel for make gpu-check: for one architecture, with the lines of the source for the sanitizers.
+gpu-wheel: $(VENV)/.torch
+	DADL_CUDA=1 TORCH_CUDA_ARCH_LIST=$(GPU_ARCHITECTURE) NVCC_APPEND_FLAGS=-lineinfo \
+	  $(BIN)/python -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
+
+# On a machine with a GPU, its own torch (2.11 or newer) and no network: tests, sanitizers and benchmarks of that wheel in
+# at most nine minutes.
 gpu-check:
-	DADL_CUDA=1 TORCH_CUDA_ARCH_LIST=$$($(PYTHON) -c "import torch; print('%d.%d' % torch.cuda.get_device_capability())") \
-	  $(PYTHON) setup.py build_ext --inplace
-	$(PYTHON) -c "import dadl_ext, pprint; pprint.pprint(dadl_ext.build_info())"
-	$(PYTHON) -m pytest tests/test_ranking.py tests/test_ranksim.py tests/test_contrast.py tests/test_disagreement.py
-	for tool in memcheck racecheck initcheck synccheck; do \
-	  compute-sanitizer --tool $$tool --error-exitcode 1 \
-	    $(PYTHON) -m pytest -k "cuda and (equals_reference or published_formulas or matches_the_reference) and not compile" \
-	    tests/test_ranking.py tests/test_ranksim.py tests/test_contrast.py tests/test_disagreement.py || exit 1; \
-	done
-	$(PYTHON) -m dadl bench all --output benchmarks/results
+	$(PYTHON) tools/gpu_check.py dist/dadl-*.whl
 
 clean:
 	rm -rf build dist $(VENV) dadl_ext/_C* *.egg-info python/*.egg-info

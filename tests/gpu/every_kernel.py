@@ -1,12 +1,16 @@
 """Calls every CUDA operator once in each of its ways and compares it with the reference: what compute-sanitizer runs.
 
-    compute-sanitizer --tool memcheck python tests/gpu/every_kernel.py [FAMILY ...]
+compute-sanitizer --tool memcheck python tests/gpu/every_kernel.py [FAMILY ...]
 """
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable
+from functools import partial
+from types import ModuleType as Module
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -62,7 +66,7 @@ def ranksim() -> None:
             labels = torch.randperm(n).float()
             for reduction in ("sum", "none"):
 
-                def run(module, x: Tensor, labels: Tensor, reduction: str = reduction) -> Tensor:
+                def run(module: Module, x: Tensor, labels: Tensor, reduction: str = reduction) -> Tensor:
                     return module.ranksim_loss(x, labels, reduction=reduction)
 
                 # Half precision has tied similarities, which rounding may order differently.
@@ -84,12 +88,22 @@ def ranksim() -> None:
 
 def contrast() -> None:
     for dtype in DTYPES:
-        for b, n, d in ((1, 1, 1), (5, 70, 3), (33, 65, 64), (70, 200, 128), (65, 130, 136), (40, 300, 257), (129, 64, 256), (90, 90, 96), (300, 5000, 128)):
+        for b, n, d in (
+            (1, 1, 1),
+            (5, 70, 3),
+            (33, 65, 64),
+            (70, 200, 128),
+            (65, 130, 136),
+            (40, 300, 257),
+            (129, 64, 256),
+            (90, 90, 96),
+            (300, 5000, 128),
+        ):
             query, key = (F.normalize(torch.randn(m, d), dim=1).to(dtype).requires_grad_() for m in (b, n))
             mask = torch.rand(n) < 0.7
             for options in ({}, {"key_mask": mask}, *([{"exclude_self": True}] if b == n else [])):
 
-                def logsumexp(module, query: Tensor, key: Tensor, options: dict = options) -> Tensor:
+                def logsumexp(module: Module, query: Tensor, key: Tensor, options: Any = options) -> Tensor:
                     moved = {k: v.to(query.device) if isinstance(v, Tensor) else v for k, v in options.items()}
                     return module.similarity_logsumexp(query, key, scale=5.0, **moved)
 
@@ -104,29 +118,19 @@ def contrast() -> None:
             query, key = (F.normalize(torch.randn(b, d), dim=1).to(dtype) for _ in range(2))
             queue = F.normalize(torch.randn(c, slots, d), dim=2).to(dtype)
             target, counts = torch.randint(-1, c, (b,)), torch.randint(0, slots + 1, (c,))
-            for form in ("cross_entropy", "kl"):
-                for reduction in ("mean", "none"):
-                    for slot_count in (None, counts):
+            for form, reduction, partly in itertools.product(("cross_entropy", "kl"), ("mean", "none"), (False, True)):
+                options = {"form": form, "reduction": reduction, "temperature": 0.2}
 
-                        def group(module, q: Tensor, form=form, reduction=reduction, counts=slot_count) -> Tensor:
-                            at = q.device
-                            return module.pseudo_group_contrast(
-                                q,
-                                key.to(at),
-                                queue.to(at),
-                                target.to(at),
-                                form=form,
-                                reduction=reduction,
-                                slot_count=None if counts is None else counts.to(at),
-                                temperature=0.2,
-                            )
+                def group(module: Module, *tensors: Tensor, partly: bool = partly, options: Any = options) -> Tensor:
+                    *sides, counts = tensors
+                    return module.pseudo_group_contrast(*sides, slot_count=counts if partly else None, **options)
 
-                        compare(
-                            f"pseudo_group_contrast {dtype} {b} {c} {slots} {d} {form} {reduction}",
-                            lambda q, f=group: f(functional, q),
-                            lambda q, f=group: f(reference, q),
-                            query.requires_grad_(),
-                        )
+                compare(
+                    f"pseudo_group_contrast {dtype} {b} {c} {slots} {d} {form} {reduction} {partly}",
+                    partial(group, functional),
+                    partial(group, reference),
+                    *(query.requires_grad_(), key, queue, target, counts),
+                )
         x, labels = F.normalize(torch.randn(50, 20), dim=1).to(dtype).requires_grad_(), torch.randint(0, 9, (50,))
         compare(
             f"supervised_contrast {dtype}",
@@ -153,14 +157,21 @@ def disagreement() -> None:
 
 def dropout() -> None:
     for dtype in DTYPES:
-        for b, f, c, k in ((1, 3, 1, 2), (5, 70, 1, 8), (20, 150, 3, 4), (9, 300, 8, 3), (6, 40, 20, 4), (30, 2100, 1, 5)):
+        for b, f, c, k in (
+            (1, 3, 1, 2),
+            (5, 70, 1, 8),
+            (20, 150, 3, 4),
+            (9, 300, 8, 3),
+            (6, 40, 20, 4),
+            (30, 2100, 1, 5),
+        ):
             leaves = [torch.randn(*shape).to(dtype).requires_grad_() for shape in ((b, f), (c, f), (c,))]
 
-            def linear(module, *leaves: Tensor, k: int = k) -> Tensor:
+            def linear(module: Module, *leaves: Tensor, k: int = k) -> Tensor:
                 seed = torch.tensor(7, device=leaves[0].device)
                 return module.dropout_linear(*leaves, p=0.4, samples=k, seed=seed)
 
-            def game(module, *leaves: Tensor, measure: str, k: int = k) -> Tensor:
+            def game(module: Module, *leaves: Tensor, measure: str, k: int = k) -> Tensor:
                 seed = torch.tensor(7, device=leaves[0].device)
                 return module.dropout_disagreement(
                     *leaves, p=0.4, samples=k, seed=seed, measure=measure, minimax=True, reduction="none"
