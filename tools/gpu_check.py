@@ -76,7 +76,16 @@ def sanitizer_steps() -> list[Step]:
     return [
         Step(
             tool,
-            ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", sys.executable, "tests/gpu/every_kernel.py"],
+            [
+                "compute-sanitizer",
+                "--tool",
+                tool,
+                "--error-exitcode",
+                "9",
+                sys.executable,
+                "tests/gpu/every_kernel.py",
+                "--few-dtypes",
+            ],
             0.45,
             environment,
         )

@@ -31,7 +31,7 @@ struct Chunk {
 // Of a row of similarities [columns]: weights relative to the largest logit so far, rounded to T, in a row of `width`
 // values of T; `partials`, of one split, is brought up to date. One block per row.
 template <typename T, typename A>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     contrast_weigh_kernel(const A* similarities /* [rows, columns] */, T* weights /* [rows, columns], may be those */,
                           Logits<A> logits, Chunk chunk, Partials<A> partials) {
   DADL_SHARED(parts, A[kThreads / kWarp]);

@@ -149,9 +149,17 @@ def supervised_contrast(
     """
     features, labels = check_supervised_contrast(features, labels, temperature, reduction)
     require_device(features)
-    classes, target = torch.unique(labels, return_inverse=True)
-    loss = contrast.supervised_contrast(features, target, len(classes), temperature)
+    # At most as many classes as labels: to count them would synchronise with the device.
+    loss = contrast.supervised_contrast(features, _class_numbers(labels), len(labels), temperature)
     return reduce_rows(loss, torch.ones_like(target, dtype=torch.bool), None, reduction)
+
+
+def _class_numbers(labels: Tensor) -> Tensor:
+    """0, 1, ... in the order of the labels; every NaN is a class of its own."""
+    ordered, order = labels.sort()
+    numbers = torch.zeros_like(order)
+    numbers[1:] = (ordered[1:] != ordered[:-1]).cumsum(0)
+    return torch.empty_like(order).scatter_(0, order, numbers)
 
 
 class _explained_by:

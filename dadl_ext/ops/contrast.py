@@ -70,7 +70,7 @@ class _SupervisedContrast(torch.autograd.Function):
             z = features.to(lse.dtype)
             sums = z.new_zeros(classes, z.shape[1]).index_add(0, target, z)
             positives = sums.index_select(0, target) - z
-            count = torch.bincount(target, minlength=classes).index_select(0, target) - 1
+            count = target.new_zeros(classes).index_add(0, target, torch.ones_like(target)).index_select(0, target) - 1
             alone = count == 0
             share = 1 / (temperature * count.clamp_min(1).to(z.dtype))
             loss = (lse - (z * positives).sum(dim=1) * share).masked_fill(alone, 0)

@@ -510,6 +510,33 @@ def test_autocast_computes_in_float32(device: str) -> None:
     assert query.grad.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_autocast_keeps_half_precision_where_keys_have_it(device: str, half: torch.dtype) -> None:
+    """The values are those of the dtypes that meet, bit for bit; gradients are rounded to the leaf's dtype."""
+
+    def results(query: Tensor, queue: Tensor, enabled: bool) -> tuple[Tensor, Tensor]:
+        leaf = query.clone().requires_grad_()
+        with torch.autocast(device, torch.bfloat16, enabled=enabled):
+            rows = functional.pseudo_group_contrast(leaf, key, queue, target, reduction="none")
+            lse = functional.similarity_logsumexp(leaf, queue.flatten(0, 1))
+        (rows.sum() + lse.sum()).backward()
+        assert leaf.grad is not None
+        return torch.stack([rows, lse]).detach(), leaf.grad
+
+    query, key, queue, target = group_batch(1, 20, 7, 4, 24, half, device)
+    for cast, kept, (sides, queues) in (
+        (query, query, (queue, queue)),
+        (query.float(), query, (queue, queue)),
+        (query, query.float(), (queue.float(), queue.float())),
+    ):
+        values, gradient = results(cast, sides, True)
+        expected, slope = results(kept, queues, False)
+        assert torch.equal(values, expected)
+        assert gradient.dtype == cast.dtype
+        close = 2 * torch.finfo(half).eps * slope.abs().max().item()
+        torch.testing.assert_close(gradient.float(), slope.float(), rtol=0, atol=close)
+
+
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux to measure a process's peak")
 def test_memory_does_not_grow_with_the_similarities() -> None:
     """B = 1024 against N = 262144: the similarities would be 1 GiB; the whole process may take 64 MiB more."""

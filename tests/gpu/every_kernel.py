@@ -1,6 +1,6 @@
 """Calls every CUDA operator once in each of its ways and compares it with the reference: what compute-sanitizer runs.
 
-compute-sanitizer --tool memcheck python tests/gpu/every_kernel.py [FAMILY ...]
+compute-sanitizer --tool memcheck python tests/gpu/every_kernel.py [--few-dtypes] [FAMILY ...]
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from torch import Tensor
 
 from dadl_ext import functional, reference
 
-DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+DTYPES = [torch.float32, torch.bfloat16]
+if "--few-dtypes" not in sys.argv:
+    DTYPES += [torch.float64, torch.float16]
 # Of half precision the inputs are exact on both sides, and what is compared is the arithmetic in float32.
 TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-9, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 calls = 0
@@ -196,7 +198,7 @@ FAMILIES = {function.__name__: function for function in (ranking, ranksim, contr
 
 if __name__ == "__main__":
     torch.manual_seed(0)
-    for name in sys.argv[1:] or FAMILIES:
+    for name in [word for word in sys.argv[1:] if word in FAMILIES] or FAMILIES:
         FAMILIES[name]()
         torch.cuda.synchronize()
         print(f"{name}: {calls} calls so far", flush=True)
