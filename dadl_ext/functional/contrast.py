@@ -151,7 +151,7 @@ def supervised_contrast(
     require_device(features)
     # At most as many classes as labels: to count them would synchronise with the device.
     loss = contrast.supervised_contrast(features, _class_numbers(labels), len(labels), temperature)
-    return reduce_rows(loss, torch.ones_like(target, dtype=torch.bool), None, reduction)
+    return reduce_rows(loss, torch.ones_like(labels, dtype=torch.bool), None, reduction)
 
 
 def _class_numbers(labels: Tensor) -> Tensor:
