@@ -86,8 +86,8 @@ class CMWNetRecipe(Recipe):
     the lowest losses; or for clean but imbalanced labels, a balanced draw of training samples."""
 
     meta_per_class: PositiveInt | None = None
-    """Meta samples per class: clean, drawn from the training data before noise is added; lowest-loss, chosen.
-    [default: clean, all of meta.txt; lowest-loss 10]"""
+    """Meta samples per class: drawn from the training data before noise is added (clean), or chosen among them
+    (lowest-loss). [default: clean, all of meta.txt; lowest-loss 10]"""
 
     val_fraction: Annotated[float, Parameter(validator=validators.Number(gt=0, lt=1))] | None = None
     """Fraction of the training data for validation, drawn before noise is added. [default: val.txt, if any]"""
