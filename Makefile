@@ -1,5 +1,5 @@
 # make demo      set up everything and run the demo          make test    set up everything and run every test
-# The rest: install, lint, format, types, bench, wheel, gpu-check, clean.
+# The rest: install, lint, format, types, bench, wheel, mutate-barriers, gpu-check, clean.
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +9,7 @@ TORCH := torch==2.13.0
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f -not -name '*.pyc')
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test install lint format types bench wheel gpu-check clean
+.PHONY: demo test install lint format types bench wheel mutate-barriers gpu-check clean
 
 demo: $(VENV)/.train
 	$(BIN)/dadl demo
@@ -54,6 +54,10 @@ bench: $(VENV)/.dev
 
 wheel: $(VENV)/.torch
 	$(BIN)/python -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
+
+# Without each of the CUDA kernels' barriers in turn the simulator's tests must fail.
+mutate-barriers: $(VENV)/.dev
+	$(BIN)/python tools/mutate_barriers.py
 
 # On a machine with a GPU, its own torch (>= 2.11), nvcc and the packages of dadl[test]; nothing is downloaded. Builds
 # for this GPU in place, runs the tests on it, then the kernels under compute-sanitizer, then the benchmarks.

@@ -119,7 +119,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dropout_disagreement(Tensor features,
 }  // namespace
 }  // namespace dadl::cuda
 
-STABLE_TORCH_LIBRARY_IMPL(dadl, CUDA, m) {
+DADL_CUDA_LIBRARY(m) {
   DADL_IMPL(m, dadl::cuda, dropout_linear);
   DADL_IMPL(m, dadl::cuda, dropout_linear_backward);
   DADL_IMPL(m, dadl::cuda, dropout_disagreement);

@@ -141,7 +141,7 @@ Tensor ranksim_rows_backward(Tensor grad, Tensor features, Tensor labels, Tensor
 }  // namespace
 }  // namespace dadl::cuda
 
-STABLE_TORCH_LIBRARY_IMPL(dadl, CUDA, m) {
+DADL_CUDA_LIBRARY(m) {
   DADL_IMPL(m, dadl::cuda, ranksim_select);
   DADL_IMPL(m, dadl::cuda, ranksim_loss);
   DADL_IMPL(m, dadl::cuda, ranksim_rows);

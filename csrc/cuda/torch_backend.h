@@ -16,6 +16,11 @@
 #include "../tensors.h"
 #include "device.cuh"
 
+// Where the operators go; the tests run them on the CPU, in a library of another name.
+#if !defined(DADL_CUDA_LIBRARY)
+#define DADL_CUDA_LIBRARY(m) STABLE_TORCH_LIBRARY_IMPL(dadl, CUDA, m)
+#endif
+
 namespace dadl::cuda {
 
 inline void check_device(const Tensor& tensor, const Tensor& like, const char* name) {
@@ -44,8 +49,11 @@ class TorchBackend {
 
   template <typename... Parameters, typename... Arguments>
   void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, Arguments... arguments) {
-    kernel<<<grid, block, 0, stream_>>>(static_cast<Parameters>(arguments)...);
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
+    cudaLaunchConfig_t config{};
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.stream = stream_;
+    STD_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
   }
 
   template <typename T>
@@ -56,7 +64,7 @@ class TorchBackend {
 
   template <typename T>
   void zero(T* values, int64_t size) {
-    STD_CUDA_CHECK(cudaMemsetAsync(values, 0, size * sizeof(T), stream_));
+    if (size > 0) STD_CUDA_CHECK(cudaMemsetAsync(values, 0, size * sizeof(T), stream_));
   }
 
   int64_t multiprocessors() const {
