@@ -52,8 +52,8 @@ Tensor dropout_linear(Tensor features, Tensor weight, std::optional<Tensor> bias
     const Tensor wide = as_contiguous(weight, arithmetic);
     std::optional<Tensor> wide_bias;
     if (bias) wide_bias = as_contiguous(*bias, arithmetic);
-    dropout_multiply(backend, linear, data<A>(wide), wide_bias ? data<A>(*wide_bias) : nullptr,
-                     mutable_data<A>(result));
+    dropout_multiply(backend, linear, backend.lend<A>(wide), wide_bias ? backend.lend<A>(*wide_bias) : nullptr,
+                     backend.lend<A>(result));
   });
   return as_contiguous(result, features.scalar_type());
 }
@@ -81,9 +81,9 @@ std::tuple<Tensor, Tensor> dropout_linear_backward(Tensor grad, Tensor features,
                                for_weight ? mutable_data<T>(weight_gradient) : nullptr, static_cast<A*>(nullptr));
     }
     const Tensor wide = as_contiguous(weight, arithmetic);
-    dropout_multiply_back(backend, linear, data<A>(upstream), data<A>(wide),
-                          for_features ? mutable_data<A>(features_gradient) : nullptr,
-                          for_weight ? mutable_data<A>(weight_gradient) : nullptr);
+    dropout_multiply_back(backend, linear, backend.lend<A>(upstream), backend.lend<A>(wide),
+                          for_features ? backend.lend<A>(features_gradient) : nullptr,
+                          for_weight ? backend.lend<A>(weight_gradient) : nullptr);
   });
   return {as_contiguous(features_gradient, features.scalar_type()),
           as_contiguous(weight_gradient, features.scalar_type())};
@@ -103,8 +103,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dropout_disagreement(Tensor features,
     return new_empty(features, {with_gradient ? size : 0, columns}, arithmetic);
   };
   const Tensor loss = new_empty(features, {rows}, arithmetic);
-  const Tensor features_gradient = empty(rows, width), weight_gradient = empty(outputs, width);
-  const Tensor bias_gradient = new_empty(features, {with_gradient ? outputs : 0}, arithmetic);
+  const Tensor features_gradient = empty(rows, width);
+  Tensor weight_gradient = empty(outputs, width);
+  Tensor bias_gradient = new_empty(features, {with_gradient ? outputs : 0}, arithmetic);
+  // The features' gradient would have no memory, and a null pointer says that no gradient is wanted.
+  if (rows == 0) {
+    return {loss, features_gradient, torch::stable::zero_(weight_gradient), torch::stable::zero_(bias_gradient)};
+  }
   with_linear(features, weight, bias, seed, p, samples, [&](const auto& linear, auto tag) {
     using A = decltype(tag);
     dadl::dropout_disagreement(backend, linear, measure, mean ? 1 / static_cast<A>(std::max<int64_t>(rows, 1)) : A{1},

@@ -11,7 +11,7 @@
 #include <array>
 #include <cstdint>
 #include <type_traits>
-#include <utility>
+#include <vector>
 
 #include "../tensors.h"
 #include "device.cuh"
@@ -27,6 +27,14 @@ inline void check_device(const Tensor& tensor, const Tensor& like, const char* n
   STD_TORCH_CHECK(tensor.device() == like.device(), name, " must be on the device of the other arguments");
 }
 
+// Of the tensors in which buffers lie; those of other types are bytes.
+template <typename T>
+constexpr ScalarType kScalarType = std::is_same_v<T, float>     ? ScalarType::Float
+                                   : std::is_same_v<T, double>  ? ScalarType::Double
+                                   : std::is_same_v<T, int32_t> ? ScalarType::Int
+                                   : std::is_same_v<T, int64_t> ? ScalarType::Long
+                                                                : ScalarType::Byte;
+
 // Launches on the current stream of a tensor's device, which it makes current for its lifetime.
 class TorchBackend {
  public:
@@ -34,11 +42,14 @@ class TorchBackend {
   template <typename T>
   class Buffer {
    public:
-    explicit Buffer(Tensor tensor) : tensor_(std::move(tensor)) {}
-    T* data() const { return static_cast<T*>(tensor_.mutable_data_ptr()); }
+    Buffer(TorchBackend& backend, Tensor tensor) : backend_(backend), values_(backend.lend<T>(tensor)) {}
+    ~Buffer() { backend_.forget(values_); }
+    Buffer(const Buffer&) = delete;
+    T* data() const { return values_; }
 
    private:
-    Tensor tensor_;
+    TorchBackend& backend_;
+    T* values_;
   };
 
   explicit TorchBackend(const Tensor& like) : guard_(like.get_device_index()), like_(like) {
@@ -58,8 +69,16 @@ class TorchBackend {
 
   template <typename T>
   Buffer<T> buffer(int64_t size) {
-    const std::array<int64_t, 1> bytes{size * static_cast<int64_t>(sizeof(T))};
-    return Buffer<T>(new_empty(like_, bytes, ScalarType::Byte));
+    constexpr int64_t kUnit = kScalarType<T> == ScalarType::Byte ? sizeof(T) : 1;
+    return Buffer<T>(*this, new_empty(like_, {size * kUnit}, kScalarType<T>));
+  }
+
+  // The values of a contiguous tensor, which products may then take.
+  template <typename T>
+  T* lend(const Tensor& tensor) {
+    T* values = mutable_data<T>(tensor);
+    owners_.push_back({tensor, reinterpret_cast<const char*>(values), tensor.numel() * int64_t{sizeof(T)}});
+    return values;
   }
 
   template <typename T>
@@ -81,7 +100,7 @@ class TorchBackend {
     TORCH_ERROR_CODE_CHECK(
         aoti_torch_cuda_sort_stable(view(keys, rows, n, n, 1).get(), &stable, 1, 0, &sorted, &elements));
     static_cast<void>(Tensor(sorted));  // owned from here, and not needed
-    return Buffer<int64_t>(Tensor(elements));
+    return Buffer<int64_t>(*this, Tensor(elements));
   }
 
   // out [n, n] = x x^T
@@ -107,19 +126,42 @@ class TorchBackend {
   }
 
  private:
+  struct Owner {
+    Tensor tensor;
+    const char* first;
+    int64_t bytes;
+  };
+
+  void forget(const void* values) {
+    std::erase_if(owners_, [&](const Owner& owner) { return owner.first == values; });
+  }
+
+  // A part of the tensor in which the values lie: for a tensor made from a pointer PyTorch would ask CUDA where it is.
   template <typename T>
-  Tensor view(T* values, int64_t rows, int64_t columns, int64_t row_stride, int64_t column_stride) const {
-    constexpr ScalarType kType = std::is_same_v<T, float>     ? ScalarType::Float
-                                 : std::is_same_v<T, double>  ? ScalarType::Double
-                                 : std::is_same_v<T, int32_t> ? ScalarType::Int
-                                                              : ScalarType::Long;
+  Tensor view(const T* values, int64_t rows, int64_t columns, int64_t row_stride, int64_t column_stride) const {
     const std::array<int64_t, 2> sizes{rows, columns}, strides{row_stride, column_stride};
-    return torch::stable::from_blob(values, sizes, strides, like_.device(), kType);
+    if (rows == 0 || columns == 0) return new_empty(like_, sizes, kScalarType<T>);
+    const auto* address = reinterpret_cast<const char*>(values);
+    for (const auto& [tensor, first, bytes] : owners_) {
+      if (address < first || address >= first + bytes) continue;
+      const Tensor typed = tensor.scalar_type() == kScalarType<T> ? tensor : view_as(tensor, kScalarType<T>);
+      AtenTensorHandle part = nullptr;
+      TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(typed.get(), 2, sizes.data(), strides.data(),
+                                                            (address - first) / int64_t{sizeof(T)}, &part));
+      return Tensor(part);
+    }
+    STD_TORCH_CHECK(false, "a product of memory that is neither a buffer nor lent");
+  }
+
+  static Tensor view_as(const Tensor& tensor, ScalarType type) {
+    std::array<StableIValue, 2> stack{torch::stable::detail::from(tensor), torch::stable::detail::from(type)};
+    TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::view", "dtype", stack.data(), TORCH_ABI_VERSION));
+    return torch::stable::detail::to<Tensor>(stack[0]);
   }
 
   template <typename T>
   Tensor view(const Matrix<T>& matrix) const {
-    return view(const_cast<T*>(matrix.values), matrix.rows, matrix.columns, matrix.row_stride, matrix.column_stride);
+    return view(matrix.values, matrix.rows, matrix.columns, matrix.row_stride, matrix.column_stride);
   }
 
   // Not through the dispatcher, where autocast would round the matrices to half precision.
@@ -130,6 +172,7 @@ class TorchBackend {
   torch::stable::accelerator::DeviceGuard guard_;
   Tensor like_;
   cudaStream_t stream_;
+  std::vector<Owner> owners_;
 };
 
 }  // namespace dadl::cuda

@@ -28,19 +28,17 @@ FLAGS = ["-std=c++20", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden", "-Wa
 FLAGS += ["-fno-strict-aliasing"]
 FLAVOURS = {
     "plain": ["-O2"],
-    "address": ["-O1", "-g", "-fsanitize=address"],
-    "undefined": ["-O1", "-g", "-fsanitize=undefined", "-fno-sanitize-recover=all"],
+    "sanitized": ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
     "race": ["-O1", "-g", "-fsanitize=thread", "-DDADL_RACES"],
 }
 
 
-def once(name: str, commands: Callable[[Path, Path], list[list[str]]]) -> Path:
+def once(name: str, own: list[str], of_csrc: list[str], commands: Callable[[Path, Path], list[list[str]]]) -> Path:
     """The library that the commands make in a directory of their own, unless the sources are as they were."""
-    sources = [*HERE.glob("*.h"), *HERE.glob("*.cpp"), *(file for file in (ROOT / "csrc").rglob("*") if file.is_file())]
+    sources = [HERE / file for file in own] + [file for pattern in of_csrc for file in (ROOT / "csrc").glob(pattern)]
     content = hashlib.sha256(repr(commands(Path("directory"), Path("target"))).encode())
     for source in sorted(sources):
-        if source.suffix in (".h", ".cpp", ".cu", ".cuh"):
-            content.update(source.read_bytes())
+        content.update(source.read_bytes())
     target = ROOT / "build" / "simulator" / f"{name}-{content.hexdigest()[:16]}" / "dadl_simulator.so"
     if target.exists():
         return target
@@ -72,7 +70,8 @@ def build(flavour: str) -> Path:
         compiling = [[*command, "-c", "-o", part] for command, part in zip((simulator, detector), parts, strict=True)]
         return [*compiling, [COMPILER, "-shared", *parts, "-o", str(target)]]
 
-    return once(flavour, commands)
+    own = ["simulator.cpp", "cuda_sim.h", "memory.h", "races.cpp", "races.h"]
+    return once(flavour, own, ["cuda/*.cuh", "core/*.h"], commands)
 
 
 def build_host() -> Path:
@@ -90,10 +89,11 @@ def build_host() -> Path:
         ]
         paths = [f"-L{path}" for path in cpp_extension.library_paths()]
         # Its own definitions of PyTorch's functions are for its own calls.
-        own = ["-shared", "-Wl,-Bsymbolic", "-Wl,--no-undefined"]
-        return [*compiling, [COMPILER, *own, *parts, *paths, "-ltorch_cpu", "-lc10", "-ldl", "-o", str(target)]]
+        linked = ["-shared", "-Wl,-Bsymbolic", "-Wl,--no-undefined"]
+        return [*compiling, [COMPILER, *linked, *parts, *paths, "-ltorch_cpu", "-lc10", "-ldl", "-o", str(target)]]
 
-    return once("host", commands)
+    own = ["host.cpp", "cuda_runtime.h", "cuda_sim.h", "memory.h", "races.h"]
+    return once("host", own, ["cuda/*", "core/*.h", "*.h"], commands)
 
 
 @functools.cache
@@ -108,7 +108,7 @@ def load(flavour: str) -> ModuleType:
 
 def runtime(flavour: str) -> dict[str, str]:
     """Environment variables for a Python process that loads a flavour."""
-    if flavour != "address":
+    if flavour != "sanitized":
         return {}
 
     def library(name: str) -> str:

@@ -143,21 +143,27 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int device) {
 
 // ---- PyTorch's C functions ------------------------------------------------------------------------------------------
 
+AOTITorchError aoti_torch_get_device_type(AtenTensorHandle, int32_t* type) {
+  *type = aoti_torch_device_type_cuda();
+  return AOTI_TORCH_SUCCESS;
+}
+
 AOTITorchError aoti_torch_get_device_index(AtenTensorHandle tensor, int32_t* index) {
   *index = device_of(tensor);
   return AOTI_TORCH_SUCCESS;
 }
 
 AOTITorchError aoti_torch_empty_strided(int64_t ndim, const int64_t* sizes, const int64_t* strides, int32_t dtype,
-                                        int32_t device_type, int32_t device, AtenTensorHandle* result) {
+                                        int32_t, int32_t device, AtenTensorHandle* result) {
   if (device != state.device) complain("an allocation on another device");
   if (fails(kAllocation)) return kFailure;
   int64_t elements = 1;
   for (int64_t i = 0; i < ndim; ++i)
     elements = sizes[i] == 0 ? 0 : elements + (sizes[i] - 1) * strides[i] * (elements > 0);
   const size_t bytes = elements * item_size(dtype);
+  const int32_t cpu = aoti_torch_device_type_cpu();
   if (bytes == 0) {
-    return original(&aoti_torch_empty_strided, __func__)(ndim, sizes, strides, dtype, device_type, -1, result);
+    return original(&aoti_torch_empty_strided, __func__)(ndim, sizes, strides, dtype, cpu, -1, result);
   }
   auto* memory = static_cast<unsigned char*>(std::aligned_alloc(kGuard, (bytes / kGuard + 3) * kGuard));
   unsigned char* first = memory + kGuard;
@@ -166,17 +172,18 @@ AOTITorchError aoti_torch_empty_strided(int64_t ndim, const int64_t* sizes, cons
   std::memset(first + bytes, kGuardByte, kGuard);
   state.allocated += static_cast<int64_t>(bytes);
   state.device_of[first] = device;
-  return torch_from_blob(first, ndim, sizes, strides, 0, dtype, device_type, -1, result, aoti_torch_layout_strided(),
-                         nullptr, 0, release, reinterpret_cast<void*>(bytes));
+  return torch_from_blob(first, ndim, sizes, strides, 0, dtype, cpu, -1, result, aoti_torch_layout_strided(), nullptr,
+                         0, release, reinterpret_cast<void*>(bytes));
 }
 
 AOTITorchError aoti_torch_create_tensor_from_blob_v2(void* data, int64_t ndim, const int64_t* sizes,
-                                                     const int64_t* strides, int64_t offset, int32_t dtype,
-                                                     int32_t device_type, int32_t, AtenTensorHandle* result,
-                                                     int32_t layout, const uint8_t* metadata, int64_t metadata_size) {
+                                                     const int64_t* strides, int64_t offset, int32_t dtype, int32_t,
+                                                     int32_t, AtenTensorHandle* result, int32_t layout,
+                                                     const uint8_t* metadata, int64_t metadata_size) {
   complain("a tensor made from a pointer, for which PyTorch asks CUDA where it is");
-  return original(&aoti_torch_create_tensor_from_blob_v2, __func__)(
-      data, ndim, sizes, strides, offset, dtype, device_type, -1, result, layout, metadata, metadata_size);
+  return original(&aoti_torch_create_tensor_from_blob_v2, __func__)(data, ndim, sizes, strides, offset, dtype,
+                                                                    aoti_torch_device_type_cpu(), -1, result, layout,
+                                                                    metadata, metadata_size);
 }
 
 AOTITorchError torch_call_dispatcher(const char* name, const char* overload, StableIValue* stack, uint64_t version) {
@@ -188,7 +195,7 @@ AOTITorchError torch_call_dispatcher(const char* name, const char* overload, Sta
     }
   }
   if (state.current != state.device) complain(std::string(name) + " while another device is current");
-  return fails(kLibrary) ? kFailure : original(&torch_call_dispatcher, __func__)(name, overload, stack, version);
+  return original(&torch_call_dispatcher, __func__)(name, overload, stack, version);
 }
 
 AOTITorchError aoti_torch_create_device_guard(int32_t device, DeviceGuardHandle* guard) {
@@ -237,6 +244,8 @@ AOTITorchError aoti_torch_cuda_sort_stable(AtenTensorHandle keys, int32_t* stabl
 
 // ---- for the tests --------------------------------------------------------------------------------------------------
 
+#pragma GCC visibility push(default)
+
 void host_reset() { state = State{.allocated = state.allocated, .device_of = state.device_of}; }
 void host_set_device(int device) { state.device = device; }
 void host_put(const void* data, int device) { state.device_of[data] = device; }
@@ -255,5 +264,6 @@ const char* host_take_complaints() {
   taken = std::exchange(state.complaints, {});
   return taken.c_str();
 }
+#pragma GCC visibility pop
 
 }  // extern "C"
