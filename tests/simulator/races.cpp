@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <new>
+#include <string_view>
 
 namespace dadl::sim::races {
 namespace {
@@ -76,8 +77,8 @@ std::string source_line(uint32_t code) {
   FILE* output = popen(command, "r");
   while (output && std::fgets(line, sizeof line, output)) {
     if (!lines.empty()) lines += " < ";
-    lines += line;
-    lines.pop_back();
+    const std::string_view place(line);
+    lines += place.substr(0, place.find_first_of(" \n"));  // what follows tells copies of the line apart
     if (lines.find(".cuh") != std::string::npos && lines.find("device.cuh") == std::string::npos) break;
   }
   if (output) pclose(output);
