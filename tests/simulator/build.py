@@ -70,7 +70,7 @@ def build(flavour: str) -> Path:
         compiling = [[*command, "-c", "-o", part] for command, part in zip((simulator, detector), parts, strict=True)]
         return [*compiling, [COMPILER, "-shared", *parts, "-o", str(target)]]
 
-    own = ["simulator.cpp", "cuda_sim.h", "memory.h", "races.cpp", "races.h"]
+    own = ["simulator.cpp", "cuda_sim.h", "memory.h", "races.h", *(["races.cpp"] if flavour == "race" else [])]
     return once(flavour, own, ["cuda/*.cuh", "core/*.h"], commands)
 
 

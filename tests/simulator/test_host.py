@@ -135,7 +135,7 @@ def compare(host: Host, name: str, *arguments, differentiable: int, **options) -
 
 dtypes = st.sampled_from(FLOATING)
 seeds = st.integers(0, 2**31)
-few = settings(max_examples=25)
+few = settings(max_examples=15)
 
 
 # ---- every operator against the reference ----
