@@ -1,9 +1,12 @@
 """Finds and loads the compiled libraries, and reports what it found."""
 
+import ctypes
+import functools
 import importlib.metadata
 import platform
+from collections.abc import Callable
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import torch
 
@@ -56,8 +59,48 @@ def _load_cuda_library() -> str | None:
     return None
 
 
+def _last_torch_error() -> str:
+    """Of this thread's calls of PyTorch's C functions; nothing before torch 2.13, which does not tell."""
+    libraries = Path(torch.__file__).parent / "lib"
+    library = ctypes.CDLL(str(libraries / "libtorch_cpu.so"))
+    if not hasattr(library, "torch_exception_get_what_without_backtrace"):
+        return ""
+    library.torch_exception_get_what_without_backtrace.restype = ctypes.c_char_p
+    return (library.torch_exception_get_what_without_backtrace() or b"").decode(errors="replace")
+
+
+def raise_out_of_memory(operators: list[Any]) -> None:
+    """Make operators raise ``torch.OutOfMemoryError`` where no memory was left.
+
+    Their library calls PyTorch by its stable C functions, which tell no reason: every error that passes them comes out
+    as a ``RuntimeError`` that names the function.
+    """
+
+    def translating(call: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(call)
+        def translated(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return call(*args, **kwargs)
+            except RuntimeError as error:
+                if "API call failed" not in str(error):
+                    raise
+                cause = _last_torch_error()
+                if "out of memory" not in cause and "aoti_torch_empty_strided" not in str(error):
+                    raise
+                raise torch.OutOfMemoryError(cause or "CUDA out of memory.") from error
+
+        return translated
+
+    for operator in operators:
+        for callee in (operator, operator.default):
+            callee._op = translating(callee._op)
+
+
 _load_cpu_library()
 _cuda_absent_because = _load_cuda_library()
+if _cuda_absent_because is None:
+    _names = (name.removeprefix("dadl::") for name in torch._C._dispatch_get_all_op_names())
+    raise_out_of_memory([getattr(torch.ops.dadl, name) for name in _names if hasattr(torch.ops.dadl, name)])
 
 
 def require_device(tensor: torch.Tensor) -> None:

@@ -122,7 +122,7 @@ std::tuple<Tensor, Tensor> pseudo_group_contrast(Tensor query, Tensor key, Tenso
 }  // namespace
 }  // namespace dadl::cuda
 
-STABLE_TORCH_LIBRARY_IMPL(dadl, CUDA, m) {
+DADL_CUDA_LIBRARY(m) {
   DADL_IMPL(m, dadl::cuda, similarity_logsumexp);
   DADL_IMPL(m, dadl::cuda, similarity_logsumexp_key_gradient);
   DADL_IMPL(m, dadl::cuda, pseudo_group_contrast);

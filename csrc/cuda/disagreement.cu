@@ -36,4 +36,4 @@ std::tuple<Tensor, Tensor> disagreement(Tensor predictions, int64_t measure_numb
 }  // namespace
 }  // namespace dadl::cuda
 
-STABLE_TORCH_LIBRARY_IMPL(dadl, CUDA, m) { DADL_IMPL(m, dadl::cuda, disagreement); }
+DADL_CUDA_LIBRARY(m) { DADL_IMPL(m, dadl::cuda, disagreement); }

@@ -99,8 +99,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dropout_disagreement(Tensor features,
     return new_empty(features, {with_gradient ? size : 0, columns}, arithmetic);
   };
   const Tensor loss = new_empty(features, {rows}, arithmetic);
-  const Tensor features_gradient = empty(rows, width), weight_gradient = empty(outputs, width);
-  const Tensor bias_gradient = new_empty(features, {with_gradient ? outputs : 0}, arithmetic);
+  const Tensor features_gradient = empty(rows, width);
+  Tensor weight_gradient = empty(outputs, width);
+  Tensor bias_gradient = new_empty(features, {with_gradient ? outputs : 0}, arithmetic);
+  // The features' gradient would have no memory, and a null pointer says that no gradient is wanted.
+  if (rows == 0) {
+    return {loss, features_gradient, torch::stable::zero_(weight_gradient), torch::stable::zero_(bias_gradient)};
+  }
   with_linear(features, weight, bias, seed, p, samples, [&](const auto& linear, auto tag) {
     using A = decltype(tag);
     dadl::dropout_disagreement(backend, linear, measure, mean ? 1 / static_cast<A>(std::max<int64_t>(rows, 1)) : A{1},
@@ -115,7 +120,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dropout_disagreement(Tensor features,
 }  // namespace
 }  // namespace dadl::cuda
 
-STABLE_TORCH_LIBRARY_IMPL(dadl, CUDA, m) {
+DADL_CUDA_LIBRARY(m) {
   DADL_IMPL(m, dadl::cuda, dropout_linear);
   DADL_IMPL(m, dadl::cuda, dropout_linear_backward);
   DADL_IMPL(m, dadl::cuda, dropout_disagreement);

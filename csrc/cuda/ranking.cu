@@ -54,7 +54,7 @@ Tensor rank_backward(Tensor grad, Tensor input, Tensor ranks, double interp_stre
 }  // namespace
 }  // namespace dadl::cuda
 
-STABLE_TORCH_LIBRARY_IMPL(dadl, CUDA, m) {
+DADL_CUDA_LIBRARY(m) {
   DADL_IMPL(m, dadl::cuda, rank);
   DADL_IMPL(m, dadl::cuda, rank_backward);
 }

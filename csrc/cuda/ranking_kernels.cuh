@@ -254,7 +254,7 @@ void launch_long_ranks(Backend& backend, Op op, int64_t rows, int64_t n, const R
     const dim3 grid(blocks_for(n, kThreads), static_cast<unsigned>(height));
     auto keys = backend.template buffer<Signed>(height * n);
     backend.launch(sort_key_kernel<Op>, grid, dim3(kThreads), op, first, n, keys.data());
-    const auto elements = backend.sort(keys.data(), height, n);
+    const auto elements = backend.sort(keys, height, n);
     backend.launch(sort_rank_kernel<Op>, grid, dim3(kThreads), op, first, n, elements.data());
   }
 }

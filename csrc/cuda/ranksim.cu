@@ -4,8 +4,8 @@
 #include <optional>
 #include <tuple>
 
-#include "../signatures.h"
 #include "../ranksim_checks.h"
+#include "../signatures.h"
 #include "ranksim_kernels.cuh"
 #include "torch_backend.h"
 
@@ -128,7 +128,7 @@ Tensor ranksim_rows_backward(Tensor grad, Tensor features, Tensor labels, Tensor
 }  // namespace
 }  // namespace dadl::cuda
 
-STABLE_TORCH_LIBRARY_IMPL(dadl, CUDA, m) {
+DADL_CUDA_LIBRARY(m) {
   DADL_IMPL(m, dadl::cuda, ranksim_select);
   DADL_IMPL(m, dadl::cuda, ranksim_loss);
   DADL_IMPL(m, dadl::cuda, ranksim_rows);

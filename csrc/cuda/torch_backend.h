@@ -11,11 +11,17 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <type_traits>
 #include <utility>
 
 #include "../tensors.h"
 #include "blas.h"
 #include "device.cuh"
+
+// Where the operators go; the tests run them on the CPU, in a library of another name.
+#if !defined(DADL_CUDA_LIBRARY)
+#define DADL_CUDA_LIBRARY(m) STABLE_TORCH_LIBRARY_IMPL(dadl, CUDA, m)
+#endif
 
 namespace dadl::cuda {
 
@@ -32,6 +38,7 @@ class TorchBackend {
    public:
     explicit Buffer(Tensor tensor) : tensor_(std::move(tensor)) {}
     T* data() const { return static_cast<T*>(tensor_.mutable_data_ptr()); }
+    const Tensor& tensor() const { return tensor_; }
 
    private:
     Tensor tensor_;
@@ -41,23 +48,27 @@ class TorchBackend {
     void* stream = nullptr;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(like.get_device_index(), &stream));
     stream_ = static_cast<cudaStream_t>(stream);
-    STD_TORCH_CHECK(attribute(cudaDevAttrComputeCapabilityMajor) >= 8,
-                    "dadl's CUDA kernels need a GPU of compute capability 8.0 (Ampere) or newer; move the tensors to the "
-                    "CPU with .to('cpu')");
+    STD_TORCH_CHECK(
+        attribute(cudaDevAttrComputeCapabilityMajor) >= 8,
+        "dadl's CUDA kernels need a GPU of compute capability 8.0 (Ampere) or newer; move the tensors to the "
+        "CPU with .to('cpu')");
   }
 
   template <typename... Parameters, typename... Arguments>
   void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, Arguments... arguments) {
-    kernel<<<grid, block, 0, stream_>>>(static_cast<Parameters>(arguments)...);
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
+    launch_with(0, kernel, grid, block, arguments...);
   }
 
   // With `bytes` of dynamic shared memory.
   template <typename... Parameters, typename... Arguments>
   void launch_with(size_t bytes, void (*kernel)(Parameters...), dim3 grid, dim3 block, Arguments... arguments) {
     allow(kernel, bytes);
-    kernel<<<grid, block, bytes, stream_>>>(static_cast<Parameters>(arguments)...);
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
+    cudaLaunchConfig_t config{};
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = bytes;
+    config.stream = stream_;
+    STD_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
   }
 
   // How many blocks of a kernel the device holds at once.
@@ -71,8 +82,11 @@ class TorchBackend {
 
   template <typename T>
   Buffer<T> buffer(int64_t size) {
-    const std::array<int64_t, 1> bytes{size * static_cast<int64_t>(sizeof(T))};
-    return Buffer<T>(new_empty(like_, bytes, ScalarType::Byte));
+    constexpr ScalarType kType = std::is_same_v<T, int32_t>   ? ScalarType::Int
+                                 : std::is_same_v<T, int64_t> ? ScalarType::Long
+                                                              : ScalarType::Byte;
+    constexpr int64_t kUnit = kType == ScalarType::Byte ? sizeof(T) : 1;
+    return Buffer<T>(new_empty(like_, {size * kUnit}, kType));
   }
 
   template <typename T>
@@ -94,13 +108,14 @@ class TorchBackend {
 
   // Positions' elements in the stable ascending order of each of `rows` rows of n keys.
   template <typename Signed>
-  Buffer<int64_t> sort(Signed* keys, int64_t rows, int64_t n) {
-    constexpr ScalarType kType = sizeof(Signed) == 4 ? ScalarType::Int : ScalarType::Long;
+  Buffer<int64_t> sort(const Buffer<Signed>& keys, int64_t rows, int64_t n) {
     const std::array<int64_t, 2> sizes{rows, n}, strides{n, 1};
-    const Tensor matrix = torch::stable::from_blob(keys, sizes, strides, like_.device(), kType);
+    AtenTensorHandle matrix = nullptr, sorted = nullptr, elements = nullptr;
+    TORCH_ERROR_CODE_CHECK(
+        aoti_torch__reinterpret_tensor(keys.tensor().get(), 2, sizes.data(), strides.data(), 0, &matrix));
+    const Tensor owned(matrix);
     int32_t stable = 1;
-    AtenTensorHandle sorted = nullptr, elements = nullptr;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_cuda_sort_stable(matrix.get(), &stable, 1, 0, &sorted, &elements));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_cuda_sort_stable(matrix, &stable, 1, 0, &sorted, &elements));
     static_cast<void>(Tensor(sorted));  // owned from here, and not needed
     return Buffer<int64_t>(Tensor(elements));
   }
@@ -121,6 +136,7 @@ class TorchBackend {
   // Beyond 48 KiB a kernel must be allowed its dynamic memory.
   template <typename... Parameters>
   static void allow(void (*kernel)(Parameters...), size_t bytes) {
+    if (bytes <= 48 << 10) return;
     STD_CUDA_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                         cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
   }

@@ -1,24 +1,31 @@
 // CUDA's words for g++: one block at a time, every thread a fiber.
 //
 // A thread runs until it waits at a barrier or a warp operation, so between two of them the threads run one after the
-// other, in forward or in reverse order: code that needs a barrier where there is none gives different results in the
-// two orders, or reads the NaN bytes with which a block's shared memory begins. Threads that wait for others that never
-// come are an error, not a hang.
+// other, in one of several orders: code that needs a barrier where there is none gives different results in two of
+// them, or reads the NaN bytes with which a block's shared memory begins. Races that change no result are found by
+// races.h. Threads that wait for others that never come are an error, not a hang, and so are barriers of different
+// source lines that meet.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <functional>
 #include <memory>
+#include <numeric>
+#include <random>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <vector>
 
+#include "memory.h"
+
 #if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 #if !defined(__x86_64__)
@@ -35,7 +42,7 @@
   name##_type& name = *static_cast<name##_type*>(dadl::sim::shared_memory(#name, sizeof(name##_type)))
 
 #define DADL_DYNAMIC_SHARED(name, ...) \
-  auto& name = *static_cast<__VA_ARGS__*>(dadl::sim::shared_memory("dynamic", sizeof(__VA_ARGS__)))
+  auto& name = *static_cast<__VA_ARGS__*>(dadl::sim::dynamic_memory(sizeof(__VA_ARGS__)))
 
 struct dim3 {
   unsigned x, y, z;
@@ -46,10 +53,14 @@ inline dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace dadl::sim {
 
-enum class Order { kForward, kReverse };
+// Of the threads of a block and of the blocks of a launch. Ahead: each warp runs as far as the block's barriers let it
+// before the next one begins.
+enum class Order { kForward, kReverse, kAhead, kRandom };
 
 constexpr int kLanes = 32;
 constexpr size_t kStackBytes = 64 << 10;
+constexpr size_t kSharedBytes = 48 << 10;  // that a kernel may have without asking for more
+constexpr double kPreemption = 1.0 / 64;   // before an access of memory, in random order
 
 // A stack and where its thread stopped.
 class Fiber {
@@ -170,7 +181,8 @@ struct Thread {
 
 struct SharedVariable {
   const char* name;
-  std::vector<uint64_t> memory;
+  size_t bytes;
+  unsigned char* memory;
 };
 
 struct Block {
@@ -180,9 +192,13 @@ struct Block {
   std::vector<Group> warps;
   Group all;
   std::vector<SharedVariable> shared;
+  size_t dynamic_bytes = 0;
+  void* dynamic = nullptr;
   Fiber scheduler;
   size_t current = 0;
   std::exception_ptr error;
+  Order order = Order::kForward;
+  std::mt19937 random;
 };
 
 inline Block block;
@@ -202,10 +218,12 @@ inline void thread_main() {
   leave();
 }
 
-// `operation` is one literal for each of CUDA's functions, so that the address tells them apart.
-inline void wait(Group& group, size_t first, size_t size, const char* operation) {
+// Calls pass() when the last thread is there. `operation` is one literal for each of CUDA's functions, or for each
+// source line of a barrier.
+template <typename Pass>
+void wait(Group& group, size_t first, size_t size, const char* operation, Pass pass) {
   if (group.arrived == 0) group.operation = operation;
-  if (group.operation != operation) {
+  if (std::strcmp(group.operation, operation) != 0) {
     throw std::runtime_error(std::string("some threads are at ") + group.operation + ", others at " + operation);
   }
   if (static_cast<size_t>(++group.arrived) < size) {
@@ -215,17 +233,39 @@ inline void wait(Group& group, size_t first, size_t size, const char* operation)
   }
   group.arrived = 0;
   ++group.generation;
+  pass();
   for (size_t t = first; t < first + size; ++t) block.threads[t].waits_in = nullptr;
 }
 
 // The index of the value slot that this operation used.
-inline unsigned wait_for_warp(unsigned mask, const char* operation) {
+template <typename Pass>
+unsigned wait_for_warp(unsigned mask, const char* operation, Pass pass) {
   if (mask != 0xFFFFFFFFu) throw std::runtime_error("only whole warps are simulated");
   const size_t warp = block.current / kLanes;
   Group& group = block.warps[warp];
   const unsigned slot = group.generation & 1;
-  wait(group, warp * kLanes, kLanes, operation);
+  wait(group, warp * kLanes, kLanes, operation, [&] { pass(warp); });
   return slot;
+}
+
+inline unsigned wait_for_warp(unsigned mask, const char* operation) {
+  return wait_for_warp(mask, operation, [](size_t) {});
+}
+
+// Whether an operation stands where tools/mutate_barriers.py asks for none: "name at file:line".
+inline bool is_removed(const char* operation) {
+  static const char* place = std::getenv("DADL_REMOVED_BARRIER");
+  return place && std::string_view(operation).ends_with(std::string("/") + place);
+}
+
+inline void sync_threads(const char* operation) {
+  if (is_removed(operation)) return;
+  wait(block.all, 0, block.size, operation, races::pass_block_barrier);
+}
+
+inline void sync_warp(const char* operation, unsigned mask = 0xFFFFFFFFu) {
+  if (is_removed(operation)) return;
+  wait_for_warp(mask, operation, races::pass_warp_barrier);
 }
 
 template <typename T>
@@ -240,17 +280,36 @@ T exchange(unsigned mask, T value, int source, const char* operation) {
 
 // Names are string literals of one kernel, told apart by their text.
 inline void* shared_memory(const char* name, size_t bytes) {
-  for (SharedVariable& variable : block.shared) {
-    if (std::strcmp(variable.name, name) == 0) return variable.memory.data();
+  size_t used = bytes;
+  for (const SharedVariable& variable : block.shared) {
+    if (std::strcmp(variable.name, name) == 0) return variable.memory;
+    used += variable.bytes;
   }
-  block.shared.push_back({name, std::vector<uint64_t>((bytes + 7) / 8, ~uint64_t{0})});
-  return block.shared.back().memory.data();
+  if (used > kSharedBytes) {
+    throw std::runtime_error(std::string("more than 48 KB of static shared memory: ") + std::to_string(used) +
+                             " bytes with " + name);
+  }
+  block.shared.push_back({name, bytes, memory.allocate(bytes, name)});
+  return block.shared.back().memory;
 }
 
+// The block's memory whose size the launch gives.
+inline void* dynamic_memory(size_t bytes) {
+  if (bytes > block.dynamic_bytes) {
+    throw std::runtime_error("the launch gives " + std::to_string(block.dynamic_bytes) + " bytes of dynamic memory, " +
+                             std::to_string(bytes) + " are used");
+  }
+  if (!block.dynamic) block.dynamic = memory.allocate(bytes, "dynamic");
+  return block.dynamic;
+}
+
+// What is copied is NaN until it arrives.
 inline void copy_async(void* to, const void* from, bool real) {
   if (reinterpret_cast<uintptr_t>(to) % 16 || reinterpret_cast<uintptr_t>(from) % 16) {
     throw std::runtime_error("an asynchronous copy begins at no multiple of 16 bytes");
   }
+  races::record_access(to, 16, races::Access::kWrite);
+  std::memset(to, 0xFF, 16);
   this_thread().copies.back().push_back({to, from, real});
 }
 
@@ -261,7 +320,9 @@ inline void wait_for_copies(size_t left) {
   const size_t arrived = groups.size() - 1 > left ? groups.size() - 1 - left : 0;
   for (size_t i = 0; i < arrived; ++i) {
     for (const Copy& copy : groups[i]) {
+      races::record_access(copy.to, 16, races::Access::kWrite);
       if (copy.real) {
+        races::record_access(copy.from, 16, races::Access::kRead);
         std::memcpy(copy.to, copy.from, 16);
       } else {
         std::memset(copy.to, 0, 16);
@@ -271,8 +332,46 @@ inline void wait_for_copies(size_t left) {
   groups.erase(groups.begin(), groups.begin() + static_cast<std::ptrdiff_t>(arrived));
 }
 
-inline void run_block(Order order) {
+// Runs a thread until it waits, ends or is preempted; false where it cannot run.
+inline bool run_thread(size_t index) {
+  block.current = index;
+  Thread& thread = this_thread();
+  if (thread.finished || thread.waits_in) return false;
+  threadIdx = thread.index;
+  races::enter(index, block.order == Order::kRandom ? kPreemption : 0, leave);
+  Fiber::switch_to(block.scheduler, thread.fiber);
+  races::leave();
+  if (block.error) std::rethrow_exception(block.error);
+  if (races::found()) throw std::runtime_error(*races::found());
+  return true;
+}
+
+// Every thread that can run, once; or, in order of warps, each warp until none of its threads can.
+inline bool run_threads() {
+  const size_t size = block.size;
+  bool progress = false;
+  if (block.order == Order::kAhead) {
+    for (size_t first = 0; first < size; first += kLanes) {
+      for (bool moved = true; moved; progress |= moved) {
+        moved = false;
+        for (size_t t = first; t < first + kLanes; ++t) moved |= run_thread(t);
+      }
+    }
+  } else if (block.order == Order::kRandom) {
+    std::vector<size_t> threads(size);
+    std::iota(threads.begin(), threads.end(), size_t{0});
+    std::shuffle(threads.begin(), threads.end(), block.random);
+    for (const size_t t : threads) progress |= run_thread(t);
+  } else {
+    for (size_t t = 0; t < size; ++t) progress |= run_thread(block.order == Order::kForward ? t : size - 1 - t);
+  }
+  return progress;
+}
+
+inline void run_block() {
+  const Memory::Mark mark = memory.mark();
   block.shared.clear();
+  block.dynamic = nullptr;
   block.all = Group{};
   block.warps.assign(block.size / kLanes, Group{});
   block.error = nullptr;
@@ -286,53 +385,60 @@ inline void run_block(Order order) {
                         static_cast<unsigned>(t / blockDim.x / blockDim.y));
     thread.fiber.start(thread_main);
   }
-  size_t running = size;
-  while (running > 0) {
-    bool progress = false;
-    for (size_t t = 0; t < size; ++t) {
-      block.current = order == Order::kForward ? t : size - 1 - t;
-      Thread& thread = this_thread();
-      if (thread.finished || thread.waits_in) continue;
-      progress = true;
-      threadIdx = thread.index;
-      Fiber::switch_to(block.scheduler, thread.fiber);
-      if (block.error) std::rethrow_exception(block.error);
-      if (thread.finished) --running;
-    }
-    if (!progress) {
-      const Thread* waiting = &block.threads[0];
-      while (!waiting->waits_in) ++waiting;
-      throw std::runtime_error("deadlock: " + std::to_string(running) + " of " + std::to_string(size) +
-                               " threads wait, one of them at " + waiting->waits_in->operation);
-    }
+  races::begin_block(memory.end());
+  const auto runs = [](const Thread& thread) { return !thread.finished; };
+  while (const auto running = std::count_if(block.threads.begin(), block.threads.begin() + size, runs)) {
+    if (run_threads()) continue;
+    const Thread* waiting = &block.threads[0];
+    while (!waiting->waits_in) ++waiting;
+    throw std::runtime_error("deadlock: " + std::to_string(running) + " of " + std::to_string(size) +
+                             " threads wait, one of them at " + waiting->waits_in->operation);
   }
+  memory.check_guards(mark);
+  memory.release(mark);
 }
 
+constexpr size_t kDynamicBytes = 227 << 10;  // that a block may have, of compute capability 9.0
+
 template <typename... Parameters, typename... Arguments>
-void launch(Order order, void (*kernel)(Parameters...), dim3 grid, dim3 size, Arguments... arguments) {
+void launch(Order order, size_t dynamic_bytes, void (*kernel)(Parameters...), dim3 grid, dim3 size,
+            Arguments... arguments) {
   const size_t threads = size_t{size.x} * size.y * size.z, blocks = size_t{grid.x} * grid.y * grid.z;
   if (threads == 0 || threads > 1024 || threads % kLanes != 0) {
     throw std::runtime_error("a block must be 1 to 32 whole warps");
   }
-  if (blocks == 0 || grid.y > 65535 || grid.z > 65535) throw std::runtime_error("the grid is out of CUDA's range");
+  if (blocks == 0 || grid.x > 0x7FFFFFFFu || grid.y > 65535 || grid.z > 65535) {
+    throw std::runtime_error("the grid is out of CUDA's range");
+  }
   block.kernel = [&] { kernel(static_cast<Parameters>(arguments)...); };
+  if (dynamic_bytes > kDynamicBytes) throw std::runtime_error("more than 227 KB of dynamic shared memory");
   block.size = threads;
+  block.dynamic_bytes = dynamic_bytes;
+  block.order = order;
+  block.random.seed(static_cast<unsigned>(threads + blocks));
   if (block.threads.size() < threads) block.threads.resize(threads);
   blockDim = size;
   gridDim = grid;
-  for (size_t i = 0; i < blocks; ++i) {
-    const size_t k = order == Order::kForward ? i : blocks - 1 - i;
+  std::vector<size_t> sequence(blocks);
+  std::iota(sequence.begin(), sequence.end(), size_t{0});
+  if (order == Order::kReverse) std::reverse(sequence.begin(), sequence.end());
+  if (order == Order::kRandom) std::shuffle(sequence.begin(), sequence.end(), block.random);
+  races::begin_launch();
+  for (const size_t k : sequence) {
     blockIdx = dim3(static_cast<unsigned>(k % grid.x), static_cast<unsigned>(k / grid.x % grid.y),
                     static_cast<unsigned>(k / grid.x / grid.y));
-    run_block(order);
+    run_block();
   }
+  memory.check_guards();
 }
 
 }  // namespace dadl::sim
 
-inline void __syncthreads() { dadl::sim::wait(dadl::sim::block.all, 0, dadl::sim::block.size, "__syncthreads"); }
-
-inline void __syncwarp(unsigned mask = 0xFFFFFFFFu) { dadl::sim::wait_for_warp(mask, "__syncwarp"); }
+#define DADL_TEXT_OF(x) #x
+#define DADL_TEXT(x) DADL_TEXT_OF(x)
+#define __syncthreads() dadl::sim::sync_threads("__syncthreads at " __FILE__ ":" DADL_TEXT(__LINE__))
+#define __syncwarp(...) \
+  dadl::sim::sync_warp("__syncwarp at " __FILE__ ":" DADL_TEXT(__LINE__) __VA_OPT__(, ) __VA_ARGS__)
 
 template <typename T>
 T __shfl_xor_sync(unsigned mask, T value, int lanes) {
@@ -356,7 +462,6 @@ inline int __any_sync(unsigned mask, int predicate) {
 }
 
 inline int atomicOr(int* address, int value) {
-  const int old = *address;
-  *address |= value;
-  return old;
+  dadl::sim::races::record_access(address, sizeof value, dadl::sim::races::Access::kAtomic);
+  return __atomic_fetch_or(address, value, __ATOMIC_RELAXED);
 }

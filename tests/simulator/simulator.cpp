@@ -20,22 +20,44 @@ namespace {
 namespace py = pybind11;
 using Array = py::array;
 
+// In what order threads and blocks run, and how many elements each input begins behind a multiple of 256 bytes.
+struct Schedule {
+  Order order;
+  size_t offset;
+};
+
+// Results in the kernels' memory, and where they go.
+struct Result {
+  Array array;
+  const unsigned char* values;
+};
+
+size_t input_offset = 0;
+std::vector<Result> results;
+
+// Begins with the kernels' memory empty, and ends with the results in their arrays.
 class Backend {
  public:
   template <typename T>
   class Buffer {
    public:
-    explicit Buffer(int64_t size) : memory_(size) {
-      std::fill_n(reinterpret_cast<unsigned char*>(memory_.data()), memory_.size() * sizeof(T), 0xFF);
-    }
-    T* data() const { return memory_.data(); }
+    explicit Buffer(int64_t size) : values_(reinterpret_cast<T*>(memory.allocate(size * sizeof(T), "a buffer"))) {}
+    T* data() const { return values_; }
 
    private:
-    mutable std::vector<T> memory_;
+    T* values_;
   };
 
-  explicit Backend(bool reverse, int64_t multiprocessors = 1)
-      : order_(reverse ? Order::kReverse : Order::kForward), multiprocessors_(multiprocessors) {}
+  explicit Backend(const Schedule& schedule, int64_t multiprocessors = 1)
+      : order_(schedule.order), multiprocessors_(multiprocessors) {
+    memory.release(0);
+    input_offset = schedule.offset;
+  }
+  ~Backend() {
+    for (Result& result : results) std::memcpy(result.array.mutable_data(), result.values, result.array.nbytes());
+    results.clear();
+  }
+  Backend(const Backend&) = delete;
 
   int64_t multiprocessors() const { return multiprocessors_; }
 
@@ -43,12 +65,12 @@ class Backend {
 
   template <typename... Parameters, typename... Arguments>
   void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, Arguments... arguments) {
-    sim::launch(order_, kernel, grid, block, arguments...);
+    sim::launch(order_, 0, kernel, grid, block, arguments...);
   }
 
   template <typename... Parameters, typename... Arguments>
-  void launch_with(size_t, void (*kernel)(Parameters...), dim3 grid, dim3 block, Arguments... arguments) {
-    sim::launch(order_, kernel, grid, block, arguments...);
+  void launch_with(size_t bytes, void (*kernel)(Parameters...), dim3 grid, dim3 block, Arguments... arguments) {
+    sim::launch(order_, bytes, kernel, grid, block, arguments...);
   }
 
   template <typename... Parameters>
@@ -56,6 +78,7 @@ class Backend {
     return 2 * multiprocessors_;
   }
 
+  // Until the operator ends: the caching allocator may give the memory of a buffer to the next one, but need not.
   template <typename T>
   Buffer<T> buffer(int64_t size) {
     return Buffer<T>(size);
@@ -67,7 +90,8 @@ class Backend {
   }
 
   template <typename Signed>
-  Buffer<int64_t> sort(Signed* keys, int64_t rows, int64_t n) {
+  Buffer<int64_t> sort(const Buffer<Signed>& buffer, int64_t rows, int64_t n) {
+    const Signed* keys = buffer.data();
     Buffer<int64_t> elements(rows * n);
     for (int64_t row = 0; row < rows; ++row) {
       int64_t* first = elements.data() + row * n;
@@ -114,12 +138,15 @@ void dispatch_labels(const std::string& dtype, Body body) {
   dispatch_floating(dtype, body);
 }
 
+// A copy for the kernels.
 template <typename T>
 const T* data(const Array& array) {
   if (array.itemsize() != sizeof(T) || !(array.flags() & Array::c_style)) {
     throw std::invalid_argument("an array is not contiguous or of another dtype");
   }
-  return static_cast<const T*>(array.data());
+  unsigned char* values = memory.allocate(array.nbytes(), "an input", input_offset * sizeof(T));
+  std::memcpy(values, array.data(), array.nbytes());
+  return reinterpret_cast<const T*>(values);
 }
 
 // NumPy's dtype of a storage type.
@@ -136,25 +163,25 @@ struct Numpy<BFloat16> {
   using Type = uint16_t;
 };
 
-// Filled with NaN bytes, so that what a kernel leaves out shows.
 template <typename T>
 Array empty(const std::vector<py::ssize_t>& shape) {
-  py::array_t<typename Numpy<T>::Type> array(shape);
-  std::memset(array.mutable_data(), 0xFF, array.nbytes());
-  return array;
+  return py::array_t<typename Numpy<T>::Type>(shape);
 }
 
+// What the kernels write, for an array. They get NaN bytes, so that what they leave out shows.
 template <typename T>
 T* mutable_data(Array& array) {
-  return static_cast<T*>(array.mutable_data());
+  unsigned char* values = memory.allocate(array.nbytes(), "a result");
+  results.push_back({array, values});
+  return reinterpret_cast<T*>(values);
 }
 
 RankLimits limits(int64_t warp, int64_t block, int64_t sort_elements) { return {warp, block, sort_elements}; }
 
 // input [rows, n]
-Array rank(const Array& input, const std::string& dtype, const RankLimits& limits, bool reverse) {
+Array rank(const Array& input, const std::string& dtype, const RankLimits& limits, const Schedule& schedule) {
   const py::ssize_t rows = input.shape(0), n = input.shape(1);
-  Backend backend(reverse);
+  Backend backend(schedule);
   Array output;
   dispatch_floating(dtype, [&](auto tag) {
     using T = decltype(tag);
@@ -166,9 +193,9 @@ Array rank(const Array& input, const std::string& dtype, const RankLimits& limit
 }
 
 Array rank_backward(const Array& grad, const Array& input, const Array& ranks, const std::string& dtype,
-                    double interp_strength, const RankLimits& limits, bool reverse) {
+                    double interp_strength, const RankLimits& limits, const Schedule& schedule) {
   const py::ssize_t rows = input.shape(0), n = input.shape(1);
-  Backend backend(reverse);
+  Backend backend(schedule);
   Array output;
   dispatch_floating(dtype, [&](auto tag) {
     using T = decltype(tag);
@@ -188,9 +215,9 @@ Array rank_backward(const Array& grad, const Array& input, const Array& ranks, c
 
 // labels [n, k]
 std::tuple<Array, Array, Array> ranksim_subset(const Array& labels, const std::string& dtype, const Array& priority,
-                                               bool reverse) {
+                                               const Schedule& schedule) {
   const py::ssize_t n = labels.shape(0), k = labels.shape(1);
-  Backend backend(reverse);
+  Backend backend(schedule);
   Array index = empty<int64_t>({n}), order = empty<int64_t>({n}), count = empty<int64_t>({1});
   dispatch_labels(dtype, [&](auto tag) {
     using Label = decltype(tag);
@@ -200,26 +227,37 @@ std::tuple<Array, Array, Array> ranksim_subset(const Array& labels, const std::s
   return {index, order, count};
 }
 
-// The fused operators' loss [], rows [n] and, with a row weight [n] or null, gradient [n, d]; labels [n], or a matrix
-// of float32 or float64.
-py::dict ranksim(const Array& features, const std::string& dtype, const Array& index, const Array& order,
-                 const Array& count, const Array& labels, const std::string& label_dtype, bool labels_are_matrix,
-                 double interp_strength, double weight, bool mean, const py::object& row_weight, bool with_gradient,
-                 const RankLimits& limits, bool reverse) {
-  const py::ssize_t n = features.shape(0), d = features.shape(1);
-  Backend backend(reverse);
+// features [n, d]; index [n], order [n] and count [] of their subset; labels [n], or a matrix of float32 or float64
+struct Batch {
+  Array features;
+  std::string dtype;
+  Array index, order, count, labels;
+  std::string label_dtype;
+  bool labels_are_matrix;
+};
+
+Batch batch(const Array& features, const std::string& dtype, const Array& index, const Array& order, const Array& count,
+            const Array& labels, const std::string& label_dtype, bool labels_are_matrix) {
+  return {features, dtype, index, order, count, labels, label_dtype, labels_are_matrix};
+}
+
+// The fused operators' loss [], rows [n] and, with a row weight [n] or null, gradient [n, d].
+py::dict ranksim(const Batch& batch, const RankSimSettings& settings, const py::object& row_weight, bool with_gradient,
+                 const RankLimits& limits, const Schedule& schedule) {
+  const py::ssize_t n = batch.features.shape(0), d = batch.features.shape(1);
+  Backend backend(schedule);
   py::dict result;
-  dispatch_floating(dtype, [&](auto tag) {
+  dispatch_floating(batch.dtype, [&](auto tag) {
     using F = decltype(tag);
     using T = typename Storage<F>::Arithmetic;
-    RankSim<F, Backend> ranksim(backend, data<F>(features), data<int64_t>(index), data<int64_t>(order),
-                                data<int64_t>(count), n, d, RankSimSettings{interp_strength, weight, mean}, limits);
-    if (labels_are_matrix && label_dtype == "float32") {
-      ranksim.matrix_ranks(data<float>(labels), labels.shape(0));
-    } else if (labels_are_matrix) {
-      ranksim.matrix_ranks(data<double>(labels), labels.shape(0));
+    RankSim<F, Backend> ranksim(backend, data<F>(batch.features), data<int64_t>(batch.index),
+                                data<int64_t>(batch.order), data<int64_t>(batch.count), n, d, settings, limits);
+    if (batch.labels_are_matrix && batch.label_dtype == "float32") {
+      ranksim.matrix_ranks(data<float>(batch.labels), batch.labels.shape(0));
+    } else if (batch.labels_are_matrix) {
+      ranksim.matrix_ranks(data<double>(batch.labels), batch.labels.shape(0));
     } else {
-      dispatch_labels(label_dtype, [&](auto label) { ranksim.label_ranks(data<decltype(label)>(labels)); });
+      dispatch_labels(batch.label_dtype, [&](auto label) { ranksim.label_ranks(data<decltype(label)>(batch.labels)); });
     }
     ranksim.rank_rows(with_gradient);
     Array loss = empty<T>({1}), rows = empty<T>({n});
@@ -269,8 +307,8 @@ std::tuple<Array, Array> contrast_values(const Array& query, const std::string& 
                                          const std::string& key_dtype, const py::object& mask, bool exclude_self,
                                          const py::object& own, const py::object& target, const py::object& slot_count,
                                          bool kl, int64_t ignore_index, bool mean, double scale, bool with_slope,
-                                         int64_t multiprocessors, bool reverse) {
-  Backend backend(reverse, multiprocessors);
+                                         int64_t multiprocessors, const Schedule& schedule) {
+  Backend backend(schedule, multiprocessors);
   Array values, slope;
   KeyChoice choice;
   choice.mask = optional_data<bool>(mask);
@@ -296,8 +334,8 @@ std::tuple<Array, Array> contrast_values(const Array& query, const std::string& 
 
 Array contrast_keys(const Array& grad, const Array& query, const Array& key, const std::string& dtype,
                     const py::object& mask, const Array& lse, double scale, bool exclude_self, int64_t multiprocessors,
-                    bool reverse) {
-  Backend backend(reverse, multiprocessors);
+                    const Schedule& schedule) {
+  Backend backend(schedule, multiprocessors);
   Array gradient;
   KeyChoice choice;
   choice.mask = optional_data<bool>(mask);
@@ -315,8 +353,8 @@ Array contrast_keys(const Array& grad, const Array& query, const Array& key, con
 
 // predictions [K, B, R, C] -> rows [B] and gradient [K, B, R, C]
 std::tuple<Array, Array> disagree(const Array& predictions, const std::string& dtype, int64_t measure, bool mean,
-                                  bool with_gradient, bool reverse) {
-  Backend backend(reverse);
+                                  bool with_gradient, const Schedule& schedule) {
+  Backend backend(schedule);
   const py::ssize_t members = predictions.shape(0), batch = predictions.shape(1), rows = predictions.shape(2),
                     classes = predictions.shape(3);
   Array loss, gradient;
@@ -363,8 +401,8 @@ Dropouts dropouts(const Array& features, const Array& weight, const py::object& 
 }
 
 // [K, B, C], in the arithmetic type for many outputs
-Array dropout_linear(const Dropouts& task, bool reverse) {
-  Backend backend(reverse, task.multiprocessors);
+Array dropout_linear(const Dropouts& task, const Schedule& schedule) {
+  Backend backend(schedule, task.multiprocessors);
   Array result;
   task.with_linear([&](const auto& linear, auto tag) {
     using A = decltype(tag);
@@ -383,8 +421,8 @@ Array dropout_linear(const Dropouts& task, bool reverse) {
 
 // The gradients [B, F] and [C, F] for the upstream gradient [K, B, C] in the arithmetic type, no rows where not wanted.
 std::tuple<Array, Array> dropout_linear_backward(const Dropouts& task, const Array& grad, bool for_features,
-                                                 bool for_weight, bool reverse) {
-  Backend backend(reverse, task.multiprocessors);
+                                                 bool for_weight, const Schedule& schedule) {
+  Backend backend(schedule, task.multiprocessors);
   Array features_gradient, weight_gradient;
   task.with_linear([&](const auto& linear, auto tag) {
     using A = decltype(tag);
@@ -414,8 +452,8 @@ std::tuple<Array, Array> dropout_linear_backward(const Dropouts& task, const Arr
 
 // The row losses and the gradients of features, weight and bias.
 std::tuple<Array, Array, Array, Array> dropout_disagree(const Dropouts& task, int64_t measure, bool mean, bool minimax,
-                                                        bool with_gradient, bool reverse) {
-  Backend backend(reverse, task.multiprocessors);
+                                                        bool with_gradient, const Schedule& schedule) {
+  Backend backend(schedule, task.multiprocessors);
   Array loss, features_gradient, weight_gradient, bias_gradient;
   task.with_linear([&](const auto& linear, auto tag) {
     using A = decltype(tag);
@@ -434,33 +472,119 @@ std::tuple<Array, Array, Array, Array> dropout_disagree(const Dropouts& task, in
 
 // ---- kernels that are wrong on purpose ----
 
-void reverse_block_kernel(float* values, bool barrier) {
-  DADL_SHARED(copy, float[64]);
+// What reverses the values within a block: nothing between writing the copy and reading it, a vote or a barrier.
+enum class Fence { kNone, kVote, kWarp, kBlock };
+
+template <int kSize>
+void reverse_block_kernel(float* values, Fence fence) {
+  DADL_SHARED(copy, float[kSize]);
   copy[threadIdx.x] = values[threadIdx.x];
-  if (barrier) __syncthreads();
-  values[threadIdx.x] = copy[63 - threadIdx.x];
+  if (fence == Fence::kVote) __any_sync(kFullWarp, 1);
+  if (fence == Fence::kWarp) __syncwarp();
+  if (fence == Fence::kBlock) __syncthreads();
+  values[threadIdx.x] = copy[kSize - 1 - threadIdx.x];
 }
 
-Array reverse_block(const py::array_t<float>& values, bool barrier, bool reverse) {
+// values [32] or [64]
+Array reverse_block(const Array& values, Fence fence, const Schedule& schedule) {
+  Backend backend(schedule);
   Array result = values.attr("copy")();
-  Backend(reverse).launch(reverse_block_kernel, dim3(1), dim3(64), mutable_data<float>(result), barrier);
+  auto* copy = mutable_data<float>(result);
+  std::memcpy(copy, values.data(), values.nbytes());
+  const dim3 threads(static_cast<unsigned>(values.size()));
+  backend.launch(values.size() == 32 ? reverse_block_kernel<32> : reverse_block_kernel<64>, dim3(1), threads, copy,
+                 fence);
   return result;
 }
 
-void divergent_kernel(bool same_operation) {
+// One lane of each warp reads what the other warp writes, and nothing but a vote of its own warp lies before.
+void read_other_warp_kernel(float* values) {
+  DADL_SHARED(copy, float[64]);
+  copy[threadIdx.x] = values[threadIdx.x];
+  __any_sync(kFullWarp, 1);
+  if (threadIdx.x % kLanes == 15) values[threadIdx.x] = copy[(threadIdx.x + kLanes) % 64];
+}
+
+// values [64]
+Array read_other_warp(const Array& values, const Schedule& schedule) {
+  Backend backend(schedule);
+  Array result = values.attr("copy")();
+  auto* copy = mutable_data<float>(result);
+  std::memcpy(copy, values.data(), values.nbytes());
+  backend.launch(read_other_warp_kernel, dim3(1), dim3(64), copy);
+  return result;
+}
+
+// Blocks leave their numbers in one place, or each in its own; or they read what another one writes.
+void block_number_kernel(int* values, bool shared_place, bool read_others) {
+  if (threadIdx.x != 0) return;
+  const unsigned next = (blockIdx.x + 1) % gridDim.x;
+  const int other = read_others ? values[next] : 0;
+  values[shared_place ? 0 : blockIdx.x] = other == 1000 ? other : static_cast<int>(blockIdx.x);
+}
+
+void block_numbers(bool shared_place, bool read_others, const Schedule& schedule) {
+  Backend backend(schedule);
+  const auto values = backend.buffer<int>(3);
+  backend.zero(values.data(), 3);
+  backend.launch(block_number_kernel, dim3(3), dim3(32), values.data(), shared_place, read_others);
+}
+
+void flag_kernel(int* flag, bool atomic) {
+  if (atomic) {
+    atomicOr(flag, 1);
+  } else {
+    *flag |= 1;
+  }
+}
+
+// All threads of two blocks.
+void set_flag(bool atomic, const Schedule& schedule) {
+  Backend backend(schedule);
+  const auto flag = backend.buffer<int>(1);
+  backend.zero(flag.data(), 1);
+  backend.launch(flag_kernel, dim3(2), dim3(64), flag.data(), atomic);
+}
+
+void divergent_kernel(int mistake) {
+  if (mistake == 2) {
+    if (threadIdx.x < 7) {
+      __syncthreads();
+    } else {
+      __syncthreads();
+    }
+    return;
+  }
   if (threadIdx.x < 7) return;
-  if (!same_operation && threadIdx.x == 8) __syncwarp();
+  if (mistake == 1 && threadIdx.x == 8) __syncwarp();
   __any_sync(kFullWarp, 1);
 }
 
-void divergent(bool same_operation) { Backend(false).launch(divergent_kernel, dim3(1), dim3(32), same_operation); }
-
-void overrun_kernel(int reach) {
-  DADL_SHARED(values, int[32]);
-  values[threadIdx.x + reach] = 0;
+void divergent(int mistake, const Schedule& schedule) {
+  Backend(schedule).launch(divergent_kernel, dim3(1), dim3(32), mistake);
 }
 
-void overrun(int reach) { Backend(false).launch(overrun_kernel, dim3(1), dim3(32), reach); }
+// Of shared memory, or of a buffer of 32.
+void overrun_kernel(int* buffer, int reach) {
+  DADL_SHARED(values, int[32]);
+  (buffer ? buffer : values)[static_cast<int>(threadIdx.x) + reach] = 0;
+}
+
+void overrun(bool shared, int reach, const Schedule& schedule) {
+  Backend backend(schedule);
+  const auto buffer = backend.buffer<int>(32);
+  backend.launch(overrun_kernel, dim3(1), dim3(32), shared ? nullptr : buffer.data(), reach);
+}
+
+template <int kBytes>
+void large_kernel() {
+  DADL_SHARED(large, char[kBytes]);
+  large[threadIdx.x] = 0;
+}
+
+void beyond_limits(unsigned grid_y, unsigned threads, bool large, const Schedule& schedule) {
+  Backend(schedule).launch(large ? large_kernel<(48 << 10) + 1> : large_kernel<48 << 10>, dim3(1, grid_y), threads);
+}
 
 }  // namespace
 }  // namespace dadl::sim
@@ -468,11 +592,27 @@ void overrun(int reach) { Backend(false).launch(overrun_kernel, dim3(1), dim3(32
 PYBIND11_MODULE(dadl_simulator, m) {
   namespace py = pybind11;
   using namespace dadl::sim;
+  py::enum_<Order>(m, "Order")
+      .value("FORWARD", Order::kForward)
+      .value("REVERSE", Order::kReverse)
+      .value("AHEAD", Order::kAhead)
+      .value("RANDOM", Order::kRandom);
+  py::class_<Schedule>(m, "Schedule").def(py::init<Order, size_t>());
+  py::enum_<Fence>(m, "Fence")
+      .value("NONE", Fence::kNone)
+      .value("VOTE", Fence::kVote)
+      .value("WARP", Fence::kWarp)
+      .value("BLOCK", Fence::kBlock);
   py::class_<dadl::RankLimits>(m, "RankLimits")
       .def(py::init(&limits), py::arg("warp"), py::arg("block"), py::arg("sort_elements"));
   m.def("rank", &rank);
   m.def("rank_backward", &rank_backward);
   m.def("select", &ranksim_subset);
+  py::class_<Batch>(m, "Batch")
+      .def(py::init(&batch), py::arg("features"), py::arg("dtype"), py::arg("index"), py::arg("order"),
+           py::arg("count"), py::arg("labels"), py::arg("label_dtype"), py::arg("labels_are_matrix"));
+  py::class_<dadl::RankSimSettings>(m, "RankSimSettings")
+      .def(py::init<double, double, bool>(), py::arg("interp_strength"), py::arg("weight"), py::arg("mean"));
   m.def("ranksim", &ranksim);
   m.def("contrast", &contrast_values);
   m.def("contrast_key_gradient", &contrast_keys);
@@ -482,6 +622,10 @@ PYBIND11_MODULE(dadl_simulator, m) {
   m.def("dropout_linear_backward", &dropout_linear_backward);
   m.def("dropout_disagreement", &dropout_disagree);
   m.def("reverse_block", &reverse_block);
+  m.def("read_other_warp", &read_other_warp);
+  m.def("block_numbers", &block_numbers);
+  m.def("set_flag", &set_flag);
   m.def("divergent", &divergent);
   m.def("overrun", &overrun);
+  m.def("beyond_limits", &beyond_limits);
 }

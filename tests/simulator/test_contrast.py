@@ -1,0 +1,248 @@
+"""The CUDA kernels of the contrasts, run on the host, against the reference in float64."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from simulator.helpers import EXAMPLES, FLAVOUR, FLOATING, arithmetic, in_every_order, name, to_numpy, to_torch
+from torch import Tensor
+
+from dadl_ext import reference
+
+# Queries and keys as they are stored; half precision on both sides goes to the tensor cores.
+STORED = [(dtype, dtype) for dtype in FLOATING] + [(torch.float32, torch.float16), (torch.float32, torch.bfloat16)]
+# By the keys' dtype where it is the queries' too, of the largest value.
+WEIGHTED = {torch.float64: 1e-10, torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+
+query_counts = st.sampled_from([0, 1, 31, 32, 33, 70])
+key_counts = st.integers(0, 70) | st.sampled_from([127, 128, 129, 300])
+feature_counts = st.integers(0, 40) | st.sampled_from([64, 96, 127, 128, 136, 257])
+multiprocessors = st.sampled_from([1, 2, 3, 100])
+
+
+def optional(tensor: Tensor | None) -> np.ndarray | None:
+    return None if tensor is None else tensor.contiguous().numpy()
+
+
+IGNORED = -100  # a target
+
+
+def run_contrast(
+    simulator,
+    query: Tensor,
+    key: Tensor,
+    *options,
+    own=None,
+    target=None,
+    slot_count=None,
+    kl=False,
+    mean=False,
+    processors=1,
+):
+    """Values and slope; the values alone must be the same."""
+    mask, exclude_self, scale = options
+    sides = to_numpy(query), name(query.dtype), to_numpy(key), name(key.dtype)
+    group = optional(own), optional(target), optional(slot_count), kl, IGNORED, mean
+    arguments = (*sides, optional(mask), exclude_self, *group, scale)
+    values, slope = in_every_order(simulator.contrast, *arguments, True, processors)
+    alone, nothing = in_every_order(simulator.contrast, *arguments, False, processors)
+    assert alone.tobytes() == values.tobytes()
+    assert nothing.shape == (0, query.shape[1])
+    return torch.from_numpy(values), torch.from_numpy(slope)
+
+
+def close_to_largest(actual: Tensor, expected: Tensor, tolerance: float) -> None:
+    scale = expected.abs().max().item() if expected.numel() else 0.0
+    torch.testing.assert_close(actual.double(), expected.double(), rtol=0, atol=tolerance * scale + 1e-30)
+
+
+@settings(max_examples=EXAMPLES)
+@given(
+    b=query_counts,
+    n=key_counts,
+    d=feature_counts,
+    stored=st.sampled_from(STORED),
+    scale=st.sampled_from([-2.0, 0.1, 1.0, 5.0]),
+    masked=st.booleans(),
+    exclude_self=st.booleans(),
+    processors=multiprocessors,
+    seed=st.integers(0, 2**31),
+)
+def test_similarity_logsumexp(simulator, b, n, d, stored, scale, masked, exclude_self, processors, seed) -> None:
+    torch.manual_seed(seed)
+    n = b if exclude_self else n
+    query, key = torch.randn(b, d).to(stored[0]), torch.randn(n, d).to(stored[1])
+    mask = torch.rand(n) < 0.3 if masked else None
+    if masked:
+        key[~mask] = torch.nan  # what does not take part does not show
+    scale /= max(d, 1) ** 0.5
+    clean = key if mask is None else key.masked_fill(~mask[:, None], 0)
+    leaves = query.double().requires_grad_(), clean.double().requires_grad_()
+    expected = reference.similarity_logsumexp(*leaves, scale=scale, key_mask=mask, exclude_self=exclude_self)
+    met = expected > -torch.inf
+    weight = torch.randn(b, dtype=torch.float64)
+    slope, key_gradient = (torch.zeros_like(leaf) for leaf in leaves)
+    if met.any():
+        (slope,) = torch.autograd.grad(expected[met].sum(), leaves[0], retain_graph=True)
+        (key_gradient,) = torch.autograd.grad((expected * weight)[met].sum(), leaves[1])
+    expected = expected.detach()
+
+    lse, actual = run_contrast(simulator, query, key, mask, exclude_self, scale, processors=processors)
+    exact = 1e-12 if stored[1] == torch.float64 else 1e-5
+    torch.testing.assert_close(lse.double(), expected, rtol=exact, atol=exact)
+    tolerance = WEIGHTED[stored[1] if stored[0] == stored[1] else torch.float32]
+    close_to_largest(actual, slope, tolerance)
+
+    if stored[0] != stored[1]:
+        return
+    # As large as a loss scale makes them, and beyond what weights in float16 could be.
+    upstream = 1e4 / max(key_gradient.abs().max().item(), 1e-4) if key_gradient.numel() else 1.0
+    gradient = in_every_order(
+        simulator.contrast_key_gradient,
+        *((weight * upstream).to(lse.dtype).numpy(), to_numpy(query), to_numpy(key), name(key.dtype)),
+        *(optional(mask), expected.to(lse.dtype).numpy(), scale, exclude_self, processors),
+    )
+    close_to_largest(to_torch(gradient, key.dtype), key_gradient * upstream, tolerance)
+
+
+class Group:
+    """A random batch of group contrast, and the kernels' row losses and slopes for it."""
+
+    def __init__(self, simulator, seed, b, classes, slots, d, stored, temperature, partial, form, processors) -> None:
+        torch.manual_seed(seed)
+        unit = [
+            torch.nn.functional.normalize(torch.randn(shape), dim=-1) for shape in ((b, d), (b, d), (classes, slots, d))
+        ]
+        self.simulator, self.classes, self.temperature = simulator, classes, temperature
+        self.query, self.own, self.queue = (
+            unit[0].to(stored[0]),
+            unit[1].to(arithmetic(stored[0])),
+            unit[2].to(stored[1]),
+        )
+        self.target = torch.randint(classes, (b,))
+        self.slot_count = torch.randint(-1, slots + 3, (classes,)) if partial else None
+        self.form, self.processors = form, processors
+
+    def run(self, target: Tensor, mean: bool = False) -> tuple[Tensor, Tensor]:
+        return run_contrast(
+            self.simulator,
+            self.query,
+            self.queue,
+            None,
+            False,
+            1 / self.temperature,
+            own=self.own,
+            target=target,
+            slot_count=self.slot_count,
+            kl=self.form == "kl",
+            mean=mean,
+            processors=self.processors,
+        )
+
+    def with_targets_outside(self) -> Tensor:
+        """About half of the targets are no class; some of these are ignored."""
+        b = len(self.target)
+        outside = torch.tensor([-1, self.classes, -(2**63), 2**63 - 1, IGNORED])[torch.randint(5, (b,))]
+        return torch.where(torch.rand(b) < 0.5, outside, self.target)
+
+
+groups = st.fixed_dictionaries(
+    {
+        "b": query_counts,
+        "classes": st.integers(1, 12),
+        "slots": st.integers(0, 12) | st.just(33),
+        "d": feature_counts.filter(bool),
+        "stored": st.sampled_from(STORED),
+        "temperature": st.sampled_from([0.07, 1.0, 10.0]),
+        "partial": st.booleans(),
+        "form": st.sampled_from(["cross_entropy", "kl"]),
+        "processors": multiprocessors,
+        "seed": st.integers(0, 2**31),
+    }
+)
+
+
+@settings(max_examples=EXAMPLES)
+@given(options=groups)
+def test_group_contrast(simulator, options) -> None:
+    group, (query_dtype, key_dtype) = Group(simulator, **options), options["stored"]
+    leaf = group.query.double().requires_grad_()
+    expected = reference.pseudo_group_contrast(
+        leaf,
+        group.own.double(),
+        group.queue.double(),
+        group.target,
+        temperature=group.temperature,
+        slot_count=group.slot_count,
+        reduction="none",
+        form=group.form,
+    )
+    (gradient,) = torch.autograd.grad(expected.sum(), leaf)
+    rows, slope = group.run(group.target)
+    exact = 1e-12 if key_dtype == torch.float64 else 2e-6
+    torch.testing.assert_close(rows.double(), expected.detach(), rtol=exact, atol=exact * max(1, 1 / group.temperature))
+    tolerance = WEIGHTED[key_dtype if query_dtype == key_dtype else torch.float32]
+    torch.testing.assert_close(slope.double(), gradient, rtol=0, atol=tolerance / group.temperature)
+
+
+@settings(max_examples=EXAMPLES // 3)
+@given(options=groups)
+def test_targets_that_are_no_class(simulator, options) -> None:
+    """Their losses are NaN, those of ignored rows 0, and neither has a slope; the other rows do not notice."""
+    group = Group(simulator, **options)
+    rows, slope = group.run(group.target)
+    target = group.with_targets_outside()
+    wrong, ignored = target != group.target, target == IGNORED
+    shown, shown_slope = group.run(target)
+    assert not shown[ignored].any()
+    assert shown[wrong & ~ignored].isnan().all()
+    assert not shown_slope[wrong].any()
+    assert torch.equal(shown[~wrong], rows[~wrong])
+    assert torch.equal(shown_slope[~wrong], slope[~wrong])
+
+
+@settings(max_examples=EXAMPLES // 3)
+@given(options=groups)
+def test_the_mean_is_over_the_rows_that_count(simulator, options) -> None:
+    group = Group(simulator, **options)
+    target = group.with_targets_outside()
+    shown, shown_slope = group.run(target)
+    means, mean_slope = group.run(target, mean=True)
+    counted = max(1, int((target != IGNORED).sum()))
+    torch.testing.assert_close(means * counted, shown, rtol=1e-5, atol=0, equal_nan=True)
+    torch.testing.assert_close(mean_slope * counted, shown_slope, rtol=1e-5, atol=0)
+
+
+@pytest.mark.skipif(FLAVOUR != "plain", reason="the same code as for fewer")
+@pytest.mark.parametrize("dtype", FLOATING)
+def test_contrast_of_many_keys_and_features(simulator, dtype: torch.dtype) -> None:
+    for b, n, d, processors in ((2, 20000, 2, 100), (3, 70, 4097, 1)):
+        query, key = torch.randn(b, d).to(dtype), torch.randn(n, d).to(dtype)
+        leaf = query.double().requires_grad_()
+        expected = reference.similarity_logsumexp(leaf, key.double(), scale=d**-0.5)
+        expected.sum().backward()
+        lse, slope = run_contrast(simulator, query, key, None, False, d**-0.5, processors=processors)
+        torch.testing.assert_close(lse.double(), expected.detach(), rtol=1e-6, atol=1e-6)
+        close_to_largest(slope, leaf.grad, WEIGHTED[dtype])
+
+
+@pytest.mark.parametrize("dtype", FLOATING)
+def test_large_logits_do_not_overflow(simulator, dtype: torch.dtype) -> None:
+    query, key = torch.tensor([[100.0], [-100.0], [0.0]]).to(dtype), torch.tensor([[100.0], [-100.0]]).to(dtype)
+    lse, slope = run_contrast(simulator, query, key, None, False, 1.0)
+    torch.testing.assert_close(lse, torch.tensor([1e4, 1e4, np.log(2)]).to(lse.dtype))
+    assert slope.tolist() == [[100], [-100], [0]]
+
+
+@pytest.mark.parametrize("dtype", FLOATING)
+def test_nan_stays_visible(simulator, dtype: torch.dtype) -> None:
+    query, key = torch.randn(40, 5).to(dtype), torch.randn(200, 5).to(dtype)
+    query[33, 2] = torch.nan
+    lse, slope = run_contrast(simulator, query, key, None, False, 1.0, processors=3)
+    assert lse.isnan().nonzero().tolist() == [[33]]
+    assert slope.isnan().all(dim=1).nonzero().tolist() == [[33]]
+    key[170] = torch.nan
+    lse, slope = run_contrast(simulator, query, key, None, False, 1.0, processors=3)
+    assert lse.isnan().all()
+    assert slope.isnan().all()

@@ -1,0 +1,480 @@
+"""The CUDA operators' own host code on the CPU: checks, allocations, launch plans and library calls.
+
+The library of build.build_host() has what `_C_cuda.so` has, registered as `dadl_simulated`, and its kernels run in the
+simulator. CUDA and PyTorch's CUDA half are those of host.cpp, which complains of calls that a GPU would not forgive.
+"""
+
+import ctypes
+import gc
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from simulator import build
+from simulator.helpers import FLAVOUR, FLOATING, arithmetic
+from torch import Tensor
+
+from dadl_ext import _library, functional, reference
+from dadl_ext._labels import draw_priority, label_similarity_matrix
+from dadl_ext._members import MEASURES
+
+pytestmark = pytest.mark.skipif(FLAVOUR != "plain", reason="once is enough")
+
+OPERATORS = [
+    "rank",
+    "rank_backward",
+    "ranksim_select",
+    "ranksim_loss",
+    "ranksim_rows",
+    "ranksim_rows_backward",
+    "similarity_logsumexp",
+    "similarity_logsumexp_key_gradient",
+    "pseudo_group_contrast",
+    "disagreement",
+    "dropout_linear",
+    "dropout_linear_backward",
+    "dropout_disagreement",
+]
+ALLOCATION, LAUNCH, MEMSET, LIBRARY = range(4)  # of host.cpp
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 3e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+
+
+class Host:
+    """What host.cpp lets the tests see and do."""
+
+    def __init__(self) -> None:
+        self.library = ctypes.CDLL(str(build.build_host()))
+        self.library.host_take_complaints.restype = ctypes.c_char_p
+        for name in ("calls", "allocated"):
+            getattr(self.library, f"host_{name}").restype = ctypes.c_int64
+        self.library.host_put.argtypes = [ctypes.c_void_p, ctypes.c_int]
+        self.library.host_fail.argtypes = [ctypes.c_int, ctypes.c_int64]
+        self._definitions = torch.library.Library("dadl_simulated", "DEF")
+        for name in OPERATORS:
+            schema = str(getattr(torch.ops.dadl, name).default._schema)
+            self._definitions.define(schema.removeprefix("dadl::"))
+        _library.raise_out_of_memory([getattr(torch.ops.dadl_simulated, name) for name in OPERATORS])
+
+    def __getattr__(self, name: str) -> Callable[..., int]:
+        return getattr(self.library, f"host_{name}")
+
+    def complaints(self) -> list[str]:
+        return sorted({*self.library.host_take_complaints().decode().splitlines()})
+
+    def assert_clean(self, held: int) -> None:
+        """Nothing to complain of, the device as it was, no error left for someone else, and memory returned but these
+        bytes."""
+        gc.collect()
+        assert self.complaints() == []
+        assert self.current_device() == 0
+        assert self.pending_error() == 0
+        assert self.allocated() == held
+
+
+class Mixed:
+    """The operators of dadl, those with kernels in CUDA by their simulated twins."""
+
+    def __init__(self, real) -> None:
+        self.real = real
+
+    def __getattr__(self, name: str):
+        return getattr(torch.ops.dadl_simulated if name in OPERATORS else self.real, name)
+
+
+@pytest.fixture(scope="session")
+def library() -> Host:
+    return Host()
+
+
+@pytest.fixture
+def host(library: Host) -> Iterator[Host]:
+    """As after its start, and a test must leave nothing behind."""
+    gc.collect()
+    library.reset()
+    library.complaints()
+    held = library.allocated()
+    yield library
+    library.assert_clean(held)
+
+
+def close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
+    scale = expected.abs().nan_to_num(0, 0, 0).max().item() if expected.numel() else 0.0
+    assert actual.shape == expected.shape
+    torch.testing.assert_close(
+        actual.double(), expected.double(), rtol=tolerance, atol=tolerance * max(scale, 1e-3), equal_nan=True
+    )
+
+
+def compare(host: Host, name: str, *arguments, differentiable: int, **options) -> None:
+    """A function's value and the gradients of its first arguments, against the reference in float64."""
+    tensors = [value for value in arguments if isinstance(value, Tensor)]
+    dtypes = {value.dtype for value in tensors if value.dtype in FLOATING}
+    tolerance = max(TOLERANCE[dtype] for dtype in dtypes)
+
+    def run(function, prepare):
+        prepared = [prepare(value) if isinstance(value, Tensor) else value for value in arguments]
+        leaves = [value.detach().requires_grad_() for value in prepared[:differentiable]]
+        value = function(*leaves, *prepared[differentiable:], **options)
+        upstream = torch.arange(value.numel()).remainder(3).sub(0.5).reshape(value.shape)
+        return value, torch.autograd.grad((value.double() * upstream).sum(), leaves) if leaves else ()
+
+    def wide(value: Tensor) -> Tensor:
+        return value.double() if value.dtype in FLOATING else value
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.ops, "dadl", Mixed(torch.ops.dadl))
+        value, gradients = run(getattr(functional, name), torch.clone)
+    expected, slopes = run(getattr(reference, name), wide)
+    close(value, expected, tolerance)
+    for gradient, slope in zip(gradients, slopes, strict=True):
+        close(gradient, slope, tolerance)
+    assert host.complaints() == []
+
+
+dtypes = st.sampled_from(FLOATING)
+seeds = st.integers(0, 2**31)
+few = settings(max_examples=15)
+
+
+# ---- every operator against the reference ----
+
+
+@few
+@given(
+    dtype=dtypes, shape=st.sampled_from([(0,), (1,), (7,), (3, 40), (0, 5), (4, 0), (2, 3, 33), (2, 1030)]), seed=seeds
+)
+def test_rank(library: Host, dtype, shape, seed) -> None:
+    torch.manual_seed(seed)
+    x = torch.randn(shape).to(dtype)
+    x = x.transpose(0, -1).contiguous().transpose(0, -1)  # not contiguous
+    leaf = x.double().requires_grad_()
+    expected = reference.rank(leaf, 2.0)
+    grad = torch.randn(shape).to(arithmetic(dtype))
+    ranks = torch.ops.dadl_simulated.rank(x, 2.0)
+    assert ranks.dtype == arithmetic(dtype)
+    assert torch.equal(ranks.double(), expected.detach())
+    (slope,) = torch.autograd.grad(expected, leaf, grad.double())
+    gradient = torch.ops.dadl_simulated.rank_backward(grad, x, ranks, 2.0)
+    assert gradient.dtype == dtype
+    if dtype == torch.float64:  # elsewhere the perturbation is rounded
+        close(gradient, slope, 1e-12)
+    assert library.complaints() == []
+
+
+def test_rank_of_long_rows(host: Host) -> None:
+    """By the library's sort, in several parts."""
+    x = torch.randint(-50, 50, (3, 5000)).float()
+    assert torch.equal(torch.ops.dadl_simulated.rank(x, 2.0), reference.rank(x))
+    assert host.calls(LIBRARY) == 1
+    many = torch.randn(1030, 4100, dtype=torch.float16)
+    assert torch.equal(torch.ops.dadl_simulated.rank(many[:, :4097], 2.0)[-1], reference.rank(many[-1:, :4097])[0])
+    assert host.calls(LIBRARY) >= 3
+
+
+@few
+@given(
+    n=st.sampled_from([0, 1, 2, 9, 33, 70]),
+    d=st.sampled_from([0, 1, 3, 40]),
+    dtype=dtypes,
+    label_dtype=st.sampled_from([torch.int64, *FLOATING]),
+    similarity=st.sampled_from([None, "negative_l1"]),
+    reduction=st.sampled_from(["sum", "mean"]),
+    seed=seeds,
+)
+def test_ranksim_loss(library: Host, n, d, dtype, label_dtype, similarity, reduction, seed) -> None:
+    torch.manual_seed(seed)
+    features = torch.randint(-9, 10, (n, d)).to(dtype) if d < 3 else torch.randn(n, d).to(dtype)
+    labels = torch.randint(0, n + 1, (n,)).to(label_dtype)
+    priority = draw_priority(labels, torch.Generator().manual_seed(1))
+    matrix = None
+    if similarity is not None:
+        matrix = label_similarity_matrix(labels[reference.ranksim.select_subset(labels, priority)], similarity).double()
+    leaf = features.double().requires_grad_()
+    expected = reference.ranksim_loss(
+        leaf, labels, reduction=reduction, label_similarity=matrix, generator=torch.Generator().manual_seed(1)
+    )
+    (slope,) = torch.autograd.grad(expected, leaf)
+    arguments = features, labels, priority, matrix, 2.0, 1.0, reduction == "mean"
+    loss, gradient = torch.ops.dadl_simulated.ranksim_loss(*arguments, True)
+    close(loss, expected.detach(), 1e-5)
+    close(gradient, slope, TOLERANCE[arithmetic(dtype)])
+    alone, nothing = torch.ops.dadl_simulated.ranksim_loss(*arguments, False)
+    assert torch.equal(alone, loss)
+    assert nothing.shape == (0, d)
+    assert library.complaints() == []
+
+
+@few
+@given(n=st.sampled_from([0, 1, 9, 33]), dtype=dtypes, vectors=st.booleans(), seed=seeds)
+def test_ranksim_rows(library: Host, n, dtype, vectors, seed) -> None:
+    torch.manual_seed(seed)
+    features, labels = torch.randn(n, 6).to(dtype), torch.randint(0, n + 1, (n, 2) if vectors else (n,))
+    priority = draw_priority(labels, torch.Generator().manual_seed(1))
+    index, order, count = torch.ops.dadl_simulated.ranksim_select(labels, priority)
+    chosen = reference.ranksim.select_subset(labels, priority)
+    m = len(chosen)
+    assert count.item() == m
+    assert torch.equal(index[:m], chosen)
+    matrix = label_similarity_matrix(labels[chosen], "negative_l1").double() if vectors else None
+    leaf = features.double().requires_grad_()
+    expected = reference.ranksim_loss(
+        leaf, labels, reduction="none", label_similarity=matrix, generator=torch.Generator().manual_seed(1)
+    )
+    arguments = features, labels, index, order, count, matrix, 2.0, 1.0
+    rows = torch.ops.dadl_simulated.ranksim_rows(*arguments)
+    close(rows[:m], expected.detach(), 1e-5)
+    assert not rows[m:].any()
+    grad = torch.randn(n, dtype=arithmetic(dtype))
+    (slope,) = torch.autograd.grad(expected, leaf, grad[:m].double())
+    close(torch.ops.dadl_simulated.ranksim_rows_backward(grad, *arguments), slope, TOLERANCE[dtype])
+    assert library.complaints() == []
+
+
+@few
+@given(
+    b=st.sampled_from([0, 1, 5, 33, 70]),
+    n=st.sampled_from([0, 1, 40, 130]),
+    d=st.sampled_from([0, 1, 8, 33, 130]),
+    stored=st.sampled_from([*zip(FLOATING, FLOATING, strict=True), (torch.float32, torch.float16)]),
+    masked=st.booleans(),
+    exclude_self=st.booleans(),
+    processors=st.sampled_from([1, 3, 132]),
+    seed=seeds,
+)
+def test_similarity_logsumexp(library: Host, b, n, d, stored, masked, exclude_self, processors, seed) -> None:
+    torch.manual_seed(seed)
+    library.set_multiprocessors(processors)
+    n = b if exclude_self else n
+    query, key = torch.randn(b, d).to(stored[0]), torch.randn(n, d).to(stored[1])
+    mask = torch.rand(n) < 0.7 if masked else None
+    scale = max(d, 1) ** -0.5
+    leaves = query.double().requires_grad_(), key.double().requires_grad_()
+    expected = reference.similarity_logsumexp(*leaves, scale=scale, key_mask=mask, exclude_self=exclude_self)
+    lse, slope = torch.ops.dadl_simulated.similarity_logsumexp(query, key, mask, scale, exclude_self, True)
+    close(lse.exp(), expected.detach().exp(), 1e-5)
+    met = expected > -torch.inf
+    grad = torch.randn(b, dtype=lse.dtype)
+    as_key = torch.ops.dadl_simulated.similarity_logsumexp_key_gradient(
+        grad, query, key, mask, lse, scale, exclude_self
+    )
+    assert as_key.dtype == key.dtype
+    if met.any():
+        tolerance = max(TOLERANCE[dtype] for dtype in stored)
+        (slopes,) = torch.autograd.grad(expected[met].sum(), leaves[0], retain_graph=True)
+        close(slope, slopes, tolerance)
+        (slopes,) = torch.autograd.grad((expected * grad)[met].sum(), leaves[1])
+        close(as_key, slopes, tolerance)
+    assert library.complaints() == []
+
+
+@few
+@given(
+    b=st.sampled_from([0, 1, 5, 33]),
+    classes=st.integers(1, 6),
+    slots=st.sampled_from([0, 1, 9, 40]),
+    d=st.sampled_from([1, 8, 33]),
+    stored=st.sampled_from([*zip(FLOATING, FLOATING, strict=True), (torch.float32, torch.bfloat16)]),
+    counted=st.booleans(),
+    form=st.sampled_from(["cross_entropy", "kl"]),
+    reduction=st.sampled_from(["none", "mean", "sum"]),
+    seed=seeds,
+)
+def test_pseudo_group_contrast(library: Host, b, classes, slots, d, stored, counted, form, reduction, seed) -> None:
+    torch.manual_seed(seed)
+    query, key = (torch.nn.functional.normalize(torch.randn(b, d), dim=1).to(stored[0]) for _ in range(2))
+    queue = torch.nn.functional.normalize(torch.randn(classes, slots, d), dim=2).to(stored[1])
+    target = torch.randint(-1, classes, (b,))
+    counts = torch.randint(0, slots + 1, (classes,)) if counted else None
+    leaf = query.double().requires_grad_()
+    options = {"temperature": 0.5, "form": form, "ignore_index": -1, "slot_count": counts, "reduction": reduction}
+    expected = reference.pseudo_group_contrast(leaf, key.double(), queue.double(), target, **options)
+    number = ["none", "mean", "sum"].index(reduction)
+    loss, slope = torch.ops.dadl_simulated.pseudo_group_contrast(
+        query, key, queue, target, counts, 0.5, ["cross_entropy", "kl"].index(form), -1, number, True
+    )
+    tolerance = max(TOLERANCE[dtype] for dtype in stored)
+    torch.testing.assert_close(loss.double(), expected.detach(), rtol=1e-5, atol=2e-6)
+    if expected.requires_grad:
+        (gradient,) = torch.autograd.grad(expected.sum(), leaf)
+        close(slope, gradient, tolerance)
+    assert library.complaints() == []
+
+
+@few
+@given(
+    shape=st.sampled_from([(1, 3, 4), (3, 0, 5), (2, 4, 1), (5, 3, 2, 7), (3, 2, 600), (2, 2, 5000)]),
+    measure=st.sampled_from(MEASURES),
+    reduction=st.sampled_from(["none", "sum", "mean"]),
+    dtype=dtypes,
+    seed=seeds,
+)
+def test_disagreement(library: Host, shape, measure, reduction, dtype, seed) -> None:
+    torch.manual_seed(seed)
+    predictions = torch.randn(shape).to(dtype)
+    differentiable = 0 if measure == "softmax_l1" and dtype != torch.float64 else 1  # which of two is the larger
+    compare(library, "disagreement", predictions, measure, differentiable=differentiable, reduction=reduction)
+
+
+@few
+@given(
+    batch=st.sampled_from([0, 1, 5, 17]),
+    width=st.sampled_from([1, 40, 130]),
+    outputs=st.sampled_from([1, 3, 8, 9, 20]),
+    samples=st.integers(1, 5),
+    dtype=dtypes,
+    with_bias=st.booleans(),
+    processors=st.sampled_from([1, 132]),
+    seed=seeds,
+)
+def test_dropout_linear(library: Host, batch, width, outputs, samples, dtype, with_bias, processors, seed) -> None:
+    torch.manual_seed(seed)
+    library.set_multiprocessors(processors)
+    leaves = [torch.randn(batch, width), torch.randn(outputs, width) / width**0.5, torch.randn(outputs)]
+    leaves = [leaf.to(dtype) for leaf in leaves[: 2 + with_bias]]
+    compare(library, "dropout_linear", *leaves, differentiable=len(leaves), p=0.5, samples=samples, seed=seed)
+
+
+@few
+@given(
+    batch=st.sampled_from([0, 1, 5, 17]),
+    width=st.sampled_from([1, 40, 130]),
+    outputs=st.sampled_from([1, 3, 8]),
+    samples=st.sampled_from([1, 3, 16]),
+    measure=st.sampled_from([measure for measure in MEASURES if measure != "softmax_l1"]),
+    reduction=st.sampled_from(["sum", "mean"]),
+    minimax=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    with_bias=st.booleans(),
+    seed=seeds,
+)
+def test_dropout_disagreement(
+    library: Host, batch, width, outputs, samples, measure, reduction, minimax, dtype, with_bias, seed
+) -> None:
+    torch.manual_seed(seed)
+    leaves = [torch.randn(batch, width), torch.randn(outputs, width) / width**0.5, torch.randn(outputs)]
+    leaves = [leaf.to(dtype) for leaf in leaves[: 2 + with_bias]]
+    options = {"p": 0.5, "samples": samples, "seed": seed, "measure": measure, "minimax": minimax}
+    compare(library, "dropout_disagreement", *leaves, differentiable=len(leaves), reduction=reduction, **options)
+
+
+def test_dropout_disagreement_of_more_predictions_than_a_block_keeps(host: Host) -> None:
+    leaves = torch.randn(5, 40), torch.randn(8, 40) / 7, torch.randn(8)
+    compare(host, "dropout_disagreement", *leaves, differentiable=3, p=0.5, samples=130, seed=3, measure="mse")
+
+
+# ---- what every operator must do ----
+
+
+def arguments(name: str, dtype: torch.dtype = torch.float32) -> tuple:
+    """A batch that takes buffers, memsets and products, or sorts, wherever the operator has them."""
+    torch.manual_seed(0)
+    n, d = 40, 6
+    features, labels = torch.randn(n, d).to(dtype), torch.randint(0, 25, (n,))
+    wide = arithmetic(dtype)
+    priority = torch.rand(n, dtype=torch.float64)
+    subset = torch.ops.dadl.ranksim_select(labels, priority)
+    x = torch.randn(2, 4200).to(dtype)
+    key, grad = torch.randn(70, d).to(dtype), torch.randn(n, dtype=wide)
+    weight, bias, seed = torch.randn(9, d).to(dtype), torch.randn(9).to(dtype), torch.tensor(3)
+    mask = torch.rand(70) < 0.5
+    lse, _ = torch.ops.dadl.similarity_logsumexp(features, key, mask, 0.3, False, False)
+    return {
+        "rank": (x, 2.0),
+        "rank_backward": (torch.randn(x.shape, dtype=wide), x, torch.ops.dadl.rank(x, 2.0), 2.0),
+        "ranksim_select": (labels, priority),
+        "ranksim_loss": (features, labels, priority, None, 2.0, 1.0, True, True),
+        "ranksim_rows": (features, labels, *subset, None, 2.0, 1.0),
+        "ranksim_rows_backward": (grad, features, labels, *subset, None, 2.0, 1.0),
+        "similarity_logsumexp": (features, key, mask, 0.3, False, True),
+        "similarity_logsumexp_key_gradient": (grad, features, key, mask, lse, 0.3, False),
+        "pseudo_group_contrast": (
+            *(features, torch.randn(n, d).to(dtype), torch.randn(25, 4, d).to(dtype), labels),
+            *(None, 0.5, 0, -1, 1, True),
+        ),
+        "disagreement": (torch.randn(3, 2, 1, 5000).to(dtype), 1, True, True),
+        "dropout_linear": (features, weight, bias, seed, 0.5, 3),
+        "dropout_linear_backward": (torch.randn(3, n, 9).to(dtype), features, weight, seed, 0.5, True, True),
+        "dropout_disagreement": (features, weight[:3], bias[:3], seed, 0.5, 3, 1, True, False, True),
+    }[name]
+
+
+def call(name: str, values: tuple) -> list[Tensor]:
+    result = getattr(torch.ops.dadl_simulated, name)(*values)
+    return [result] if isinstance(result, Tensor) else [*result]
+
+
+def same(one: list[Tensor], other: list[Tensor]) -> bool:
+    return all(a.numpy().tobytes() == b.numpy().tobytes() for a, b in zip(one, other, strict=True))
+
+
+every_operator = pytest.mark.parametrize("name", OPERATORS)
+
+
+@every_operator
+def test_the_order_of_threads_does_not_matter(library: Host, name: str) -> None:
+    values = arguments(name)
+    library.reset()
+    expected = call(name, values)
+    for order in (1, 2):
+        library.set_order(order)
+        assert same(call(name, values), expected)
+    library.reset()
+
+
+@every_operator
+def test_work_goes_to_the_device_and_the_stream_of_the_tensors(host: Host, name: str) -> None:
+    values = arguments(name)
+    expected = call(name, values)
+    host.set_device(1)
+    assert same(call(name, values), expected)
+    host.use_side_stream()
+    assert same(call(name, values), expected)
+    assert host.calls(LAUNCH) > 0
+
+
+@every_operator
+def test_tensors_of_several_devices_are_refused(host: Host, name: str) -> None:
+    values = arguments(name)
+    positions = [i for i, value in enumerate(values) if isinstance(value, Tensor)]
+    for position in positions[1:]:
+        other = list(values)
+        other[position] = values[position].clone()
+        host.put(other[position].data_ptr(), 1)
+        with pytest.raises(RuntimeError, match=r"on (the|one) device"):
+            call(name, tuple(other))
+        host.put(other[position].data_ptr(), 0)
+
+
+@every_operator
+def test_a_graph_can_capture_it(host: Host, name: str) -> None:
+    values = arguments(name)
+    host.begin_capture()
+    call(name, values)
+
+
+@every_operator
+@pytest.mark.parametrize("kind", [ALLOCATION, LAUNCH, MEMSET, LIBRARY], ids=["memory", "launch", "memset", "library"])
+def test_every_call_may_fail(host: Host, name: str, kind: int) -> None:
+    """The operator raises, leaks nothing, and the next call works."""
+    values = arguments(name)
+    expected = call(name, values)
+    before, held = host.calls(kind), host.allocated()
+    call(name, values)
+    calls = host.calls(kind) - before
+    for number in range(1, calls + 1):
+        host.fail(kind, number)
+        error = torch.OutOfMemoryError if kind == ALLOCATION else RuntimeError
+        with pytest.raises(error, match="out of memory" if kind == ALLOCATION else None) as caught:
+            call(name, values)
+        del caught
+        host.assert_clean(held)
+        assert same(call(name, values), expected)
+
+
+def test_calls_that_fail_were_there(host: Host) -> None:
+    """The batches above reach allocations, launches, memsets and the library."""
+    for name in OPERATORS:
+        call(name, arguments(name))
+    assert all(host.calls(kind) > 0 for kind in (ALLOCATION, LAUNCH, MEMSET, LIBRARY))
