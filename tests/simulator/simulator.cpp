@@ -296,7 +296,8 @@ void with_rows(const Array& query, const std::string& query_dtype, const Array& 
       return body(Rows<K>(data<K>(query), query.shape(0), d), Rows<K>(data<K>(key), count, d), A{});
     }
     std::vector<A> wide(static_cast<size_t>(count * d));
-    std::transform(data<K>(key), data<K>(key) + count * d, wide.begin(), [](K value) { return to_float(value); });
+    const K* narrow = data<K>(key);
+    std::transform(narrow, narrow + count * d, wide.begin(), [](K value) { return to_float(value); });
     body(Rows<A>(data<A>(query), query.shape(0), d), Rows<A>(wide.data(), count, d), A{});
   });
 }
@@ -440,7 +441,8 @@ std::tuple<Array, Array> dropout_linear_backward(const Dropouts& task, const Arr
       });
     } else {
       std::vector<T> upstream(static_cast<size_t>(grad.size()));
-      std::transform(data<A>(grad), data<A>(grad) + grad.size(), upstream.begin(), Storage<T>::round);
+      const A* wide = data<A>(grad);
+      std::transform(wide, wide + grad.size(), upstream.begin(), Storage<T>::round);
       run(A{}, [&](A* to_features, A* to_weight) {
         dropout_multiply_back(backend, linear, static_cast<const T*>(upstream.data()), to_features, to_weight,
                               task.tile_elements);

@@ -8,7 +8,7 @@ from simulator.helpers import EXAMPLES, FLOATING, arithmetic, close, in_every_or
 from torch import Tensor
 
 from dadl_ext import reference
-from dadl_ext._members import CLASS_MEASURES, MEASURES
+from dadl_ext._shared.members import CLASS_MEASURES, MEASURES
 
 
 def disagree(simulator, x: Tensor, measure: str, mean: bool = False) -> tuple[Tensor, Tensor]:

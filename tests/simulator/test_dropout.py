@@ -9,7 +9,7 @@ from simulator.helpers import EXAMPLES, FLOATING, arithmetic, close, in_every_or
 from torch import Tensor
 
 from dadl_ext import reference
-from dadl_ext._members import MEASURES
+from dadl_ext._shared.members import MEASURES
 from dadl_ext.reference.dropout import dropout_masks
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}

@@ -17,8 +17,8 @@ from simulator.helpers import FLAVOUR, FLOATING, arithmetic
 from torch import Tensor
 
 from dadl_ext import _library, functional, reference
-from dadl_ext._labels import draw_priority, label_similarity_matrix
-from dadl_ext._members import MEASURES
+from dadl_ext._shared.label_similarity import draw_priority, label_similarity_matrix
+from dadl_ext._shared.members import MEASURES
 
 pytestmark = pytest.mark.skipif(FLAVOUR != "plain", reason="once is enough")
 

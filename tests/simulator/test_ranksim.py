@@ -22,7 +22,7 @@ from simulator.helpers import (
 from torch import Tensor
 
 from dadl_ext import reference
-from dadl_ext._labels import draw_priority, label_similarity_matrix
+from dadl_ext._shared.label_similarity import draw_priority, label_similarity_matrix
 from dadl_ext.reference.ranksim import select_subset
 
 # ---- the subset ----
