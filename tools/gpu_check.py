@@ -153,7 +153,8 @@ def main() -> None:
     failed = [outcome for outcome in outcomes if not outcome.passed]
     for outcome in failed:
         print(f"\n==== {outcome.step} failed; the end of its output ({logs}) ====\n{outcome.end}")
-    print(f"\n{len(outcomes) - len(failed)} steps passed, {len(failed)} failed: {', '.join(o.step for o in failed)}")
+    names = ", ".join(outcome.step for outcome in failed) or "none"
+    print(f"\n{len(outcomes) - len(failed)} steps passed, failed: {names}")
     sys.exit(bool(failed))
 
 

@@ -478,3 +478,9 @@ def test_calls_that_fail_were_there(host: Host) -> None:
     for name in OPERATORS:
         call(name, arguments(name))
     assert all(host.calls(kind) > 0 for kind in (ALLOCATION, LAUNCH, MEMSET, LIBRARY))
+
+
+def test_gpus_before_ampere_are_refused(host: Host) -> None:
+    host.set_capability(7)
+    with pytest.raises(RuntimeError, match=r"need a GPU of compute capability 8\.0 \(Ampere\) or newer"):
+        torch.ops.dadl_simulated.rank(torch.randn(3), 1.0)
