@@ -2,7 +2,7 @@
 // block keeps 64 or 128 owned rows in shared memory and their weighted sums in registers, brings each tile of 64
 // streamed rows to shared memory once, while it computes with the one before, and uses it for both products.
 //
-// A warp owns rows of 16 and holds the logits of 32 streamed rows at once, so that the weights pass from the
+// A warp owns rows of 16 and holds the logits of 16 or 32 streamed rows at once, so that the weights pass from the
 // accumulators of the first product to the operands of the second without leaving the registers.
 #pragma once
 
@@ -19,7 +19,6 @@ namespace dadl {
 constexpr int kFlashWarps = 4;
 constexpr int kFlashThreads = kFlashWarps * kWarp;
 constexpr int kFlashColumns = 64;
-constexpr int kFlashPart = 32;       // columns whose logits a warp holds at once
 constexpr int kFlashFeatures = 256;  // up to which there is a kernel
 constexpr int kCopied = 8;           // values of 16 bits in an asynchronous copy
 constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
@@ -253,6 +252,7 @@ struct Flash {
   static constexpr int kRowTiles = kD <= 128 ? 2 : 1;  // of 16 rows, for each warp; their sums fill the registers
   static constexpr int kWarpRows = 16 * kRowTiles;
   static constexpr int kRows = kFlashWarps * kWarpRows;
+  static constexpr int kPart = kD <= 64 ? 32 : 16;  // columns whose logits a warp holds at once
 
   alignas(16) T owned[kRows * kD];
   alignas(16) T streamed[2][kFlashColumns * kD];
@@ -271,7 +271,7 @@ __global__ void __launch_bounds__(kFlashThreads, 2)
     contrast_flash_kernel(Rows<T> owned, Rows<T> streamed, Logits<float> logits, int streamed_per_split,
                           Partials<float> partials) {
   using Memory = Flash<T, kD>;
-  constexpr int kRowTiles = Memory::kRowTiles, kColumnTiles = kFlashPart / 8, kSteps = kD / 16;
+  constexpr int kRowTiles = Memory::kRowTiles, kPart = Memory::kPart, kColumnTiles = kPart / 8, kSteps = kD / 16;
   DADL_DYNAMIC_SHARED(memory, Memory);
   const int lane = lane_index(), warp_first = static_cast<int>(threadIdx.x) / kWarp * Memory::kWarpRows;
   const int first_row = static_cast<int>(blockIdx.x) * Memory::kRows + warp_first, split = blockIdx.y;
@@ -306,7 +306,7 @@ __global__ void __launch_bounds__(kFlashThreads, 2)
     if (first + kFlashColumns < end) stage_streamed(first + kFlashColumns, buffer ^ 1);
     present = Streamed::present(first + 2 * kFlashColumns, end, logits.bias);
 #pragma unroll 1
-    for (int part = 0; part < kFlashColumns; part += kFlashPart) {
+    for (int part = 0; part < kFlashColumns; part += kPart) {
       const T* tile = memory.streamed[buffer] + part * kD;
       float values[kRowTiles][kColumnTiles][4] = {};
 #pragma unroll
@@ -328,16 +328,15 @@ __global__ void __launch_bounds__(kFlashThreads, 2)
         }
       }
       const int column = first + part;
-      const bool diagonal =
-          logits.exclude_self && column < first_row + Memory::kWarpRows && first_row < column + kFlashPart;
-      const bool plain = all_plain && !diagonal && end - column >= kFlashPart;
+      const bool diagonal = logits.exclude_self && column < first_row + Memory::kWarpRows && first_row < column + kPart;
+      const bool plain = all_plain && !diagonal && end - column >= kPart;
       const bool moved = weigh(values, states, scale, memory.bias[buffer] + part, plain, diagonal, first_row, column);
       if (!partials.weighted) continue;
       if (moved) rescale(weighted, states);
       uint32_t weights[kRowTiles][kColumnTiles / 2][4];
       if (!round_weights<T>(values, logits.sign ? memory.sign[buffer] + part : nullptr, weights)) continue;
 #pragma unroll
-      for (int j = 0; j < kFlashPart / 16; ++j) {
+      for (int j = 0; j < kPart / 16; ++j) {
 #pragma unroll
         for (int step = 0; step < kSteps; ++step) {
           uint32_t b[4];

@@ -14,9 +14,8 @@
 namespace dadl::cuda {
 namespace {
 
-void check_all(const Tensor& features, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& seed,
-               int64_t samples) {
-  check_dropout(features, weight, bias, seed, samples);
+void check_devices(const Tensor& features, const Tensor& weight, const std::optional<Tensor>& bias,
+                   const Tensor& seed) {
   check_device(weight, features, "weight");
   check_device(seed, features, "seed");
   if (bias) check_device(*bias, features, "bias");
@@ -39,7 +38,8 @@ void with_linear(const Tensor& features, const Tensor& weight, const std::option
 
 Tensor dropout_linear(Tensor features, Tensor weight, std::optional<Tensor> bias, Tensor seed, double p,
                       int64_t samples) {
-  check_all(features, weight, bias, seed, samples);
+  check_dropout(features, weight, bias, seed, samples);
+  check_devices(features, weight, bias, seed);
   TorchBackend backend(features);
   const int64_t outputs = weight.size(0);
   const bool few = outputs <= kFewOutputs;
@@ -57,10 +57,8 @@ Tensor dropout_linear(Tensor features, Tensor weight, std::optional<Tensor> bias
 
 std::tuple<Tensor, Tensor> dropout_linear_backward(Tensor grad, Tensor features, Tensor weight, Tensor seed, double p,
                                                    bool for_features, bool for_weight) {
-  STD_TORCH_CHECK(grad.dim() == 3 && grad.scalar_type() == features.scalar_type(),
-                  "grad must be [K, B, C], in the features' dtype");
-  check_all(features, weight, {}, seed, grad.size(0));
-  STD_TORCH_CHECK(grad.size(1) == features.size(0) && grad.size(2) == weight.size(0), "grad must be [K, B, C]");
+  check_dropout_backward(grad, features, weight, seed);
+  check_devices(features, weight, {}, seed);
   check_device(grad, features, "grad");
   TorchBackend backend(features);
   const int64_t rows = features.size(0), width = features.size(1), outputs = weight.size(0);
@@ -90,9 +88,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dropout_disagreement(Tensor features,
                                                                 int64_t samples, int64_t measure_number, bool mean,
                                                                 bool minimax, bool with_gradient) {
   const Measure measure = checked_measure(measure_number);
-  check_all(features, weight, bias, seed, samples);
+  check_dropout(features, weight, bias, seed, samples);
+  check_devices(features, weight, bias, seed);
   const int64_t rows = features.size(0), width = features.size(1), outputs = weight.size(0);
-  STD_TORCH_CHECK(outputs <= kFewOutputs, "dropout_disagreement is for 1 to ", kFewOutputs, " outputs, got ", outputs);
+  check_few_outputs(weight);
   TorchBackend backend(features);
   const ScalarType arithmetic = arithmetic_type(features);
   const auto empty = [&](int64_t size, int64_t columns) {

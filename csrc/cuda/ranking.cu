@@ -25,12 +25,9 @@ Tensor rank(Tensor input, double /* interp_strength */) {
 
 Tensor rank_backward(Tensor grad, Tensor input, Tensor ranks, double interp_strength) {
   const int64_t n = row_length(input);
-  STD_TORCH_CHECK(grad.scalar_type() == arithmetic_type(input) && ranks.scalar_type() == arithmetic_type(input),
-                  "rank_backward needs grad and ranks in rank's output dtype");
-  STD_TORCH_CHECK(grad.numel() == input.numel() && ranks.numel() == input.numel(),
-                  "rank_backward needs grad, input and ranks of one shape");
-  STD_TORCH_CHECK(grad.device() == input.device() && ranks.device() == input.device(),
-                  "rank_backward needs grad, input and ranks on one device");
+  check_rank_backward(grad, input, ranks);
+  check_device(grad, input, "grad");
+  check_device(ranks, input, "ranks");
   TorchBackend backend(input);
   grad = as_contiguous(grad);
   input = as_contiguous(input);

@@ -93,7 +93,7 @@ def test_one_wheel_for_every_python(source: Path, tmp_path: Path) -> None:
         "dadl/py.typed",
         "dadl_ext/reference/ranksim.py",
         "dadl/benchmarks/run.py",
-        "dadl/html_report.html",
+        "dadl/report/page.html",
     ):
         assert name in names
 
