@@ -2,8 +2,9 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
+
+from .operation import Operation, apply
 
 
 def reverse_gradient(input: Tensor, weight: float = 1.0) -> Tensor:
@@ -12,15 +13,22 @@ def reverse_gradient(input: Tensor, weight: float = 1.0) -> Tensor:
     As in Ganin & Lempitsky (ICML 2015): the layers before it learn to raise a loss that the layers after it learn to
     lower. Differentiable any number of times.
     """
-    return _Reversal.apply(input, weight)  # type: ignore[no-any-return]
+    return apply(_Reversal, input, weight)  # type: ignore[no-any-return]
 
 
-class _Reversal(torch.autograd.Function):
+class _Reversal(Operation):
     @staticmethod
-    def forward(ctx: Any, input: Tensor, weight: float) -> Tensor:
-        ctx.weight = weight
+    def forward(input: Tensor, weight: float) -> Tensor:  # type: ignore[override]
         return input.view_as(input)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        _, ctx.weight = inputs
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         return -ctx.weight * grad, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], input: Tensor, weight: float) -> tuple[Tensor, int | None]:  # type: ignore[override]
+        return apply(_Reversal, input, weight), in_dims[0]

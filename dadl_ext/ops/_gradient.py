@@ -1,20 +1,39 @@
 """The backward of operators that form the gradient together with the value."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from ._rules import below_autograd, register_no_derivative
+from ._rules import call, register_no_derivative
 
 
-def scale_gradient(grad: Tensor, gradient: Tensor, input: Tensor, dim: int = 0) -> Tensor:
+def save_gradients(ctx: Any, gradients: Sequence[Tensor], inputs: Sequence[Tensor | None]) -> None:
+    """Of an operation's results, save the gradients, and its inputs for :func:`scale_gradient`."""
+    ctx.mark_non_differentiable(*gradients)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*gradients, *inputs)
+
+
+def scale_gradient(grad: Tensor | None, gradient: Tensor, input: Tensor, dim: int = 0) -> Tensor | None:
     """``grad · gradient`` in the input's dtype; the upstream gradient is ``[]`` or runs along ``dim``."""
-    # Skip the multiplication by 1, unless checking for it would synchronise the device, or a second derivative may
-    # follow, which must raise.
-    may_check = grad.is_cpu and not torch.compiler.is_compiling() and not torch.is_grad_enabled()
-    if may_check and gradient.dtype == input.dtype and grad.dim() == 0 and grad.item() == 1:
-        return gradient
-    with below_autograd():
-        return torch.ops.dadl.scale_gradient.default(grad, gradient, input, dim)  # type: ignore[no-any-return]
+    if grad is None:  # nothing flows back
+        return None
+    if gradient.dtype == input.dtype and grad.dim() == 0 and _is_last_use(grad) and grad.item() == 1:
+        return gradient  # skips the multiplication by 1
+    return call(torch.ops.dadl.scale_gradient.default, grad, gradient, input, dim)  # type: ignore[no-any-return]
+
+
+def _is_last_use(grad: Tensor) -> bool:
+    """Whether the graph is freed after this backward, so that what it saved may be given away.
+
+    False where a look at the upstream gradient would synchronise the device or where a second derivative may follow,
+    which must raise.
+    """
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or not grad.is_cpu:
+        return False
+    return not torch._C._autograd._get_current_graph_task_keep_graph()
 
 
 @torch.library.register_fake("dadl::scale_gradient")

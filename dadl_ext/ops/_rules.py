@@ -1,14 +1,18 @@
 """Rules that all families register in the same way."""
 
+import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn
 
 import torch
 
+from .._shared.operation import Operation, apply, transformed
+
 _AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU) | torch._C.DispatchKeySet(
     torch._C.DispatchKey.AutocastCUDA
 )
+_HALF = (torch.float16, torch.bfloat16)
 _libraries: list[torch.library.Library] = []  # what is registered through a library lives as long as the library
 
 
@@ -21,8 +25,12 @@ def below_autograd() -> AbstractContextManager[object]:
     return nullcontext() if needed else torch._C._AutoDispatchBelowAutograd()
 
 
+_reasons: dict[str, str] = {}  # why an operator has no derivative
+
+
 def register_no_derivative(operator: str, reason: str) -> None:
     """Raise when an operator is differentiated. Without a rule PyTorch would only warn and return no gradient."""
+    _reasons[operator] = reason
 
     def backward(ctx: Any, *grads: Any) -> NoReturn:
         raise RuntimeError(f"{operator} cannot be differentiated: {reason}.")
@@ -30,22 +38,52 @@ def register_no_derivative(operator: str, reason: str) -> None:
     torch.library.register_autograd(operator, backward)
 
 
+class Underivable(Operation):
+    """An operator that raises when it is differentiated. Rules of the dispatcher do not work behind transforms."""
+
+    @staticmethod
+    def forward(operator: Any, *arguments: Any) -> Any:  # type: ignore[override]
+        with below_autograd():
+            return operator(*arguments)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.operator = inputs[0]._schema.name
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> NoReturn:
+        raise RuntimeError(f"{ctx.operator} cannot be differentiated: {_reasons[ctx.operator]}.")
+
+
+def call(operator: Any, *arguments: Any, operation: type[Underivable] = Underivable) -> Any:
+    """Call an operator that was registered without a derivative."""
+    if transformed():
+        return apply(operation, operator, *arguments)
+    with below_autograd():
+        return operator(*arguments)
+
+
 def register_autocast(operator: str, rule: Callable[..., tuple[Any, ...]]) -> None:
     """Under autocast, call an operator with what ``rule`` makes of its arguments."""
     name = operator.removeprefix("dadl::")
-    overload = getattr(torch.ops.dadl, name).default
+    packet = getattr(torch.ops.dadl, name)
     library = torch.library.Library("dadl", "FRAGMENT")
     _libraries.append(library)
 
-    def below_autocast(*arguments: Any) -> Any:
+    def below_autocast(overload: Any, *arguments: Any) -> Any:
         with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST):
             return overload(*rule(*arguments))
 
-    for key in ("AutocastCPU", "AutocastCUDA"):
-        library.impl(name, below_autocast, key)
+    for overload in packet.overloads():
+        for key in ("AutocastCPU", "AutocastCUDA"):
+            kernel = functools.partial(below_autocast, getattr(packet, overload))
+            library.impl(name if overload == "default" else f"{name}.{overload}", kernel, key)
 
 
 def register_float32_autocast(operator: str) -> None:
     """Compute in float32 under autocast (float64 inputs stay float64). Gradients have the dtypes of the inputs."""
-    for device_type in ("cpu", "cuda"):
-        torch.library.register_autocast(operator, device_type, torch.float32)
+
+    def in_float32(*arguments: Any) -> tuple[Any, ...]:
+        return tuple(v.float() if isinstance(v, torch.Tensor) and v.dtype in _HALF else v for v in arguments)
+
+    register_autocast(operator, in_float32)

@@ -7,90 +7,111 @@ from torch import Tensor
 
 from .._shared.checks import FORMS, REDUCTIONS, check_contrast, check_group_contrast
 from .._shared.dtypes import arithmetic_dtype
-from ._gradient import scale_gradient
-from ._rules import below_autograd, register_autocast, register_no_derivative
+from .._shared.operation import Operation, apply, differentiated, keep, kept
+from ._gradient import save_gradients, scale_gradient
+from ._numbers import as_numbers, overload, register_numbers
+from ._rules import below_autograd, call, register_autocast, register_no_derivative
 
 
 def similarity_logsumexp(
     query: Tensor, key: Tensor, key_mask: Tensor | None, scale: float, exclude_self: bool
 ) -> Tensor:
     """``log Σ_j exp(scale · q_i k_j)``, ``[B]``. The gradient of the query is formed in the same pass."""
+    (scale,) = as_numbers(scale)
     arguments = (query, key, key_mask, scale, exclude_self)
-    if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad):
-        return _SimilarityLogsumexp.apply(*arguments)  # type: ignore[no-any-return, no-untyped-call]
-    lse, _ = torch.ops.dadl.similarity_logsumexp.default(*arguments, False)
+    if differentiated(query, key):
+        lse, _ = apply(_SimilarityLogsumexp, *arguments, differentiated(query))
+    else:
+        lse, _ = overload(torch.ops.dadl.similarity_logsumexp, scale)(*arguments, False)
     return lse  # type: ignore[no-any-return]
 
 
-class _SimilarityLogsumexp(torch.autograd.Function):
+class _SimilarityLogsumexp(Operation):
     @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, key_mask: Tensor | None, scale: float, exclude_self: bool
-    ) -> Tensor:
-        with_slope = ctx.needs_input_grad[0]
+    def forward(  # type: ignore[override]
+        query: Tensor, key: Tensor, key_mask: Tensor | None, scale: Any, exclude_self: bool, with_slope: bool
+    ) -> tuple[Tensor, Tensor]:
         with below_autograd():
-            lse, slope = torch.ops.dadl.similarity_logsumexp.default(
+            return overload(torch.ops.dadl.similarity_logsumexp, scale)(  # type: ignore[no-any-return]
                 query, key, key_mask, scale, exclude_self, with_slope
             )
-        ctx.save_for_backward(query, key, key_mask, lse.detach(), slope)
-        ctx.scale, ctx.exclude_self = scale, exclude_self
-        return lse  # type: ignore[no-any-return]
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        query, key, key_mask, lse, slope = ctx.saved_tensors
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        query, key, key_mask, scale, exclude_self, _ = inputs
+        lse, slope = output
+        ctx.mark_non_differentiable(slope)
+        ctx.set_materialize_grads(False)
+        keep(ctx, query, key, key_mask, lse, slope, scale, exclude_self)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if grad is None:
+            return (None,) * 6
+        query, key, key_mask, lse, slope, scale, exclude_self = kept(ctx)
         query_gradient = key_gradient = None
-        with below_autograd():
-            if ctx.needs_input_grad[0]:
-                query_gradient = scale_gradient(grad, slope, query)
-            if ctx.needs_input_grad[1]:
-                key_gradient = torch.ops.dadl.similarity_logsumexp_key_gradient.default(
-                    grad, query, key, key_mask, lse, ctx.scale, ctx.exclude_self
-                )
-        return query_gradient, key_gradient, None, None, None
+        if ctx.needs_input_grad[0]:
+            query_gradient = scale_gradient(grad, slope, query)
+        if ctx.needs_input_grad[1]:
+            key_gradient = _key_gradient(grad, query, key, key_mask, lse.detach(), scale, exclude_self)
+        return query_gradient, key_gradient, None, None, None, None
+
+
+def _key_gradient(
+    grad: Tensor, query: Tensor, key: Tensor, key_mask: Tensor | None, lse: Tensor, scale: Any, exclude_self: bool
+) -> Tensor:
+    operator = overload(torch.ops.dadl.similarity_logsumexp_key_gradient, scale)
+    return call(operator, grad, query, key, key_mask, lse, scale, exclude_self)  # type: ignore[no-any-return]
 
 
 def supervised_contrast(features: Tensor, target: Tensor, classes: int, temperature: float) -> Tensor:
     """The row losses ``[n]`` of features with targets 0, ..., classes - 1."""
-    with_slope = features.requires_grad and torch.is_grad_enabled()
-    return _SupervisedContrast.apply(features, target, classes, temperature, with_slope)  # type: ignore[no-any-return, no-untyped-call]
+    (temperature,) = as_numbers(temperature)
+    loss, *_ = apply(_SupervisedContrast, features, target, classes, 1 / temperature, differentiated(features))
+    return loss  # type: ignore[no-any-return]
 
 
-class _SupervisedContrast(torch.autograd.Function):
+class _SupervisedContrast(Operation):
     """Forms the whole gradient by hand: for small batches, autograd's bookkeeping would take longer than the loss."""
 
     @staticmethod
-    def forward(
-        ctx: Any, features: Tensor, target: Tensor, classes: int, temperature: float, with_slope: bool
-    ) -> Tensor:
+    def forward(  # type: ignore[override]
+        features: Tensor, target: Tensor, classes: int, scale: Any, with_slope: bool
+    ) -> tuple[Tensor, ...]:
         with below_autograd():
-            lse, slope = torch.ops.dadl.similarity_logsumexp.default(
-                features, features, None, 1 / temperature, True, with_slope
+            lse, slope = overload(torch.ops.dadl.similarity_logsumexp, scale)(
+                features, features, None, scale, True, with_slope
             )
             z = features.to(lse.dtype)
             sums = z.new_zeros(classes, z.shape[1]).index_add(0, target, z)
             positives = sums.index_select(0, target) - z
             count = target.new_zeros(classes).index_add(0, target, torch.ones_like(target)).index_select(0, target) - 1
             alone = count == 0
-            share = 1 / (temperature * count.clamp_min(1).to(z.dtype))
+            share = (scale / count.clamp_min(1).to(z.dtype)).masked_fill(alone, 0)
             loss = (lse - (z * positives).sum(dim=1) * share).masked_fill(alone, 0)
-        ctx.save_for_backward(features, target, lse, slope, positives, share, alone)
-        ctx.classes, ctx.temperature = classes, temperature
-        return loss  # type: ignore[no-any-return]
+        return loss, lse, slope, positives, share
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        features, target, lse, slope, positives, share, alone = ctx.saved_tensors
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        features, target, classes, scale, _ = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        keep(ctx, features, target, classes, scale, *output[1:])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if grad is None:
+            return (None,) * 5
+        features, target, classes, scale, lse, slope, positives, share = kept(ctx)
         with below_autograd():
-            grad = grad.masked_fill(alone, 0)
+            grad = grad.masked_fill(share == 0, 0)
             as_query = scale_gradient(grad, slope, features)
-            as_key = torch.ops.dadl.similarity_logsumexp_key_gradient.default(
-                grad, features, features, None, lse, 1 / ctx.temperature, True
-            )
+            as_key = _key_gradient(grad, features, features, None, lse, scale, True)
             pull = (grad * share)[:, None]
             pulling = pull * features
-            sums = pulling.new_zeros(ctx.classes, pulling.shape[1]).index_add(0, target, pulling)
+            sums = pulling.new_zeros(classes, pulling.shape[1]).index_add(0, target, pulling)
             pulled = pull * positives + (sums.index_select(0, target) - pulling)
+            assert as_query is not None
             gradient = (as_query + as_key - pulled).to(features.dtype)
         return gradient, None, None, None, None
 
@@ -107,27 +128,29 @@ def pseudo_group_contrast(
     reduction: str,
 ) -> Tensor:
     """The row losses ``[B]``, or their sum or mean ``[]``. The gradient is formed in the same pass."""
+    (temperature,) = as_numbers(temperature)
     numbers = temperature, FORMS.index(form), ignore_index, REDUCTIONS.index(reduction)
-    arguments = (key, queue, target, slot_count, *numbers)
-    if query.requires_grad and torch.is_grad_enabled():
-        return _PseudoGroupContrast.apply(query, arguments)  # type: ignore[no-any-return, no-untyped-call]
-    loss, _ = torch.ops.dadl.pseudo_group_contrast.default(query, *arguments, False)
+    arguments = (query, key, queue, target, slot_count, *numbers)
+    if differentiated(query):
+        loss, _ = apply(_PseudoGroupContrast, *arguments)
+    else:
+        loss, _ = overload(torch.ops.dadl.pseudo_group_contrast, temperature)(*arguments, False)
     return loss  # type: ignore[no-any-return]
 
 
-class _PseudoGroupContrast(torch.autograd.Function):
-    """The arguments without a gradient are one tuple, because autograd spends time on each argument."""
-
+class _PseudoGroupContrast(Operation):
     @staticmethod
-    def forward(ctx: Any, query: Tensor, arguments: tuple[Any, ...]) -> Tensor:
+    def forward(*arguments: Any) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         with below_autograd():
-            loss, slope = torch.ops.dadl.pseudo_group_contrast.default(query, *arguments, True)
-        ctx.save_for_backward(slope, query)
-        return loss  # type: ignore[no-any-return]
+            return overload(torch.ops.dadl.pseudo_group_contrast, arguments[5])(*arguments, True)  # type: ignore[no-any-return]
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        return scale_gradient(grad, *ctx.saved_tensors), None
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        save_gradients(ctx, output[1:], inputs[:1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return scale_gradient(grad, *ctx.saved_tensors), *(None,) * 8
 
 
 @torch.library.register_fake("dadl::similarity_logsumexp")
@@ -182,9 +205,11 @@ def _group_of_autocast(query: Tensor, key: Tensor, queue: Tensor, *rest: Any) ->
 
 for _operator in ("similarity_logsumexp", "pseudo_group_contrast"):
     register_no_derivative(f"dadl::{_operator}", f"use dadl_ext.functional.{_operator}")
-register_autocast("dadl::similarity_logsumexp", lambda query, key, *rest: (*_sides_of_autocast(query, key), *rest))
-register_autocast("dadl::pseudo_group_contrast", _group_of_autocast)
 register_no_derivative(
     "dadl::similarity_logsumexp_key_gradient",
     "leave the loss out of what needs a second derivative (create_graph=True), or use dadl_ext.reference",
 )
+for _operator in ("similarity_logsumexp", "similarity_logsumexp_key_gradient", "pseudo_group_contrast"):
+    register_numbers(_operator)
+register_autocast("dadl::similarity_logsumexp", lambda query, key, *rest: (*_sides_of_autocast(query, key), *rest))
+register_autocast("dadl::pseudo_group_contrast", _group_of_autocast)

@@ -7,30 +7,34 @@ from torch import Tensor
 
 from .._shared.dtypes import arithmetic_dtype
 from .._shared.members import MEASURES
-from ._gradient import scale_gradient
+from .._shared.operation import Operation, apply, differentiated
+from ._gradient import save_gradients, scale_gradient
 from ._rules import below_autograd, register_float32_autocast, register_no_derivative
 
 
 def disagreement(members: Tensor, measure: str, reduction: str) -> Tensor:
     """The reduced losses of members ``[K, B, R, C]``. The gradient is formed in the same pass."""
     number, mean = MEASURES.index(measure), reduction == "mean"
-    if members.requires_grad and torch.is_grad_enabled():
-        return _Disagreement.apply(members, number, mean, reduction)  # type: ignore[no-any-return]
+    if differentiated(members):
+        loss, _ = apply(_Disagreement, members, number, mean, reduction)
+        return loss  # type: ignore[no-any-return]
     rows, _ = torch.ops.dadl.disagreement.default(members, number, mean, False)
     return rows if reduction == "none" else rows.sum()  # type: ignore[no-any-return]
 
 
-class _Disagreement(torch.autograd.Function):
+class _Disagreement(Operation):
     @staticmethod
-    def forward(ctx: Any, members: Tensor, number: int, mean: bool, reduction: str) -> Tensor:
+    def forward(members: Tensor, number: int, mean: bool, reduction: str) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         with below_autograd():
             rows, gradient = torch.ops.dadl.disagreement.default(members, number, mean, True)
-            loss: Tensor = rows if reduction == "none" else rows.sum()
-        ctx.save_for_backward(gradient, members)
-        return loss
+            return rows if reduction == "none" else rows.sum(), gradient
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        save_gradients(ctx, output[1:], inputs[:1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         gradient, members = ctx.saved_tensors
         return scale_gradient(grad, gradient, members, dim=1), None, None, None
 

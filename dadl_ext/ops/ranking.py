@@ -6,12 +6,51 @@ import torch
 from torch import Tensor
 
 from .._shared.dtypes import arithmetic_dtype
-from ._rules import register_float32_autocast, register_no_derivative
+from .._shared.operation import Operation, apply, differentiated, keep, kept
+from ._numbers import as_numbers, overload, register_numbers
+from ._rules import Underivable, below_autograd, call, register_float32_autocast, register_no_derivative
 
 
 def rank(input: Tensor, interp_strength: float) -> Tensor:
     """Ranks along the last dimension, with a blackbox gradient of strength ``interp_strength``."""
-    return torch.ops.dadl.rank.default(input, interp_strength)  # type: ignore[no-any-return]
+    (strength,) = as_numbers(interp_strength)
+    if differentiated(input):
+        return apply(_Rank, input, strength)  # type: ignore[no-any-return]
+    return overload(torch.ops.dadl.rank, strength)(input, strength)  # type: ignore[no-any-return]
+
+
+class _Rank(Operation):
+    @staticmethod
+    def forward(input: Tensor, strength: Any) -> Tensor:  # type: ignore[override]
+        with below_autograd():
+            return overload(torch.ops.dadl.rank, strength)(input, strength)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        input, strength = inputs
+        keep(ctx, input, output, strength)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        input, ranks, strength = kept(ctx)
+        operator = overload(torch.ops.dadl.rank_backward, strength)
+        return call(operator, grad, input, ranks, strength, operation=_RankBackward), None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], input: Tensor, strength: Any) -> tuple[Tensor, int]:  # type: ignore[override]
+        assert in_dims[0] is not None
+        return apply(_Rank, input.movedim(in_dims[0], 0), strength), 0
+
+
+class _RankBackward(Underivable):
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Tensor, int]:  # type: ignore[override]
+        operator, *tensors, strength = arguments
+        batched = [
+            value.expand(info.batch_size, *value.shape) if dim is None else value.movedim(dim, 0)
+            for value, dim in zip(tensors, in_dims[1:], strict=False)
+        ]
+        return apply(_RankBackward, operator, *batched, strength), 0
 
 
 @torch.library.register_fake("dadl::rank")
@@ -24,37 +63,12 @@ def _(grad: Tensor, input: Tensor, ranks: Tensor, interp_strength: float) -> Ten
     return input.new_empty(input.shape)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
-    input, ctx.interp_strength = inputs
-    ctx.save_for_backward(input, output)
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-    input, ranks = ctx.saved_tensors
-    return torch.ops.dadl.rank_backward(grad, input, ranks, ctx.interp_strength), None
-
-
-torch.library.register_autograd("dadl::rank", _backward, setup_context=_setup_context)
+register_no_derivative("dadl::rank", "use dadl_ext.functional.rank")
 register_no_derivative(
     "dadl::rank_backward",
     "ranks are piecewise constant, and their blackbox gradient has no second derivative. Leave rank out of what needs "
     "one (create_graph=True), or detach it there",
 )
+for _operator in ("rank", "rank_backward"):
+    register_numbers(_operator)
 register_float32_autocast("dadl::rank")
-
-
-@torch.library.register_vmap("dadl::rank")
-def _(info: Any, in_dims: tuple[int | None, ...], input: Tensor, interp_strength: float) -> tuple[Tensor, int]:
-    assert in_dims[0] is not None
-    return rank(input.movedim(in_dims[0], 0), interp_strength), 0
-
-
-@torch.library.register_vmap("dadl::rank_backward")
-def _(
-    info: Any, in_dims: tuple[int | None, ...], grad: Tensor, input: Tensor, ranks: Tensor, interp_strength: float
-) -> tuple[Tensor, int]:
-    batched = [
-        value.expand(info.batch_size, *value.shape) if dim is None else value.movedim(dim, 0)
-        for value, dim in zip((grad, input, ranks), in_dims, strict=False)
-    ]
-    return torch.ops.dadl.rank_backward(*batched, interp_strength), 0

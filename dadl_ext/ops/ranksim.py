@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from .._shared.dtypes import arithmetic_dtype
-from ._gradient import scale_gradient
-from ._rules import below_autograd, register_float32_autocast, register_no_derivative
+from .._shared.operation import Operation, apply, differentiated, keep, kept
+from ._gradient import save_gradients, scale_gradient
+from ._numbers import as_numbers, overload, register_numbers
+from ._rules import below_autograd, call, register_float32_autocast, register_no_derivative
 
 # (index, order, count) as in csrc/ops.cpp. Their sizes are fixed, so that the count can stay on the device.
 Subset: TypeAlias = tuple[Tensor, Tensor, Tensor]
@@ -31,25 +33,37 @@ def ranksim_loss(
 
     The operator selects the subset too: a separate operator for that would take a tenth of a small batch's time.
     """
-    arguments = (features, labels, priority, label_similarity, interp_strength, weight, mean)
-    if features.requires_grad and torch.is_grad_enabled():
-        return _RankSimLoss.apply(*arguments)  # type: ignore[no-any-return]
-    loss, _ = torch.ops.dadl.ranksim_loss.default(*arguments, False)
+    numbers = as_numbers(interp_strength, weight)
+    arguments = (features, labels, priority, label_similarity, *numbers, mean)
+    if differentiated(features):
+        loss, _ = apply(_RankSimLoss, *arguments)
+    else:
+        loss, _ = overload(torch.ops.dadl.ranksim_loss, numbers[0])(*arguments, False)
     return loss  # type: ignore[no-any-return]
 
 
-class _RankSimLoss(torch.autograd.Function):
-    """A Function, because a registered rule parses the schema in each call: a sixth of the time of a small batch."""
-
+class _RankSimLoss(Operation):
     @staticmethod
-    def forward(ctx: Any, features: Tensor, *arguments: Any) -> Tensor:
+    def forward(
+        features: Tensor,
+        labels: Tensor,
+        priority: Tensor,
+        label_similarity: Tensor | None,
+        strength: Any,
+        weight: Any,
+        mean: bool,
+    ) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         with below_autograd():
-            loss, gradient = torch.ops.dadl.ranksim_loss.default(features, *arguments, True)
-        ctx.save_for_backward(gradient, features)
-        return loss  # type: ignore[no-any-return]
+            return overload(torch.ops.dadl.ranksim_loss, strength)(  # type: ignore[no-any-return]
+                features, labels, priority, label_similarity, strength, weight, mean, True
+            )
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        save_gradients(ctx, output[1:], inputs[:1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         return scale_gradient(grad, *ctx.saved_tensors), *(None,) * 6
 
 
@@ -62,9 +76,24 @@ def ranksim_rows(
     weight: float,
 ) -> Tensor:
     """The losses ``[n]`` of the rows of the subset, 0 beyond its count."""
-    return torch.ops.dadl.ranksim_rows.default(  # type: ignore[no-any-return]
-        features, labels, *subset, label_similarity, interp_strength, weight
-    )
+    return apply(_RankSimRows, features, labels, *subset, label_similarity, *as_numbers(interp_strength, weight))  # type: ignore[no-any-return]
+
+
+class _RankSimRows(Operation):
+    @staticmethod
+    def forward(*arguments: Any) -> Tensor:  # type: ignore[override]
+        with below_autograd():
+            return overload(torch.ops.dadl.ranksim_rows, arguments[-1])(*arguments)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        keep(ctx, *inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        arguments = kept(ctx)
+        operator = overload(torch.ops.dadl.ranksim_rows_backward, arguments[-1])
+        return call(operator, grad, *arguments), *(None,) * 7
 
 
 @torch.library.register_fake("dadl::ranksim_select")
@@ -99,22 +128,14 @@ def _(grad: Tensor, features: Tensor, *arguments: Any) -> Tensor:
     return features.new_empty(features.shape)
 
 
-def _rows_setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.interp_strength, ctx.weight = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _rows_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    gradient = torch.ops.dadl.ranksim_rows_backward(grad, *ctx.saved_tensors, ctx.interp_strength, ctx.weight)
-    return gradient, *(None,) * 7
-
-
-torch.library.register_autograd("dadl::ranksim_rows", _rows_backward, setup_context=_rows_setup_context)
 register_no_derivative("dadl::ranksim_loss", "its gradient is an output; use dadl_ext.functional.ranksim_loss")
+register_no_derivative("dadl::ranksim_rows", "use dadl_ext.functional.ranksim_loss")
 register_no_derivative(
     "dadl::ranksim_rows_backward",
     "RankSim's gradient passes through ranks, and their blackbox gradient has no second derivative. Leave the loss out "
     "of what needs one (create_graph=True), or detach it there",
 )
-for _operator in ("dadl::ranksim_loss", "dadl::ranksim_rows"):
+for _operator in ("ranksim_loss", "ranksim_rows", "ranksim_rows_backward"):
+    register_numbers(_operator)
+for _operator in ("ranksim_loss", "ranksim_rows"):
     register_float32_autocast(_operator)

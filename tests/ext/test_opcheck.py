@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+import dadl_ext  # noqa: F401, registers the operators
+
 ops = torch.ops.dadl
 
 
@@ -42,7 +44,7 @@ Calls = Iterable[tuple[Any, ...]]
 
 def rank(x: Inputs) -> Calls:
     for shape in ((4, 9), (0,), (3, 0), (0, 5)):
-        yield x.floats(*shape).requires_grad_(), 2.0
+        yield x.floats(*shape), 2.0
 
 
 def rank_backward(x: Inputs) -> Calls:
@@ -79,7 +81,7 @@ def ranksim_rows(x: Inputs) -> Calls:
     for features, labels, priority in ranksim_batches(x):
         subset = ops.ranksim_select(labels, priority)
         for matrix in similarity_matrices(x, len(labels)):
-            yield features.clone().requires_grad_(), labels, *subset, matrix, 2.0, 1.0
+            yield features, labels, *subset, matrix, 2.0, 1.0
 
 
 def ranksim_rows_backward(x: Inputs) -> Calls:
@@ -158,6 +160,18 @@ def test_opcheck(device: str, dtype: torch.dtype, calls: Callable[[Inputs], Call
         torch.library.opcheck(operator, arguments)
 
 
+@pytest.mark.parametrize("calls", CALLS, ids=lambda calls: calls.__name__)
+def test_opcheck_of_numbers_as_tensors(device: str, calls: Callable[[Inputs], Calls]) -> None:
+    operator = getattr(ops, calls.__name__)
+    floats = any(isinstance(argument.type, torch.FloatType) for argument in operator.default._schema.arguments)
+    assert ("numbers" in operator.overloads()) == floats
+    if not floats:
+        return
+    for arguments in calls(Inputs(device, torch.float32)):
+        numbers = [torch.tensor(v, dtype=torch.float64) if isinstance(v, float) else v for v in arguments]
+        torch.library.opcheck(operator.numbers, numbers)
+
+
 def test_no_operator_is_left_out() -> None:
     names = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("dadl::")}
-    assert names == {f"dadl::{calls.__name__}" for calls in CALLS}
+    assert {name.removesuffix(".numbers") for name in names} == {f"dadl::{calls.__name__}" for calls in CALLS}

@@ -1,0 +1,63 @@
+"""The base of the differentiable operators, which PyTorch's transforms understand."""
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Operation(torch.autograd.Function):
+    """An operator with its gradient, for :func:`apply`.
+
+    ``forward`` takes no context, as ``torch.func`` asks. A result that only serves the backward is an output too, and
+    not differentiable. Under ``torch.vmap`` the operator is called for one example after the other.
+    """
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "vmap" not in cls.__dict__:
+            cls.vmap = staticmethod(functools.partial(_each, cls))  # type: ignore[method-assign]
+
+
+def transformed() -> bool:
+    """Whether a transform of ``torch.func`` is at work, so that tensors may be wrappers."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
+def apply(operation: type[Operation], *arguments: Any) -> Any:
+    """``operation.apply(*arguments)``, without binding arguments by name first, which takes 20 µs."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return operation.apply(*arguments)
+    return super(torch.autograd.Function, operation).apply(*arguments)  # type: ignore[misc]
+
+
+def differentiated(*inputs: Tensor | None) -> bool:
+    """Whether a gradient may be asked for. Behind a transform nobody can tell, so that it may."""
+    if transformed():
+        return True
+    return torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in inputs)
+
+
+def keep(ctx: Any, *values: Any) -> None:
+    """Save tensors and numbers for :func:`kept`."""
+    ctx.save_for_backward(*(value for value in values if isinstance(value, Tensor)))
+    ctx.numbers = tuple(None if isinstance(value, Tensor) else (value,) for value in values)
+
+
+def kept(ctx: Any) -> tuple[Any, ...]:
+    tensors = iter(ctx.saved_tensors)
+    return tuple(next(tensors) if value is None else value[0] for value in ctx.numbers)
+
+
+def _each(operation: type[Operation], info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
+    results = [
+        operation.apply(
+            *(value if dim is None else value.select(dim, i) for value, dim in zip(arguments, in_dims, strict=True))
+        )
+        for i in range(info.batch_size)
+    ]
+    if isinstance(results[0], Tensor):
+        return torch.stack(results), 0
+    stacked = tuple(None if parts[0] is None else torch.stack(parts) for parts in zip(*results, strict=True))
+    return stacked, tuple(None if value is None else 0 for value in stacked)

@@ -1,0 +1,42 @@
+"""Numbers that may change from step to step in a compiled program."""
+
+from typing import Any
+
+import torch
+
+
+def as_numbers(*values: Any) -> tuple[Any, ...]:
+    """Floats as they are. While PyTorch compiles, as tensors ``[]`` on the CPU, of whose values nothing depends.
+
+    A compiled program holds the float arguments of an operator as constants: it would be compiled again for each value
+    of a weight or a temperature that changes. Only a product keeps them symbolic. An exported program has constants.
+    """
+    if not torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        return values
+    return tuple(torch.ones((), dtype=torch.float64, device="cpu") * value for value in values)
+
+
+def overload(operator: Any, number: Any) -> Any:
+    """Of an operator, the overload that takes such numbers."""
+    return operator.numbers if isinstance(number, torch.Tensor) else operator.default
+
+
+_library = torch.library.Library("dadl", "FRAGMENT")
+
+
+def register_numbers(name: str) -> None:
+    """Give an operator its overload ``numbers``, which takes tensors ``[]`` in the place of floats."""
+    operator = getattr(torch.ops.dadl, name).default
+    schema = operator._schema
+    floats = [isinstance(argument.type, torch.FloatType) for argument in schema.arguments]
+
+    def with_floats(*arguments: Any) -> Any:
+        return operator(*(v.item() if is_float else v for v, is_float in zip(arguments, floats, strict=True)))
+
+    def fake(*arguments: Any) -> Any:
+        return operator(*(1.0 if is_float else v for v, is_float in zip(arguments, floats, strict=True)))
+
+    definition = str(schema).removeprefix("dadl::").replace(" float ", " Tensor ").replace("(float ", "(Tensor ")
+    _library.define(definition.replace(name, f"{name}.numbers", 1))
+    _library.impl(f"{name}.numbers", with_floats, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"dadl::{name}.numbers", fake)
