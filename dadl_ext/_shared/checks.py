@@ -10,6 +10,7 @@ from torch.autograd import forward_ad
 
 from .dtypes import FLOATING, INTEGER
 from .members import CLASS_MEASURES, MEASURES
+from .operation import readable
 
 LabelSimilarity: TypeAlias = str | Tensor | Callable[[Tensor], Tensor] | None
 
@@ -39,7 +40,7 @@ def check_no_tangent(function: str, *values: Tensor) -> None:
 
 
 def check_interp_strength(interp_strength: float) -> None:
-    if not (math.isfinite(interp_strength) and interp_strength > 0):
+    if not 0 < interp_strength < math.inf:
         raise ValueError(f"interp_strength (λ) must be positive and finite, got {interp_strength}")
 
 
@@ -65,7 +66,8 @@ def check_ranksim(
         raise TypeError(f"labels must be a torch.Tensor, got {type(labels).__name__}")
     if labels.dtype not in FLOATING + INTEGER:
         raise TypeError(f"labels must be floating-point or integer, got {labels.dtype}")
-    if features.dim() < 2 or labels.dim() not in (1, 2) or len(features) != len(labels) or 0 in labels.shape[1:]:
+    rows = features.shape[:1] == labels.shape[:1]
+    if features.dim() < 2 or labels.dim() not in (1, 2) or not rows or 0 in labels.shape[1:]:
         raise ValueError(
             "features must be [n, d] (or [n, ...], flattened) and labels [n] or [n, k], k >= 1, one row per sample, "
             f"got features {tuple(features.shape)} and labels {tuple(labels.shape)}"
@@ -93,7 +95,7 @@ def check_ranksim_settings(
     interp_strength: float, weight: float, reduction: str, label_similarity: LabelSimilarity
 ) -> None:
     check_interp_strength(interp_strength)
-    if not (math.isfinite(weight) and weight >= 0):
+    if not 0 <= weight < math.inf:
         raise ValueError(f"weight (γ) must be non-negative and finite, got {weight}")
     check_reduction(reduction)
     if isinstance(label_similarity, str):
@@ -125,7 +127,7 @@ FORMS = ("cross_entropy", "kl")
 
 
 def check_temperature(temperature: float) -> None:
-    if not (math.isfinite(temperature) and temperature > 0):
+    if not 0 < temperature < math.inf:
         raise ValueError(f"temperature (τ) must be positive and finite, got {temperature}")
 
 
@@ -134,11 +136,21 @@ def check_reduction(reduction: str) -> None:
         raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}")
 
 
+def class_labels(labels: Tensor) -> Tensor:
+    """Class labels of any integer dtype, ``[n]`` or ``[n, 1]``, as int64 ``[n]``."""
+    if isinstance(labels, Tensor):
+        if labels.dtype != torch.int64 and labels.dtype in INTEGER:
+            labels = labels.long()
+        if labels.dim() == 2 and labels.shape[1] == 1:
+            labels = labels[:, 0]
+    return labels
+
+
 def check_integer(name: str, value: Tensor, shape: tuple[int, ...], device: torch.device) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
     if value.dtype != torch.int64:
-        raise TypeError(f"{name} must be int64, got {value.dtype}; convert with {name}.long()")
+        raise TypeError(f"{name} must be of an integer dtype, got {value.dtype}; convert with {name}.long()")
     if tuple(value.shape) != shape:
         raise ValueError(f"{name} must be of shape {shape}, got {tuple(value.shape)}")
     if value.device != device:
@@ -165,7 +177,7 @@ def check_contrast(query: Tensor, key: Tensor, scale: float, key_mask: Tensor | 
     if query.dim() != 2 or key.dim() != 2:
         raise ValueError(f"query must be [B, d] and key [N, d], got {tuple(query.shape)} and {tuple(key.shape)}")
     _check_rows("similarity_logsumexp", query, key=key)
-    if not math.isfinite(scale):
+    if not -math.inf < scale < math.inf:
         raise ValueError(f"scale must be finite, got {scale}")
     if key_mask is not None:
         if not isinstance(key_mask, Tensor) or key_mask.dtype != torch.bool:
@@ -224,8 +236,8 @@ def check_sample_weight(sample_weight: Tensor, target: Tensor) -> None:
 
 
 def check_classes(target: Tensor, classes: int, ignore_index: int) -> None:
-    if not target.is_cpu or torch.compiler.is_compiling():
-        return  # checking would synchronise the device
+    if not readable(target):
+        return
     outside = (target != ignore_index) & ((target < 0) | (target >= classes))
     if outside.any():
         raise ValueError(
@@ -240,6 +252,7 @@ def check_supervised_contrast(
     check_floating("features", features)
     if features.dim() not in (2, 3):
         raise ValueError(f"features must be [n, d], or [n, views, d], got {tuple(features.shape)}")
+    labels = class_labels(labels)
     check_integer("labels", labels, (features.shape[0],), features.device)
     check_temperature(temperature)
     check_reduction(reduction)
@@ -270,9 +283,9 @@ def check_disagreement(predictions: Tensor, measure: str, reduction: str) -> Non
 
 
 def check_p(p: float) -> None:
-    if not (p >= 0 and round(p * 65536) < 65536):
+    if not 0 <= p * 65536 < 65535.5:
         raise ValueError(f"p must be in [0, 1) and below 1 - 2^-17, got {p}")
-    if p > 0 and round(p * 65536) == 0:
+    if 0 < p * 65536 <= 0.5:
         raise ValueError(f"p is rounded to 16 bits, and {p} would round to 0; use p=0 for no dropout")
 
 

@@ -4,7 +4,16 @@ import torch
 from torch import Tensor
 
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-INTEGER = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+INTEGER = (
+    torch.bool,
+    torch.uint8,
+    torch.uint16,
+    torch.uint32,
+    torch.int8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+)  # what int64 holds
 
 
 def arithmetic_dtype(value: Tensor) -> torch.dtype:

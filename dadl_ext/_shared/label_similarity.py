@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .checks import LabelSimilarity, check_similarity_matrix
+from .operation import drawn
 
 
 def draw_priority(labels: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -14,7 +15,7 @@ def draw_priority(labels: Tensor, generator: torch.Generator | None) -> Tensor:
     """
     n = labels.shape[0]
     if generator is None:
-        return torch.rand(n, dtype=torch.float64, device=labels.device)
+        return drawn("ranksim_loss", lambda: torch.rand(n, dtype=torch.float64, device=labels.device))
     return torch.rand(n, dtype=torch.float64, device=generator.device, generator=generator).to(labels.device)
 
 
@@ -40,9 +41,9 @@ def label_similarity_matrix(labels: Tensor, label_similarity: LabelSimilarity, p
                 matrix = -difference.square().sum(dim=2)
             else:
                 matrix = -difference.abs().sum(dim=2)
-    if len(matrix) != len(labels) and not (padded and isinstance(label_similarity, Tensor)):
+    if matrix.shape[0] != labels.shape[0] and not (padded and isinstance(label_similarity, Tensor)):
         raise ValueError(
-            f"the label-similarity matrix must be [m, m] for the m = {len(labels)} distinct labels of the batch, "
+            f"the label-similarity matrix must be [m, m] for the m = {labels.shape[0]} distinct labels of the batch, "
             f"got {tuple(matrix.shape)}"
         )
     return matrix.detach()

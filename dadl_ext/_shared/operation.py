@@ -1,10 +1,12 @@
 """The base of the differentiable operators, which PyTorch's transforms understand."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 
 class Operation(torch.autograd.Function):
@@ -23,6 +25,36 @@ class Operation(torch.autograd.Function):
 def transformed() -> bool:
     """Whether a transform of ``torch.func`` is at work, so that tensors may be wrappers."""
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
+def readable(value: Tensor) -> bool:
+    """Whether the host may look at the values: it waits for no device, and there is a single value to look at."""
+    if not value.is_cpu or torch.compiler.is_compiling() or isinstance(value, FakeTensor):
+        return False
+    return not batched(value)
+
+
+def batched(value: Tensor) -> bool:
+    """Whether this is one tensor for each example of ``torch.vmap``, at any level of transforms."""
+    while transformed() and torch._C._functorch.is_functorch_wrapped_tensor(value):
+        if torch._C._functorch.is_batchedtensor(value):
+            return True
+        value = torch._C._functorch.get_unwrapped(value)
+    return False
+
+
+def drawn(function: str, draw: Callable[[], Tensor]) -> Tensor:
+    """``draw()``, where ``torch.vmap`` allows it."""
+    if not transformed():
+        return draw()
+    try:
+        return draw()
+    except RuntimeError as error:
+        if "randomness" not in str(error):
+            raise
+        raise RuntimeError(
+            f'{function} draws random numbers: call vmap(..., randomness="different"), or "same"'
+        ) from error
 
 
 def apply(operation: type[Operation], *arguments: Any) -> Any:

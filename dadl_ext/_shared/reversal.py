@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .checks import check_no_tangent
 from .operation import Operation, apply
 
 
@@ -13,6 +14,7 @@ def reverse_gradient(input: Tensor, weight: float = 1.0) -> Tensor:
     As in Ganin & Lempitsky (ICML 2015): the layers before it learn to raise a loss that the layers after it learn to
     lower. Differentiable any number of times.
     """
+    check_no_tangent("reverse_gradient", input)
     return apply(_Reversal, input, weight)  # type: ignore[no-any-return]
 
 

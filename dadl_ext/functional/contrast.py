@@ -14,6 +14,7 @@ from .._shared.checks import (
     check_reduction,
     check_sample_weight,
     check_supervised_contrast,
+    class_labels,
 )
 from .._shared.reduction import reduce_rows
 from ..ops import contrast
@@ -83,12 +84,12 @@ def pseudo_group_contrast(
         query: ``[B, d]``, not normalised here; :class:`dadl_ext.PseudoGroupContrastLoss` normalises.
         key: ``[B, d]``, the queries' own keys; they get no gradient.
         queue: ``[C, D, d]``, D keys for each of C classes, possibly in float16 or bfloat16; they get no gradient.
-        target: ``[B]`` int64: classes, or ``ignore_index`` for rows that give 0.
+        target: ``[B]`` (or ``[B, 1]``), of any integer dtype: classes, or ``ignore_index`` for rows that give 0.
         temperature: τ > 0.
         form: ``"cross_entropy"`` or ``"kl"``.
         ignore_index: the target of rows that do not count; must not be a class.
         sample_weight: ``[B]``, multiplies the row losses.
-        slot_count: ``[C]`` int64, the number of valid leading slots of each class; by default all are valid.
+        slot_count: ``[C]`` integers, the number of valid leading slots of each class; by default all are valid.
         reduction: ``"mean"`` over the rows that count, whatever their weights (0 without any), ``"sum"`` or ``"none"``.
 
     Returns:
@@ -109,6 +110,8 @@ def pseudo_group_contrast(
         require_device(query)
 
     check_no_tangent("pseudo_group_contrast", query, key, queue)
+    target = class_labels(target)
+    slot_count = None if slot_count is None else class_labels(slot_count)
     row_reduction = reduction if sample_weight is None else "none"
     with _explained_by(check):
         loss = contrast.pseudo_group_contrast(
@@ -134,7 +137,7 @@ def supervised_contrast(
     Args:
         features: ``[n, d]``, or ``[n, views, d]`` with all views as anchors; not normalised here,
             :class:`dadl_ext.SupervisedContrastLoss` normalises.
-        labels: ``[n]`` int64.
+        labels: ``[n]`` (or ``[n, 1]``), of any integer dtype.
         temperature: τ > 0.
         reduction: ``"mean"`` over all anchors, ``"sum"``, or ``"none"`` (the views concatenated view by view).
 
@@ -150,16 +153,16 @@ def supervised_contrast(
     features, labels = check_supervised_contrast(features, labels, temperature, reduction)
     require_device(features)
     # At most as many classes as labels: to count them would synchronise with the device.
-    loss = contrast.supervised_contrast(features, _class_numbers(labels), len(labels), temperature)
+    loss = contrast.supervised_contrast(features, _class_numbers(labels), labels.shape[0], temperature)
     return reduce_rows(loss, torch.ones_like(labels, dtype=torch.bool), None, reduction)
 
 
 def _class_numbers(labels: Tensor) -> Tensor:
-    """0, 1, ... in the order of the labels; every NaN is a class of its own."""
+    """0, 1, ... in the order of the labels."""
     ordered, order = labels.sort()
-    numbers = torch.zeros_like(order)
-    numbers[1:] = (ordered[1:] != ordered[:-1]).cumsum(0)
-    return torch.empty_like(order).scatter_(0, order, numbers)
+    # The first label differs from the one before it, which is the last, unless all are equal.
+    begins = ordered != ordered.roll(1)
+    return torch.empty_like(order).scatter_(0, order, begins.cumsum(0) - begins[:1].long())
 
 
 class _explained_by:

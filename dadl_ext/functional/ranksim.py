@@ -6,6 +6,7 @@ from torch import Tensor
 from .._library import require_device
 from .._shared.checks import LabelSimilarity, check_ranksim
 from .._shared.label_similarity import draw_priority, label_similarity_matrix
+from .._shared.operation import batched, readable
 from ..distributed import gather_batch
 from ..ops import ranksim
 
@@ -90,14 +91,26 @@ def ranksim_loss(
         matrix = None if merged else _label_matrix(labels, index, count, label_similarity)
         if reduction == "none":
             rows = ranksim.ranksim_rows(features, labels, subset, matrix, interp_strength, weight)
-            return rows[: int(count)]
+            if batched(count):
+                raise RuntimeError(
+                    'with reduction="none" ranksim_loss returns one loss for each distinct label, and under vmap their '
+                    'number may differ between examples; use "sum" or "mean"'
+                )
+            return _leading(rows, count)
     return ranksim.ranksim_loss(features, labels, priority, matrix, interp_strength, weight, reduction == "mean")
+
+
+def _leading(rows: Tensor, count: Tensor) -> Tensor:
+    length = count.item()
+    torch._check(0 <= length)  # what a traced program cannot see
+    torch._check(length <= rows.shape[0])
+    return rows[:length]
 
 
 def _label_matrix(labels: Tensor, index: Tensor, count: Tensor, label_similarity: LabelSimilarity) -> Tensor:
     """The similarity matrix of the subset's labels."""
-    padded = labels.device.type != "cpu" or torch.compiler.is_compiling()
-    chosen = labels[index if padded else index[: int(count)]]
+    padded = not readable(count)
+    chosen = labels[index if padded else _leading(index, count)]
     matrix = label_similarity_matrix(chosen, label_similarity, padded)
     # float64 is exact for half-precision numbers and for integers up to 2^53.
     return matrix if matrix.dtype in (torch.float32, torch.float64) else matrix.double()

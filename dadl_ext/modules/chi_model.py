@@ -85,7 +85,7 @@ class ChiModelLoss(nn.Module):
         check_measure(measure)
         if pairing not in PAIRINGS:
             raise ValueError(f"pairing must be one of {PAIRINGS}, got {pairing!r}")
-        if not (math.isfinite(eta) and eta >= 0):
+        if not 0 <= eta < math.inf:
             raise ValueError(f"eta (η) must be non-negative and finite, got {eta}")
         if clamp is not None and not clamp > 0:
             raise ValueError(f"clamp must be positive or None, got {clamp}")
@@ -193,8 +193,8 @@ class ChiModelLoss(nn.Module):
 
     def _clamped(self, rows: Tensor) -> Tensor:
         if self.clamp is None:
-            return torch.zeros((), device=rows.device)
-        return _mean((rows.detach() > self.clamp).float())
+            return rows.new_zeros(())
+        return _mean((rows.detach() > self.clamp).to(rows.dtype))
 
     def _advance(self) -> None:
         if self.training:
@@ -202,7 +202,7 @@ class ChiModelLoss(nn.Module):
 
 
 def _mean(rows: Tensor) -> Tensor:
-    return rows.sum() / max(len(rows), 1)
+    return rows.sum() / max(rows.shape[0], 1)
 
 
 def _frozen(head: nn.Module) -> Callable[[Tensor], Tensor]:

@@ -3,7 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+from .._shared.checks import check_integer, class_labels
 from .._shared.dtypes import FLOATING
+from .._shared.operation import readable
 from ..distributed import gather_batch
 
 __all__ = ["ClassQueue"]
@@ -66,30 +68,30 @@ class ClassQueue(nn.Module):
 
     @torch.no_grad()
     def enqueue(self, key: Tensor, target: Tensor, mask: Tensor | None = None) -> None:
-        """Store keys ``[B, d]`` under their classes ``target`` ``[B]`` (int64), except where ``mask`` ``[B]`` is False.
+        """Store keys ``[B, d]`` under their classes ``target`` ``[B]``, except where ``mask`` ``[B]`` is False.
 
         Raises:
             ValueError: shapes do not match or, on the CPU, a target is not a class. (On CUDA such a row is left out,
                 because checking would synchronise the device.)
         """
         classes, slots, dim = self.keys.shape
+        target = class_labels(target)
         if key.dim() != 2 or key.shape[1] != dim or target.shape != key.shape[:1]:
             raise ValueError(
                 f"expected key [B, {dim}] and target [B], got {tuple(key.shape)} and {tuple(target.shape)}"
             )
-        if target.dtype != torch.int64:
-            raise TypeError(f"target must be int64, got {target.dtype}; convert with target.long()")
+        check_integer("target", target, key.shape[:1], key.device)
         kept = torch.ones_like(target, dtype=torch.bool) if mask is None else mask
         if kept.shape != target.shape or kept.dtype != torch.bool:
             raise ValueError(f"mask must be bool {tuple(target.shape)}, got {kept.dtype} {tuple(kept.shape)}")
         inside = (target >= 0) & (target < classes)
-        if target.device.type == "cpu" and not torch.compiler.is_compiling() and bool((kept & ~inside).any()):
+        if readable(target) and bool((kept & ~inside).any()):
             outside = target[kept & ~inside][0].item()
             raise ValueError(f"target must hold classes 0..{classes - 1}, got {outside}; leave rows out with mask")
         kept = kept & inside
         if self.gather_distributed:
             key, target, kept = gather_batch(key, target, kept)
-        if len(target) == 0:
+        if target.shape[0] == 0:
             return
 
         # Rows that are left out form an extra class after all others.
@@ -100,7 +102,7 @@ class ClassQueue(nn.Module):
             0, group, torch.ones_like(group)
         )
         begin = count.cumsum(0) - count
-        place = torch.arange(len(group), device=group.device) - begin[sorted_group]
+        place = torch.arange(group.shape[0], device=group.device) - begin[sorted_group]
         # Only the last D keys of a class are written. All other rows point to a slot after the end of the queue.
         last = (place >= count[sorted_group] - slots) & (sorted_group < classes)
         pointer = torch.cat([self.pointer, self.pointer.new_zeros(1)])

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional as F
-from .._shared.checks import FORMS, check_reduction, check_temperature
+from .._shared.checks import FORMS, check_reduction, check_temperature, class_labels
 from .class_queue import ClassQueue
 
 __all__ = ["PseudoGroupContrastLoss", "SupervisedContrastLoss"]
@@ -76,7 +76,7 @@ class PseudoGroupContrastLoss(nn.Module):
         update: bool = True,
     ) -> Tensor:
         """The loss. With ``update=False``, or in evaluation mode, no key is enqueued."""
-        key = key.detach()
+        key, target = key.detach(), class_labels(target)
         if self.normalize:
             query, key = nn.functional.normalize(query, dim=-1), nn.functional.normalize(key, dim=-1)
         loss = F.pseudo_group_contrast(
@@ -111,7 +111,7 @@ class SupervisedContrastLoss(nn.Module):
         reduction: ``"mean"`` over all anchors, ``"sum"`` or ``"none"``.
 
     Shape:
-        features ``[n, d]`` or ``[n, views, d]``, labels ``[n]`` int64 → ``[]`` (one per anchor for ``"none"``).
+        features ``[n, d]`` or ``[n, views, d]``, labels ``[n]``, integers → ``[]`` (one per anchor for ``"none"``).
 
     See :func:`dadl_ext.functional.supervised_contrast` for the formula, dtypes, errors, determinism and second
     derivatives.

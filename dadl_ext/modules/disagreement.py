@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from .. import functional as F
 from .._shared.checks import check_measure, check_p, check_reduction, check_samples
+from .._shared.operation import drawn
 
 __all__ = ["DisagreementLoss", "DropoutDisagreementLoss", "GradientReversal"]
 
@@ -98,7 +99,9 @@ class DropoutDisagreementLoss(nn.Module):
 
     def forward(self, features: Tensor, generator: torch.Generator | None = None) -> Tensor:
         device = features.device if generator is None else generator.device
-        seed = torch.randint(2**63 - 1, (), device=device, generator=generator).to(features.device)
+        seed = drawn(
+            "DropoutDisagreementLoss", lambda: torch.randint(2**63 - 1, (), device=device, generator=generator)
+        ).to(features.device)
         return F.dropout_disagreement(
             features,
             self.head.weight,

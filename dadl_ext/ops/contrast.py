@@ -67,7 +67,11 @@ def _key_gradient(
 def supervised_contrast(features: Tensor, target: Tensor, classes: int, temperature: float) -> Tensor:
     """The row losses ``[n]`` of features with targets 0, ..., classes - 1."""
     (temperature,) = as_numbers(temperature)
-    loss, *_ = apply(_SupervisedContrast, features, target, classes, 1 / temperature, differentiated(features))
+    arguments = (features, target, classes, 1 / temperature)
+    if differentiated(features):
+        loss, *_ = apply(_SupervisedContrast, *arguments, True)
+    else:
+        loss, *_ = _SupervisedContrast.forward(*arguments, False)
     return loss  # type: ignore[no-any-return]
 
 

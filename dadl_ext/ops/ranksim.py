@@ -76,7 +76,8 @@ def ranksim_rows(
     weight: float,
 ) -> Tensor:
     """The losses ``[n]`` of the rows of the subset, 0 beyond its count."""
-    return apply(_RankSimRows, features, labels, *subset, label_similarity, *as_numbers(interp_strength, weight))  # type: ignore[no-any-return]
+    arguments = (features, labels, *subset, label_similarity, *as_numbers(interp_strength, weight))
+    return apply(_RankSimRows, *arguments) if differentiated(features) else _RankSimRows.forward(*arguments)  # type: ignore[no-any-return]
 
 
 class _RankSimRows(Operation):
