@@ -102,7 +102,7 @@ def ranksim_loss(
 
 def _leading(rows: Tensor, count: Tensor) -> Tensor:
     length = count.item()
-    torch._check(0 <= length)  # what a traced program cannot see
+    torch._check(length >= 0)  # what a traced program cannot see
     torch._check(length <= rows.shape[0])
     return rows[:length]
 

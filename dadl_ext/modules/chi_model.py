@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ class ChiModelTerms(NamedTuple):
     loss: Tensor  # L_s + η L_χ
     supervised: Tensor  # L_s
     disagreement: Tensor  # L_χ, before η
-    eta: float  # η after the ramp
+    eta: Tensor  # η after the ramp
     clamped: Tensor  # the share of samples whose disagreement was clamped
 
 
@@ -68,6 +68,8 @@ class ChiModelLoss(nn.Module):
     Second derivatives of L_χ raise (see :func:`dadl_ext.functional.disagreement`).
     """
 
+    step: Tensor
+
     def __init__(
         self,
         head_a: nn.Module,
@@ -94,14 +96,14 @@ class ChiModelLoss(nn.Module):
         self.head_a, self.head_b, self.loss_fn = head_a, head_b, loss_fn
         self.measure, self.pairing, self.minimax = measure, pairing, minimax
         self.max_eta, self.clamp, self.ramp_steps = eta, clamp, ramp_steps
-        self.step = 0
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
     @property
-    def eta(self) -> float:
-        """η at the current step of the ramp."""
-        if self.step >= self.ramp_steps:
-            return self.max_eta
-        return self.max_eta * math.exp(-5 * (1 - self.step / self.ramp_steps) ** 2)
+    def eta(self) -> Tensor:
+        """η at the current step of the ramp, ``[]``. On the module's device, so that the host need not wait."""
+        step = self.step.double()
+        left = 1 - step / self.ramp_steps if self.ramp_steps else torch.zeros_like(step)
+        return self.max_eta * torch.exp(-5 * left.clamp_min(0).square())
 
     @property
     def bound(self) -> str:
@@ -157,11 +159,15 @@ class ChiModelLoss(nn.Module):
         b: Tensor = self.head_b(features)
         return (_softmax(a) + _softmax(b) if self.measure in CLASS_MEASURES else a + b) / 2
 
-    def get_extra_state(self) -> int:
-        return self.step
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "step" in self.__dict__:  # pickled by version 0.1
+            self.register_buffer("step", torch.tensor(self.__dict__.pop("step")))
 
-    def set_extra_state(self, state: int) -> None:
-        self.step = int(state)
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        if f"{prefix}_extra_state" in state_dict:  # of version 0.1
+            state_dict[f"{prefix}step"] = torch.tensor(state_dict.pop(f"{prefix}_extra_state"))
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def extra_repr(self) -> str:
         return (
@@ -197,8 +203,12 @@ class ChiModelLoss(nn.Module):
         return _mean((rows.detach() > self.clamp).to(rows.dtype))
 
     def _advance(self) -> None:
-        if self.training:
-            self.step += 1
+        if not self.training:
+            return
+        if torch.compiler.is_compiling():
+            self.step = self.step + 1  # a compiled backward may compute η again, from what the step was
+        else:
+            self.step.add_(1)  # in place, so that a CUDA graph counts its replays
 
 
 def _mean(rows: Tensor) -> Tensor:

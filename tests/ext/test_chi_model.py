@@ -102,7 +102,7 @@ def test_ramp_is_counted_saved_and_only_in_training() -> None:
     expected = [2 * torch.tensor(-5 * (1 - min(t / 4, 1)) ** 2).exp().item() for t in range(6)]
     assert seen == pytest.approx(expected)
     other = copy.deepcopy(chi)
-    other.step = 0
+    other.step.zero_()
     other.load_state_dict(chi.state_dict())
     assert other.eta == chi.eta == 2.0
     chi.eval()

@@ -49,7 +49,9 @@ class Draw:
         return torch.tensor(11, device=self.device)
 
 
-def _call(name: str, inputs: tuple[Tensor, ...], *constants: Tensor, names: tuple[str, ...] = (), **settings: Any) -> Call:
+def _call(
+    name: str, inputs: tuple[Tensor, ...], *constants: Tensor, names: tuple[str, ...] = (), **settings: Any
+) -> Call:
     """A call of the function and the reference of one name; the last constants are given by ``names``."""
 
     def calling(module: Any) -> Callable[..., Tensor]:
@@ -98,7 +100,9 @@ LOSSES: dict[str, Callable[[Draw, int], Call]] = {
         temperature=2.0,
         form="kl",
     ),
-    "supervised_contrast": lambda x, n: _call("supervised_contrast", (x.floats(n, 8),), x.classes(3, n), temperature=2.0),
+    "supervised_contrast": lambda x, n: _call(
+        "supervised_contrast", (x.floats(n, 8),), x.classes(3, n), temperature=2.0
+    ),
     "disagreement, l1": lambda x, n: _call("disagreement", (x.floats(3, n, 4),)),
     "disagreement, js": lambda x, n: _call("disagreement", (x.floats(3, n, 4),), measure="js", reduction="none"),
     "dropout_linear, 3 outputs": partial(_dropout, "dropout_linear", 3),
