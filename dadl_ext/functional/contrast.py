@@ -17,6 +17,7 @@ from .._shared.checks import (
     class_labels,
 )
 from .._shared.reduction import reduce_rows
+from ..distributed import gather_batch
 from ..ops import contrast
 
 __all__ = ["pseudo_group_contrast", "similarity_logsumexp", "supervised_contrast"]
@@ -125,7 +126,13 @@ def pseudo_group_contrast(
 
 
 def supervised_contrast(
-    features: Tensor, labels: Tensor, *, temperature: float = 0.07, reduction: str = "mean"
+    features: Tensor,
+    labels: Tensor,
+    *,
+    temperature: float = 0.07,
+    reduction: str = "mean",
+    gather_distributed: bool = False,
+    averaged_gradients: bool = False,
 ) -> Tensor:
     r"""Supervised contrastive loss (Khosla et al., NeurIPS 2020, :math:`\mathcal{L}^{\mathrm{sup}}_{\mathrm{out}}`).
 
@@ -140,6 +147,11 @@ def supervised_contrast(
         labels: ``[n]`` (or ``[n, 1]``), of any integer dtype.
         temperature: τ > 0.
         reduction: ``"mean"`` over all anchors, ``"sum"``, or ``"none"`` (the views concatenated view by view).
+        gather_distributed: contrast the rows of all processes. Every process returns the same loss, and the gradient of
+            that value with respect to its own rows.
+        averaged_gradients: with ``gather_distributed``, multiply the gradient by the number of processes, because
+            ``DistributedDataParallel`` and ``fully_shard`` average what the processes have. Training is then that of
+            one process with the whole batch.
 
     Returns:
         ``[]``, or a loss for each anchor; float64 for float64 input, else float32. The similarities are never stored.
@@ -148,10 +160,13 @@ def supervised_contrast(
         TypeError, ValueError: dtypes, shapes or devices are not supported or do not match.
 
     A second derivative raises ``RuntimeError``. ``index_add`` forms the sums of each class; on CUDA it is deterministic
-    only under ``torch.use_deterministic_algorithms(True)``. The number of classes is read on the host.
+    only under ``torch.use_deterministic_algorithms(True)``. With
+    ``gather_distributed`` the batch sizes are read on the host.
     """
     features, labels = check_supervised_contrast(features, labels, temperature, reduction)
     require_device(features)
+    if gather_distributed:
+        features, labels = gather_batch(features, labels, averaged_gradients=averaged_gradients)
     # At most as many classes as labels: to count them would synchronise with the device.
     loss = contrast.supervised_contrast(features, _class_numbers(labels), labels.shape[0], temperature)
     return reduce_rows(loss, torch.ones_like(labels, dtype=torch.bool), None, reduction)

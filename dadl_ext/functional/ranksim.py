@@ -23,6 +23,7 @@ def ranksim_loss(
     label_similarity: LabelSimilarity = None,
     generator: torch.Generator | None = None,
     gather_distributed: bool = False,
+    averaged_gradients: bool = False,
 ) -> Tensor:
     r"""RankSim: samples close in label space should be close in feature space, in the same order.
 
@@ -56,8 +57,10 @@ def ranksim_loss(
             ``[m, m]`` for the distinct labels in ascending order (batch order if all labels differ).
         generator: draws the subset; ``None`` is the default generator of the device. It advances by ``n`` numbers.
         gather_distributed: rank the rows of all processes together. Every process returns the same loss, and the
-            gradient of that value with respect to its own rows. DistributedDataParallel averages gradients, so
-            multiply the loss by the number of processes to train as one process would on the whole batch.
+            gradient of that value with respect to its own rows.
+        averaged_gradients: with ``gather_distributed``, multiply the gradient by the number of processes, because
+            ``DistributedDataParallel`` and ``fully_shard`` average what the processes have. Training is then that of
+            one process with the whole batch.
 
     Returns:
         ``[]`` or, for ``reduction="none"``, ``[m]``; float64 for float64 features, else float32.
@@ -79,7 +82,7 @@ def ranksim_loss(
     require_device(features)
     priority = draw_priority(labels, generator)
     if gather_distributed:
-        features, labels, priority = gather_batch(features, labels, priority)
+        features, labels, priority = gather_batch(features, labels, priority, averaged_gradients=averaged_gradients)
     # The operators merge sorted scalar labels themselves.
     merged = labels.dim() == 1 and (
         label_similarity is None or (isinstance(label_similarity, str) and label_similarity != "cosine")

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from .. import functional as F
 from .._shared.checks import FORMS, check_reduction, check_temperature, class_labels
+from ..distributed import of_all_processes, sum_of_all_processes
 from .class_queue import ClassQueue
 
 __all__ = ["PseudoGroupContrastLoss", "SupervisedContrastLoss"]
@@ -29,7 +30,9 @@ class PseudoGroupContrastLoss(nn.Module):
         valid_only: leave out the random keys in slots that were never written.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         queue_dtype: the dtype of the queue.
-        gather_distributed: enqueue the keys of all processes; see :class:`ClassQueue`.
+        gather_distributed: enqueue the keys of all processes; see :class:`ClassQueue`. The sum and the mean are then
+            over the rows of all processes: every process returns the same loss, with the gradient for its own rows.
+        averaged_gradients: set it with ``gather_distributed`` inside ``DistributedDataParallel`` or ``fully_shard``.
 
     Shape:
         query, key ``[B, d]``, target ``[B]`` → ``[]`` (``[B]`` for ``"none"``).
@@ -52,6 +55,7 @@ class PseudoGroupContrastLoss(nn.Module):
         reduction: str = "mean",
         queue_dtype: torch.dtype = torch.float32,
         gather_distributed: bool = False,
+        averaged_gradients: bool = False,
     ) -> None:
         super().__init__()
         check_temperature(temperature)
@@ -65,6 +69,7 @@ class PseudoGroupContrastLoss(nn.Module):
         self.normalize = normalize
         self.valid_only = valid_only
         self.reduction = reduction
+        self.averaged_gradients = averaged_gradients
 
     def forward(
         self,
@@ -79,6 +84,7 @@ class PseudoGroupContrastLoss(nn.Module):
         key, target = key.detach(), class_labels(target)
         if self.normalize:
             query, key = nn.functional.normalize(query, dim=-1), nn.functional.normalize(key, dim=-1)
+        together = self.queue.gather_distributed and self.reduction != "none"
         loss = F.pseudo_group_contrast(
             query,
             key,
@@ -89,16 +95,28 @@ class PseudoGroupContrastLoss(nn.Module):
             ignore_index=self.ignore_index,
             sample_weight=sample_weight,
             slot_count=self.queue.slot_count if self.valid_only else None,
-            reduction=self.reduction,
+            reduction="sum" if together else self.reduction,
         )
+        if together:
+            loss = self._of_all_processes(loss, target)
         if update and self.training:
             self.queue.enqueue(key, target, target != self.ignore_index)
         return loss
 
+    def _of_all_processes(self, total: Tensor, target: Tensor) -> Tensor:
+        if self.averaged_gradients:
+            total = of_all_processes(total)
+        total = sum_of_all_processes(total)
+        if self.reduction == "sum":
+            return total
+        counted = sum_of_all_processes((target != self.ignore_index).sum())
+        return total / counted.clamp_min(1)
+
     def extra_repr(self) -> str:
         return (
             f"temperature={self.temperature}, form={self.form!r}, ignore_index={self.ignore_index}, "
-            f"normalize={self.normalize}, valid_only={self.valid_only}, reduction={self.reduction!r}"
+            f"normalize={self.normalize}, valid_only={self.valid_only}, reduction={self.reduction!r}, "
+            f"averaged_gradients={self.averaged_gradients}"
         )
 
 
@@ -109,6 +127,8 @@ class SupervisedContrastLoss(nn.Module):
         temperature: τ.
         normalize: divide features by their L2 norms; the gradient includes the division.
         reduction: ``"mean"`` over all anchors, ``"sum"`` or ``"none"``.
+        gather_distributed: contrast the rows of all processes together.
+        averaged_gradients: set it with ``gather_distributed`` inside ``DistributedDataParallel`` or ``fully_shard``.
 
     Shape:
         features ``[n, d]`` or ``[n, views, d]``, labels ``[n]``, integers → ``[]`` (one per anchor for ``"none"``).
@@ -117,18 +137,38 @@ class SupervisedContrastLoss(nn.Module):
     derivatives.
     """
 
-    def __init__(self, *, temperature: float = 0.07, normalize: bool = True, reduction: str = "mean") -> None:
+    def __init__(
+        self,
+        *,
+        temperature: float = 0.07,
+        normalize: bool = True,
+        reduction: str = "mean",
+        gather_distributed: bool = False,
+        averaged_gradients: bool = False,
+    ) -> None:
         super().__init__()
         check_temperature(temperature)
         check_reduction(reduction)
         self.temperature = temperature
         self.normalize = normalize
         self.reduction = reduction
+        self.gather_distributed = gather_distributed
+        self.averaged_gradients = averaged_gradients
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
         if self.normalize:
             features = nn.functional.normalize(features, dim=-1)
-        return F.supervised_contrast(features, labels, temperature=self.temperature, reduction=self.reduction)
+        return F.supervised_contrast(
+            features,
+            labels,
+            temperature=self.temperature,
+            reduction=self.reduction,
+            gather_distributed=self.gather_distributed,
+            averaged_gradients=self.averaged_gradients,
+        )
 
     def extra_repr(self) -> str:
-        return f"temperature={self.temperature}, normalize={self.normalize}, reduction={self.reduction!r}"
+        return (
+            f"temperature={self.temperature}, normalize={self.normalize}, reduction={self.reduction!r}, "
+            f"gather_distributed={self.gather_distributed}, averaged_gradients={self.averaged_gradients}"
+        )

@@ -22,6 +22,7 @@ class RankSimLoss(nn.Module):
         reduction: ``"sum"``, ``"mean"`` or ``"none"``.
         label_similarity: ``None``, ``"negative_l1"``, ``"negative_l2"``, ``"cosine"``, a callable, or a matrix.
         gather_distributed: rank the rows of all processes together.
+        averaged_gradients: set it with ``gather_distributed`` inside ``DistributedDataParallel`` or ``fully_shard``.
 
     Shape:
         features ``[n, d]`` or ``[n, ...]``, labels ``[n]`` or ``[n, k]`` → ``[]`` (``[m]`` for ``"none"``).
@@ -38,6 +39,7 @@ class RankSimLoss(nn.Module):
         reduction: str = "sum",
         label_similarity: LabelSimilarity = None,
         gather_distributed: bool = False,
+        averaged_gradients: bool = False,
     ) -> None:
         super().__init__()
         check_ranksim_settings(interp_strength, weight, reduction, label_similarity)
@@ -46,6 +48,7 @@ class RankSimLoss(nn.Module):
         self.reduction = reduction
         self.label_similarity = label_similarity
         self.gather_distributed = gather_distributed
+        self.averaged_gradients = averaged_gradients
 
     def forward(self, features: Tensor, labels: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return F.ranksim_loss(
@@ -57,6 +60,7 @@ class RankSimLoss(nn.Module):
             label_similarity=self.label_similarity,
             generator=generator,
             gather_distributed=self.gather_distributed,
+            averaged_gradients=self.averaged_gradients,
         )
 
     def extra_repr(self) -> str:
@@ -64,5 +68,6 @@ class RankSimLoss(nn.Module):
         shown = similarity if similarity is None or isinstance(similarity, str) else type(similarity).__name__
         return (
             f"interp_strength={self.interp_strength}, weight={self.weight}, reduction={self.reduction!r}, "
-            f"label_similarity={shown!r}, gather_distributed={self.gather_distributed}"
+            f"label_similarity={shown!r}, gather_distributed={self.gather_distributed}, "
+            f"averaged_gradients={self.averaged_gradients}"
         )

@@ -9,9 +9,11 @@ from .._shared.checks import (
     check_group_contrast,
     check_sample_weight,
     check_supervised_contrast,
+    class_labels,
 )
 from .._shared.dtypes import arithmetic_dtype
 from .._shared.reduction import reduce_rows
+from ..distributed import gather_batch
 
 __all__ = ["pseudo_group_contrast", "similarity_logsumexp", "supervised_contrast"]
 
@@ -53,6 +55,8 @@ def pseudo_group_contrast(
     reduction: str = "mean",
 ) -> Tensor:
     """See :func:`dadl_ext.functional.pseudo_group_contrast`."""
+    target = class_labels(target)
+    slot_count = None if slot_count is None else class_labels(slot_count)
     check_group_contrast(query, key, queue, target, slot_count, temperature, form, ignore_index, reduction)
     if sample_weight is not None:
         check_sample_weight(sample_weight, target)
@@ -79,10 +83,18 @@ def pseudo_group_contrast(
 
 
 def supervised_contrast(
-    features: Tensor, labels: Tensor, *, temperature: float = 0.07, reduction: str = "mean"
+    features: Tensor,
+    labels: Tensor,
+    *,
+    temperature: float = 0.07,
+    reduction: str = "mean",
+    gather_distributed: bool = False,
+    averaged_gradients: bool = False,
 ) -> Tensor:
     """See :func:`dadl_ext.functional.supervised_contrast`."""
     features, labels = check_supervised_contrast(features, labels, temperature, reduction)
+    if gather_distributed:
+        features, labels = gather_batch(features, labels, averaged_gradients=averaged_gradients)
     z = features.to(arithmetic_dtype(features))
     logits = z @ z.T / temperature
     positive = (labels[:, None] == labels) & ~torch.eye(len(z), dtype=torch.bool, device=z.device)

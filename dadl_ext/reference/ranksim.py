@@ -21,12 +21,13 @@ def ranksim_loss(
     label_similarity: LabelSimilarity = None,
     generator: torch.Generator | None = None,
     gather_distributed: bool = False,
+    averaged_gradients: bool = False,
 ) -> Tensor:
     """See :func:`dadl_ext.functional.ranksim_loss`."""
     features, labels = check_ranksim(features, labels, interp_strength, weight, reduction, label_similarity)
     priority = draw_priority(labels, generator)
     if gather_distributed:
-        features, labels, priority = gather_batch(features, labels, priority)
+        features, labels, priority = gather_batch(features, labels, priority, averaged_gradients=averaged_gradients)
 
     chosen = select_subset(labels, priority)
     m = len(chosen)

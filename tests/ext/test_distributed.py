@@ -24,10 +24,10 @@ from dadl_ext import ClassQueue, PseudoGroupContrastLoss, RankSimLoss, functiona
 SIZES = (9, 14)  # batches may differ between processes
 
 
-def start(rank: int, folder: str, job: Callable[[int], dict[str, Any]]) -> None:
+def start(rank: int, folder: str, job: Callable[[int], dict[str, Any]], processes: int) -> None:
     # A collective that only one process enters fails after the timeout instead of waiting for ever.
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=processes, timeout=timedelta(seconds=60)
     )
     torch.set_num_threads(1)
     torch.save(job(rank), Path(folder) / f"{rank}.pt")
@@ -35,11 +35,15 @@ def start(rank: int, folder: str, job: Callable[[int], dict[str, Any]]) -> None:
     dist.destroy_process_group()
 
 
-def in_two_processes(job: Callable[[int], dict[str, Any]]) -> list[dict[str, Any]]:
+def in_processes(job: Callable[[int], dict[str, Any]], processes: int) -> list[dict[str, Any]]:
     """What ``job(rank)`` returns in each process."""
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(start, args=(folder, job), nprocs=2)
-        return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(2)]
+        mp.spawn(start, args=(folder, job, processes), nprocs=processes)
+        return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(processes)]
+
+
+def in_two_processes(job: Callable[[int], dict[str, Any]]) -> list[dict[str, Any]]:
+    return in_processes(job, 2)
 
 
 def whole_batch(seed: int) -> tuple[Tensor, Tensor]:
