@@ -1,5 +1,6 @@
 """The momentum encoder: the moving average by hand, its buffers, its state and two processes."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -145,3 +146,65 @@ def test_two_processes_hold_the_same_parameters(tmp_path: Path) -> None:
     assert all(torch.equal(first[name], second[name]) for name in parameters)
     assert not torch.equal(first["network.0.weight"], query["0.weight"])  # it lags behind
     assert not torch.equal(first["network.1.running_mean"], second["network.1.running_mean"])  # own statistics
+
+
+class Remembers(nn.Module):
+    """Keeps the last features, with their graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(5, 3)
+        self.seen: dict[str, list[Tensor]] = {"features": []}
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        features: Tensor = self.layer(inputs)
+        self.seen["features"] = [features]
+        return features
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.Sequential(nn.utils.weight_norm(nn.Linear(5, 4)), nn.ReLU(), nn.Linear(4, 3)),
+        lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(5, 4)), nn.Linear(4, 3)),
+        lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(5, 3)).eval(),
+        Remembers,
+    ],
+    ids=["weight_norm", "parametrized weight_norm", "spectral_norm", "remembered features"],
+)
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
+def test_networks_that_hold_computed_tensors(make: Callable[[], nn.Module]) -> None:
+    query, inputs = make(), torch.randn(6, 5)
+    train_step(query, inputs)
+    keys = MomentumEncoder(query, 0.5).train(query.training)
+    torch.testing.assert_close(keys(inputs), query(inputs))
+    before = values(query)
+    train_step(query, inputs)
+    keys.update(query)
+    torch.testing.assert_close(values(keys), [(a + b) / 2 for a, b in zip(before, values(query), strict=True)])
+    half_way, trained = keys(inputs), query(inputs)
+    assert not half_way.requires_grad
+    assert not torch.equal(half_way, trained)
+    for parameter, value in zip(keys.parameters(), values(query), strict=True):
+        parameter.copy_(value)
+    torch.testing.assert_close(keys(inputs), trained)
+
+
+def test_lazy_networks_are_made_first() -> None:
+    query = nn.Sequential(nn.LazyLinear(4), nn.ReLU())
+    with pytest.raises(TypeError, match=r"lazy.*pass one batch"):
+        MomentumEncoder(query)
+    query(torch.randn(2, 5))
+    MomentumEncoder(query).update(query)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_holds_no_moving_average(dtype: torch.dtype) -> None:
+    query = nn.Linear(5, 3).to(dtype)
+    with pytest.raises(TypeError, match="small steps of a moving average"):
+        MomentumEncoder(query)
+    keys = MomentumEncoder(nn.Linear(5, 3))
+    keys.update(query)  # a query in half precision can be followed
+    with pytest.raises(TypeError, match=r"float32 and compute under torch\.autocast"):
+        keys.to(dtype).update(query)
+    MomentumEncoder(query, 0.0).update(query)  # a plain copy loses nothing
