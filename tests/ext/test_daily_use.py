@@ -5,12 +5,13 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from accelerate import Accelerator
 from support.losses import LOSSES, make
 from support.transforms import plain_gradients, reference_gradients, same
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from dadl_ext import ClassQueue, PseudoGroupContrastLoss, functional, reference
+from dadl_ext import ClassQueue, PseudoGroupContrastLoss, SupervisedContrastLoss, functional, reference
 
 INTEGERS = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16]
 
@@ -173,3 +174,25 @@ def test_data_loader_workers(context: str) -> None:
         torch.testing.assert_close(gradients, expected)
         count += 1
     assert count == 4
+
+
+def test_accelerate_with_gradient_accumulation() -> None:
+    classes, x = torch.arange(16) % 4, torch.randn(16, 6)
+
+    def trained(accumulate: int) -> Tensor:
+        accelerator = Accelerator(gradient_accumulation_steps=accumulate, cpu=True)
+        torch.manual_seed(0)
+        model = nn.Linear(6, 5)
+        model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1))
+        contrast = SupervisedContrastLoss()
+        for _ in range(2):  # the same rows twice, whose mean gradient is that of once
+            with accelerator.accumulate(model):
+                loss = contrast(model(x), classes)
+                accelerator.backward(loss)
+                optimizer.step()
+                optimizer.zero_grad()
+            if accumulate == 1:
+                break
+        return model.weight.detach()
+
+    torch.testing.assert_close(trained(2), trained(1))

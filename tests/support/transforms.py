@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from support.losses import Call, make
+from support.losses import LOSSES, Call, make
 from torch import Tensor, nn
 
 WORKS, RAISES = "yes", "raises"
@@ -182,21 +182,21 @@ def deterministic(call: Call) -> None:
 
 
 EAGER: dict[str, Callable[[Call], None]] = {
-    "autograd": autograd,
-    "func.grad": func_grad,
-    "func.vjp": func_vjp,
-    "functional_call": functional_call,
-    "vmap": vmap,
-    "vmap(grad)": vmap_of_grad,
-    "grad(vmap)": grad_of_vmap,
-    "jacrev": jacrev,
-    "forward mode": forward_mode,
+    "`autograd.grad`": autograd,
+    "`func.grad`": func_grad,
+    "`func.vjp`": func_vjp,
+    "`functional_call`": functional_call,
+    "`vmap`": vmap,
+    "`vmap(grad)`": vmap_of_grad,
+    "`grad(vmap)`": grad_of_vmap,
+    "`jacrev`": jacrev,
+    "forward mode (`jvp`)": forward_mode,
     "second derivative": second_derivative,
-    "grad(grad)": second_func_grad,
-    "checkpoint": checkpoint,
-    "inference_mode": inference_mode,
-    "autocast": autocast,
-    "deterministic": deterministic,
+    "`grad(grad)`": second_func_grad,
+    "activation checkpoint": checkpoint,
+    "`inference_mode`": inference_mode,
+    "`autocast`": autocast,
+    "deterministic algorithms": deterministic,
 }
 
 
@@ -245,15 +245,15 @@ def exported(name: str, dtype: torch.dtype, device: str, *, strict: bool) -> Non
 
 
 WHOLE: dict[str, Callable[[str, torch.dtype, str], None]] = {
-    "compile": compiled,
-    "export": lambda *case: exported(*case, strict=False),
-    "export, strict": lambda *case: exported(*case, strict=True),
+    "`torch.compile`, one program": compiled,
+    "`torch.export`, one program": lambda *case: exported(*case, strict=False),
+    "`torch.export`, strict": lambda *case: exported(*case, strict=True),
 }
 # What no operator offers, and those that do.
 EXCEPTIONS: dict[str, tuple[str, ...]] = {
-    "forward mode": (),
+    "forward mode (`jvp`)": (),
     "second derivative": ("dropout_linear", "reverse_gradient"),
-    "grad(grad)": ("dropout_linear", "reverse_gradient"),
+    "`grad(grad)`": ("dropout_linear", "reverse_gradient"),
 }
 SENTENCES = ("cannot be differentiated", "has no forward-mode derivative")
 
@@ -262,6 +262,22 @@ def expected(name: str, transform: str) -> str:
     if transform in EXCEPTIONS and name.split(",")[0] not in EXCEPTIONS[transform]:
         return RAISES
     return WORKS
+
+
+def table(find: Callable[[str, str], str]) -> str:
+    """Functions in columns, transforms in rows; ``find`` tells what a transform does to a call of ``LOSSES``."""
+    functions = list(dict.fromkeys(name.split(",")[0] for name in LOSSES))
+    lines = [
+        "| | " + " | ".join(f"`{function}`" for function in functions) + " |",
+        "| --- |" + " --- |" * len(functions),
+    ]
+    for transform in (*EAGER, *WHOLE):
+        cells = []
+        for function in functions:
+            found = {find(name, transform) for name in LOSSES if name.split(",")[0] == function}
+            cells.append(" or ".join(sorted(found)))
+        lines.append(f"| {transform} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def outcome(name: str, transform: str, device: str, dtype: torch.dtype) -> str:
