@@ -59,14 +59,19 @@ def drawn(function: str, draw: Callable[[], Tensor]) -> Tensor:
 
 def apply(operation: type[Operation], *arguments: Any) -> Any:
     """``operation.apply(*arguments)``, without binding arguments by name first, which takes 20 µs."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_compiling():
+        if torch._C._are_functorch_transforms_active():
+            # Of the argument of a transform, unlike of a result, the compiler does not know that it has a gradient.
+            arguments = tuple(value.view_as(value) if isinstance(value, Tensor) else value for value in arguments)
+        return operation.apply(*arguments)
+    if torch._C._are_functorch_transforms_active():
         return operation.apply(*arguments)
     return super(torch.autograd.Function, operation).apply(*arguments)  # type: ignore[misc]
 
 
 def differentiated(*inputs: Tensor | None) -> bool:
     """Whether a gradient may be asked for. Behind a transform nobody can tell, so that it may."""
-    if transformed():
+    if torch._C._are_functorch_transforms_active():
         return True
     return torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in inputs)
 

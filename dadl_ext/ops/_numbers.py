@@ -4,6 +4,8 @@ from typing import Any
 
 import torch
 
+from ._rules import reasons, register_no_derivative
+
 
 def as_numbers(*values: Any) -> tuple[Any, ...]:
     """Floats as they are. While PyTorch compiles, as tensors ``[]`` on the CPU, of whose values nothing depends.
@@ -25,7 +27,7 @@ _library = torch.library.Library("dadl", "FRAGMENT")
 
 
 def register_numbers(name: str) -> None:
-    """Give an operator its overload ``numbers``, which takes tensors ``[]`` in the place of floats."""
+    """Give an operator without a derivative its overload ``numbers``, which takes tensors ``[]`` in the place of floats."""
     operator = getattr(torch.ops.dadl, name).default
     schema = operator._schema
     floats = [isinstance(argument.type, torch.FloatType) for argument in schema.arguments]
@@ -40,3 +42,4 @@ def register_numbers(name: str) -> None:
     _library.define(definition.replace(name, f"{name}.numbers", 1))
     _library.impl(f"{name}.numbers", with_floats, "CompositeExplicitAutograd")
     torch.library.register_fake(f"dadl::{name}.numbers", fake)
+    register_no_derivative(f"dadl::{name}.numbers", reasons[f"dadl::{name}"])

@@ -25,12 +25,12 @@ def below_autograd() -> AbstractContextManager[object]:
     return nullcontext() if needed else torch._C._AutoDispatchBelowAutograd()
 
 
-_reasons: dict[str, str] = {}  # why an operator has no derivative
+reasons: dict[str, str] = {}  # why an operator has no derivative
 
 
 def register_no_derivative(operator: str, reason: str) -> None:
     """Raise when an operator is differentiated. Without a rule PyTorch would only warn and return no gradient."""
-    _reasons[operator] = reason
+    reasons[operator] = reason
 
     def backward(ctx: Any, *grads: Any) -> NoReturn:
         raise RuntimeError(f"{operator} cannot be differentiated: {reason}.")
@@ -52,7 +52,7 @@ class Underivable(Operation):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> NoReturn:
-        raise RuntimeError(f"{ctx.operator} cannot be differentiated: {_reasons[ctx.operator]}.")
+        raise RuntimeError(f"{ctx.operator} cannot be differentiated: {reasons[ctx.operator]}.")
 
 
 def call(operator: Any, *arguments: Any, operation: type[Underivable] = Underivable) -> Any:

@@ -57,7 +57,8 @@ def _gradients(
     if not (for_features or for_weight):
         return None, None
     arguments = (grad, features, weight, seed, p, for_features, for_weight)
-    if differentiated(grad, features, weight):
+    # A compiled backward is not differentiated again.
+    if not torch.compiler.is_compiling() and differentiated(grad, features, weight):
         features_gradient, weight_gradient = apply(_Gradients, *arguments)
     else:
         with below_autograd():

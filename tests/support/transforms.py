@@ -220,6 +220,20 @@ def compiled(name: str, dtype: torch.dtype, device: str) -> None:
     torch._dynamo.reset()
 
 
+def compiled_func_grad(name: str, dtype: torch.dtype, device: str) -> None:
+    call = make(name, device, dtype)
+
+    def gradient(*tensors: Tensor) -> tuple[Tensor, ...]:
+        constants = tensors[len(call.inputs) :]
+        loss = scalar(lambda *inputs: call.function(*inputs, *constants))
+        return torch.func.grad(loss, positions(call))(*tensors[: len(call.inputs)])
+
+    torch._dynamo.reset()
+    compiled = torch.compile(gradient, fullgraph=True, backend="aot_eager")
+    same(call, compiled(*call.inputs, *call.constants), reference_gradients(call))
+    torch._dynamo.reset()
+
+
 def exported(name: str, dtype: torch.dtype, device: str, *, strict: bool) -> None:
     """One exported program for batches of several sizes."""
 
@@ -246,6 +260,7 @@ def exported(name: str, dtype: torch.dtype, device: str, *, strict: bool) -> Non
 
 WHOLE: dict[str, Callable[[str, torch.dtype, str], None]] = {
     "`torch.compile`, one program": compiled,
+    "`torch.compile(func.grad)`": compiled_func_grad,
     "`torch.export`, one program": lambda *case: exported(*case, strict=False),
     "`torch.export`, strict": lambda *case: exported(*case, strict=True),
 }
