@@ -88,13 +88,22 @@ def kept(ctx: Any) -> tuple[Any, ...]:
 
 
 def _each(operation: type[Operation], info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
-    results = [
-        operation.apply(
+    def example(i: int) -> Any:
+        return operation.apply(
             *(value if dim is None else value.select(dim, i) for value, dim in zip(arguments, in_dims, strict=True))
         )
-        for i in range(info.batch_size)
-    ]
+
+    if info.batch_size == 0:  # one example of zeros tells the shapes
+        arguments = tuple(
+            value if dim is None else value.new_zeros([1 if i == dim else size for i, size in enumerate(value.shape)])
+            for value, dim in zip(arguments, in_dims, strict=True)
+        )
+    results = [example(i) for i in range(max(info.batch_size, 1))]
+
+    def stack(parts: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
+        return torch.stack(parts)[: info.batch_size]
+
     if isinstance(results[0], Tensor):
-        return torch.stack(results), 0
-    stacked = tuple(None if parts[0] is None else torch.stack(parts) for parts in zip(*results, strict=True))
+        return stack(results), 0
+    stacked = tuple(None if parts[0] is None else stack(parts) for parts in zip(*results, strict=True))
     return stacked, tuple(None if value is None else 0 for value in stacked)

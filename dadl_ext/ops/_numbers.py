@@ -27,7 +27,7 @@ _library = torch.library.Library("dadl", "FRAGMENT")
 
 
 def register_numbers(name: str) -> None:
-    """Give an operator without a derivative its overload ``numbers``, which takes tensors ``[]`` in the place of floats."""
+    """Give an operator without a derivative its overload ``numbers``: tensors ``[]`` in the place of floats."""
     operator = getattr(torch.ops.dadl, name).default
     schema = operator._schema
     floats = [isinstance(argument.type, torch.FloatType) for argument in schema.arguments]

@@ -34,6 +34,11 @@ class Draw:
     device: str
     dtype: torch.dtype
     generator: torch.Generator
+    any_size: bool = False
+
+    def size(self, usual: int) -> int:
+        """A dimension: the usual one, or any from 1 to 20."""
+        return int(torch.randint(1, 21, (), generator=self.generator)) if self.any_size else usual
 
     def floats(self, *shape: int) -> Tensor:
         return torch.randn(shape, generator=self.generator).to(self.device, self.dtype)
@@ -66,45 +71,69 @@ def _call(
     return Call(calling(functional), calling(reference), inputs, constants)
 
 
+def _rank(x: Draw, n: int) -> Call:
+    return _call("rank", (x.floats(x.size(3), n),))
+
+
+def _ranksim(x: Draw, n: int, **settings: Any) -> Call:
+    return _call("ranksim_loss", (x.floats(n, x.size(5)),), x.distinct(n), **settings)
+
+
+def _ranksim_cosine(x: Draw, n: int) -> Call:
+    labels = torch.stack([x.distinct(n), x.distinct(n)], 1)
+    return _call("ranksim_loss", (x.floats(n, x.size(5)),), labels, label_similarity="cosine")
+
+
+def _similarity(x: Draw, n: int) -> Call:
+    d = x.size(8)
+    return _call("similarity_logsumexp", (x.floats(n, d), x.floats(n + 3, d)), scale=0.5)
+
+
+def _group_contrast(x: Draw, n: int) -> Call:
+    classes, slots, d = x.size(3), x.size(4), x.size(8)
+    constants = x.floats(n, d), x.floats(classes, slots, d), x.classes(classes, n)
+    return _call("pseudo_group_contrast", (x.floats(n, d),), *constants, temperature=2.0)
+
+
+def _weighted_group_contrast(x: Draw, n: int) -> Call:
+    classes, slots, d = x.size(3), x.size(4), x.size(8)
+    constants = x.floats(n, d), x.floats(classes, slots, d), x.classes(classes, n), x.floats(n).abs()
+    settings = {"names": ("sample_weight",), "temperature": 2.0, "form": "kl"}
+    return _call("pseudo_group_contrast", (x.floats(n, d),), *constants, **settings)
+
+
+def _supervised(x: Draw, n: int) -> Call:
+    return _call("supervised_contrast", (x.floats(n, x.size(8)),), x.classes(x.size(3), n), temperature=2.0)
+
+
+def _disagreement(measure: str, reduction: str, x: Draw, n: int) -> Call:
+    return _call("disagreement", (x.floats(x.size(3), n, x.size(4)),), measure=measure, reduction=reduction)
+
+
 def _dropout(name: str, outputs: int, x: Draw, n: int, **settings: Any) -> Call:
-    inputs = (x.floats(n, 12), x.floats(outputs, 12), x.floats(outputs))
-    return _call(name, inputs, x.seed(), names=("seed",), p=0.5, samples=3, **settings)
+    width, samples = x.size(12), x.size(3)
+    inputs = (x.floats(n, width), x.floats(outputs, width), x.floats(outputs))
+    return _call(name, inputs, x.seed(), names=("seed",), p=0.5, samples=samples, **settings)
 
 
 def _reverse(x: Draw, n: int) -> Call:
     def expected(value: Tensor) -> Tensor:
         return (2 * value.detach() - value).square()
 
-    return Call(lambda value: functional.reverse_gradient(value).square(), expected, (x.floats(n, 5),), ())
+    return Call(lambda value: functional.reverse_gradient(value).square(), expected, (x.floats(n, x.size(5)),), ())
 
 
 LOSSES: dict[str, Callable[[Draw, int], Call]] = {
-    "rank": lambda x, n: _call("rank", (x.floats(3, n),)),
-    "ranksim_loss": lambda x, n: _call("ranksim_loss", (x.floats(n, 5),), x.distinct(n), weight=3.0),
-    'ranksim_loss, "none"': lambda x, n: _call("ranksim_loss", (x.floats(n, 5),), x.distinct(n), reduction="none"),
-    "ranksim_loss, cosine": lambda x, n: _call(
-        "ranksim_loss", (x.floats(n, 5),), torch.stack([x.distinct(n), x.distinct(n)], 1), label_similarity="cosine"
-    ),
-    "similarity_logsumexp": lambda x, n: _call("similarity_logsumexp", (x.floats(n, 8), x.floats(n + 3, 8)), scale=0.5),
-    "pseudo_group_contrast": lambda x, n: _call(
-        "pseudo_group_contrast", (x.floats(n, 8),), x.floats(n, 8), x.floats(3, 4, 8), x.classes(3, n), temperature=2.0
-    ),
-    "pseudo_group_contrast, weighted": lambda x, n: _call(
-        "pseudo_group_contrast",
-        (x.floats(n, 8),),
-        x.floats(n, 8),
-        x.floats(3, 4, 8),
-        x.classes(3, n),
-        x.floats(n).abs(),
-        names=("sample_weight",),
-        temperature=2.0,
-        form="kl",
-    ),
-    "supervised_contrast": lambda x, n: _call(
-        "supervised_contrast", (x.floats(n, 8),), x.classes(3, n), temperature=2.0
-    ),
-    "disagreement, l1": lambda x, n: _call("disagreement", (x.floats(3, n, 4),)),
-    "disagreement, js": lambda x, n: _call("disagreement", (x.floats(3, n, 4),), measure="js", reduction="none"),
+    "rank": _rank,
+    "ranksim_loss": partial(_ranksim, weight=3.0),
+    'ranksim_loss, "none"': partial(_ranksim, reduction="none"),
+    "ranksim_loss, cosine": _ranksim_cosine,
+    "similarity_logsumexp": _similarity,
+    "pseudo_group_contrast": _group_contrast,
+    "pseudo_group_contrast, weighted": _weighted_group_contrast,
+    "supervised_contrast": _supervised,
+    "disagreement, l1": partial(_disagreement, "l1", "mean"),
+    "disagreement, js": partial(_disagreement, "js", "none"),
     "dropout_linear, 3 outputs": partial(_dropout, "dropout_linear", 3),
     "dropout_linear, 11 outputs": partial(_dropout, "dropout_linear", 11),
     "dropout_disagreement, 3 outputs": partial(_dropout, "dropout_disagreement", 3, minimax=True),
@@ -113,5 +142,12 @@ LOSSES: dict[str, Callable[[Draw, int], Call]] = {
 }
 
 
-def make(name: str, device: str = "cpu", dtype: torch.dtype = torch.float32, n: int = 7, seed: int = 0) -> Call:
-    return LOSSES[name](Draw(device, dtype, torch.Generator().manual_seed(seed)), n)
+def make(
+    name: str,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    n: int = 7,
+    seed: int = 0,
+    any_size: bool = False,
+) -> Call:
+    return LOSSES[name](Draw(device, dtype, torch.Generator().manual_seed(seed), any_size), n)
