@@ -1,6 +1,6 @@
 # make demo      set up everything and run the demo          make test    set up everything and run every test
 # make docs      set up everything and build the documentation site in build/docs
-# The rest: install, lint, format, types, bench, wheel, mutate-barriers, gpu-wheel, gpu-check, clean.
+# The rest: install, lint, format, types, bench, wheel, mutate-barriers, fuzz, gpu-wheel, gpu-check, clean.
 
 PYTHON ?= python3
 VENV := .venv
@@ -12,7 +12,7 @@ GPU_ARCHITECTURE := 9.0
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f -not -name '*.pyc')
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test docs install lint format types bench wheel mutate-barriers gpu-wheel gpu-check clean
+.PHONY: demo test docs install lint format types bench wheel mutate-barriers fuzz gpu-wheel gpu-check clean
 
 demo: $(VENV)/.train
 	$(BIN)/dadl demo
@@ -66,6 +66,11 @@ wheel: $(VENV)/.torch
 # Without each of the CUDA kernels' barriers in turn the simulator's tests must fail.
 mutate-barriers: $(VENV)/.dev
 	$(BIN)/python tools/mutate_barriers.py
+
+# Random sizes of every function under every transform, against the reference, for SECONDS.
+SECONDS := 3600
+fuzz: $(VENV)/.dev
+	$(BIN)/python tools/fuzz.py --seconds $(SECONDS)
 
 # A wheel for make gpu-check: for one architecture, with the lines of the source for the sanitizers.
 gpu-wheel: $(VENV)/.torch

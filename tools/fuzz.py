@@ -3,8 +3,8 @@
     python tools/fuzz.py --seconds 60
     python tools/fuzz.py --case 'rank; `vmap`; float16; 0; 1234'      # repeats one
 
-A case is a function, a transform, a dtype, a batch size and a seed. Those that fail are printed; the exit status is then
-1. What has failed once stays in tests/ext/fuzz_cases.txt, which the tests repeat.
+A case is a function, a transform, a dtype, a batch size and a seed. Those that fail are printed, and the exit status is
+then 1. What has failed once stays in tests/ext/fuzz_cases.txt, which the tests repeat.
 """
 
 import argparse

@@ -13,6 +13,11 @@ namespace dadl {
 // F.normalize divides by max(|x|, 1e-12); this is that bound, squared.
 constexpr double kMinSquaredNorm = 1e-24;
 
+// The product of two squared norms must not overflow. Rows beyond count as infinite.
+constexpr double kMaxSquaredNorm = 1e154;
+
+DADL_HD bool finite_squared_norm(double squared) { return squared < kMaxSquaredNorm; }  // false for NaN
+
 DADL_HD double bounded_squared_norm(double squared) { return squared < kMinSquaredNorm ? kMinSquaredNorm : squared; }
 
 // sign(d) sqrt(d^2 / (q_i q_j)): equal cosines of integer rows come out equal, because the quotient of two exactly

@@ -331,7 +331,9 @@ void with_keys(const Tensor& key, const std::optional<Tensor>& key_mask, bool ex
   dispatch_floating(values, "key", [&](auto tag) {
     using T = decltype(tag);
     using A = typename Storage<T>::Arithmetic;
-    const int64_t d = key.size(key.dim() - 1), count = d ? key.numel() / d : key.size(0);
+    const int64_t d = key.size(key.dim() - 1);
+    int64_t count = 1;
+    for (int64_t dim = 0; dim + 1 < key.dim(); ++dim) count *= key.size(dim);
     body(Keys<T>{data<T>(values), count, d, mask ? data<bool>(*mask) : nullptr, exclude_self}, A{});
   });
 }
@@ -430,9 +432,10 @@ std::tuple<Tensor, Tensor> pseudo_group_contrast(Tensor query, Tensor key, Tenso
     using A = decltype(tag);
     const Tensor q = as_arithmetic<A>(query), own = as_arithmetic<A>(key);
     const int64_t counted = count_targets(data<int64_t>(target), queries, classes, ignore_index);
+    const A empty{};  // stands for the own keys where d is 0, of which there are some all the same
     Positives<key_type<decltype(keys)>> positives;
     positives.query = data<A>(q);
-    positives.own = data<A>(own);
+    positives.own = d ? data<A>(own) : &empty;
     positives.queue = keys.values;
     positives.target = data<int64_t>(target);
     positives.valid_slots = valid_slots.data();

@@ -178,6 +178,12 @@ bool float32_resolves(int64_t m, const RankSimSettings& settings) {
   return m >= kManyRows && 2 * settings.interp_strength * settings.weight >= 1e-3 * 3 * static_cast<double>(m);
 }
 
+// Whether float32 holds the inner products: neither the largest nor the smallest leave its range.
+bool float32_holds(const std::vector<double>& squared_norms) {
+  return std::all_of(squared_norms.begin(), squared_norms.end(),
+                     [](double square) { return square == 0 || (1e-30 <= square && square <= 1e37); });
+}
+
 // Whether AMX forms the products. The sum of two rank differences must be below 2^16.
 bool amx_serves(int64_t m) {
 #ifdef DADL_AMX
@@ -237,6 +243,7 @@ class Run {
     Result result{std::vector<double>(n_), new_empty(a_.features, {with_gradient ? n_ : 0, d_}, arithmetic)};
     if (m_ == 0) return result;
     measure_norms();
+    wide_ = wide_ || !float32_holds(all_squared_);
     Tensor x = a_.features;
     if (with_gradient || !wide_) x = subset_columns<T, A>(a_.features, a_.subset.index, m_, 0, d_);
     const Tensor differences = rank_rows(x, with_gradient, result.rows.data());
@@ -265,27 +272,45 @@ class Run {
     torch::stable::parallel_for(0, n_, grain_rows(d_), [&](int64_t begin, int64_t end) {
       squared_norms(data<T>(a_.features), all_squared_.data(), d_, begin, end);
     });
-    for (const double square : all_squared_) poison_ += square * 0;
+    if (!std::all_of(all_squared_.begin(), all_squared_.end(), finite_squared_norm)) {
+      poison_ = std::numeric_limits<double>::quiet_NaN();
+    }
     for (int64_t j = 0; j < m_; ++j) {
       squared_norm_.push_back(bounded_squared_norm(all_squared_[a_.subset.index[j]]));
       inverse_norm_.push_back(1 / std::sqrt(squared_norm_.back()));
     }
   }
 
+  // Of features [m, 1]: their cosines, which are products of signs. Products of the numbers would break these ties.
+  Tensor gram_of_single_numbers() const {
+    const Tensor x = subset_columns<T, double>(a_.features, a_.subset.index, m_, 0, 1);
+    const Tensor inner = new_empty(a_.features, {m_, m_}, ScalarType::Double);
+    std::vector<double> unit(m_);
+    for (int64_t i = 0; i < m_; ++i) unit[i] = data<double>(x)[i] / std::sqrt(squared_norm_[i]);
+    double* cosines = mutable_data<double>(inner);
+    for (int64_t i = 0; i < m_; ++i) {
+      for (int64_t j = 0; j < m_; ++j) cosines[i * m_ + j] = unit[i] * unit[j];
+    }
+    return inner;
+  }
+
   // The row losses, and the rank differences [stride, stride] if wanted.
   Tensor rank_rows(const Tensor& x, bool with_differences, double* rows) const {
     const std::unique_ptr<LabelRanks> labels = make_label_ranks(a_);
-    const Tensor inner = wide_ ? wide_gram<T>(a_.features, a_.subset.index, m_)
-                               : narrow_gram(x, amx_ && parts_resolve(d_, all_squared_));
+    const bool single = d_ == 1;
+    const Tensor inner = single  ? gram_of_single_numbers()
+                         : wide_ ? wide_gram<T>(a_.features, a_.subset.index, m_)
+                                 : narrow_gram(x, amx_ && parts_resolve(d_, all_squared_));
+    const std::vector<double> ones(single ? m_ : 0, 1.0);
     Tensor differences;
     if (with_differences) differences = new_empty(a_.features, {stride_, stride_}, arithmetic_type(a_.features));
-    const RowsTask<A> task{wide_ ? nullptr : data<float>(inner),
-                           wide_ ? data<double>(inner) : nullptr,
+    const RowsTask<A> task{wide_ || single ? nullptr : data<float>(inner),
+                           wide_ || single ? data<double>(inner) : nullptr,
                            with_differences ? mutable_data<A>(differences) : nullptr,
                            stride_,
                            rows,
-                           squared_norm_.data(),
-                           inverse_norm_.data(),
+                           single ? ones.data() : squared_norm_.data(),
+                           single ? ones.data() : inverse_norm_.data(),
                            labels.get(),
                            m_,
                            poison_,
@@ -343,8 +368,9 @@ class Run {
   const Arguments& a_;
   const A* row_weight_;
   const int64_t n_, d_, m_, tiles_;
-  const bool wide_, amx_;  // whether the Gram matrix is in float64; whether AMX forms products
-  const int64_t stride_;   // of the rank differences
+  bool wide_;             // whether the Gram matrix is in float64
+  const bool amx_;        // whether AMX forms products
+  const int64_t stride_;  // of the rank differences
   const RankSimConstants<double> constants_;
   std::vector<double> all_squared_;                  // [n]
   std::vector<double> squared_norm_, inverse_norm_;  // [m], bounded

@@ -147,11 +147,12 @@ void project_rows(const A* g, A scale, const A* x, const double* squared, const 
                   A* gradient, int64_t d, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
     const A *gr = g + row * d, *xr = x + row * d;
-    const A inner = inner_product(gr, xr, d);
-    const A inverse = inverse_norm[row], along = squared[row] == kMinSquaredNorm ? 0 : inner * inverse * inverse;
-    const A factor = scale * inverse;
+    const A inverse = inverse_norm[row], factor = scale * inverse;
+    // The unit row first: products with rows of any finite size would overflow.
+    const A along =
+        squared[row] == kMinSquaredNorm ? 0 : sum_over<A>(d, [&](int64_t c) { return gr[c] * (xr[c] * inverse); });
     A* out = gradient + index[row] * d;
-    for (int64_t c = 0; c < d; ++c) out[c] = (gr[c] - xr[c] * along) * factor;
+    for (int64_t c = 0; c < d; ++c) out[c] = (gr[c] - xr[c] * inverse * along) * factor;
   }
 }
 

@@ -113,8 +113,9 @@ std::tuple<Tensor, Tensor> pseudo_group_contrast(Tensor query, Tensor key, Tenso
   choice.ignore_index = ignore_index;
   with_rows(query, queue, classes * slots, [&](const auto& query_rows, const auto& keys, auto tag) {
     using A = decltype(tag);
-    contrast(backend, query_rows, keys, choice, data<A>(own), 1 / temperature, mutable_data<A>(rows),
-             with_slope ? mutable_data<A>(slope) : nullptr);
+    // Where d is 0 there are own keys all the same, of which nothing is read.
+    contrast(backend, query_rows, keys, choice, d ? data<A>(own) : data<A>(rows), 1 / temperature,
+             mutable_data<A>(rows), with_slope ? mutable_data<A>(slope) : nullptr);
   });
   return {reduction == kNone ? rows : torch::stable::sum(rows), slope};
 }

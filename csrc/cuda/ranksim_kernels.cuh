@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(kRowThreads)
   if (p >= n) return;
   const int lane = lane_index();
   double squared = squared_norm(features + p * d, d);
-  if (lane == 0 && !(squared - squared == 0)) atomicOr(poison, 1);
+  if (lane == 0 && !finite_squared_norm(squared)) atomicOr(poison, 1);
   const bool used = p < *count;
   const F* row = features + (used ? index[p] : p) * d;
   if (used && index[p] != p) squared = squared_norm(row, d);
@@ -204,15 +204,18 @@ struct MatrixRank {
 
 // ---- rows of the similarity matrix --------------------------------------------------------------------------------
 
-// In place: cosine similarities from inner products. A launch of its own, because the slow path of a division would
+// In place: cosine similarities from inner products. Those of single numbers are products of signs, which rounded
+// products would not keep equal. A launch of its own, because the slow path of a division would
 // cost the sorts registers. One block per row.
 static __global__ void __launch_bounds__(kThreads)
     ranksim_similarity_kernel(const double* squared_norms /* [n] */, const int64_t* count /* [] */, int64_t n,
-                              double* inner /* [n, n] */) {
+                              int64_t d, double* inner /* [n, n] */) {
   const int64_t row = blockIdx.x, m = *count;
   if (row >= m) return;
   for (int64_t i = threadIdx.x; i < m; i += kThreads) {
-    inner[row * n + i] = cosine(inner[row * n + i], squared_norms[row], squared_norms[i]);
+    const double product = inner[row * n + i], squared_i = squared_norms[row], squared_j = squared_norms[i];
+    const bool signs = d == 1 && squared_i > kMinSquaredNorm && squared_j > kMinSquaredNorm;
+    inner[row * n + i] = signs ? copysign(1.0, product) : cosine(product, squared_i, squared_j);
   }
 }
 
@@ -378,14 +381,14 @@ __global__ void __launch_bounds__(kRowThreads)
   const int64_t row = warp_row();
   if (row >= *count) return;
   const int lane = lane_index();
-  T inner = 0;
-  for (int64_t c = lane; c < d; c += kWarp) inner += g[row * d + c] * x[row * d + c];
-  inner = warp_sum(inner);
   const T inverse = inverse_norms[row];
-  const T along = squared_norms[row] == kMinSquaredNorm ? T{0} : inner * inverse * inverse;
+  T inner = 0;  // with the unit row, because products with rows of any finite size would overflow
+  for (int64_t c = lane; c < d; c += kWarp) inner += g[row * d + c] * (x[row * d + c] * inverse);
+  inner = warp_sum(inner);
+  const T along = squared_norms[row] == kMinSquaredNorm ? T{0} : inner;
   Out* out = gradient + index[row] * d;
   for (int64_t c = lane; c < d; c += kWarp) {
-    out[c] = Storage<Out>::round((g[row * d + c] - x[row * d + c] * along) * inverse);
+    out[c] = Storage<Out>::round((g[row * d + c] - x[row * d + c] * inverse * along) * inverse);
   }
 }
 
@@ -503,7 +506,7 @@ class RankSim {
                     poison_.data());
     backend_.multiply(Matrix<double>{wide_x, n_, d_, d_, 1}, Matrix<double>{wide_x, d_, n_, 1, d_}, similarity_.data(),
                       n_, false);
-    backend_.launch(ranksim_similarity_kernel, row_blocks(), dim3(kThreads), squared_norms_.data(), count_, n_,
+    backend_.launch(ranksim_similarity_kernel, row_blocks(), dim3(kThreads), squared_norms_.data(), count_, n_, d_,
                     similarity_.data());
   }
 

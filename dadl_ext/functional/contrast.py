@@ -39,7 +39,8 @@ def similarity_logsumexp(
 
     Returns:
         ``[B]``; float64 for float64 input, else float32 (also the arithmetic). -inf with a zero gradient if no key
-        takes part. NaN in a query, or in a key that takes part, gives NaN.
+        takes part. NaN in a query, or in a key that takes part, gives NaN, and so does a similarity of +infinity; one
+        of -infinity has no weight.
 
     Raises:
         TypeError, ValueError: dtypes, shapes or devices are not supported or do not match.

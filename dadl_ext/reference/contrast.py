@@ -20,6 +20,9 @@ __all__ = ["pseudo_group_contrast", "similarity_logsumexp", "supervised_contrast
 
 def _logsumexp(logits: Tensor) -> Tensor:
     """Log-sum-exp over the last dimension; -inf with a zero gradient if there is nothing to sum."""
+    # An infinite similarity has no softmax: the row is NaN, and so are its gradients.
+    infinite = (logits == torch.inf).any(dim=-1, keepdim=True)
+    logits = logits + torch.zeros_like(logits).masked_fill(infinite, torch.nan)
     empty = (logits == -torch.inf).all(dim=-1)
     if logits.shape[-1] == 0:
         return logits.sum(dim=-1) - torch.inf
@@ -32,13 +35,16 @@ def similarity_logsumexp(
     """See :func:`dadl_ext.functional.similarity_logsumexp`."""
     check_contrast(query, key, scale, key_mask, exclude_self)
     dtype = arithmetic_dtype(query)
-    logits = scale * (query.to(dtype) @ key.to(dtype).T)
+    left_out = torch.zeros(len(query), len(key), dtype=torch.bool, device=query.device)
     if key_mask is not None:
-        logits = logits.masked_fill(~key_mask, -torch.inf)
+        key = key.masked_fill(~key_mask[:, None], 0)  # NaN times a weight of 0 would be NaN
+        left_out = left_out | ~key_mask
     if exclude_self:
-        own = torch.eye(len(query), dtype=torch.bool, device=query.device)
-        logits = logits.masked_fill(own, -torch.inf)
-    return _logsumexp(logits)
+        left_out = left_out | torch.eye(len(query), dtype=torch.bool, device=query.device)
+    query = query.masked_fill(left_out.all(dim=1, keepdim=True), 0)
+    key = key.masked_fill(left_out.all(dim=0)[:, None], 0)
+    logits = scale * (query.to(dtype) @ key.to(dtype).T)
+    return _logsumexp(logits.masked_fill(left_out, -torch.inf))
 
 
 def pseudo_group_contrast(
@@ -67,12 +73,13 @@ def pseudo_group_contrast(
     valid = torch.ones(classes, slots, dtype=torch.bool, device=query.device)
     if slot_count is not None:
         valid = torch.arange(slots, device=query.device) < slot_count[:, None]
+    keys = keys.masked_fill(~valid[:, :, None], 0)
     counted = target != ignore_index
     own_class = torch.where(counted, target, 0)
 
     own = (q * k).sum(dim=-1, keepdim=True) / temperature
     others = torch.einsum("bd,cnd->bcn", q, keys) / temperature
-    denominator = torch.cat([own, others.masked_fill(~valid, -torch.inf).flatten(1)], dim=1).logsumexp(dim=1)
+    denominator = _logsumexp(torch.cat([own, others.masked_fill(~valid, -torch.inf).flatten(1)], dim=1))
     rows = torch.arange(len(q), device=q.device)
     positives = own[:, 0] + others[rows, own_class].masked_fill(~valid[own_class], 0).sum(dim=1)
     count = 1 + valid[own_class].sum(dim=1)

@@ -77,8 +77,12 @@ def select_subset(labels: Tensor, priority: Tensor) -> Tensor:
 def cosine_similarities(x: Tensor) -> Tensor:
     """``sign(d) sqrt(d² / (q_i q_j))`` with ``d = ⟨x_i, x_j⟩`` and ``q = max(‖x‖, 1e-12)²``.
 
-    Up to rounding this is the product of the normalised rows, but equal cosines of integer rows stay equal.
+    Up to rounding this is the product of the normalised rows, but equal cosines of integer rows stay equal. Those of
+    single numbers are products of signs.
     """
+    if x.shape[1] == 1:
+        unit = F.normalize(x, dim=1)
+        return unit @ unit.T
     inner = x @ x.T
     squared = x.square().sum(dim=1).clamp(min=1e-24)
     return torch.copysign((inner * inner / (squared[:, None] * squared[None, :])).sqrt(), inner)

@@ -5,7 +5,9 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.devices import CAPABILITIES, DEVICES
+from support.gradients import gradients
 from torch import Tensor
 from torch.autograd import forward_ad
 
@@ -371,7 +374,7 @@ BAD_GROUP_INPUT: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"query": torch.randn(4)}, ValueError, r"query and key must be \[B, d\]"),
     ({"queue": torch.randn(3, 2, 7)}, ValueError, r"queue \(3, 2, 7\) must have the query's last dimension"),
     ({"queue": torch.randn(0, 2, 8)}, ValueError, "at least one class"),
-    ({"target": torch.zeros(4, dtype=torch.int32)}, TypeError, r"int64.*target\.long\(\)"),
+    ({"target": torch.zeros(4)}, TypeError, r"integer dtype.*target\.long\(\)"),
     ({"target": torch.zeros(3, dtype=torch.int64)}, ValueError, r"target must be of shape \(4,\)"),
     ({"query": torch.ones(4, 8, dtype=torch.int64)}, TypeError, r"query.*query\.float\(\)"),
     ({"key": torch.ones(4, 8, dtype=torch.int64)}, TypeError, r"key.*key\.float\(\)"),
@@ -381,7 +384,7 @@ BAD_GROUP_INPUT: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"query": [1.0]}, TypeError, r"query must be a torch\.Tensor, got list"),
     ({"target": [0, 1, 2, 0]}, TypeError, r"target must be a torch\.Tensor, got list"),
     ({"slot_count": torch.zeros(4, dtype=torch.int64)}, ValueError, r"slot_count must be of shape \(3,\)"),
-    ({"slot_count": torch.zeros(3)}, TypeError, "slot_count must be int64"),
+    ({"slot_count": torch.zeros(3)}, TypeError, "slot_count must be of an integer dtype"),
     ({"temperature": 0.0}, ValueError, "temperature"),
     ({"temperature": float("nan")}, ValueError, "temperature"),
     ({"form": "nce"}, ValueError, "form must be one of"),
@@ -593,3 +596,64 @@ def test_processors_without_amx(capability: str) -> None:
     environment = os.environ | {"ATEN_CPU_CAPABILITY": capability}
     run = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert run.returncode == 0, run.stdout
+
+
+# ---- what is not finite, and what is not there ----------------------------------------------------------------------
+
+
+def both(loss: Callable[[ModuleType, Tensor, Tensor], Tensor], query: Tensor, key: Tensor) -> list[Any]:
+    return [gradients(lambda q, k, m=module: loss(m, q, k), query, key) for module in (functional, reference)]
+
+
+@pytest.mark.parametrize("scale", [1.0, -1.0])
+@pytest.mark.parametrize("shape", [(4, 5, 8), (1, 3, 8), (70, 33, 8), (4, 200, 16), (4, 5, 300)])
+@pytest.mark.parametrize("place", ["query", "key", "masked key"])
+@pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
+def test_numbers_that_are_not_finite(
+    device: str, dtype: torch.dtype, number: float, place: str, shape: tuple[int, int, int], scale: float
+) -> None:
+    queries, keys, d = shape
+    query, key = torch.randn(queries, d, device=device).to(dtype), torch.randn(keys, d, device=device).to(dtype)
+    (query if place == "query" else key)[1 if place != "query" else 0, 2] = number
+    mask = torch.arange(keys, device=device) != 1 if place == "masked key" else None
+    (value, slopes), (expected, references) = both(
+        lambda module, q, k: module.similarity_logsumexp(q, k, scale=scale, key_mask=mask), query, key
+    )
+    torch.testing.assert_close(value, expected, equal_nan=True)
+    half = dtype in (torch.float16, torch.bfloat16)
+    torch.testing.assert_close(slopes[0], references[0], equal_nan=True, rtol=2e-2 if half else 1e-4, atol=1e-3)
+    if place == "masked key":
+        assert value.isfinite().all()
+        assert all(slope.isfinite().all() for slope in slopes)
+        assert slopes[1][1].eq(0).all()
+    elif place == "query" or number != number:
+        assert value.isnan().any()
+
+
+def test_a_row_that_is_nan_leaves_its_own_loss_where_it_is_left_out(device: str, dtype: torch.dtype) -> None:
+    query, key = torch.randn(2, 5, 8, device=device).to(dtype)
+    key[0, 0] = torch.nan
+    value, expected = (module.similarity_logsumexp(query, key, exclude_self=True) for module in (functional, reference))
+    assert value.isnan().tolist() == [False, True, True, True, True]
+    torch.testing.assert_close(value, expected, equal_nan=True)
+
+
+def test_the_only_key_left_out_gives_no_gradient(device: str, dtype: torch.dtype) -> None:
+    query, key = torch.randn(1, 8, device=device).to(dtype), torch.full((1, 8), torch.nan, device=device, dtype=dtype)
+    value, (slope, _) = gradients(lambda q, k: functional.similarity_logsumexp(q, k, exclude_self=True), query, key)
+    assert value.item() == -torch.inf
+    assert slope.eq(0).all()
+
+
+@pytest.mark.parametrize("slot_count", [None, (0, 1, 2)])
+def test_keys_without_numbers_count(device: str, dtype: torch.dtype, slot_count: tuple[int, ...] | None) -> None:
+    """Of length 0: all similarities are 0, so that the loss is the logarithm of the number of keys."""
+    query, queue = torch.zeros(4, 0, dtype=dtype, device=device), torch.zeros(3, 2, 0, dtype=dtype, device=device)
+    counts = None if slot_count is None else torch.tensor(slot_count, device=device)
+    keys = 6 if slot_count is None else sum(slot_count)
+    target = torch.tensor([0, 1, 2, 1], device=device)
+    for module in (functional, reference):
+        loss = module.pseudo_group_contrast(query, query, queue, target, slot_count=counts, reduction="none")
+        torch.testing.assert_close(loss.double(), torch.full_like(loss, 1 + keys).double().log())
+        lse = module.similarity_logsumexp(query, torch.zeros(5, 0, dtype=dtype, device=device))
+        torch.testing.assert_close(lse.double(), torch.full_like(lse, 5).double().log())

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.devices import CAPABILITIES
+from support.gradients import gradients
 from torch import Tensor
 
 from dadl_ext import RankSimLoss, functional, reference
@@ -561,3 +562,40 @@ def test_every_instruction_set_gives_the_same_bits(tmp_path: Path) -> None:
         results.append(torch.load(file))
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("n", [5, 20, 63, 64, 100])
+@pytest.mark.parametrize("exponent", [-38, -25, -14, 0, 19, 30, 37, 38])
+def test_features_of_any_size(device: str, dtype: torch.dtype, n: int, exponent: int) -> None:
+    """Neither products nor norms leave the range of a dtype before the result does."""
+    values = torch.randn(n, 7, dtype=torch.float64).clamp(-3, 3)
+    features, labels = (values * 10.0**exponent).to(device, dtype), torch.randperm(n).to(device)
+    if not features.isfinite().all():
+        pytest.skip("this dtype does not hold them")
+    value, (gradient,) = gradients(lambda x: functional.ranksim_loss(x, labels, weight=3.0), features)
+    expected, (slope,) = gradients(lambda x: reference.ranksim_loss(x, labels, weight=3.0), features)
+    torch.testing.assert_close(value, expected, rtol=1e-3, atol=0)
+    assert torch.equal(gradient.isfinite(), slope.isfinite())  # half precision overflows where the gradient is large
+    if slope.isfinite().all() and slope.abs().max() > torch.finfo(dtype).tiny:
+        largest = slope.abs().max().double()
+        torch.testing.assert_close(gradient.double() / largest, slope.double() / largest, rtol=0, atol=0.03)
+
+
+@pytest.mark.parametrize("n", [5, 63, 64, 100])
+def test_single_numbers_are_all_ties(device: str, dtype: torch.dtype, n: int) -> None:
+    """Their cosines are 1 and -1."""
+    features = torch.randn(n, 1, device=device).to(dtype)
+    labels = torch.randperm(n, device=device)
+    value, (gradient,) = gradients(lambda x: functional.ranksim_loss(x, labels, weight=3.0), features)
+    signs, _ = gradients(lambda x: reference.ranksim_loss(x, labels, weight=3.0), features.sign())
+    torch.testing.assert_close(value, signs)
+    assert gradient.abs().max() < 1e-3 / features[features != 0].abs().min()
+
+
+@pytest.mark.parametrize("n", [5, 64])
+def test_rows_too_long_for_cosines_count_as_infinite(device: str, n: int) -> None:
+    features = torch.randn(n, 3, dtype=torch.float64, device=device)
+    features[2] *= 1e100
+    value, (gradient,) = gradients(lambda x: functional.ranksim_loss(x, torch.arange(n, device=device)), features)
+    assert value.isnan()
+    assert gradient.isnan().all()

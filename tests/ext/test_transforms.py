@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.fuzz import repeat
 from support.losses import LOSSES
 from support.transforms import EAGER, WHOLE, expected, outcome, table
 
@@ -25,6 +26,11 @@ def test_whole_program(device: str, name: str, transform: str) -> None:
 def test_the_table_of_the_documentation_says_so() -> None:
     recorded = Path(__file__).parents[2] / "benchmarks" / "results" / "transforms.md"
     assert recorded.read_text(encoding="utf-8") == table(expected)
+
+
+@pytest.mark.parametrize("case", (Path(__file__).parent / "fuzz_cases.txt").read_text(encoding="utf-8").splitlines())
+def test_what_the_fuzzer_found(case: str) -> None:
+    repeat(case)
 
 
 def test_vmap_draws_for_each_example_or_says_why_not() -> None:
