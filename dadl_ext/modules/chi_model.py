@@ -130,7 +130,8 @@ class ChiModelLoss(nn.Module):
         else:
             rows = self._rows(view_1, view_2, self.head_a, self.head_b)
             bounded = self._bounded(rows)
-        eta, disagreement = self.eta, _mean(bounded)
+        disagreement = _mean(bounded)
+        eta = self.eta.to(disagreement.dtype)
         self._advance()
         return ChiModelTerms(
             supervised + eta * disagreement, supervised.detach(), disagreement.detach(), eta, self._clamped(rows)
@@ -144,14 +145,17 @@ class ChiModelLoss(nn.Module):
         r"""The heads' half of an alternating step, :math:`L_s - \eta L_\chi`, without a gradient to the features."""
         rows = self._rows(view_1.detach(), view_2.detach(), self.head_a, self.head_b)
         sign = -1 if self.minimax else 1
-        loss = self.supervised(features.detach(), targets) + sign * self.eta * _mean(self._bounded(rows))
+        disagreement = _mean(self._bounded(rows))
+        eta = self.eta.to(disagreement.dtype)
+        loss = self.supervised(features.detach(), targets) + sign * eta * disagreement
         self._advance()
         return loss
 
     def extractor_loss(self, view_1: Tensor, view_2: Tensor) -> Tensor:
         r"""The features' half, :math:`\eta L_\chi`, without a gradient to the heads. It may be used several times."""
         rows = self._rows(view_1, view_2, _frozen(self.head_a), _frozen(self.head_b))
-        return self.eta * _mean(self._bounded(rows))
+        disagreement = _mean(self._bounded(rows))
+        return self.eta.to(disagreement.dtype) * disagreement
 
     def predict(self, features: Tensor) -> Tensor:
         """The mean of the heads' predictions, or of their softmaxes for measures over classes, in the current mode."""

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from ext.test_distributed import in_processes
+from support.processes import in_processes
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.nn.parallel import DistributedDataParallel
@@ -104,7 +104,7 @@ def under_fsdp(rank: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("job", [under_ddp, under_fsdp])
 def test_gradient_is_that_of_the_whole_batch(job: Callable[[int], dict[str, Any]]) -> None:
-    processes = in_processes(job, len(SIZES))
+    processes = in_processes(len(SIZES), job)
     for name, make in LOSSES.items():
         network = encoder()
         expected = gradient(network, lambda n=network: n.weight.grad, make({}), None)
@@ -124,7 +124,7 @@ def many_steps(rank: int) -> dict[str, Any]:
 
 
 def test_queues_are_identical_after_many_uneven_steps() -> None:
-    first, *others = in_processes(many_steps, 3)
+    first, *others = in_processes(3, many_steps)
     assert first["slot_count"].tolist() == [5, 5, 5]
     for other in others:
         for name, value in first.items():
@@ -143,7 +143,7 @@ def without_rows(rank: int) -> dict[str, Any]:
 
 
 def test_no_rows_anywhere() -> None:
-    for results in in_processes(without_rows, 2):
+    for results in in_processes(2, without_rows):
         for name, (value, grad) in results.items():
             assert grad.shape == (0, 5)
             assert value.item() == 0 or name == "InfoNCE"  # whose mean of nothing is NaN

@@ -2,18 +2,14 @@
 sample weights that are learnt from the rows of both."""
 
 import copy
-import tempfile
-from collections.abc import Callable
-from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from dadl import CMWNet, FeatureDistributionSmoothing, MetaReweighter, meta_weight_gradient
 from dadl.cmw_net.soft_labels import SoftLabelReweighter, mixed_objective
+from support.processes import in_processes
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -22,28 +18,6 @@ from torch.optim import SGD, Adam
 from dadl_ext import ClassQueue, PseudoGroupContrastLoss, RankSimLoss, functional, reference
 
 SIZES = (9, 14)  # batches may differ between processes
-
-
-def start(rank: int, folder: str, job: Callable[[int], dict[str, Any]], processes: int) -> None:
-    # A collective that only one process enters fails after the timeout instead of waiting for ever.
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=processes, timeout=timedelta(seconds=60)
-    )
-    torch.set_num_threads(1)
-    torch.save(job(rank), Path(folder) / f"{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-def in_processes(job: Callable[[int], dict[str, Any]], processes: int) -> list[dict[str, Any]]:
-    """What ``job(rank)`` returns in each process."""
-    with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(start, args=(folder, job, processes), nprocs=processes)
-        return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(processes)]
-
-
-def in_two_processes(job: Callable[[int], dict[str, Any]]) -> list[dict[str, Any]]:
-    return in_processes(job, 2)
 
 
 def whole_batch(seed: int) -> tuple[Tensor, Tensor]:
@@ -82,7 +56,7 @@ def ranksim_job(rank: int) -> dict[str, Any]:
 
 
 def test_ranksim_of_two_processes_equals_one() -> None:
-    first, second = in_two_processes(ranksim_job)
+    first, second = in_processes(2, ranksim_job)
     for name in ("functional", "reference"):
         (loss_a, gradient_a), (loss_b, gradient_b) = first[name], second[name]
         assert torch.equal(loss_a, loss_b)
@@ -154,7 +128,7 @@ def contrast_steps(rank: int | None) -> dict[str, Any]:
 
 
 def test_class_queues_of_two_processes_equal_one() -> None:
-    first, second = in_two_processes(contrast_steps)
+    first, second = in_processes(2, contrast_steps)
     whole = contrast_steps(None)
     for states in zip(whole["states"], first["states"], second["states"], strict=True):
         for name, expected in states[0].items():
@@ -181,7 +155,7 @@ def feature_statistics(rank: int | None) -> dict[str, Any]:
 
 def test_feature_statistics_of_two_processes_equal_one() -> None:
     whole = feature_statistics(None)
-    for part in in_two_processes(feature_statistics):
+    for part in in_processes(2, feature_statistics):
         for name, expected in whole.items():
             torch.testing.assert_close(part[name], expected)
 
@@ -256,7 +230,7 @@ def reweighted_steps(rank: int | None) -> dict[str, Any]:
 
 
 def test_weights_of_two_processes_are_learnt_as_in_one() -> None:
-    first, second = in_two_processes(reweighted_steps)
+    first, second = in_processes(2, reweighted_steps)
     whole = reweighted_steps(None)
     for variant in VARIANTS:
         close = {"rtol": 1e-4, "atol": 1e-7} if variant == "finite difference" else {"rtol": 1e-9, "atol": 1e-12}
@@ -294,7 +268,7 @@ def steps_with_an_infinite_loss(rank: int) -> dict[str, Any]:
 
 
 def test_no_process_steps_where_the_loss_of_another_is_infinite() -> None:
-    first, second = in_two_processes(steps_with_an_infinite_loss)
+    first, second = in_processes(2, steps_with_an_infinite_loss)
     for part, message, other in zip(("batch", "meta batch"), second["messages"], first["messages"], strict=True):
         assert message.startswith(f"the loss in the {part} of row 2 is ")
         assert other == f"a loss in the {part} of another process is not finite"
