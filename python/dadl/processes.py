@@ -44,13 +44,3 @@ def totals(values: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
     whole = total(torch.cat([value.flatten() for value in known.values()]))
     parts = whole.split([value.numel() for value in known.values()])
     return {name: part.view_as(value).to(value.dtype) for (name, value), part in zip(known.items(), parts, strict=True)}
-
-
-def of_all_processes(loss: Tensor) -> Tensor:
-    """Scale the gradient of a loss over the rows of all processes, such as ``RankSimLoss(gather_distributed=True)``.
-
-    Every process has the same value and the gradient for its own rows. The gradient of the whole batch is the sum over
-    the processes, but data-parallel training averages it. Here it is multiplied by the number of processes to make up
-    for that. The value does not change.
-    """
-    return loss + (process_count() - 1) * (loss - loss.detach())

@@ -175,8 +175,6 @@ def test_bins_of_targets(targets: Sequence[float], settings: dict[str, Any], bin
 class Recorder(nn.Module):
     """Remembers what it was given, and stands for a loss of zero."""
 
-    gather_distributed = False
-
     def forward(self, *inputs: Tensor) -> Tensor:
         self.inputs = inputs
         return torch.zeros(())

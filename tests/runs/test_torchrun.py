@@ -61,7 +61,7 @@ def encoder() -> nn.Module:
 
 def ranksim_of_all_rows(fabric: Fabric) -> tuple[Regression, list[EpochLog]]:
     """Each step has all rows; each process 1 / w of them."""
-    ranksim = RankSimLoss(weight=2.0, gather_distributed=True)
+    ranksim = RankSimLoss(weight=2.0, gather_distributed=True, averaged_gradients=True)
     method = Regression(encoder(), nn.Linear(6, 1), ranksim, lr=3e-3)
     target = INPUTS.square().sum(dim=1)
     loader = tensor_loader(INPUTS, target, torch.ones(16), batch_size=16 // fabric.world_size)

@@ -20,7 +20,7 @@ from dadl_ext.distributed import gather_batch
 from ..data.labels import lowest_loss_subset
 from ..data.rows import Rows, TensorRows, as_fetched
 from ..networks.momentum_encoder import MomentumEncoder
-from ..processes import of_all_processes, process_count, process_rank
+from ..processes import process_count, process_rank
 from ..training.method import Method
 from .meta_gradient import Normalize
 from .reweighter import MetaReweighter
@@ -147,7 +147,8 @@ class LearntWeights(CrossEntropy):
         if self.reweighter.needs_meta_batch:
             meta_images, meta_target = self._meta_samples(batch)
             meta_batch = self.view(meta_images), meta_target
-        return of_all_processes(self.reweighter.loss((self.view(images), target), meta_batch).loss)
+        samples = self.view(images), target
+        return self.reweighter.loss(samples, meta_batch, averaged_gradients=True).loss
 
     def _meta_samples(self, batch: Sequence[Tensor]) -> Sequence[Tensor]:
         """The meta samples of the batch, or equally many drawn from the meta set."""

@@ -4,7 +4,7 @@ import copy
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -151,14 +151,19 @@ class MetaReweighter:
             self._finish(forward)
         return Reweighted(result.loss.detach(), result.meta_loss, result.weights)
 
-    def loss(self, batch: Any, meta_batch: Batch | None = None) -> Reweighted:
+    def loss(self, batch: Any, meta_batch: Batch | None = None, *, averaged_gradients: bool = False) -> Reweighted:
         """Steps 1 and 2, for loops that differentiate the loss and step the optimiser themselves.
 
         The returned loss has its graph. The virtual step is the optimiser's next one, so exactly one step must follow.
+        With several processes set ``averaged_gradients`` inside ``DistributedDataParallel`` or ``fully_shard``: the
+        loss is over the rows of all processes, with the gradient of the own ones, which those average.
         """
         with self._all_or_nothing():
             result, forward = self._reweigh(batch, meta_batch)
             self._finish(forward)
+        if averaged_gradients:  # the value stays, the gradient is multiplied by the number of processes
+            added = (process_count() - 1) * (result.loss - result.loss.detach())
+            result = replace(result, loss=result.loss + added)
         return result
 
     def objective(self, batch: Any) -> BatchObjective:

@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader
 
 from dadl_ext import RankSimLoss
 
-from ..processes import of_all_processes
 from ..training.method import Method
 from .feature_smoothing import FeatureDistributionSmoothing
 from .retraining import FrozenEncoder
@@ -71,12 +70,7 @@ class Regression(Method):
         smoothed = features if self.smoothing is None else self.smoothing(features, target)
         scaled = (target.float() - self.centre) / self.scale
         loss = self.loss(self.head(smoothed).squeeze(-1), scaled, weight)
-        return loss if self.ranksim is None else loss + self._regularise(self.ranksim, features, target)
-
-    @staticmethod
-    def _regularise(ranksim: RankSimLoss, features: Tensor, target: Tensor) -> Tensor:
-        loss: Tensor = ranksim(features, target)
-        return of_all_processes(loss) if ranksim.gather_distributed else loss
+        return loss if self.ranksim is None else loss + self.ranksim(features, target)
 
     def predict(self, inputs: Tensor) -> Tensor:
         prediction: Tensor = self.head(self.encoder(inputs)).squeeze(-1)

@@ -257,7 +257,9 @@ class RankSimRecipe(Recipe):
         if self.retrain_from is not None:
             return Retraining(partial(_restore_encoder, self.retrain_from, facts), encoder, head, **options)
         weight = kind.ranksim if self.ranksim is None else self.ranksim
-        ranksim = RankSimLoss(weight=weight, interp_strength=self.interp_strength, gather_distributed=True)
+        ranksim = RankSimLoss(
+            weight=weight, interp_strength=self.interp_strength, gather_distributed=True, averaged_gradients=True
+        )
         return Regression(encoder, head, ranksim if weight > 0 else None, **options)
 
     def read_unseen(self, data: Path, facts: Mapping[str, Any], progress: JobProgress) -> Evaluation:

@@ -1,7 +1,6 @@
 """The training loop that all methods share."""
 
 from ..data.rows import TensorRows, as_fetched, tensor_loader
-from ..processes import of_all_processes
 from .loop import BEST, LAST, LOG, VALIDATION, EpochLog, TrainingError, best_epoch, fit, predict
 from .method import Method
 
@@ -17,7 +16,6 @@ __all__ = [
     "as_fetched",
     "best_epoch",
     "fit",
-    "of_all_processes",
     "predict",
     "tensor_loader",
 ]
