@@ -9,9 +9,17 @@ class SettingsError(UserError, ValueError):
     """Settings that contradict each other, or differ from those of an earlier run."""
 
 
+MOST_LINES = 20
+
+
 class ProblemsError(UserError, ValueError):
-    """Everything that is wrong with data or files, a line each; ``problems`` is the list of them."""
+    """Everything that is wrong with data or files; ``problems`` is the list of them.
+
+    The message has a line for each of the first ``MOST_LINES``, and says how many there are beyond.
+    """
 
     def __init__(self, problems: list[str]) -> None:
-        super().__init__("\n".join(problems))
+        more = len(problems) - MOST_LINES
+        lines = problems[:MOST_LINES] + ([f"... and {more} more of {len(problems)} problems"] if more > 0 else [])
+        super().__init__("\n".join(lines))
         self.problems = problems

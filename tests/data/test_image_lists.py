@@ -10,6 +10,7 @@ pytest.importorskip("PIL", reason="needs pip install 'dadl[train]'")
 
 from dadl.data.image_lists import Row, read_lists, read_noisy_lists, read_value_lists
 from dadl.data.images import image_problems, load_images
+from dadl.data.pixels import FORMATS
 from dadl.errors import ProblemsError
 from PIL import Image
 
@@ -128,7 +129,7 @@ def test_images_are_checked_without_being_kept(folder: Path) -> None:
     checked: list[int] = []
     problems = image_problems(folder, rows, lambda: checked.append(1))
     assert problems == [
-        f"train_100.txt:2: cannot read {folder}/a b/1.png: not an image",
+        f"train_100.txt:2: cannot read {folder}/a b/1.png: not an image, or damaged; images are {', '.join(FORMATS)}",
         f"train_100.txt:5: no file {folder}/a b/4.png",
     ]
     assert len(checked) == len(rows)
