@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -20,7 +21,7 @@ from .fingerprint import fingerprint, pixel_digest
 from .image_cache import Store, kept_on_disk
 from .pixels import PixelsError, check_pixels, read_pixels
 from .rows import ChosenRows
-from .text import shown
+from .text import NamedImages, shown
 
 KEPT_IN_MEMORY = 64 * 2**20
 
@@ -37,6 +38,12 @@ class ImageRow(Protocol):
 
     @property
     def path(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class _FoundImage:
+    where: str
+    path: str
 
 
 def load_images(
@@ -113,20 +120,44 @@ def _key(folder: Path, rows: Sequence[ImageRow], shape: tuple[int, ...]) -> str:
     return fingerprint([DECODING, PIL.__version__, shape], states())
 
 
-def image_problems(folder: Path, rows: Sequence[ImageRow], on_checked: Callable[[], None]) -> list[str]:
-    """Decode every image and discard it: a line for each that is missing or cannot be read.
+def find_images(folder: Path, rows: Sequence[ImageRow], *, outside: bool = False) -> Sequence[ImageRow]:
+    """The rows with the paths of their files, see :class:`.NamedImages`, as :func:`load_images` takes them.
+
+    Raises :class:`.ProblemsError` with all rows whose images are not there or, unless ``outside`` is set, not in the
+    folder.
+    """
+    images, problems = NamedImages(folder, outside=outside), list[str]()
+
+    def found(row: ImageRow) -> _FoundImage:
+        try:
+            return _FoundImage(row.where, images.find(row.path))
+        except ValueError as error:
+            problems.append(f"{row.where}: {error}")
+            return _FoundImage(row.where, row.path)
+
+    files = list(map(found, rows))
+    if problems:
+        raise ProblemsError(problems)
+    return files
+
+
+def image_problems(
+    folder: Path, rows: Sequence[ImageRow], on_checked: Callable[[], None], *, outside: bool = False
+) -> list[str]:
+    """Decode every image and discard it: a line for each that :func:`find_images` refuses or that cannot be read.
 
     ``on_checked`` is called after each image.
     """
+    images = NamedImages(folder, outside=outside)
 
     def check(index: int) -> str | None:
-        path = folder / rows[index].path
-        if not path.is_file():
-            return f"{rows[index].where}: no file {shown(str(path))}"
+        row = rows[index]
         try:
-            check_pixels(path)
+            check_pixels(folder / images.find(row.path))
         except PixelsError as error:
-            return _unreadable(folder, rows[index], error)
+            return _unreadable(folder, row, error)
+        except ValueError as error:
+            return f"{row.where}: {error}"
         return None
 
     return _problems(len(rows), check, on_checked)

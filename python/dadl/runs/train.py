@@ -4,7 +4,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -261,6 +261,9 @@ def _check_folder(output: Path, recipe: Recipe, options: RunOptions) -> None:
         raise SettingsError(f"{output} holds a {'search' if searched else 'run'}; choose another folder with --output")
     _, settings, _ = read_run(output / "trial-0" if searched else output)
     own = settings_of(recipe)
+    # A setting that the run's version did not have yet is at its default.
+    defaults = {field.name: field.default for field in fields(recipe)}
+    settings = {key: value for key, value in own.items() if value == defaults[key]} | settings
     compared = {*own, *settings} - set(recipe.search_space if searched else ())
     changed = sorted(key for key in compared if own.get(key) != settings.get(key))
     if changed:
