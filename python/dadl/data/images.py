@@ -120,31 +120,25 @@ def _key(folder: Path, rows: Sequence[ImageRow], shape: tuple[int, ...]) -> str:
     return fingerprint([DECODING, PIL.__version__, shape], states())
 
 
-def find_images(folder: Path, rows: Sequence[ImageRow], *, outside: bool = False) -> Sequence[ImageRow]:
+def find_images(
+    folder: Path, rows: Sequence[ImageRow], on_checked: Callable[[], None], *, outside: bool = False
+) -> Sequence[ImageRow]:
     """The rows with the paths of their files, see :class:`.NamedImages`, as :func:`load_images` takes them.
 
-    Raises :class:`.ProblemsError` with all rows whose images are not there or, unless ``outside`` is set, not in the
-    folder.
+    If an image is not there or, unless ``outside`` is set, not in the folder, raises :class:`.ProblemsError` with
+    everything that :func:`image_problems` finds.
     """
-    images, problems = NamedImages(folder, outside=outside), list[str]()
-
-    def found(row: ImageRow) -> _FoundImage:
-        try:
-            return _FoundImage(row.where, images.find(row.path))
-        except ValueError as error:
-            problems.append(f"{row.where}: {error}")
-            return _FoundImage(row.where, row.path)
-
-    files = list(map(found, rows))
-    if problems:
-        raise ProblemsError(problems)
-    return files
+    images = NamedImages(folder, outside=outside)
+    try:
+        return [_FoundImage(row.where, images.find(row.path)) for row in rows]
+    except ValueError:
+        raise ProblemsError(image_problems(folder, rows, on_checked, outside=outside)) from None
 
 
 def image_problems(
     folder: Path, rows: Sequence[ImageRow], on_checked: Callable[[], None], *, outside: bool = False
 ) -> list[str]:
-    """Decode every image and discard it: a line for each that :func:`find_images` refuses or that cannot be read.
+    """Decode every image and discard it: a line for each that is not there, not in the folder, or cannot be read.
 
     ``on_checked`` is called after each image.
     """

@@ -34,7 +34,7 @@ WITH_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
 CONVERTED = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV", *WITH_ALPHA)
 REFUSED = {
     "F": "floating-point pixels have no defined range",
-    "I": "32-bit or signed pixels have no defined range",
+    "I": "32-bit pixels have no defined range",
     "LAB": "L*a*b* colours depend on a white point",
 }
 BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF

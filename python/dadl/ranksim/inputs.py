@@ -51,9 +51,10 @@ class Inputs:
         """Decode images, tokenise texts, or join numbers and the features of texts."""
         sizes = [len(part.where) for part in parts]
         if parts[0].images:
-            files = find_images(folder, [image for part in parts for image in part.images], outside=self.outside)
+            files = [image for part in parts for image in part.images]
             progress.start("Reading images", total=len(files))
-            images, digests = load_images(folder, files, stored_size(self.image_size), progress.advance)
+            found = find_images(folder, files, progress.advance, outside=self.outside)
+            images, digests = load_images(folder, found, stored_size(self.image_size), progress.advance)
             return EncoderInputs(images.split(sizes), digests.split(sizes), {"inputs": "images"})
         no_digests = [torch.empty(0)] * len(parts)
         numbers = torch.cat([part.features for part in parts]).float()
