@@ -30,6 +30,8 @@ NAMES = {
     ("numpy", "ndarray"),
     ("numpy", "dtype"),
     ("_codecs", "encode"),
+    ("__builtin__", "bytes"),
+    ("builtins", "bytes"),
 }
 """What may be named, by the last part of the module, which NumPy has renamed; it is not called."""
 
@@ -149,6 +151,8 @@ def _made(named: Any, arguments: tuple[Any, ...]) -> Any:
         return _BytesType()
     if named == ("_codecs", "encode") and arguments[1:] in (("latin1",), ("latin-1",)):
         return _checked(arguments[0], str).encode("latin-1")
+    if named[1] == "bytes" and arguments == ():
+        return b""
     raise ValueError(f"a call of {named} that makes no array")
 
 
