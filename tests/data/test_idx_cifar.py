@@ -127,7 +127,7 @@ def test_damaged_gz_files_are_named(tmp_path: Path) -> None:
         if place in range(4, 10):  # time and system, which mean nothing
             continue
         file.write_bytes(whole[:place] + bytes([whole[place] ^ 0x5A]) + whole[place + 1 :])
-        with pytest.raises(ImageFileError, match="train-images-idx3-ubyte|training images of"):
+        with pytest.raises(ImageFileError, match=r"train-images-idx3-ubyte|training images of"):
             read_image_files(tmp_path)
 
 
