@@ -9,7 +9,14 @@ class SettingsError(UserError, ValueError):
     """Settings that contradict each other, or differ from those of an earlier run."""
 
 
-MOST_LINES = 20
+MOST_LINES, MOST_CHARACTERS = 20, 600
+
+
+def shown(text: str, most: int = 200) -> str:
+    """Text of a file for a message: on one line, of printable characters, and not too long."""
+    if len(text) > most:
+        text = f"{text[: most // 2]} ... ({len(text)} characters) ... {text[-most // 4 :]}"
+    return text if text.isprintable() else ascii(text)[1:-1]
 
 
 class ProblemsError(UserError, ValueError):
@@ -20,6 +27,7 @@ class ProblemsError(UserError, ValueError):
 
     def __init__(self, problems: list[str]) -> None:
         more = len(problems) - MOST_LINES
-        lines = problems[:MOST_LINES] + ([f"... and {more} more of {len(problems)} problems"] if more > 0 else [])
+        lines = [shown(problem, MOST_CHARACTERS) for problem in problems[:MOST_LINES]]
+        lines += [f"... and {more} more of {len(problems)} problems"] if more > 0 else []
         super().__init__("\n".join(lines))
         self.problems = problems

@@ -5,7 +5,8 @@ import os
 from pathlib import Path
 
 import pytest
-from dadl.data.text import MOST_SHOWN, NamedImages, TextFileError, did_you_mean, not_text, open_text, shown
+from dadl.data.text import NamedImages, TextFileError, did_you_mean, not_text, open_text
+from dadl.errors import ProblemsError, shown
 
 TEXT = "größe.png 1\r\n雪 .png 0\n"
 
@@ -54,13 +55,23 @@ def test_what_is_not_a_file_is_named(tmp_path: Path) -> None:
 def test_shown_text_is_short_and_printable() -> None:
     assert shown("größe") == "größe"
     assert shown("a\x1b[31m\nb\udce9") == "a\\x1b[31m\\nb\\udce9"
-    assert len(shown("x" * 5000)) < MOST_SHOWN
+    assert len(shown("x" * 5000)) < 200
+    assert len(str(ProblemsError(["x" * 5000] * 21)).splitlines()) == 21
+    assert len(str(ProblemsError(["x\n" * 5000]))) < 1000
     assert "5000 characters" in shown("x" * 5000)
 
 
 def test_similar_words_are_suggested() -> None:
     words = ("train", "val", "test")
-    suggestions = {"Train": "train", "training": "train", "TEST": "test", "valid": "val", "xyz": None, "": None}
+    suggestions = {
+        "Train": "train",
+        "training": "train",
+        "TEST": "test",
+        "valid": "val",
+        "Validation": "val",
+        "xyz": None,
+        "": None,
+    }
     for word, expected in suggestions.items():
         assert did_you_mean(word, words) == (f"; did you mean {expected}?" if expected else "")
 
@@ -92,7 +103,7 @@ def test_images_stay_in_their_folder(folder: Path, relative: bool, monkeypatch: 
     for path in (*INSIDE, str(folder / "sub" / "a.png")):
         assert images.find(path) == path
     for path in (*OUTSIDE, str(folder.parent / "b.png")):
-        with pytest.raises(ValueError, match=r"leads out of .*set outside if you trust the list"):
+        with pytest.raises(ValueError, match=r"leads out of .*or allow it with --outside"):
             images.find(path)
         assert NamedImages(folder, outside=True).find(path) == path
 

@@ -13,9 +13,9 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from ..errors import ProblemsError
+from ..errors import ProblemsError, shown
 from .pixels import SUFFIXES
-from .text import NamedImages, TextFileError, not_text, open_text, shown
+from .text import NamedImages, TextFileError, not_text, open_text
 
 FULL = 100
 TEST, VALIDATION = "test.txt", "val.txt"
@@ -79,8 +79,8 @@ def read_lists(folder: Path, percent: int, *, outside: bool = False) -> ClassLis
     lists.
     """
     lists, problems = _read_parts(folder, percent, _parse_class, outside)
-    problems += _unknown_classes(lists.labelled, [*lists.validation, *lists.test], list_name(percent))
     problems += _gaps(lists.labelled, list_name(percent))
+    problems += _unknown_classes(lists.labelled, [*lists.validation, *lists.test], list_name(percent))
     _refuse(problems or _single_sample_classes([*lists.labelled, *lists.unlabelled]))
     num_classes = max(row.label for row in lists.labelled) + 1
     return ClassLists(lists.labelled, lists.unlabelled, lists.validation, lists.test, num_classes)
@@ -99,8 +99,8 @@ def read_noisy_lists(folder: Path, *, outside: bool = False) -> NoisyLists:
         else []
         for name in (TRAIN, META, VALIDATION, TEST)
     )
-    problems += _unknown_classes(train, [*meta, *validation, *test], TRAIN)
     problems += _gaps(train, TRAIN)
+    problems += _unknown_classes(train, [*meta, *validation, *test], TRAIN)
     _refuse(problems or _single_sample_classes(train))
     return NoisyLists(train, meta, validation, test, max(row.label for row in train) + 1)
 

@@ -16,12 +16,12 @@ import PIL
 import torch
 from torch import Tensor
 
-from ..errors import ProblemsError
+from ..errors import ProblemsError, shown
 from .fingerprint import fingerprint, pixel_digest
 from .image_cache import Store, kept_on_disk
 from .pixels import PixelsError, check_pixels, read_pixels
 from .rows import ChosenRows
-from .text import NamedImages, shown
+from .text import NamedImages
 
 KEPT_IN_MEMORY = 64 * 2**20
 

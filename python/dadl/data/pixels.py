@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ..errors import UserError
+from ..errors import UserError, shown
 
 Image.init()
 FORMATS = tuple(
@@ -85,7 +85,7 @@ def _sentence(error: Exception) -> PixelsError:
     if isinstance(error, OSError) and error.strerror:
         return PixelsError(error.strerror)
     reason = " ".join(str(error).split())
-    return PixelsError(f"damaged, or of a rare kind: {reason or type(error).__name__}")
+    return PixelsError(f"damaged, or of a rare kind: {shown(reason) or type(error).__name__}")
 
 
 def _decoded(path: Path, *, draft: bool = False) -> tuple[Image.Image, bool]:

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, shown
 from ..memory import check_memory
 
 ATTRIBUTION = "Photographs: china.jpg © danielbuechele, flower.jpg © vultilion, CC BY 2.0, from scikit-learn"
@@ -134,7 +134,7 @@ def read_sprites(folder: Path, n: int, seed: int = 0) -> Sprites:
         raise
     except (OSError, EOFError, ValueError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         # zipfile's for what is damaged, encrypted, or compressed in a way that it does not know
-        raise SpriteFileError(f"{file}: {str(error) or 'damaged'}") from None
+        raise SpriteFileError(f"{file}: {shown(str(error)) or 'damaged'}") from None
     raise SpriteFileError(f"{file} holds neither dSprites (imgs) nor MPI3D (images)")
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from ..errors import UserError
+from ..errors import UserError, shown
 
 BYTE_ORDER_MARKS = {  # UTF-32's before UTF-16's, with which it begins
     codecs.BOM_UTF32_LE: "utf-32",
@@ -18,8 +18,6 @@ BYTE_ORDER_MARKS = {  # UTF-32's before UTF-16's, with which it begins
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-
-MOST_SHOWN = 200
 
 
 class TextFileError(UserError, ValueError):
@@ -62,17 +60,11 @@ def not_text(line: str) -> str | None:
     return None
 
 
-def shown(text: str) -> str:
-    """Text of a file for a message: on one line, of printable characters, and not too long."""
-    if len(text) > MOST_SHOWN:
-        text = f"{text[: MOST_SHOWN // 2]} ... ({len(text)} characters) ... {text[-MOST_SHOWN // 4 :]}"
-    return text if text.isprintable() else ascii(text)[1:-1]
-
-
 def did_you_mean(word: str, words: Iterable[str]) -> str:
     """``"; did you mean ...?"`` with the most similar of the words, or nothing if none is similar."""
     by_lower = {other.lower(): other for other in words}
-    similar = difflib.get_close_matches(word.lower(), by_lower, n=1)
+    longer = [other for other in by_lower if word.lower().startswith(other)]
+    similar = longer or difflib.get_close_matches(word.lower(), by_lower, n=1)
     return f"; did you mean {by_lower[similar[0]]}?" if similar else ""
 
 
@@ -97,7 +89,7 @@ class NamedImages:
             raise ValueError(f"no file {shown(str(file))}{self._hint(path)}")
         if not self._outside and not self._is_inside(file):
             raise ValueError(
-                f"{shown(path)} leads out of {self._folder}; move the image there, or set outside if you trust the list"
+                f"{shown(path)} leads out of {self._folder}; move the image there, or allow it with --outside"
             )
         return path
 
