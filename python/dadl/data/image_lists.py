@@ -79,7 +79,7 @@ def read_lists(folder: Path, percent: int, *, outside: bool = False) -> ClassLis
     lists.
     """
     lists, problems = _read_parts(folder, percent, _parse_class, outside)
-    problems += _gaps(lists.labelled, list_name(percent))
+    problems += [] if problems else _gaps(lists.labelled, list_name(percent))
     problems += _unknown_classes(lists.labelled, [*lists.validation, *lists.test], list_name(percent))
     _refuse(problems or _single_sample_classes([*lists.labelled, *lists.unlabelled]))
     num_classes = max(row.label for row in lists.labelled) + 1
@@ -99,7 +99,7 @@ def read_noisy_lists(folder: Path, *, outside: bool = False) -> NoisyLists:
         else []
         for name in (TRAIN, META, VALIDATION, TEST)
     )
-    problems += _gaps(train, TRAIN)
+    problems += [] if problems else _gaps(train, TRAIN)
     problems += _unknown_classes(train, [*meta, *validation, *test], TRAIN)
     _refuse(problems or _single_sample_classes(train))
     return NoisyLists(train, meta, validation, test, max(row.label for row in train) + 1)

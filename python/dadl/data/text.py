@@ -7,7 +7,7 @@ import stat
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TextIO
 
 from ..errors import UserError, shown
@@ -81,9 +81,10 @@ class NamedImages:
         self._inside: dict[str, bool] = {}
 
     def find(self, path: str) -> str:
-        """The path of a file, with slashes. Raises a ``ValueError`` with a sentence if there is none."""
+        """The path without ``.`` and double slashes. Raises a ``ValueError`` with a sentence if it names no file."""
         if "\\" in path and not os.path.isfile(self._folder / path):
             path = path.replace("\\", "/")
+        path = PurePosixPath(path).as_posix()  # so that an image has one name
         file = self._folder / path
         if not os.path.isfile(file):
             raise ValueError(f"no file {shown(str(file))}{self._hint(path)}")
@@ -114,6 +115,8 @@ class NamedImages:
             names = os.listdir(file.parent)
         except (OSError, ValueError):
             return ""
-        same = [name for name in names if name.lower() == file.name.lower()]
-        same = same or [name for name in names if Path(name).stem == file.name]
-        return f"; did you mean {shown(same[0])}?" if same else ""
+        bare = file.name.strip(",;'\"").lower()
+        same = [name for name in names if name.lower() == bare] or [
+            name for name in names if Path(name).stem == file.name
+        ]
+        return f"; did you mean {shown(same[0])}?" if same and os.path.isfile(file.parent / same[0]) else ""
