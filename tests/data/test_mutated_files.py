@@ -227,6 +227,7 @@ PICTURES = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*with several frames")
 @pytest.mark.parametrize("name", PICTURES)
 def test_images(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(PICTURES[name])
