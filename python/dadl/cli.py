@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -231,6 +232,7 @@ def _with_config(
 
 def main() -> None:
     """Entry point of the ``dadl`` command."""
+    warnings.formatwarning = lambda message, *_, **__: f"{message}\n"  # a sentence, without a line of code
     try:
         app.meta()
     except UserError as error:

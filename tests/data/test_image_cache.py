@@ -17,9 +17,11 @@ import torch
 
 pytest.importorskip("PIL", reason="needs pip install 'dadl[train]'")
 
+from dadl.data import images as images_module
 from dadl.data.image_cache import ImageCacheError, Store, kept_on_disk
 from dadl.data.image_lists import Row
 from dadl.data.images import load_images
+from dadl.data.pixels import read_pixels
 from dadl.errors import ProblemsError
 from PIL import Image
 from support.folders import replace_quietly
@@ -56,13 +58,12 @@ def rows(count: int = 6) -> list[Row[None]]:
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The files that were decoded."""
     files: list[Path] = []
-    open_image = Image.open
 
-    def count(path: Path) -> Image.Image:
+    def count(path: Path, size: int, channels: int) -> tuple[npt.NDArray[np.uint8], bool]:
         files.append(path)
-        return open_image(path)
+        return read_pixels(path, size, channels)
 
-    monkeypatch.setattr(Image, "open", count)
+    monkeypatch.setattr("dadl.data.images.read_pixels", count)
     return files
 
 
@@ -189,15 +190,14 @@ def test_of_several_processes_one_decodes(folder: Path, cache: Path, tmp_path: P
     expected = load_images(folder, rows(), SIZE, nothing)[0][:].numpy()
     shutil.rmtree(cache)
     names = tmp_path / "decoded"
-    open_image = Image.open
 
     def job() -> None:
-        def tell(path: Path) -> Image.Image:
+        def tell(path: Path, size: int, channels: int) -> tuple[npt.NDArray[np.uint8], bool]:
             with names.open("a") as file:
                 file.write(f"{path.name}\n")
-            return open_image(path)
+            return read_pixels(path, size, channels)
 
-        Image.open = tell  # type: ignore[assignment]
+        images_module.read_pixels = tell
         images, _ = load_images(folder, rows(), SIZE, nothing)  # no torch, whose threads a fork does not have
         assert np.array_equal(images.tensor.numpy()[images.chosen.numpy()], expected)
 

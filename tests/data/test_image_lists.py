@@ -1,5 +1,7 @@
 """Image lists: what they mean, and one error that names every bad row."""
 
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +10,9 @@ import torch
 
 pytest.importorskip("PIL", reason="needs pip install 'dadl[train]'")
 
-from dadl.data.image_lists import Row, read_lists, read_noisy_lists, read_value_lists
+from dadl.data.image_lists import Row, read_image_names, read_lists, read_noisy_lists, read_value_lists
 from dadl.data.images import image_problems, load_images
+from dadl.data.pixels import FORMATS
 from dadl.errors import ProblemsError
 from PIL import Image
 
@@ -128,7 +131,7 @@ def test_images_are_checked_without_being_kept(folder: Path) -> None:
     checked: list[int] = []
     problems = image_problems(folder, rows, lambda: checked.append(1))
     assert problems == [
-        f"train_100.txt:2: cannot read {folder}/a b/1.png: not an image",
+        f"train_100.txt:2: cannot read {folder}/a b/1.png: not an image, or damaged; images are {', '.join(FORMATS)}",
         f"train_100.txt:5: no file {folder}/a b/4.png",
     ]
     assert len(checked) == len(rows)
@@ -195,3 +198,97 @@ def test_a_recipe_has_the_images_of_each_list(folder: Path) -> None:
         assert [int(image[0, 0, 0]) for (images,) in part.loader for image in images] == greys
     trained = {(int(x[0, 0, 0]), int(y)) for images, target in task.loader for x, y in zip(images, target, strict=True)}
     assert trained == {(0, 0), (3, 1), *((grey, -1) for grey in (1, 2, 4, 5))}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.filterwarnings("ignore:.*read as UTF")
+def test_lists_with_a_byte_order_mark(folder: Path, encoding: str) -> None:
+    (folder / "a b" / "0.png").rename(folder / "a b" / "größe.png")
+    for name in ("train_100.txt", "train_30.txt", "test.txt"):
+        text = (folder / name).read_text().replace("0.png", "größe.png").replace("/", "\\").replace("\n", "\r\n")
+        (folder / name).write_bytes(text.encode(encoding))
+    lists = read_lists(folder, 30)
+    assert [(row.path, row.label) for row in lists.labelled] == [("a b/größe.png", 0), ("a b/3.png", 1)]
+    assert [row.where for row in lists.labelled] == ["train_30.txt:1", "train_30.txt:3"]
+
+
+def test_lists_in_another_encoding_are_named_row_by_row(folder: Path) -> None:
+    (folder / "train_30.txt").write_bytes("a b/0.png 0\na b/größe.png 1\n".encode("latin-1"))
+    (folder / "test.txt").write_bytes("a b/6.png 0\n".encode("utf-16-le"))
+    with pytest.raises(ProblemsError) as caught:
+        read_lists(folder, 30)
+    assert caught.value.problems[:2] == [
+        "train_30.txt:2: not UTF-8; save the file with that encoding",
+        "test.txt:1: a zero byte; save the file as UTF-8, or as UTF-16 with a byte order mark",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("classes", "problem"),
+    [
+        ([0, 1, 2, 0, 1, 2], None),
+        ([1, 2, 1, 2, 1, 2], r"train.txt:1: label 1 of .*no class 0; .* 2 classes from 0 to 1; did you mean to count"),
+        ([0, 2, 0, 2, 0, 2], r"train.txt:2: label 2 of a b/1.png, but train.txt has no class 1; .* from 0 to 1$"),
+        ([0, 1, 0, 1, 20_000_000, 20_000_000], r"train.txt:5: label 20000000 .* no class 2; .* 3 classes from 0 to 2$"),
+        ([0, 1, 0, 1, 0, 10**12], r"train.txt:6: label 1000000000000 of a b/5.png is too large"),
+        ([0, 1, 0, 1, 0, 10**5000], r"train.txt:6: label 1000.*\(5001 characters\).* is too large"),
+        ([0, 1, 0, 1, 0, -1], r"train.txt:6: label '-1'"),
+    ],
+)
+def test_classes_are_numbered_from_0_without_gaps(folder: Path, classes: list[int], problem: str | None) -> None:
+    sys.set_int_max_str_digits(6000)
+    rows = [f"a b/{i}.png {label}" for i, label in enumerate(classes)]
+    sys.set_int_max_str_digits(4300)
+    (folder / "train.txt").write_text("\n".join(rows))
+    (folder / "test.txt").write_text(f"a b/6.png {classes[0]}")
+    if problem is None:
+        assert read_noisy_lists(folder).num_classes == 3
+        return
+    with pytest.raises(ProblemsError, match=problem) as caught:
+        read_noisy_lists(folder)
+    assert len(caught.value.problems) == 1
+    for name in ("train_100.txt", "train_30.txt"):
+        (folder / name).write_text("\n".join(rows))
+    with pytest.raises(ProblemsError, match=problem.replace("train.txt", "train_30.txt")):
+        read_lists(folder, 30)
+
+
+def test_lists_that_leave_their_folder_are_refused_unless_asked_for(folder: Path) -> None:
+    inner = folder / "lists"
+    inner.mkdir()
+    for name in ("train_100.txt", "train_30.txt", "test.txt", "train.txt"):
+        rows = (folder / ("train_100.txt" if name == "train.txt" else name)).read_text().splitlines()
+        (inner / name).write_text("".join(f"../{row}\n" for row in rows if row))
+    for read in (lambda **o: read_lists(inner, 30, **o), lambda **o: read_noisy_lists(inner, **o)):
+        with pytest.raises(ProblemsError, match=r":1: \.\./a b/0\.png leads out of .*lists;"):
+            read()
+        assert read(outside=True).test[0].path == "../a b/6.png"
+    (inner / "names.txt").write_text("../a b/1.png\n")
+    with pytest.raises(ProblemsError, match="leads out"):
+        read_image_names(inner / "names.txt")
+    assert paths(read_image_names(inner / "names.txt", outside=True)) == ["../a b/1.png"]
+
+
+def test_of_many_problems_the_first_are_shown_and_all_are_counted(folder: Path) -> None:
+    (folder / "train_30.txt").write_text("".join(f"a b/{i}.png 0\n" for i in range(100, 700)))
+    with pytest.raises(ProblemsError) as caught:
+        read_lists(folder, 30)
+    lines = str(caught.value).splitlines()
+    assert len(caught.value.problems) == 600
+    assert lines[:20] == caught.value.problems[:20]
+    assert lines[20:] == ["... and 580 more of 600 problems"]
+
+
+def test_a_long_row_takes_little_time(folder: Path) -> None:
+    (folder / "train_30.txt").write_text("a b/0.png" + " 0.5" * 300_000)
+    started = time.process_time()
+    with pytest.raises(ProblemsError, match=r"no file|values of"):
+        read_value_lists(folder, 30)
+    assert time.process_time() - started < 10
+
+
+def test_underscores_make_no_numbers(folder: Path) -> None:
+    with_values(folder)
+    (folder / "test.txt").write_text("a b/6.png 0_1 0.5 1\n")
+    with pytest.raises(ProblemsError, match=r"no file .*a b/6\.png 0_1"):
+        read_value_lists(folder, 30)

@@ -22,7 +22,7 @@ from dadl.data.regression import (
     read_unseen_csv,
     read_unseen_sts_b,
 )
-from dadl.errors import ProblemsError
+from dadl.errors import MOST_LINES, ProblemsError
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -39,7 +39,7 @@ def sizes(data: RegressionData) -> list[int]:
 def problems_of(read: Callable[[], object]) -> list[str]:
     with pytest.raises(ProblemsError) as caught:
         read()
-    assert str(caught.value).splitlines() == caught.value.problems
+    assert str(caught.value).splitlines()[:MOST_LINES] == caught.value.problems[:MOST_LINES]
     return caught.value.problems
 
 

@@ -1,6 +1,9 @@
 """Generated sprites lie where their targets say, and published files are read as they are."""
 
+import io
 import math
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from dadl.chi_model.recipe import ChiModelRecipe
 from dadl.data import sprites
 from dadl.data.sprites import COUNTS, SpriteFileError, draw_sprites, generate_sprites, read_sprites
 from dadl.errors import SettingsError
+from dadl.memory import TooLargeError
 from dadl.output import JobProgress
 from dadl.runs.recipe import RecipeData
 from rich.console import Console
@@ -172,3 +176,81 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     refuses(r"a\.npz")
     npz(tmp_path / "b.npz", "x", np.zeros(3))
     refuses("holds 2 npz files")
+
+
+def member(file: Path, content: bytes, name: str = "images.npy", method: int = zipfile.ZIP_DEFLATED) -> None:
+    with zipfile.ZipFile(file, "w", method) as archive:
+        archive.writestr(name, content)
+
+
+def header(text: str, version: int = 1) -> bytes:
+    length = len(text).to_bytes(2 if version == 1 else 4, "little")
+    return b"\x93NUMPY" + bytes([version, 0]) + length + text.encode()
+
+
+def npy(array: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+STATED = "{'descr': '|u1', 'fortran_order': False, 'shape': (3200, 4, 4, 3)}\n"
+IMAGES = np.zeros((3200, 4, 4, 3), dtype=np.uint8)
+ODD: dict[str, tuple[Callable[[Path], None], str]] = {
+    "no array": (lambda file: member(file, b"text"), "magic"),
+    "empty": (lambda file: member(file, b""), r"a\.npz: "),
+    "version 3": (lambda file: member(file, header(STATED, 3) + bytes(3200 * 48)), r"header of version 3\.0"),
+    "shape ()": (lambda file: member(file, npy(np.uint8(1))), r"uint8 \[\], expected 3200"),
+    "grey": (lambda file: member(file, npy(IMAGES[..., 0])), "expected 3200 uint8 images, 3200 × side × side × 3"),
+    "oblong": (lambda file: member(file, npy(IMAGES[:, :2])), "expected 3200 uint8 images"),
+    "large": (lambda file: member(file, npy(np.zeros((3200, 257, 257, 3), np.uint8)[:, :0])), "expected 3200"),
+    "huge": (lambda file: member(file, header(STATED.replace("4, 4", "9" * 30 + ", 4")) + b"x"), "expected 3200"),
+    "negative": (lambda file: member(file, header(STATED.replace("4, 4", "-4, -4")) + b"x"), "expected 3200"),
+    "objects": (lambda file: member(file, header(STATED.replace("|u1", "|O")) + b"x"), "object .*expected 3200"),
+    "fortran": (lambda file: member(file, header(STATED.replace("False", "True")) + bytes(3200 * 48)), "expected 3200"),
+    "a call": (lambda file: member(file, header("__import__('os').getpid()\n")), "damaged header"),
+    "deep": (lambda file: member(file, header("(" * 5000 + "\n")), "damaged header"),
+    "minus signs": (lambda file: member(file, header("-" * 9000 + "1\n")), "damaged header"),
+    "short": (lambda file: member(file, npy(IMAGES)[:-1]), "bytes, and not as many as its header says"),
+    "long": (lambda file: member(file, npy(IMAGES) + b"x"), "bytes, and not as many as its header says"),
+    "bzip2 cut": (lambda file: member(file, b"x" * 99, method=zipfile.ZIP_BZIP2), "magic"),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_odd_arrays_are_refused_with_a_sentence(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sprites, "MPI3D_COUNTS", (2, 40, 40))
+    write, message = ODD[kind]
+    write(tmp_path / "a.npz")
+    with pytest.raises(SpriteFileError, match=message):
+        read_sprites(tmp_path, 20)
+
+
+def test_archives_that_lie_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sprites, "MPI3D_COUNTS", (2, 40, 40))
+    file = tmp_path / "a.npz"
+    member(file, npy(IMAGES))
+    whole = file.read_bytes()
+    (tmp_path / "a.npz").write_bytes(whole)
+    with zipfile.ZipFile(file) as archive:
+        (info,) = archive.infolist()
+    size, directory = info.file_size.to_bytes(4, "little"), whole.rindex(b"PK\1\2")
+    for place, changed in (
+        (whole.index(size, directory), bytes([255] * 3)),  # another length
+        (directory + 8, b"\1"),  # encrypted
+        (directory + 10, b"\x63"),  # an unknown compression
+        (len(whole) // 3, b"\0\0\0\0"),
+    ):
+        file.write_bytes(whole[:place] + changed + whole[place + len(changed) :])
+        with pytest.raises(SpriteFileError, match=r"a\.npz: ."):
+            read_sprites(tmp_path, 3200)
+
+
+def test_too_many_images_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sprites, "MPI3D_COUNTS", (2, 40, 40))
+    member(tmp_path / "a.npz", npy(IMAGES))
+    with pytest.raises(SpriteFileError, match="3201 images are to be drawn, but there are 3200"):
+        read_sprites(tmp_path, 3201)
+    monkeypatch.setattr("dadl.memory.available_memory", lambda: 10_000)
+    with pytest.raises(TooLargeError, match="200 images: "):
+        read_sprites(tmp_path, 200)

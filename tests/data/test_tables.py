@@ -103,3 +103,58 @@ def test_columns_are_found_or_named(tmp_path: Path) -> None:
         "no column 'c'; there are 'a', 'b', 'b'",
         "no column 'a,b'; there are 'a', 'b', 'b', several of which are separated by spaces",
     ]
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_excels_first_line_names_the_delimiter(delimiter: str, mark: bytes, tmp_path: Path) -> None:
+    path, problems = tmp_path / "t.csv", list[str]()
+    path.write_bytes(mark + "sep=|\r\na|b\r\n1.5|2\r\n3|\r\n".replace("|", delimiter).encode())
+    table = read_table(path, problems)
+    assert (table.header, [row.fields for row in table.rows], problems) == (["a", "b"], [["1.5", "2"], ["3", ""]], [])
+    assert [row.where for row in table.rows] == ["t.csv:3", "t.csv:4"]
+
+
+def test_a_column_named_sep_is_a_column() -> None:
+    assert read(b"sep=,b,c\n1,2,3\n") == ([["1", "2", "3"]], [])
+
+
+@pytest.mark.filterwarnings("ignore:.*read as UTF")
+def test_utf_16_with_a_byte_order_mark_is_read_and_damaged_or_unmarked_is_refused() -> None:
+    text = "jahr;größe\n1;雪\n"
+    assert read(text.encode("utf-16")) == ([["1", "雪"]], [])
+    assert read(text.encode("utf-16")[:-1]) == ([], ["t.csv: begins as UTF-16 does, but is not; save it as UTF-8"])
+    for problem in read(text.encode("utf-16-le"))[1][:2]:
+        assert "a zero byte; save the file as UTF-8" in problem
+
+
+def test_fields_may_be_long_and_quotation_marks_still_open_are_found() -> None:
+    limit = csv.field_size_limit()
+    for data in (b"a,b\n1,%s\n", b'a,b\n1,"%s"\n'):
+        assert read(data % (b"x" * 300_000)) == ([["1", "x" * 300_000]], [])
+    _, problems = read(b'a,b\n1,2\n3,"4\n' + b"5,6\n" * 100_000)
+    assert problems == ["t.csv:3: a quotation mark is opened here and never closed"]
+    assert csv.field_size_limit() == limit
+
+
+@pytest.mark.parametrize(
+    ("data", "header", "rows"),
+    [
+        (b"a,b\n1,2,\n3,4,,\n5,6\n", ["a", "b"], [["1", "2"], ["3", "4"], ["5", "6"]]),
+        (b"a,b,,\n1,2\n3,,\n", ["a", "b"], [["1", "2"], ["3", ""]]),
+        (b"a,b,\n1,2,x\n3,4\n", ["a", "b", ""], [["1", "2", "x"], ["3", "4", ""]]),
+        (b"a, ,c\n1,2,3\n", ["a", "", "c"], [["1", "2", "3"]]),
+    ],
+)
+def test_columns_at_the_end_without_name_and_values_are_left_out(
+    data: bytes, header: list[str], rows: list[list[str]], tmp_path: Path
+) -> None:
+    path, problems = tmp_path / "t.csv", list[str]()
+    path.write_bytes(data)
+    table = read_table(path, problems)
+    assert (table.header, [row.fields for row in table.rows], problems) == (header, rows, [])
+
+
+def test_a_value_without_a_column_or_a_column_without_a_value_is_named() -> None:
+    for data in (b"a,b\n1,2,x\n", b"a,b\n1,,x\n", b"a,b\n1\n", b"a,b,\n1\n"):
+        assert "t.csv:2: expected 2 columns" in read(data)[1][0]

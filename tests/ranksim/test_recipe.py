@@ -290,7 +290,7 @@ def test_images_are_learnt_from_with_the_weights_of_imagenet(faces: Path) -> Non
 def test_missing_images_are_all_named(faces: Path) -> None:
     (faces.parent / "3.png").unlink()
     (faces.parent / "88.png").write_text("no image")
-    with pytest.raises(ValueError, match=r"ages.csv:5: cannot read .*3.png.*\nages.csv:90: .*88.png: not an image"):
+    with pytest.raises(ValueError, match=r"ages.csv:5: no file .*3.png.*\nages.csv:90: .*88.png: not an image"):
         RankSimRecipe(data=faces, backbone=f"{__name__}:tiny_network", image_size=16).read(progress())
 
 

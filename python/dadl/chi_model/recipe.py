@@ -104,7 +104,7 @@ class ChiModelRecipe(ListRecipe[Values]):
         return self.make_view(crop_area=None, operations=2, cutout=0.5)
 
     def read_lists(self) -> ImageLists[Values]:
-        return read_value_lists(self.data, self.labels, self.columns)
+        return read_value_lists(self.data, self.labels, self.columns, outside=self.outside)
 
     def describe(self, lists: ImageLists[Values]) -> Mapping[str, Any]:
         return {"values": len(lists.labelled[0].label)}

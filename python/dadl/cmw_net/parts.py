@@ -57,9 +57,9 @@ class Parts:
         return list(self.train.images.tensor.shape[1:])
 
 
-def read_lists(folder: Path, view_size: int, progress: JobProgress) -> Parts:
+def read_lists(folder: Path, view_size: int, progress: JobProgress, *, outside: bool = False) -> Parts:
     """Read the images named in ``train.txt`` and the other lists in ``folder``, stored for views of that size."""
-    lists = read_noisy_lists(folder)
+    lists = read_noisy_lists(folder, outside=outside)
     given = (lists.train, lists.meta, lists.validation, lists.test)
     rows = [row for part in given for row in part]
     progress.start("Reading images", total=len(rows))

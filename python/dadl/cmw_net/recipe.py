@@ -22,7 +22,7 @@ from ..networks.resnet import resnet
 from ..networks.user_networks import load_backbone
 from ..networks.user_views import training_view
 from ..networks.views import View, stored_size
-from ..options import Fraction, NonNegative, Positive, PositiveInt
+from ..options import Flag, Fraction, NonNegative, Positive, PositiveInt
 from ..output import JobProgress
 from ..runs.folder import read_run, trained_state
 from ..runs.recipe import Evaluation, Recipe, RecipeData
@@ -77,6 +77,9 @@ class CMWNetRecipe(Recipe):
 
     image_size: Annotated[int, Parameter(validator=validators.Number(gte=8))] | None = None
     """Height and width of a view of listed images, in pixels. [default: resnet32 32, other networks 224]"""
+
+    outside: Flag = False
+    """Let lists name images out of their folder: by '..', absolute paths or links."""
 
     flip: bool | None = None
     """Mirror images at random; not for characters or digits. [default: true, without augment]"""
@@ -206,7 +209,7 @@ class CMWNetRecipe(Recipe):
         return LowestLossMeta(network, view, class_counts, facts["image_shape"], per_class=per_class, **options)
 
     def read_unseen(self, data: Path, facts: Mapping[str, Any], progress: JobProgress) -> Evaluation:
-        rows = read_image_names(data)
+        rows = read_image_names(data, outside=self.outside)
         channels, height, width = facts["image_shape"]
         folder = data if data.is_dir() else data.parent
         progress.start("Reading images", total=len(rows))
@@ -221,7 +224,7 @@ class CMWNetRecipe(Recipe):
             size = self.image_size or (32 if self._is_resnet else 224)
             # If the network or the view cannot be used, fail before images are read.
             self._check_network(size, [3, stored_size(size), stored_size(size)])
-            return read_lists(self.data, size, progress)
+            return read_lists(self.data, size, progress, outside=self.outside)
         if self.image_size is not None:
             raise SettingsError(f"image-size is for listed images, but {self.data} has no {TRAIN}")
         parts = read_files(self.data)

@@ -1,21 +1,28 @@
 """Small image data sets in their published files: idx (MNIST and similar) and CIFAR's pickles."""
 
 import gzip
-import io
 import math
-import pickle
 import struct
-from collections.abc import Callable
+import warnings
+import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, shown
+from ..memory import check_memory
+from ..pickles import ByteArray, read_pickle
+
+MOST_EXPANSION = 1032
+"""Deflate never makes more bytes of one."""
+
+PARTS, KINDS = ("train", "t10k"), (("images", 3), ("labels", 1))
+CIFAR_PIXELS = 3 * 32 * 32
 
 
 class ImageFileError(UserError, ValueError):
@@ -36,73 +43,112 @@ def read_image_files(folder: Path) -> LabelledImages:
     """Read the data set in ``folder``, of either kind.
 
     idx: ``train-images-idx3-ubyte`` and the other three files, plain or with ``.gz``. CIFAR: ``data_batch_1`` ... ``5``
-    and ``test_batch``, or ``train`` and ``test`` with fine labels. Raises an :class:`ImageFileError` for a folder with
-    neither, and for damaged files, which it names.
+    and ``test_batch``, or ``train`` and ``test`` with fine labels. A warning tells of classes without a training image,
+    below the largest one. Raises an :class:`ImageFileError` for a folder with neither, and for files that are damaged,
+    empty, or do not belong together, which it names; and a :class:`.TooLargeError` for what does not fit into memory.
     """
     train, test = ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5"), ("test_batch",)
     if _idx_path(folder, "train-images-idx3-ubyte") is not None:
-        parts = [_read_idx(folder, f"{part}-{kind}") for part in ("train", "t10k") for kind in ("images", "labels")]
+        files = _read_idx(folder)
     elif all((folder / name).is_file() for name in (*train, *test)):
-        parts = [*_read_cifar(folder, train, b"labels"), *_read_cifar(folder, test, b"labels")]
+        files = LabelledImages(*_read_cifar(folder, train, "labels", 10), *_read_cifar(folder, test, "labels", 10))
     elif all((folder / name).is_file() for name in ("train", "test")):
-        parts = [*_read_cifar(folder, ("train",), b"fine_labels"), *_read_cifar(folder, ("test",), b"fine_labels")]
+        key = "fine_labels"
+        files = LabelledImages(*_read_cifar(folder, ("train",), key, 100), *_read_cifar(folder, ("test",), key, 100))
     else:
         raise ImageFileError(f"{folder} holds neither idx files (train-images-idx3-ubyte ...) nor CIFAR's pickles")
-    for images, target in (parts[:2], parts[2:]):
-        if len(images) != len(target):
-            raise ImageFileError(f"{folder}: {len(images)} images, but {len(target)} labels")
-    return LabelledImages(*parts)
+    unused = sorted(set(range(int(files.train_target.max()))) - set(files.train_target.tolist()))
+    if unused:
+        warnings.warn(f"{folder}: no training image of class {', '.join(map(str, unused))}", stacklevel=2)
+    return files
 
 
 def _idx_path(folder: Path, name: str) -> Path | None:
     return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
 
 
-def _read_idx(folder: Path, name: str) -> Tensor:
-    images = name.endswith("images")
-    name += "-idx3-ubyte" if images else "-idx1-ubyte"
-    path = _idx_path(folder, name)
-    if path is None:
-        raise ImageFileError(f"{folder / name}: no such file, nor one with .gz")
-    dims = 3 if images else 1
+@dataclass(frozen=True)
+class _IdxFile:
+    """A file whose header has been read."""
+
+    path: Path
+    shape: tuple[int, ...]
+
+    @classmethod
+    def opened(cls, folder: Path, part: str, kind: str, dims: int) -> "_IdxFile":
+        path = _idx_path(folder, f"{part}-{kind}-idx{dims}-ubyte")
+        if path is None:
+            raise ImageFileError(f"{folder / part}-{kind}-idx{dims}-ubyte: no such file, nor one with .gz")
+        header = 4 * (1 + dims)
+        magic, *shape = struct.unpack(f">{1 + dims}I", _read(path, 0, header))
+        length = header + math.prod(shape)
+        size = path.stat().st_size
+        too_short = length > size * MOST_EXPANSION if path.suffix == ".gz" else length != size
+        if magic != 0x0800 + dims or too_short:
+            raise ImageFileError(f"{path}: not an idx file of {kind}, or cut short")
+        if 0 in shape:
+            raise ImageFileError(f"{path}: no {kind}: its header says {' × '.join(map(str, shape))}")
+        return cls(path, tuple(shape))
+
+    def read(self) -> Tensor:
+        data = _read(self.path, 4 * (1 + len(self.shape)), math.prod(self.shape), last=True)
+        return torch.frombuffer(data, dtype=torch.uint8).view(self.shape)
+
+
+def _read(path: Path, start: int, length: int, *, last: bool = False) -> bytearray:
+    """Exactly that part of a file, or of what its gz file holds."""
     try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        kind, *shape = struct.unpack_from(f">{1 + dims}I", data)
-    except (OSError, EOFError, struct.error) as error:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+            stream.read(start)
+            data = bytearray(length)
+            view, filled = memoryview(data), 0
+            while filled < length and (count := stream.readinto(view[filled:])):
+                filled += count
+            if filled < length or (last and stream.read(1)):
+                raise ImageFileError(f"{path}: {'longer than its header says' if filled == length else 'cut short'}")
+            return data
+    except (OSError, EOFError, zlib.error) as error:
         raise ImageFileError(f"{path}: {error}") from None
-    header = 4 * (1 + dims)
-    if kind != 0x0800 + dims or len(data) != header + math.prod(shape):
-        raise ImageFileError(f"{path}: not an idx file of {'images' if images else 'labels'}, or cut short")
-    values = torch.frombuffer(bytearray(data), dtype=torch.uint8, offset=header).view(shape)
-    return values.unsqueeze(1) if images else values.long()
 
 
-def _read_cifar(folder: Path, names: tuple[str, ...], label_key: bytes) -> tuple[Tensor, Tensor]:
-    batches = [_read_batch(folder / name, label_key) for name in names]
+def _read_idx(folder: Path) -> LabelledImages:
+    opened = {part: [_IdxFile.opened(folder, part, *kind) for kind in KINDS] for part in PARTS}
+    check_memory(sum(math.prod(file.shape) for files in opened.values() for file in files), folder)
+    for images, labels in opened.values():
+        _check_lengths(images.path, images.shape[0], labels.shape[0])
+        if images.shape[1:] != opened["train"][0].shape[1:]:
+            shapes = (" × ".join(map(str, files[0].shape[1:])) for files in opened.values())
+            raise ImageFileError(f"{folder}: training images of {' pixels, but test images of '.join(shapes)}")
+    parts = [file.read() for files in opened.values() for file in files]
+    return LabelledImages(parts[0].unsqueeze(1), parts[1].long(), parts[2].unsqueeze(1), parts[3].long())
+
+
+def _check_lengths(path: Path, images: int, labels: int) -> None:
+    if images != labels:
+        raise ImageFileError(f"{path}: {images} images, but {labels} labels")
+
+
+def _read_cifar(folder: Path, names: Sequence[str], label_key: str, classes: int) -> tuple[Tensor, Tensor]:
+    check_memory(sum(2 * (folder / name).stat().st_size for name in names), folder)
+    batches = [_read_batch(folder / name, label_key, classes) for name in names]
     images, target = (torch.from_numpy(np.concatenate(part)) for part in zip(*batches, strict=True))
     return images, target
 
 
-def _read_batch(path: Path, label_key: bytes) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+def _read_batch(path: Path, label_key: str, classes: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     try:
-        batch = _ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
-        images = np.asarray(batch[b"data"], dtype=np.uint8).reshape(-1, 3, 32, 32)
-        return images, np.asarray(batch[label_key], dtype=np.int64)
-    except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ImageFileError(f"{path}: not a batch of CIFAR: {error}") from None
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickles arrays and nothing else, because a pickle can call anything."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        makers: dict[tuple[str, str], Callable[..., Any]] = {
-            ("multiarray", "_reconstruct"): np.ndarray.__reduce__(np.empty(0))[0],  # type: ignore[dict-item]
-            ("numpy", "ndarray"): np.ndarray,
-            ("numpy", "dtype"): np.dtype,
-            ("_codecs", "encode"): lambda text, encoding: text.encode(encoding),
-        }
-        try:
-            return makers[module.rpartition(".")[2], name]
-        except KeyError:
-            raise pickle.UnpicklingError(f"{module}.{name} is not an array") from None
+        batch = read_pickle(path.read_bytes())
+        if not isinstance(batch, dict) or not {"data", label_key} <= batch.keys():
+            raise ValueError(f"not a dictionary with data and {label_key}")
+        data, labels = batch["data"], batch[label_key]
+        labels = labels.value.tolist() if isinstance(labels, ByteArray) else labels
+        if not isinstance(data, ByteArray) or data.value.ndim != 2 or data.value.shape[1] != CIFAR_PIXELS:
+            raise ValueError(f"data are not an array of rows of {CIFAR_PIXELS} bytes")
+        if not isinstance(labels, list) or not all(type(label) is int and 0 <= label < classes for label in labels):
+            raise ValueError(f"{label_key} are not whole numbers from 0 to {classes - 1}")
+    except (OSError, ValueError) as error:
+        raise ImageFileError(f"{path}: not a batch of CIFAR: {shown(str(error))}") from None
+    if not labels:
+        raise ImageFileError(f"{path}: no images")
+    _check_lengths(path, len(data.value), len(labels))
+    return data.value.reshape(-1, 3, 32, 32), np.array(labels, dtype=np.int64)

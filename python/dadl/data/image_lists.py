@@ -9,17 +9,18 @@ with correct labels) and ``val.txt``.
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from PIL import Image
-
-from ..errors import ProblemsError
+from ..errors import ProblemsError, shown
+from .pixels import SUFFIXES
+from .text import NamedImages, TextFileError, not_text, open_text
 
 FULL = 100
 TEST, VALIDATION = "test.txt", "val.txt"
 TRAIN, META = "train.txt", "meta.txt"
-IMAGE_SUFFIXES = tuple(Image.registered_extensions())
+MOST_DIGITS = 9
 
 Values = tuple[float, ...]
 LabelT = TypeVar("LabelT")
@@ -67,46 +68,55 @@ def list_name(percent: int) -> str:
     return f"train_{percent}.txt"
 
 
-def read_lists(folder: Path, percent: int) -> ClassLists:
+def read_lists(folder: Path, percent: int, *, outside: bool = False) -> ClassLists:
     """Read the lists of ``folder`` with ``percent`` % of the labels.
 
     The label is the last whitespace-separated token of a row, a class from 0; paths may contain spaces. Empty lines are
-    skipped. Raises :class:`.ProblemsError` with all bad rows: without a label, with a label that is not a class,
-    without a file, repeated in a list, with a different label in the full list, or the only one of their class; and for
-    missing or empty lists.
+    skipped. Lists are text as :func:`.open_text` reads it. Raises :class:`.ProblemsError` with all bad rows: without a
+    label, with a label that is not a class, without a file, with a file out of the folder unless ``outside`` is set
+    (see :class:`.NamedImages`), repeated in a list, with a different label in the full list, or the only one of their
+    class; for classes of the labelled list that are not numbered 0 ... C - 1 without gaps; and for missing or empty
+    lists.
     """
-    lists, problems = _read_parts(folder, percent, _parse_class)
+    lists, problems = _read_parts(folder, percent, _parse_class, outside)
+    problems += [] if problems else _gaps(lists.labelled, list_name(percent))
     problems += _unknown_classes(lists.labelled, [*lists.validation, *lists.test], list_name(percent))
     _refuse(problems or _single_sample_classes([*lists.labelled, *lists.unlabelled]))
     num_classes = max(row.label for row in lists.labelled) + 1
     return ClassLists(lists.labelled, lists.unlabelled, lists.validation, lists.test, num_classes)
 
 
-def read_noisy_lists(folder: Path) -> NoisyLists:
+def read_noisy_lists(folder: Path, *, outside: bool = False) -> NoisyLists:
     """Read ``train.txt``, ``test.txt`` and, if they exist, ``meta.txt`` and ``val.txt`` in ``folder``.
 
     Rows and errors are as for :func:`read_lists`.
     """
     problems: list[str] = []
+    images = NamedImages(folder, outside=outside)
     train, meta, validation, test = (
-        _read_list(folder, name, _parse_class, problems) if name in (TRAIN, TEST) or (folder / name).exists() else []
+        _read_list(folder / name, _parse_class, images, problems)
+        if name in (TRAIN, TEST) or (folder / name).exists()
+        else []
         for name in (TRAIN, META, VALIDATION, TEST)
     )
+    problems += [] if problems else _gaps(train, TRAIN)
     problems += _unknown_classes(train, [*meta, *validation, *test], TRAIN)
     _refuse(problems or _single_sample_classes(train))
     return NoisyLists(train, meta, validation, test, max(row.label for row in train) + 1)
 
 
-def read_value_lists(folder: Path, percent: int, columns: Sequence[int] | None = None) -> ImageLists[Values]:
+def read_value_lists(
+    folder: Path, percent: int, columns: Sequence[int] | None = None, *, outside: bool = False
+) -> ImageLists[Values]:
     """Read the lists of ``folder`` with ``percent`` % of the labels, which are values in [0, 1].
 
     The values are the numbers at the end of a row, equally many in every row. ``columns``, from 0, selects some of
     them; the default is all. Empty lines are skipped. Raises :class:`.ProblemsError` as :func:`read_lists` does.
     """
-    lists, problems = _read_parts(folder, percent, _parse_values)
+    lists, problems = _read_parts(folder, percent, _parse_values, outside)
     rows = [*lists.labelled, *lists.unlabelled, *lists.validation, *lists.test]
     problems += [
-        f"{row.where}: {len(row.label)} values of {row.path}, {len(rows[0].label)} in {rows[0].where}"
+        f"{row.where}: {len(row.label)} values of {shown(row.path)}, {len(rows[0].label)} in {rows[0].where}"
         for row in rows
         if len(row.label) != len(rows[0].label)
     ]
@@ -124,17 +134,17 @@ def read_value_lists(folder: Path, percent: int, columns: Sequence[int] | None =
 
 
 def _read_parts(
-    folder: Path, percent: int, parse: Callable[[str], tuple[str, LabelT]]
+    folder: Path, percent: int, parse: Callable[[str], tuple[str, LabelT]], outside: bool
 ) -> tuple[ImageLists[LabelT], list[str]]:
     """The parts, and everything that is wrong with them."""
     problems: list[str] = []
-    labelled, full, test = (
-        _read_list(folder, name, parse, problems) for name in (list_name(percent), list_name(FULL), TEST)
-    )
-    validation = _read_list(folder, VALIDATION, parse, problems) if (folder / VALIDATION).exists() else []
+    images = NamedImages(folder, outside=outside)
+    read = lambda name: _read_list(folder / name, parse, images, problems)
+    labelled, full, test = map(read, (list_name(percent), list_name(FULL), TEST))
+    validation = read(VALIDATION) if (folder / VALIDATION).exists() else []
     labels = {row.path: row.label for row in full}
     problems += [
-        f"{row.where}: label {row.label} of {row.path}, which {list_name(FULL)} labels {labels[row.path]}"
+        f"{row.where}: label {row.label} of {shown(row.path)}, which {list_name(FULL)} labels {labels[row.path]}"
         for row in labelled
         if labels.get(row.path, row.label) != row.label
     ]
@@ -142,18 +152,19 @@ def _read_parts(
     return ImageLists(labelled, [row for row in full if row.path not in named], validation, test), problems
 
 
-def read_image_names(path: Path) -> list[Row[None]]:
+def read_image_names(path: Path, *, outside: bool = False) -> list[Row[None]]:
     """The images in a folder and its subfolders, or those named in a text file, one per line, relative to its folder.
 
-    Raises :class:`.ProblemsError` with all lines that do not name a file, or if there are no images.
+    Raises :class:`.ProblemsError` with all lines that do not name a file as :func:`read_lists` expects, or if there are
+    no images.
     """
     if path.is_dir():
-        files = (file for file in sorted(path.rglob("*")) if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+        files = (file for file in sorted(path.rglob("*")) if file.suffix.lower() in SUFFIXES and file.is_file())
         rows = [Row(str(file), file.relative_to(path).as_posix(), None) for file in files]
-        _refuse([] if rows else [f"{path}: no images"])
+        _refuse([] if rows else [f"{path}: no images, whose names end in {', '.join(SUFFIXES)}"])
         return rows
     problems: list[str] = []
-    rows = _read_list(path.parent, path.name, lambda line: (line.strip(), None), problems)
+    rows = _read_list(path, lambda line: (line, None), NamedImages(path.parent, outside=outside), problems)
     _refuse(problems)
     return rows
 
@@ -162,9 +173,26 @@ def _unknown_classes(trained: Sequence[Row[int]], rows: Sequence[Row[int]], name
     """A problem for each row whose class does not occur in the list ``name``, unless that list has no rows at all."""
     classes = {row.label for row in trained}
     return [
-        f"{row.where}: label {row.label} of {row.path}, a class without a row in {name}"
+        f"{row.where}: label {row.label} of {shown(row.path)}, a class without a row in {name}"
         for row in rows
         if classes and row.label not in classes
+    ]
+
+
+def _gaps(trained: Sequence[Row[int]], name: str) -> list[str]:
+    """A problem if classes are not numbered from 0 without gaps: a network would have outputs that are never trained.
+
+    Also, memory for a class of number 10¹² is needed for all below it.
+    """
+    first = {row.label: row for row in reversed(trained)}
+    missing = next(number for number in range(len(first) + 1) if number not in first)
+    if missing == len(first):
+        return []
+    row = first[min(label for label in first if label > missing)]
+    hint = "; did you mean to count from 0?" if missing == 0 and max(first) == len(first) else ""
+    return [
+        f"{row.where}: label {row.label} of {shown(row.path)}, but {name} has no class {missing}; number the "
+        f"{len(first)} classes from 0 to {len(first) - 1}{hint}"
     ]
 
 
@@ -172,7 +200,8 @@ def _single_sample_classes(trained: Sequence[Row[int]]) -> list[str]:
     """A problem for each training row that is the only one of its class."""
     counts = Counter(row.label for row in trained)
     return [
-        f"{row.where}: {row.path} is the only training sample of class {row.label}; add others, or leave the class out"
+        f"{row.where}: {shown(row.path)} is the only training sample of class {row.label}; add others, or leave the "
+        "class out"
         for row in trained
         if counts[row.label] == 1
     ]
@@ -185,59 +214,66 @@ def _refuse(problems: list[str]) -> None:
 
 def _parse_class(line: str) -> tuple[str, int]:
     path, label = (["", *line.rsplit(maxsplit=1)])[-2:]
-    path = path.strip()
     if not path:
-        raise ValueError(f"expected 'relative/path label', got {line.strip()!r}")
+        hint = ", separated by a space" if any(mark in line for mark in ",;") else ""
+        raise ValueError(f"expected 'relative/path label'{hint}, got {shown(line)!r}")
     if not (label.isascii() and label.isdigit()):
-        raise ValueError(f"label {label!r} of {path} is not a class number")
-    return path, int(label)
+        raise ValueError(f"label {shown(label)!r} of {shown(path)} is not a class number, which is 0, 1, 2 ...")
+    if len(label.lstrip("0")) > MOST_DIGITS:
+        raise ValueError(f"label {shown(label)} of {shown(path)} is too large; number classes from 0 without gaps")
+    return path, int(label[-MOST_DIGITS:])
 
 
 def _parse_values(line: str) -> tuple[str, Values]:
-    values: list[float] = []
-    path = line.strip()
-    while path and (value := _as_number(path.split()[-1])) is not None:
-        path = path.rpartition(path.split()[-1])[0].rstrip()
-        values.insert(0, value)
-    if not path or not values:
-        raise ValueError(f"expected 'relative/path value value ...', got {line.strip()!r}")
+    tokens = line.split()
+    count = sum(1 for _ in takewhile(_is_number, reversed(tokens)))
+    if not count or count == len(tokens):
+        raise ValueError(f"expected 'relative/path value value ...', got {shown(line)!r}")
+    path, values = line.rsplit(maxsplit=count)[0], tuple(map(float, tokens[-count:]))
     for value in values:
         if not 0 <= value <= 1:
-            raise ValueError(f"value {value:g} of {path} is not in [0, 1]")
-    return path, tuple(values)
+            raise ValueError(f"value {value:g} of {shown(path)} is not in [0, 1]")
+    return path, values
 
 
-def _as_number(token: str) -> float | None:
+def _is_number(token: str) -> bool:
+    """Python's 1_000 does not count as one."""
     try:
-        return float(token)
+        float(token)
     except ValueError:
-        return None
+        return False
+    return "_" not in token
 
 
 def _read_list(
-    folder: Path, name: str, parse: Callable[[str], tuple[str, LabelT]], problems: list[str]
+    path: Path, parse: Callable[[str], tuple[str, LabelT]], images: NamedImages, problems: list[str]
 ) -> list[Row[LabelT]]:
-    try:
-        lines = (folder / name).read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        problems.append(f"{folder / name}: no such file")
-        return []
     rows: dict[str, Row[LabelT]] = {}
-    for number, line in enumerate(lines, start=1):
-        where = f"{name}:{number}"
-        if not line.strip():
-            continue
-        try:
-            path, label = parse(line)
-        except ValueError as error:
-            problems.append(f"{where}: {error}")
-            continue
-        if path in rows:
-            problems.append(f"{where}: {path} again, first in {rows[path].where}")
-        elif not (folder / path).is_file():
-            problems.append(f"{where}: no file {folder / path}")
-        else:
-            rows[path] = Row(where, path, label)
-    if not any(line.strip() for line in lines):
-        problems.append(f"{folder / name}: the list is empty")
+    empty = True
+
+    def read(where: str, line: str) -> None:
+        if (reason := not_text(line)) is not None:
+            raise ValueError(reason)
+        name, label = parse(line)
+        if (name := images.find(name)) in rows:
+            raise ValueError(f"{shown(name)} again, first in {rows[name].where}")
+        rows[name] = Row(where, name, label)
+
+    if not path.exists():
+        problems.append(f"{path}: no such file")
+        return []
+    try:
+        with open_text(path) as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    empty = False
+                    try:
+                        read(f"{path.name}:{number}", line.strip())
+                    except ValueError as error:
+                        problems.append(f"{path.name}:{number}: {error}")
+    except TextFileError as error:
+        problems.append(str(error))
+        return []
+    if empty:
+        problems.append(f"{path}: the list is empty")
     return list(rows.values())

@@ -3,8 +3,10 @@
 import contextlib
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -12,19 +14,18 @@ import numpy as np
 import numpy.typing as npt
 import PIL
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from ..errors import ProblemsError
+from ..errors import ProblemsError, shown
 from .fingerprint import fingerprint, pixel_digest
 from .image_cache import Store, kept_on_disk
+from .pixels import PixelsError, check_pixels, read_pixels
 from .rows import ChosenRows
-
-DECODING_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+from .text import NamedImages
 
 KEPT_IN_MEMORY = 64 * 2**20
 
-DECODING = 1  # to be raised when load_images decodes files differently
+DECODING = 2  # to be raised when read_pixels decodes files differently
 
 AT_A_TIME = 10_000  # a million tasks in a pool would take a gigabyte
 
@@ -39,39 +40,55 @@ class ImageRow(Protocol):
     def path(self) -> str: ...
 
 
+@dataclass(frozen=True)
+class _FoundImage:
+    where: str
+    path: str
+
+
 def load_images(
     folder: Path, rows: Sequence[ImageRow], size: int, on_loaded: Callable[[], None], *, channels: int = 3
 ) -> tuple[ChosenRows, Tensor]:
-    """Decode every image and resize it to a square: ``[N, channels, size, size]``, uint8, in 3 colours or 1 grey.
+    """Decode every image, see :func:`.read_pixels`: ``[N, channels, size, size]``, uint8, in 3 colours or 1 grey.
 
     Also returns the :func:`.pixel_digest` of each image, ``[N]``, int64.
 
     More than ``KEPT_IN_MEMORY`` bytes (``channels · N · size²``) are kept in a file of the user's cache, see
     :func:`.kept_on_disk`, and decoded again only if a file changes; the tensor is then read-only. ``on_loaded`` is
-    called after each image. Raises :class:`.ProblemsError` with all images that cannot be read.
+    called after each image. A warning tells of images with several frames, of which the first is used. Raises
+    :class:`.ProblemsError` with all images that cannot be read.
     """
     shape = (len(rows), channels, size, size)
     # Sorted by path, so that one file serves every order that a seed or a percentage of labels leads to.
     order = sorted(range(len(rows)), key=lambda i: rows[i].path)
     positions = dict(zip(order, range(len(rows)), strict=True))
     chosen = torch.tensor([positions[i] for i in range(len(rows))])
-    mode = "RGB" if channels == 3 else "L"
 
     def decode(store: Store) -> npt.NDArray[np.int64]:
         digests = np.empty(len(rows), dtype=np.int64)
+        animated: list[int] = []
 
         def load(index: int) -> str | None:
             try:
-                with Image.open(folder / rows[index].path) as image:
-                    pixels = np.array(image.convert(mode).resize((size, size), Image.Resampling.BILINEAR))
-            except DECODING_ERRORS as error:
+                pixels, frames_follow = read_pixels(folder / rows[index].path, size, channels)
+            except PixelsError as error:
                 return _unreadable(folder, rows[index], error)
-            store(positions[index], pixels.reshape(size, size, channels).transpose(2, 0, 1))
-            digests[positions[index]] = pixel_digest(pixels)
+            store(positions[index], pixels)
+            # Of the pixels one after the other, as digests have always been taken.
+            digests[positions[index]] = pixel_digest(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+            if frames_follow:
+                animated.append(index)
             return None
 
         if problems := _problems(len(rows), load, on_loaded):
             raise ProblemsError(problems)
+        if animated:
+            first = rows[min(animated)]
+            warnings.warn(
+                f"of {len(animated)} images with several frames the first frame is used, e.g. of {shown(first.path)} "
+                f"({first.where})",
+                stacklevel=2,
+            )
         return digests
 
     def count_all() -> None:
@@ -103,22 +120,38 @@ def _key(folder: Path, rows: Sequence[ImageRow], shape: tuple[int, ...]) -> str:
     return fingerprint([DECODING, PIL.__version__, shape], states())
 
 
-def image_problems(folder: Path, rows: Sequence[ImageRow], on_checked: Callable[[], None]) -> list[str]:
-    """Decode every image and discard it: a line for each that is missing or cannot be read.
+def find_images(
+    folder: Path, rows: Sequence[ImageRow], on_checked: Callable[[], None], *, outside: bool = False
+) -> Sequence[ImageRow]:
+    """The rows with the paths of their files, see :class:`.NamedImages`, as :func:`load_images` takes them.
+
+    If an image is not there or, unless ``outside`` is set, not in the folder, raises :class:`.ProblemsError` with
+    everything that :func:`image_problems` finds.
+    """
+    images = NamedImages(folder, outside=outside)
+    try:
+        return [_FoundImage(row.where, images.find(row.path)) for row in rows]
+    except ValueError:
+        raise ProblemsError(image_problems(folder, rows, on_checked, outside=outside)) from None
+
+
+def image_problems(
+    folder: Path, rows: Sequence[ImageRow], on_checked: Callable[[], None], *, outside: bool = False
+) -> list[str]:
+    """Decode every image and discard it: a line for each that is not there, not in the folder, or cannot be read.
 
     ``on_checked`` is called after each image.
     """
+    images = NamedImages(folder, outside=outside)
 
     def check(index: int) -> str | None:
-        path = folder / rows[index].path
-        if not path.is_file():
-            return f"{rows[index].where}: no file {path}"
+        row = rows[index]
         try:
-            with Image.open(path) as image:
-                image.draft("RGB", (1, 1))  # a JPEG is still read to its end, but most pixels are not computed
-                image.load()
-        except DECODING_ERRORS as error:
-            return _unreadable(folder, rows[index], error)
+            check_pixels(folder / images.find(row.path))
+        except PixelsError as error:
+            return _unreadable(folder, row, error)
+        except ValueError as error:
+            return f"{row.where}: {error}"
         return None
 
     return _problems(len(rows), check, on_checked)
@@ -134,6 +167,5 @@ def _problems(count: int, check: Callable[[int], str | None], on_checked: Callab
     return problems
 
 
-def _unreadable(folder: Path, row: ImageRow, error: Exception) -> str:
-    reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
-    return f"{row.where}: cannot read {folder / row.path}: {reason}"
+def _unreadable(folder: Path, row: ImageRow, error: PixelsError) -> str:
+    return f"{row.where}: cannot read {shown(str(folder / row.path))}: {error}"

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..errors import ProblemsError
 from .images import image_problems
 from .tables import Table, read_table
+from .text import did_you_mean
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -76,6 +77,7 @@ def read_csv(
     split: str | None = None,
     seed: int = 0,
     check_images: bool = True,
+    outside: bool = False,
     on_image: Callable[[], None] = lambda: None,
 ) -> RegressionData:
     """Read any CSV file with a header, a numeric target column, and columns of images, texts or numbers.
@@ -94,6 +96,7 @@ def read_csv(
             ``seed`` for validation and another tenth for the test.
         seed: of that draw.
         check_images: decode all images once, so that missing and damaged ones are reported too.
+        outside: whether images may lie out of the folder, if they are checked.
         on_image: called after each checked image.
 
     Raises:
@@ -110,17 +113,21 @@ def read_csv(
     layout = columns.layout(at, frozenset(one_hot), target=at[target])
     parts = _random_parts(len(table.rows), seed) if split is None else _named_parts(table, at[split], problems)
     if image is not None and check_images:
-        problems += image_problems(path.parent, _image_files(table, at[image]), on_image)
+        problems += image_problems(path.parent, _image_files(table, at[image]), on_image, outside=outside)
     return _assembled(table, path.parent, layout, parts, problems)
 
 
-def read_agedb(path: Path, *, check_images: bool = True, on_image: Callable[[], None] = lambda: None) -> RegressionData:
+def read_agedb(
+    path: Path, *, check_images: bool = True, outside: bool = False, on_image: Callable[[], None] = lambda: None
+) -> RegressionData:
     """Read AgeDB-DIR or IMDB-WIKI-DIR: a CSV file with the columns ``age``, ``path`` and ``split``.
 
     Arguments and errors as for :func:`read_csv`. Source: Yang, Zha, Chen, Wang, Katabi, "Delving into Deep Imbalanced
     Regression", ICML 2021.
     """
-    return read_csv(path, "age", image="path", split="split", check_images=check_images, on_image=on_image)
+    return read_csv(
+        path, "age", image="path", split="split", check_images=check_images, outside=outside, on_image=on_image
+    )
 
 
 def read_sts_b(folder: Path) -> RegressionData:
@@ -246,12 +253,18 @@ def _random_parts(count: int, seed: int) -> dict[Split, list[int]]:
 
 def _named_parts(table: Table, column: int, problems: list[str]) -> dict[Split, list[int]]:
     parts: dict[Split, list[int]] = {split: [] for split in SPLITS}
+    unknown: dict[str, list[str]] = {}
     for i, row in enumerate(table.rows):
         name = row.fields[column].strip()
         if name in SPLITS:
             parts[name].append(i)
         else:
-            problems.append(f"{row.where}: {table.header[column]} {name!r} is none of {', '.join(SPLITS)}")
+            unknown.setdefault(name, []).append(row.where)
+    problems += [
+        f"{wheres[0]}: {table.header[column]} {name!r} is none of {', '.join(SPLITS)}; {len(wheres)} rows have it"
+        f"{did_you_mean(name, SPLITS)}"
+        for name, wheres in unknown.items()
+    ]
     return parts
 
 

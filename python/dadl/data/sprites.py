@@ -8,9 +8,10 @@ package ``scikit-learn``. The published files of dSprites and MPI3D (Gondal et a
 import importlib.metadata
 import math
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, shown
+from ..memory import check_memory
 
 ATTRIBUTION = "Photographs: china.jpg © danielbuechele, flower.jpg © vultilion, CC BY 2.0, from scikit-learn"
 
@@ -29,6 +31,7 @@ MPI3D_COUNTS = (6, 6, 2, 3, 3, 40, 40)
 
 _PHOTOS = ("china.jpg", "flower.jpg")
 _CHUNK = 1024  # images drawn or read at a time
+_MOST_PIXELS = 256  # in height and width of the published files
 
 # In image widths. At the largest scale every shape stays within _MARGIN of its centre, and centres stay that far from
 # the border.
@@ -105,7 +108,8 @@ def over_photos(masks: npt.NDArray[np.bool_], rng: np.random.Generator) -> Tenso
 def read_sprites(folder: Path, n: int, seed: int = 0) -> Sprites:
     """``n`` random images from the only npz file in ``folder``: dSprites, drawn over photographs, or MPI3D as it is.
 
-    Targets are scale, x and y for dSprites and the two angles for MPI3D. Raises a :class:`SpriteFileError` otherwise.
+    Targets are scale, x and y for dSprites and the two angles for MPI3D. Raises a :class:`SpriteFileError` otherwise,
+    and a :class:`.TooLargeError` if so many images do not fit into memory.
     """
     rng = np.random.default_rng(seed)
     files = list(folder.glob("*.npz"))
@@ -115,20 +119,31 @@ def read_sprites(folder: Path, n: int, seed: int = 0) -> Sprites:
     try:
         with zipfile.ZipFile(file) as archive:
             if "imgs.npy" in archive.namelist():
-                rows = np.sort(rng.choice(math.prod(COUNTS), n, replace=False))
-                masks = _read_rows(archive, "imgs.npy", rows, math.prod(COUNTS)).astype(bool)
+                rows = _drawn(rng, n, COUNTS)
+                masks = _read_rows(archive, "imgs.npy", rows, math.prod(COUNTS), ()).astype(bool)
                 return _with_targets(over_photos(masks, rng), np.stack(np.unravel_index(rows, COUNTS), axis=1))
             if "images.npy" in archive.namelist():
-                rows = np.sort(rng.choice(math.prod(MPI3D_COUNTS), n, replace=False))
-                images = _read_rows(archive, "images.npy", rows, math.prod(MPI3D_COUNTS))
+                rows = _drawn(rng, n, MPI3D_COUNTS)
+                images = _read_rows(archive, "images.npy", rows, math.prod(MPI3D_COUNTS), (3,))
                 angles = np.stack(np.unravel_index(rows, MPI3D_COUNTS)[-2:], axis=1) / 39
                 images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
                 names = ("horizontal angle", "vertical angle")
                 source = f"Images: {file.name}, MPI3D, Gondal et al., 2019"
                 return Sprites(torch.from_numpy(images), torch.from_numpy(angles).float(), names, source)
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        raise SpriteFileError(f"{file}: {error}") from None
+    except UserError:
+        raise
+    except (OSError, EOFError, ValueError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        # zipfile's for what is damaged, encrypted, or compressed in a way that it does not know
+        raise SpriteFileError(f"{file}: {shown(str(error)) or 'damaged'}") from None
     raise SpriteFileError(f"{file} holds neither dSprites (imgs) nor MPI3D (images)")
+
+
+def _drawn(rng: np.random.Generator, n: int, counts: tuple[int, ...]) -> Array:
+    """Ascending numbers of ``n`` images."""
+    total = math.prod(counts)
+    if n > total:
+        raise SpriteFileError(f"{n} images are to be drawn, but there are {total}")
+    return np.sort(rng.choice(total, n, replace=False))
 
 
 def _with_targets(images: Tensor, factors: Array) -> Sprites:
@@ -142,20 +157,41 @@ def _read_photo(name: str) -> npt.NDArray[np.uint8]:
         return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
 
 
-def _read_rows(archive: zipfile.ZipFile, name: str, rows: Array, total: int) -> Array:
+def _read_rows(archive: zipfile.ZipFile, name: str, rows: Array, total: int, colours: tuple[int, ...]) -> Array:
     """The given ascending rows of an array of ``total``, read in chunks: all of MPI3D takes 13 GB."""
-    with archive.open(name) as stream:
-        version = np.lib.format.read_magic(stream)
-        read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-        shape, fortran, dtype = read_header[version](stream)
-        if fortran or dtype != np.uint8 or shape[0] != total:
-            raise ValueError(f"{name} is {dtype} {list(shape)}, expected {total} uint8 images")
-        kept, length = [], math.prod(shape[1:])
+    member = archive.getinfo(name)
+    with archive.open(member) as stream:
+        shape, fortran, dtype = _read_header(stream, name)
+        sides = shape[1:3]
+        square = len(sides) == 2 and sides[0] == sides[1] and 0 < sides[0] <= _MOST_PIXELS
+        if fortran or dtype != np.uint8 or shape != (total, *sides, *colours) or not square:
+            expected = " × ".join(map(str, (total, "side", "side", *colours)))
+            raise ValueError(
+                f"{name} is {dtype} {list(shape)}, expected {total} uint8 images, {expected}, of up to {_MOST_PIXELS} "
+                "pixels a side"
+            )
+        length = math.prod(shape[1:])
+        if member.file_size != stream.tell() + total * length:
+            raise ValueError(f"{name} has {member.file_size} bytes, and not as many as its header says")
+        check_memory(2 * len(rows) * length, f"{archive.filename}, {len(rows)} images")
+        kept = []
         for first in range(0, int(rows[-1]) + 1, _CHUNK):
             count = min(_CHUNK, total - first)
             piece = np.frombuffer(stream.read(count * length), dtype).reshape(count, *shape[1:])
             kept.append(piece[rows[(rows >= first) & (rows < first + count)] - first])
     return np.concatenate(kept)
+
+
+def _read_header(stream: IO[bytes], name: str) -> tuple[tuple[int, ...], bool, Any]:
+    """Shape, order and dtype of an npy file."""
+    version = np.lib.format.read_magic(stream)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in readers:
+        raise ValueError(f"{name} has a header of version {version[0]}.{version[1]}; numpy.savez writes 1.0")
+    try:
+        return readers[version](stream)
+    except Exception:  # NumPy evaluates the header as Python's literals, which can fail in any way
+        raise ValueError(f"{name} has a damaged header") from None
 
 
 def _chunks(array: Array) -> list[Array]:

@@ -2,11 +2,15 @@
 
 import csv
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+from .text import TextFileError, not_text, open_text
+
 DELIMITERS = ",;\t"
+SEPARATOR_LINE = "sep="  # Excel's first line, which names the delimiter
 
 
 @dataclass(frozen=True)
@@ -43,29 +47,30 @@ class Table:
 def read_table(path: Path, problems: list[str], *, delimiter: str | None = None, quoted: bool = True) -> Table:
     """Read a file whose first row is a header; everything wrong with it is added to ``problems``.
 
-    Problems are a file that cannot be read or has no rows, text that is not UTF-8, quotation marks that are not closed
-    or are followed by text, and rows with more or fewer columns than the header. Blank rows are skipped.
+    The file is text as :func:`.open_text` reads it. Problems are a file that cannot be read or has no rows, text that
+    is not UTF-8, quotation marks that are not closed or are followed by text, and rows with more or fewer columns than
+    the header. Blank rows are skipped, and so are columns at the end without a name and without values.
 
     Args:
         path: the file.
         problems: a line is added for each problem.
-        delimiter: between columns; by default the comma, semicolon or tab, whichever is most frequent in the header.
+        delimiter: between columns; by default what Excel's line ``sep=;`` says, else the comma, semicolon or tab,
+            whichever is most frequent in the header.
         quoted: whether fields may be in quotation marks; if not, quotation marks are ordinary text.
     """
     try:
-        # Bytes that are not UTF-8 are kept as lone surrogates, so that their rows can be named.
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        with open_text(path) as file, _long_fields():
             rows = list(_rows(path.name, file, delimiter, quoted, problems))
-    except OSError as error:
-        problems.append(f"{path}: {error.strerror}")
+    except TextFileError as error:
+        problems.append(str(error))
         return Table(path, [], [])
     if len(rows) < 2:
         problems.append(f"{path}: no rows; expected a header and a row for each sample")
         return Table(path, [], [])
-    header = [name.strip() for name in rows[0].fields]
+    header = _trimmed([name.strip() for name in rows[0].fields], rows)
     for row in rows:
-        if not _is_unicode(row.fields):
-            problems.append(f"{row.where}: not UTF-8; save the file with that encoding")
+        if (reason := not_text("".join(row.fields))) is not None:
+            problems.append(f"{row.where}: {reason}")
         if len(row.fields) != len(header):
             advice = "; a field that holds the delimiter must be quoted" if quoted else ""
             problems.append(
@@ -75,12 +80,19 @@ def read_table(path: Path, problems: list[str], *, delimiter: str | None = None,
 
 
 def _rows(name: str, file: TextIO, delimiter: str | None, quoted: bool, problems: list[str]) -> Iterator[TableRow]:
-    if delimiter is None:
-        delimiter = max(DELIMITERS, key=file.readline().count)
+    first, lines_before = file.readline(), 1
+    separator = first.rstrip("\r\n")[len(SEPARATOR_LINE) :]
+    if not first.lower().startswith(SEPARATOR_LINE) or len(separator) != 1 or separator == '"':
+        separator, lines_before = max(DELIMITERS, key=first.count), 0
         file.seek(0)
-    reader = csv.reader(file, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE, strict=True)
+    reader = csv.reader(
+        file,
+        delimiter=separator if delimiter is None else delimiter,
+        quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
+        strict=True,
+    )
     while True:
-        where = f"{name}:{reader.line_num + 1}"
+        where = f"{name}:{lines_before + reader.line_num + 1}"
         try:
             fields = next(reader)
         except StopIteration:
@@ -92,15 +104,33 @@ def _rows(name: str, file: TextIO, delimiter: str | None, quoted: bool, problems
             yield TableRow(where, fields)
 
 
-def _is_unicode(fields: list[str]) -> bool:
+@contextmanager
+def _long_fields() -> Iterator[None]:
+    """Let a field have any length: the limit of csv, 131,072 characters, is a setting of the whole process."""
+    limit = csv.field_size_limit(2**31 - 1)
     try:
-        "".join(fields).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+        yield
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _trimmed(header: list[str], rows: list[TableRow]) -> list[str]:
+    """The header, after columns at its end without a name and without values were taken from all rows."""
+    width = len(header)
+    while width and not header[width - 1] and not any("".join(row.fields[width - 1 : width]).strip() for row in rows):
+        width -= 1
+    for row in rows:
+        missing = width - len(row.fields)
+        if missing > 0 and not any(header[len(row.fields) : width]):
+            row.fields.extend([""] * missing)  # of columns that have no name
+        while len(row.fields) > width and not row.fields[-1].strip():
+            row.fields.pop()
+    return header[:width]
 
 
 def _explained(error: csv.Error) -> str:
     if "unexpected end of data" in str(error):
         return "a quotation mark is opened here and never closed"
+    if "NUL" in str(error):
+        return str(not_text("\0"))
     return f"{error}; a quotation mark inside a quoted field is written twice"

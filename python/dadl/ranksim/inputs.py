@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data.images import load_images
+from ..data.images import find_images, load_images
 from ..data.regression import RegressionSamples
 from ..data.rows import Rows
 from ..networks.efficientnet import FEATURES, efficientnet_lite0
@@ -40,6 +40,7 @@ class Inputs:
     image_size: int
     augment: str | None
     keep_positions: bool
+    outside: bool
 
     def check_images(self) -> None:
         """Raise an error if the network or the view cannot be used, before images are read."""
@@ -52,7 +53,8 @@ class Inputs:
         if parts[0].images:
             files = [image for part in parts for image in part.images]
             progress.start("Reading images", total=len(files))
-            images, digests = load_images(folder, files, stored_size(self.image_size), progress.advance)
+            found = find_images(folder, files, progress.advance, outside=self.outside)
+            images, digests = load_images(folder, found, stored_size(self.image_size), progress.advance)
             return EncoderInputs(images.split(sizes), digests.split(sizes), {"inputs": "images"})
         no_digests = [torch.empty(0)] * len(parts)
         numbers = torch.cat([part.features for part in parts]).float()

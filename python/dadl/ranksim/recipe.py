@@ -18,7 +18,7 @@ from ..data.regression import Split
 from ..data.rows import Rows, TensorRows, as_fetched, tensor_loader
 from ..errors import SettingsError
 from ..metrics import shot_metrics
-from ..options import NonNegative, Positive, PositiveInt
+from ..options import Flag, NonNegative, Positive, PositiveInt
 from ..output import JobProgress
 from ..runs.folder import read_run, trained_state
 from ..runs.recipe import Evaluation, Recipe, RecipeData, Scores
@@ -145,6 +145,9 @@ class RankSimRecipe(Recipe):
 
     keep_positions: bool = False
     """The target depends on positions: neither crop nor mirror images at random."""
+
+    outside: Flag = False
+    """Let the file name images out of its folder: by '..', absolute paths or links."""
 
     retrain_from: Annotated[Path, Parameter(validator=validators.Path(exists=True, file_okay=False))] | None = None
     """Regressor retraining (RRT): folder of a run of this recipe on the same data, whose encoder is frozen."""
@@ -291,6 +294,7 @@ class RankSimRecipe(Recipe):
             image_size=self.image_size,
             augment=self.augment,
             keep_positions=self.keep_positions,
+            outside=self.outside,
         )
 
     def _weights(self, kind: DataKind, counts: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from ..data.rows import ChosenRows, tensor_loader
 from ..errors import SettingsError
 from ..networks.user_views import training_view
 from ..networks.views import View, stored_size
-from ..options import Positive, PositiveInt
+from ..options import Flag, Positive, PositiveInt
 from ..output import JobProgress
 from .recipe import Evaluation, Recipe, RecipeData, Scores
 from .scores import unscored
@@ -48,6 +48,9 @@ class ListRecipe(Recipe, Generic[LabelT]):
     """Training views of your own: module:callable without arguments that returns a module or function from float
     images [B, C, H, W] in [0, 1] to [B, C, image-size, image-size] in [0, 1], drawing from torch's global generator. It
     makes all views except fixmatch's weak ones; in chi-model it must not move anything if values are positions."""
+
+    outside: Flag = False
+    """Let lists name images out of their folder: by '..', absolute paths or links."""
 
     @abstractmethod
     def view(self) -> View:
@@ -102,7 +105,7 @@ class ListRecipe(Recipe, Generic[LabelT]):
         )
 
     def read_unseen(self, data: Path, facts: Mapping[str, Any], progress: JobProgress) -> Evaluation:
-        rows = read_image_names(data)
+        rows = read_image_names(data, outside=self.outside)
         images, _ = self._images(data if data.is_dir() else data.parent, rows, progress)
         return Evaluation([row.path for row in rows], tensor_loader(images, batch_size=self.batch_size), unscored)
 

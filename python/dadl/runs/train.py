@@ -4,7 +4,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -207,12 +207,18 @@ def _search(
 def settings_of(recipe: Recipe) -> dict[str, Any]:
     """The settings as plain values, without ``None``, and with absolute paths."""
 
-    def plain(value: Any) -> Any:
-        if isinstance(value, Path):
-            return str(value.resolve())
-        return list(value) if isinstance(value, tuple) else value
+    return {key: _plain(value) for key, value in asdict(recipe).items() if value is not None}
 
-    return {key: plain(value) for key, value in asdict(recipe).items() if value is not None}
+
+def _defaults(recipe: Recipe) -> dict[str, Any]:
+    """The settings that have a default, as plain values, without ``None``."""
+    return {field.name: _plain(field.default) for field in fields(recipe) if field.default not in (None, MISSING)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value.resolve())
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _beginning(recipe: Recipe, task: RecipeData) -> dict[str, Any]:
@@ -260,6 +266,7 @@ def _check_folder(output: Path, recipe: Recipe, options: RunOptions) -> None:
     if searched != (options.search is not None):
         raise SettingsError(f"{output} holds a {'search' if searched else 'run'}; choose another folder with --output")
     _, settings, _ = read_run(output / "trial-0" if searched else output)
+    settings = _defaults(recipe) | settings  # a run of an earlier version has no settings that came later
     own = settings_of(recipe)
     compared = {*own, *settings} - set(recipe.search_space if searched else ())
     changed = sorted(key for key in compared if own.get(key) != settings.get(key))

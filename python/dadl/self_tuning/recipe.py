@@ -57,7 +57,7 @@ class SelfTuningRecipe(ListRecipe[int]):
         return self.make_view(crop_area=0.2, operations=2, cutout=0.5, flip=self.flip is not False)
 
     def read_lists(self) -> ClassLists:
-        return read_lists(self.data, self.labels)
+        return read_lists(self.data, self.labels, outside=self.outside)
 
     def describe(self, lists: ImageLists[int]) -> Mapping[str, Any]:
         return {"classes": 1 + max(row.label for row in lists.labelled)}
