@@ -10,10 +10,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from ..data.columns.samples import RegressionSamples
 from ..data.regression import (
     STS_B_FILES,
     RegressionData,
-    RegressionSamples,
     read_agedb,
     read_csv,
     read_sts_b,

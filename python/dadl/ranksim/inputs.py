@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..data.columns.samples import RegressionSamples
 from ..data.images import load_images
-from ..data.regression import RegressionSamples
 from ..data.rows import Rows
 from ..networks.efficientnet import FEATURES, efficientnet_lite0
 from ..networks.user_networks import load_backbone
