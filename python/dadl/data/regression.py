@@ -1,7 +1,7 @@
 """Regression data from files: images, texts or numbers with a numeric target. All problems are reported at once."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
@@ -216,6 +216,8 @@ def _opened(path: Path, roles: Roles, problems: list[str]) -> tuple[Source, Role
     at = positions(source, roles.names, problems)
     if len(at) < len(roles.names) or not roles.inputs:
         raise ProblemsError(problems)
+    dates = [*roles.dates, *(name for name in roles.features if source.is_time(at[name]))]
+    roles = replace(roles, dates=tuple(name for name in dict.fromkeys(dates) if name not in roles.one_hot))
     return source, roles, at
 
 

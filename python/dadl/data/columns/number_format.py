@@ -42,7 +42,7 @@ class NumberFormat:
         return self.decimal is not None or self.thousands is not None
 
     @property
-    def sign(self) -> str:
+    def sign(self) -> Decimal:
         """The decimal sign."""
         return self.decimal or ("," if self.thousands == "." else ".")
 

@@ -37,13 +37,18 @@ class Roles:
         """All columns; one that is named twice has two roles."""
         return [*(name for name in (self.target, self.split) if name is not None), *self.inputs]
 
+    @property
+    def repeated(self) -> str | None:
+        """A column with two roles."""
+        both = [name for name in self.dates if name in self.one_hot]
+        return next((name for name in [*self.names, *both] if self.names.count(name) > 1 or name in both), None)
+
     def check(self) -> None:
         """Raise a ``ValueError`` without inputs, or for a column with two roles."""
         if not self.inputs:
             raise ValueError("no inputs: name an image column, text columns, or columns of features")
-        both = [name for name in self.dates if name in self.one_hot]
-        if repeated := [name for name in self.names if self.names.count(name) > 1] + both:
-            raise ValueError(f"column {repeated[0]!r} has two roles: as target, input or split, name it once")
+        if self.repeated is not None:
+            raise ValueError(f"column {self.repeated!r} has two roles: as target, input or split, name it once")
 
     def resolved(self, source: Source, problems: list[str]) -> "Roles":
         """The same with names in place of patterns.
