@@ -1,7 +1,7 @@
 """Bins of labels, and what to say when most samples fall into one of them."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,7 +33,7 @@ class LabelBins:
         needed = (high - low) / width
         if needed > MOST_BINS:
             raise SettingsError(f"bin width {width:g} makes {needed:.0f} bins of targets from {low:g} to {high:g}")
-        count = math.ceil(needed - 1e-6)
+        count = max(1, math.ceil(needed - 1e-6))
         return cls(low, low + count * width, count)
 
     @classmethod
@@ -71,17 +71,18 @@ class LabelBins:
         return torch.bincount(numbers, minlength=self.count)
 
 
-def skew_warning(bins: LabelBins, counts: Tensor, labels: Mapping[str, tuple[Sequence[str], Tensor]]) -> str | None:
+def skew_warning(bins: LabelBins, counts: Tensor, splits: Sequence[tuple[Sequence[str], Tensor]]) -> str | None:
     """Say so if more than half of the training samples are in one bin, or if labels are extreme outliers.
 
-    ``labels`` are the names and the labels of the samples of each split; ``counts`` those of the training in each bin.
+    ``splits`` are the names and the labels of the samples of each split, the training first; ``counts`` are those of
+    the training in each bin.
     """
-    train = labels["train"][1]
-    low, high = torch.quantile(train[:: len(train) // 1_000_000 + 1], train.new_tensor([0.25, 0.75])).tolist()
+    train = splits[0][1][:: len(splits[0][1]) // 1_000_000 + 1]
+    low, high = torch.quantile(train, train.new_tensor([0.25, 0.75])).tolist()
     reach = FAR * (high - low)
     rows = [
         (name, label)
-        for names, values in labels.values()
+        for names, values in splits
         for name, label in zip(names, values.tolist(), strict=True)
         if reach > 0 and not low - reach <= label <= high + reach
     ]

@@ -300,7 +300,7 @@ class RankSimRecipe(Recipe):
             "lr": self.lr or (1e-3 if facts["inputs"] == "numbers" else 1e-4),
             "loss": self._make_loss(facts),
             "smoothing": smoothing,
-            "bins": LabelBins(*facts["bins"], tuple(facts["edges"])) if "edges" in facts else None,
+            "bins": LabelBins(*facts["bins"], edges=tuple(facts["edges"])) if "edges" in facts else None,
             "transform": known_transform(facts),
             "centre": facts["target_mean"],
             "scale": facts["target_scale"],
@@ -410,8 +410,8 @@ class RankSimRecipe(Recipe):
             gaps = data.train.features.isnan().sum(dim=0).tolist()
             shown = ", ".join(f"{data.feature_columns[i]} ({gaps[i]})" for i in facts["missing"]["indicators"])
             notes.append(f"Missing in train, filled with {self.missing}: {shown}")
-        labels: dict[str, tuple[Sequence[str], Tensor]] = {name: (sample_names(part), part.target) for name, part in
-        data.splits.items()} if warning := skew_warning(bins, counts, labels):
+        labels = [(sample_names(part), part.target) for part in (data.train, data.val, data.test)]
+        if warning := skew_warning(bins, counts, labels):
             notes.append(f"Warning: {warning}")
         if facts.get("ranksim") == 0.0 and self.retrain_from is None:
             notes.append("RankSim is off, as it is for numbers alone unless --ranksim says its weight")

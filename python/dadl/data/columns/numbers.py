@@ -119,6 +119,8 @@ class NumberReader:
     def _suggestion(self, present: Sequence[str]) -> str:
         """The formats that would make numbers of the whole column."""
         formats = fitting(present) if present else []
+        if self.form.decimal is not None:  # rather one that the user has said
+            formats = [form for form in formats if form.sign == self.form.decimal] or formats
         if len(formats) == 1:
             return f"a number only with {formats[0].options}, which fits the whole column; add it if that is meant"
         if formats:
