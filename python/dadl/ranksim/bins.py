@@ -51,6 +51,12 @@ class LabelBins:
         edges = edges[edges > ordered[0]]
         return cls(float(ordered[0]), float(ordered[-1]), len(edges) + 1, tuple(edges.tolist()))
 
+    @classmethod
+    def known(cls, bins: tuple[float, float, int], edges: Sequence[float]) -> "LabelBins":
+        """From facts of a run."""
+        low, high, count = bins
+        return cls(low, high, count, tuple(edges))
+
     def numbers(self, labels: Tensor) -> Tensor:
         """The bin of each label, see :func:`dadl.bin_labels`."""
         if self.edges is None:
@@ -86,20 +92,18 @@ def skew_warning(bins: LabelBins, counts: Tensor, splits: Sequence[tuple[Sequenc
         for name, label in zip(names, values.tolist(), strict=True)
         if reach > 0 and not low - reach <= label <= high + reach
     ]
+    named = ", ".join(f"{name} ({label:g})" for name, label in rows[:MOST_NAMED])
+    if len(rows) > MOST_NAMED:
+        named += f" and {len(rows) - MOST_NAMED} more"
+    parts = []
     largest = int(counts.argmax())
     share = float(counts[largest] / counts.sum())
     if bins.count > 1 and share > 0.5:
-        low, high = bins.bounds(largest)
-        text = (
-            f"{100 * share:.3g} % of the training samples are in one of {bins.count} label bins, from {low:g} to "
-            f"{high:g}: reweighting, LDS and FDS can hardly tell them apart"
+        lower, upper = bins.bounds(largest)
+        parts.append(
+            f"{100 * share:.3g} % of the training samples are in one of {bins.count} label bins, from {lower:g} to "
+            f"{upper:g}, where reweighting, LDS and FDS cannot tell them apart"
         )
-    elif rows:
-        text = f"some targets are far from the others, half of which are between {low:g} and {high:g}"
-    else:
-        return None
     if rows:
-        named = ", ".join(f"{name} ({label:g})" for name, label in rows[:MOST_NAMED])
-        more = f" and {len(rows) - MOST_NAMED} more" if len(rows) > MOST_NAMED else ""
-        text += f"; far from the others: {named}{more}" if share > 0.5 else f": {named}{more}"
-    return f"{text}; see --bins-by and --target-transform"
+        parts.append(f"far from the other targets, half of which are between {low:g} and {high:g}: {named}")
+    return "; ".join([*parts, "see --bins-by and --target-transform"]) if parts else None

@@ -1,17 +1,18 @@
 """How large RankSim's gradient is beside the task's, where the two meet: at the features."""
 
 import math
-from collections.abc import Callable, Iterable
-from itertools import islice
+from collections.abc import Callable
+from itertools import chain, islice, repeat
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from dadl_ext import RankSimLoss
 
-WARM_UP = 30
-"""Batches of the task alone before shares are compared: at first the head is zero, and with it the task's gradient."""
+WARM_UP = 300
+"""Steps of the task alone before shares are compared: at first the head is zero, and with it the task's gradient."""
 COMPARED = 4
 """Batches on which they are compared."""
 WEIGHTS = tuple(10 ** (exponent / 4) for exponent in range(-24, 17))
@@ -54,25 +55,34 @@ class GradientShare(nn.Module):
 
 
 def weights_of_shares(
-    method: nn.Module, ranksim: RankSimLoss, loader: Iterable[Any], device: torch.device, low: float, high: float
+    method: nn.Module,
+    ranksim: RankSimLoss,
+    loader: DataLoader[Any],
+    epochs: int,
+    device: torch.device,
+    low: float,
+    high: float,
 ) -> tuple[float, float] | None:
     """Weights γ at which RankSim's gradient is about ``low`` and ``high`` times the task's; ``None`` if there are none.
 
     Args:
-        method: a fresh :class:`.Regression` without RankSim, which is trained for a few batches on the task alone.
+        method: a fresh :class:`.Regression` without RankSim, which is trained for a while on the task alone.
         ranksim: its settings apart from γ.
         loader: training batches.
+        epochs: the largest number of passes over them.
         device: where to compute.
         low: the smaller share.
         high: the larger share.
     """
     method.to(device).train()
     on_device = lambda batch: [part.to(device) for part in batch]
-    optimizer, _ = method.configure_optimizer(WARM_UP)  # type: ignore[operator]
-    for batch in islice(loader, WARM_UP):
+    steps = min(WARM_UP, epochs * len(loader))
+    optimizer, scheduler = method.configure_optimizer(steps)  # type: ignore[operator]
+    for batch in islice(chain.from_iterable(repeat(loader)), steps):
         optimizer.zero_grad()
         method(on_device(batch)).backward()
         optimizer.step()
+        scheduler.step()
     task, squares = 0.0, [0.0] * len(WEIGHTS)
     for batch in islice(loader, COMPARED):
         inputs, target, weight = on_device(batch)

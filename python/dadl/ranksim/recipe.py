@@ -300,7 +300,7 @@ class RankSimRecipe(Recipe):
             "lr": self.lr or (1e-3 if facts["inputs"] == "numbers" else 1e-4),
             "loss": self._make_loss(facts),
             "smoothing": smoothing,
-            "bins": LabelBins(*facts["bins"], edges=tuple(facts["edges"])) if "edges" in facts else None,
+            "bins": LabelBins.known(facts["bins"], facts["edges"]) if "edges" in facts else None,
             "transform": known_transform(facts),
             "centre": facts["target_mean"],
             "scale": facts["target_scale"],
@@ -332,16 +332,19 @@ class RankSimRecipe(Recipe):
         torch.manual_seed(self.seed)
         method = replace(self, ranksim=0.0).make_method(as_json(task.facts))
         ranksim = RankSimLoss(interp_strength=self.interp_strength)
-        found = weights_of_shares(method, ranksim, task.loader, device, *SEARCHED_SHARES)
+        found = weights_of_shares(method, ranksim, task.loader, self.epochs, device, *SEARCHED_SHARES)
         low, high = found or self.search_space["ranksim"]
         if self.ranksim:  # one's own γ is tried first
             low, high = min(low, self.ranksim), max(high, self.ranksim)
         return {**self.search_space, "ranksim": (low, high)}
 
     def remarks(self, history: Sequence[Mapping[str, float]]) -> Sequence[str]:
-        """Say so once if RankSim's gradient exceeds the task's."""
-        shares = [row.get(SHARE, 0.0) for row in history]
-        if not shares[-1] > 1 or any(share > 1 for share in shares[:-1]):
+        """Say so once if RankSim's gradient exceeds the task's.
+
+        In the first of several epochs it always may: the head starts at zero, and with it the task's gradient.
+        """
+        shares = [row.get(SHARE, 0.0) for row in history][min(1, self.epochs - 1) :]
+        if not shares or not shares[-1] > 1 or any(share > 1 for share in shares[:-1]):
             return ()
         return (
             f"Warning: RankSim's gradient at the features is {shares[-1]:.3g} times the task's, so that it rules the "
