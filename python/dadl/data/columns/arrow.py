@@ -27,7 +27,9 @@ class FramePath(type(Path())):  # type: ignore[misc]
 
 def as_path(data: Any) -> Path:
     """A path as it is, and a frame of pandas, polars or pyarrow as a path that stands for it."""
-    if isinstance(data, str | Path):
+    if isinstance(data, Path):
+        return data
+    if isinstance(data, str):
         return Path(data)
     kind = type(data).__module__.partition(".")[0]
     if not hasattr(data, "__arrow_c_stream__") and kind != "pandas":
