@@ -65,7 +65,7 @@ class RankSimRecipe(Recipe):
 
     DATA is a CSV, parquet or Arrow file, or a folder with STS-B-DIR's train_new.tsv, dev_new.tsv and test_new.tsv. In a
     file with the columns age, path and split (AgeDB-DIR, IMDB-WIKI-DIR) no columns need to be named. Names of columns
-    of text, features, dates and one-hot may be patterns such as 'size_*'; '*' stands for all that have no other role.
+    of text, features, dates and one-hot may be patterns such as ``size_*``; ``*`` stands for all without another role.
     """
 
     name: ClassVar[str] = "ranksim"

@@ -148,6 +148,10 @@ def test_what_is_no_table_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
         read_csv(pandas.DataFrame({"y": [1, "a"], "x": [{}, 2]}), "y", features=["x"])
     with pytest.raises(ProblemsError, match="column 'x' holds no numbers"):
         read_csv(polars.DataFrame({"y": [1.0, 2.0] * 9, "x": [[1], [2]] * 9}), "y", features=["x"])
+    with pytest.raises(ProblemsError, match="column 'x' holds no numbers"):
+        read_csv(
+            pandas.DataFrame({"y": [1.0, 2.0] * 9, "x": pandas.period_range("2024", periods=18)}), "y", features=["x"]
+        )
     with pytest.raises(TypeError, match="a lazy frame must be collected first"):
         as_path(polars.LazyFrame({"y": [1]}))
     frame = pandas.DataFrame(COLUMNS)

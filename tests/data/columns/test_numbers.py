@@ -141,7 +141,7 @@ def test_new_rows_have_the_signs_of_the_training(tmp_path: Path) -> None:
         ("-$12", "currency sign"),
         ("12 EUR", "a currency; remove"),
         ("CHF 12", "a currency; remove"),
-        ("2024-05-31", "a date or time; list the column in --dates"),
+        ("2024-05-31", "a date or time; of features, list the column in --dates"),
         ("31.05.2024", "a date or time"),
         ("5/31/24", "a date or time"),
         ("14:30", "a date or time"),
@@ -166,6 +166,10 @@ def test_a_number_unlike_the_others_of_its_column_is_explained() -> None:
 def test_one_sign_cannot_be_both() -> None:
     with pytest.raises(SettingsError, match="one sign cannot be both"):
         NumberFormat(",", ",")
+    with pytest.raises(SettingsError, match=r"decimal must be one of '\.', ',', got ';'"):
+        NumberFormat(";")  # type: ignore[arg-type]
+    with pytest.raises(SettingsError, match="thousands must be one of"):
+        NumberFormat(None, "")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("field", ["1e300", "-1e31"])

@@ -66,8 +66,12 @@ class ArrowTable:
 
     def texts(self, column: int) -> list[str]:
         """Whole numbers lose their point, so that a category is the same whether a column has gaps or not."""
+        import pyarrow as pa
+
         values = self.data.column(column)
-        return [_text(value).strip() for value in values.to_pylist()]
+        # Numbers beneath a type of one's own, such as a period, mean nothing without it.
+        kind = f"{values.type} " if isinstance(values.type, pa.BaseExtensionType) else ""
+        return [kind + _text(value).strip() for value in values.to_pylist()]
 
     def numbers(self, column: int) -> npt.NDArray[np.float64] | None:
         import pyarrow as pa

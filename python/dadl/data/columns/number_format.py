@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import nan
-from typing import Literal
+from typing import Literal, get_args
 
 from ...errors import SettingsError
 
@@ -33,6 +33,12 @@ class NumberFormat:
     thousands: Thousands | None = None
 
     def __post_init__(self) -> None:
+        for name, value, known in (
+            ("decimal", self.decimal, get_args(Decimal)),
+            ("thousands", self.thousands, get_args(Thousands)),
+        ):
+            if value is not None and value not in known:
+                raise SettingsError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
         if self.decimal is not None and self.decimal == self.thousands:
             raise SettingsError(f"decimal and thousands are both {self.decimal!r}: one sign cannot be both")
 
@@ -113,7 +119,7 @@ def fitting(fields: Sequence[str]) -> list[NumberFormat]:
 def described(field: str) -> str | None:
     """What a field is if not a number, with a way out; ``None`` if that cannot be told."""
     if DATE.fullmatch(field):
-        return "a date or time; list the column in --dates, written as 2024-05-31 or 2024-05-31 14:30"
+        return "a date or time; of features, list the column in --dates, written as 2024-05-31 or 2024-05-31 14:30"
     if not any(character.isdigit() for character in field):
         return None
     if field[-1] in "%‰" or field[0] in "%‰":
