@@ -58,6 +58,7 @@ def test_the_share_is_that_of_all_steps() -> None:
     for batch in batches():
         expected += torch.tensor(gradients(method, batch, 0.5))
         method(batch).mul(1024).backward()  # a loss scale changes both
+        method.after_step()
     assert expected[1] > 0
     share = method.epoch_log()[SHARE]
     assert share == pytest.approx(float((expected[1] / expected[0]).sqrt()), rel=1e-4)

@@ -11,6 +11,8 @@ from torch.utils.data import DataLoader
 
 from dadl_ext import RankSimLoss
 
+from ..processes import total
+
 WARM_UP = 300
 """Steps of the task alone before shares are compared: at first the head is zero, and with it the task's gradient."""
 COMPARED = 4
@@ -29,7 +31,10 @@ class GradientShare(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("squares", torch.zeros(2))  # of the task's gradient, and RankSim's
+        # Of the task's gradient and RankSim's, the same in all processes. A step's own sums are no buffer, because
+        # DistributedDataParallel would overwrite them with those of the first process.
+        self.register_buffer("squares", torch.zeros(2, dtype=torch.float64))
+        self._step: list[Tensor | float] = [0.0, 0.0]
         self.register_load_state_dict_pre_hook(_without_sums)
 
     def branches(self, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,16 +45,21 @@ class GradientShare(nn.Module):
                 branch.register_hook(self._adder(place))
         return task, ranksim
 
+    def end_step(self) -> None:
+        """Add the step's sums of all processes; called by all of them."""
+        self.squares += total(torch.stack([torch.as_tensor(square).to(self.squares) for square in self._step]))
+        self._step = [0.0, 0.0]
+
     def take(self) -> float:
-        """The share since the last call; NaN without a gradient of the task."""
+        """The share of the steps since the last call; NaN without a gradient of the task."""
         task, ranksim = self.squares.tolist()
         self.squares.zero_()
         return math.sqrt(ranksim / task) if task > 0 else math.nan
 
     def _adder(self, place: int) -> Callable[[Tensor], None]:
         def add(gradient: Tensor) -> None:
-            square = gradient.detach().float().square().sum()
-            self.squares[place] += square.nan_to_num(0, 0, 0)  # a step that overflowed is not made
+            square = gradient.detach().double().square().sum()
+            self._step[place] += square.nan_to_num(0, 0, 0)  # a step that overflowed is not made
 
         return add
 
@@ -104,4 +114,4 @@ def _squared(loss: Tensor, features: Tensor) -> float:
 
 
 def _without_sums(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    state.setdefault(f"{prefix}squares", torch.zeros(2))
+    state.setdefault(f"{prefix}squares", torch.zeros(2, dtype=torch.float64))

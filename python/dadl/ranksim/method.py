@@ -126,6 +126,10 @@ class Regression(Method):
             self.smoothing.observe(self.encoder(inputs), self._buckets(target))
         self.smoothing.end_epoch()
 
+    def after_step(self) -> None:
+        if self.share is not None:
+            self.share.end_step()
+
     def epoch_log(self) -> Mapping[str, float]:
         """RankSim's share of the gradient."""
         return {} if self.share is None else {SHARE: self.share.take()}
