@@ -32,11 +32,11 @@ def remove_leftovers(folder: Path, name: str = "*") -> None:
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write a line of column names, those of the first row, and a line for each row."""
+    """Write a line of column names, those of all rows in their order, and a line for each row."""
 
     def write(temporary: Path) -> None:
         with temporary.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]) if rows else [])
+            writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
             writer.writeheader()
             writer.writerows(rows)
 

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from .chi_model.recipe import ChiModelRecipe
 from .cmw_net.recipe import CMWNetRecipe
+from .data.columns.arrow import as_path
 from .errors import SettingsError
 from .ranksim.recipe import RankSimRecipe
 from .runs.evaluate import TrainedRun
@@ -34,16 +35,17 @@ def make_recipe(name: str, settings: Mapping[str, Any]) -> Recipe:
     def value(key: str) -> Any:
         plain = settings[key]
         if Path in (hints[key], *get_args(hints[key])):
-            return Path(plain)
+            return as_path(plain)
         return tuple(plain) if isinstance(plain, list) else plain
 
     return kind(**{key: value(key) for key in settings})
 
 
-def open_run(folder: Path, data: Path | None = None) -> TrainedRun:
-    """The run in that folder; ``data``, if given, replaces its own."""
+def open_run(folder: Path, data: Any = None) -> TrainedRun:
+    """The run in that folder; ``data``, if given, replaces its own. It may be a frame, see :func:`.as_path`."""
     name, settings, facts = read_run(folder)
-    return TrainedRun(folder, make_recipe(name, settings | ({} if data is None else {"data": data})), facts)
+    recipe = make_recipe(name, settings | ({} if data is None else {"data": data}))
+    return TrainedRun(folder, recipe.as_trained(facts), facts)
 
 
 app = App(

@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from dadl.data.columns.source import positions
 from dadl.data.tables import DELIMITERS, read_table
 from hypothesis import given
 from hypothesis import strategies as st
@@ -97,7 +98,7 @@ def test_columns_are_found_or_named(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("a,b,b\n1,2,3\n")
     problems: list[str] = []
     table = read_table(tmp_path / "t.csv", problems)
-    assert table.positions(["a", "b", "c", "a,b"], problems) == {"a": 0}
+    assert positions(table, ["a", "b", "c", "a,b"], problems) == {"a": 0}
     assert [problem.split(": ", 1)[1] for problem in problems] == [
         "2 columns 'b'; there are 'a', 'b', 'b'",
         "no column 'c'; there are 'a', 'b', 'b'",

@@ -41,7 +41,8 @@ def with_python() -> list[Path]:
 @pytest.mark.parametrize("page", with_python(), ids=named)
 def test_code_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if page.name == "train.md":
-        pytest.importorskip("kornia")
+        for package in ("kornia", "pandas", "pyarrow"):
+            pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     document = Sybil([PythonCodeBlockParser()], path=str(ROOT)).parse(page)

@@ -1,17 +1,20 @@
 """Regression data from files: images, texts or numbers with a numeric target. All problems are reported at once."""
 
-import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ..errors import ProblemsError
+from .columns.arrow import as_path
+from .columns.number_format import Decimal, NumberFormat, Thousands
+from .columns.roles import Roles
+from .columns.samples import Layout, RegressionSamples, SampleReader
+from .columns.source import Source, positions, read_source
 from .images import image_problems
 from .tables import Table, read_table
 from .text import did_you_mean
@@ -20,37 +23,15 @@ Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 STS_B_FILES = ("train", "dev", "test")
 STS_B_COLUMNS = 10
-
-
-@dataclass(frozen=True)
-class ImageFile:
-    """An image: its path relative to the data folder, and the file and line where it is named."""
-
-    where: str
-    path: str
-
-
-@dataclass(frozen=True)
-class RegressionSamples:
-    """The n samples of one split, in the order of the file; fields without a column in the file are empty.
-
-    ``where``: file and line of each. ``target``: ``[n]``, float64; empty for unseen samples. ``images``: their files,
-    as :func:`dadl.data.images.load_images` takes them. ``texts``: the texts of each sample. ``features``: ``[n, F]``,
-    float64, as in the file.
-    """
-
-    where: list[str]
-    target: Tensor
-    images: list[ImageFile]
-    texts: list[tuple[str, ...]]
-    features: Tensor
+STATED = NumberFormat(".")
 
 
 @dataclass(frozen=True)
 class RegressionData:
     """Three splits; image paths are relative to ``folder``, ``feature_names`` are the columns of ``features``.
 
-    ``categories`` are those of each one-hot column, as :func:`read_unseen_csv` takes them.
+    ``categories`` are those of each one-hot column, as :func:`read_unseen_csv` takes them. ``roles`` are the columns
+    that were read, with names in place of patterns; ``feature_columns`` name the column of each feature.
     """
 
     train: RegressionSamples
@@ -58,7 +39,9 @@ class RegressionData:
     test: RegressionSamples
     folder: Path
     feature_names: tuple[str, ...]
+    feature_columns: tuple[str, ...]
     categories: Mapping[str, tuple[str, ...]]
+    roles: Roles
 
     @property
     def splits(self) -> dict[Split, RegressionSamples]:
@@ -67,54 +50,75 @@ class RegressionData:
 
 
 def read_csv(
-    path: Path,
+    path: Any,
     target: str,
     *,
     image: str | None = None,
     text: Sequence[str] = (),
     features: Sequence[str] = (),
     one_hot: Sequence[str] = (),
+    dates: Sequence[str] = (),
     split: str | None = None,
     seed: int = 0,
+    decimal: Decimal | None = None,
+    thousands: Thousands | None = None,
+    missing: bool = False,
+    unknown: bool = False,
+    known: Mapping[str, Sequence[str]] | None = None,
     check_images: bool = True,
     outside: bool = False,
     on_image: Callable[[], None] = lambda: None,
 ) -> RegressionData:
-    """Read any CSV file with a header, a numeric target column, and columns of images, texts or numbers.
+    """Read any table with a header, a numeric target column, and columns of images, texts or numbers.
 
-    Columns are separated by commas, semicolons or tabs, and fields may be quoted. Numbers have a decimal point.
+    A table is a CSV file, a parquet or Arrow file (``.parquet``, ``.feather``, ``.arrow``), or a frame of pandas,
+    polars or pyarrow. The columns of a CSV file are separated by commas, semicolons or tabs, and fields may be quoted.
+    In tables with types, dates and times are numbers: days since 1970-01-01 (in UTC where there is a time zone),
+    durations and times of day also days.
 
     Args:
-        path: the file; image paths are relative to its folder.
+        path: the file or the frame; image paths are relative to the file's folder.
         target: column of the target.
         image: column of image paths.
         text: columns of texts.
-        features: columns of numbers.
+        features: columns of numbers. These and the other columns of inputs may be patterns such as ``size_*``, which
+            stand for the columns that match and have no other role; ``*`` stands for all others.
         one_hot: columns of categories. Each category becomes a feature ``column=category`` of 0 or 1. A column may also
             be listed in ``features``, which then sets its position; otherwise it follows them.
+        dates: columns of dates such as 2024-05-31 or 2024-05-31 14:30 (ISO 8601), read as days since 1970-01-01. They
+            may be listed in ``features`` too.
         split: column that says ``train``, ``val`` or ``test``; without one, a tenth of the samples is drawn with
             ``seed`` for validation and another tenth for the test.
         seed: of that draw.
+        decimal: the decimal sign of numbers in text, ``"."`` or ``","``. By default the point; but then a column is
+            refused in which points may as well separate thousands, such as one that holds only values like 2.155.
+        thousands: the separator of thousands in text: ``"."``, ``","``, ``" "``, ``"'"`` or ``"none"``, the default.
+        missing: whether features may be missing (empty, or one of pandas' words for it, such as NA); they are then NaN.
+        unknown: whether there may be categories that ``train`` lacks; their features are 0.
+        known: the categories of each one-hot column, if they are not those of ``train`` but of an earlier training.
         check_images: decode all images once, so that missing and damaged ones are reported too.
         outside: whether images may lie out of the folder, if they are checked.
         on_image: called after each checked image.
 
     Raises:
-        ProblemsError: everything that is wrong with the file, each with its row: what :func:`.read_table` finds;
-            columns that are not there; numbers that cannot be read, NaN or infinite; empty texts, paths or categories;
-            unknown splits; splits with fewer than two samples; columns of words among the numbers; categories with
-            fewer than two samples in ``train``; a target that is the same in all of ``train``; missing and damaged
-            images.
+        ProblemsError: everything that is wrong with the table, each with its row: what :func:`.read_table` finds;
+            columns that are not there; numbers that cannot be read, could be two, are NaN, infinite or beyond 1e30;
+            empty texts, paths or categories; unknown splits; splits with fewer than two samples; columns of words among
+            the numbers; categories with fewer than two samples in ``train``; a target that is the same in all of
+            ``train``; missing and damaged images.
         ValueError: no input columns, or a column that is named twice.
+        TypeError: neither a path nor a frame.
     """
-    columns = _Columns(image, tuple(text), tuple(dict.fromkeys([*features, *one_hot])))
+    path = as_path(path)
+    roles = Roles(target, image, tuple(text), tuple(features), tuple(dates), tuple(one_hot), split)
     problems: list[str] = []
-    table, at = _opened(path, [target, *columns.names, *([] if split is None else [split])], problems)
-    layout = columns.layout(at, frozenset(one_hot), target=at[target])
-    parts = _random_parts(len(table.rows), seed) if split is None else _named_parts(table, at[split], problems)
+    source, roles, at = _opened(path, roles, problems)
+    form = NumberFormat(decimal, thousands)
+    reader = SampleReader(source, Layout.of(roles, at), form, missing, unknown, problems)
+    parts = _random_parts(len(source), seed) if split is None else _named_parts(source, at[split], problems)
     if image is not None and check_images:
-        problems += image_problems(path.parent, _image_files(table, at[image]), on_image, outside=outside)
-    return _assembled(table, path.parent, layout, parts, problems)
+        problems += image_problems(path.parent, reader.images(), on_image, outside=outside)
+    return _assembled(reader, roles, path.parent, parts, known)
 
 
 def read_agedb(
@@ -147,19 +151,25 @@ def read_sts_b(folder: Path) -> RegressionData:
     ]
     if any(len(table.header) != STS_B_COLUMNS for table in tables):
         raise ProblemsError(problems)
-    whole = Table(folder, tables[0].header, [row for table in tables for row in table.rows])
-    ends = list(accumulate(len(table.rows) for table in tables))
+    whole = Table.of(folder, tables[0].header, [row for table in tables for row in table.rows])
+    ends = list(accumulate(map(len, tables)))
     parts = {split: list(range(start, end)) for split, start, end in zip(SPLITS, [0, *ends], ends, strict=False)}
-    return _assembled(whole, folder, _Layout(target=9, texts=(7, 8)), parts, problems)
+    layout = Layout(target=9, texts=(7, 8))
+    return _assembled(SampleReader(whole, layout, STATED, False, False, problems), Roles(), folder, parts)
 
 
 def read_unseen_csv(
-    path: Path,
+    path: Any,
     *,
     image: str | None = None,
     text: Sequence[str] = (),
     features: Sequence[str] = (),
+    dates: Sequence[str] = (),
     categories: Mapping[str, Sequence[str]] | None = None,
+    decimal: Decimal | None = None,
+    thousands: Thousands | None = None,
+    missing: bool = False,
+    unknown: bool = False,
 ) -> RegressionSamples:
     """Read samples without a target. Columns that are not named are ignored. Images are not opened.
 
@@ -168,17 +178,25 @@ def read_unseen_csv(
         image: column of image paths.
         text: columns of texts.
         features: columns of numbers, and of categories if they are in ``categories``.
+        dates: columns of dates.
         categories: the categories of each one-hot column, from training; columns not in ``features`` follow them.
+        decimal: the decimal sign; here a point is always one if nothing else is said, as the training has settled it.
+        thousands: as for :func:`read_csv`.
+        missing: as for :func:`read_csv`.
+        unknown: whether there may be categories that did not occur in training; their features are 0.
 
     Raises:
         ProblemsError: as :func:`read_csv`, and for categories that did not occur in training.
         ValueError: no input columns, or a column that is named twice.
+        TypeError: neither a path nor a frame.
     """
     known = {name: tuple(values) for name, values in (categories or {}).items()}
-    columns = _Columns(image, tuple(text), tuple(dict.fromkeys([*features, *known])))
+    roles = Roles(None, image, tuple(text), tuple(features), tuple(dates), tuple(known))
     problems: list[str] = []
-    table, at = _opened(path, columns.names, problems)
-    return _unseen(table, columns.layout(at, frozenset(known)), known, problems)
+    source, roles, at = _opened(as_path(path), roles, problems)
+    form = NumberFormat(decimal, thousands)
+    reader = SampleReader(source, Layout.of(roles, at), form if form.stated else STATED, missing, unknown, problems)
+    return _unseen(reader, known)
 
 
 def read_unseen_sts_b(path: Path) -> RegressionSamples:
@@ -187,60 +205,27 @@ def read_unseen_sts_b(path: Path) -> RegressionSamples:
     Raises a :class:`.ProblemsError` as :func:`read_sts_b` does.
     """
     problems: list[str] = []
-    columns = _Columns(None, ("sentence1", "sentence2"), ())
-    table, at = _opened(path, columns.names, problems, delimiter="\t", quoted=False)
-    return _unseen(table, columns.layout(at, frozenset()), {}, problems)
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """What each column holds, by position; ``categories`` are the one-hot columns among the features."""
-
-    target: int | None = None
-    image: int | None = None
-    texts: tuple[int, ...] = ()
-    features: tuple[int, ...] = ()
-    categories: frozenset[int] = frozenset()
-
-
-@dataclass(frozen=True)
-class _Columns:
-    """The names of the input columns."""
-
-    image: str | None
-    texts: tuple[str, ...]
-    features: tuple[str, ...]
-
-    @property
-    def names(self) -> list[str]:
-        names = [*([] if self.image is None else [self.image]), *self.texts, *self.features]
-        if not names:
-            raise ValueError("no inputs: name an image column, text columns, or columns of features")
-        return names
-
-    def layout(self, at: Mapping[str, int], one_hot: frozenset[str], target: int | None = None) -> _Layout:
-        return _Layout(
-            target=target,
-            image=None if self.image is None else at[self.image],
-            texts=tuple(at[name] for name in self.texts),
-            features=tuple(at[name] for name in self.features),
-            categories=frozenset(at[name] for name in one_hot),
-        )
-
-
-def _opened(
-    path: Path, names: Sequence[str], problems: list[str], *, delimiter: str | None = None, quoted: bool = True
-) -> tuple[Table, dict[str, int]]:
-    """The table, and the positions of its columns."""
-    if repeated := [name for name in names if names.count(name) > 1]:
-        raise ValueError(f"column {repeated[0]!r} has two roles: as target, input or split, name it once")
-    table = read_table(path, problems, delimiter=delimiter, quoted=quoted)
-    if not table.header:
+    table = read_table(path, problems, delimiter="\t", quoted=False)
+    roles = Roles(text=("sentence1", "sentence2"))
+    at = positions(table, roles.names, problems) if table.header else {}
+    if len(at) < len(roles.names):
         raise ProblemsError(problems)
-    at = table.positions(names, problems)
-    if len(at) < len(names):
+    return _unseen(SampleReader(table, Layout.of(roles, at), STATED, False, False, problems), {})
+
+
+def _opened(path: Path, roles: Roles, problems: list[str]) -> tuple[Source, Roles, dict[str, int]]:
+    """The table, the names of its columns and their positions."""
+    roles.check()
+    source = read_source(path, problems)
+    if source is None:
         raise ProblemsError(problems)
-    return table, at
+    roles = roles.resolved(source, problems)
+    at = positions(source, roles.names, problems)
+    if len(at) < len(roles.names) or not roles.inputs:
+        raise ProblemsError(problems)
+    dates = [*roles.dates, *(name for name in roles.features if source.is_time(at[name]))]
+    roles = replace(roles, dates=tuple(name for name in dict.fromkeys(dates) if name not in roles.one_hot))
+    return source, roles, at
 
 
 def _random_parts(count: int, seed: int) -> dict[Split, list[int]]:
@@ -251,154 +236,63 @@ def _random_parts(count: int, seed: int) -> dict[Split, list[int]]:
     return {split: part.sort().values.tolist() for split, part in zip(SPLITS, parts, strict=True)}
 
 
-def _named_parts(table: Table, column: int, problems: list[str]) -> dict[Split, list[int]]:
+def _named_parts(source: Source, column: int, problems: list[str]) -> dict[Split, list[int]]:
     parts: dict[Split, list[int]] = {split: [] for split in SPLITS}
     unknown: dict[str, list[str]] = {}
-    for i, row in enumerate(table.rows):
-        name = row.fields[column].strip()
+    for row, name in enumerate(source.texts(column)):
         if name in SPLITS:
-            parts[name].append(i)
+            parts[name].append(row)
         else:
-            unknown.setdefault(name, []).append(row.where)
+            unknown.setdefault(name, []).append(source.where(row))
     problems += [
-        f"{wheres[0]}: {table.header[column]} {name!r} is none of {', '.join(SPLITS)}; {len(wheres)} rows have it"
+        f"{wheres[0]}: {source.header[column]} {name!r} is none of {', '.join(SPLITS)}; {len(wheres)} rows have it"
         f"{did_you_mean(name, SPLITS)}"
         for name, wheres in unknown.items()
     ]
     return parts
 
 
-def _image_files(table: Table, column: int) -> list[ImageFile]:
-    return [ImageFile(row.where, row.fields[column].strip()) for row in table.rows]
-
-
 def _assembled(
-    table: Table, folder: Path, layout: _Layout, parts: Mapping[Split, list[int]], problems: list[str]
+    reader: SampleReader,
+    roles: Roles,
+    folder: Path,
+    parts: Mapping[Split, list[int]],
+    known: Mapping[str, Sequence[str]] | None = None,
 ) -> RegressionData:
-    """The data set, or an error with the ``problems`` found so far and those of the columns."""
-    assert layout.target is not None
-    target = _numbers(table, layout.target, "regression needs a target of numbers", problems)
-    categories = {
-        table.header[column]: _categories(table, column, parts["train"], problems)
-        for column in layout.features
-        if column in layout.categories
-    }
-    names, features = _features(table, layout, categories, "leave it out or ask for it one-hot", problems)
-    _check_texts(table, layout, problems)
-    _check_parts(table.path, parts, target, problems)
-    if problems:
-        raise ProblemsError(problems)
-    train, val, test = (_samples(table, layout, parts[split], target, features) for split in SPLITS)
-    return RegressionData(train, val, test, folder, names, categories)
-
-
-def _unseen(
-    table: Table, layout: _Layout, categories: Mapping[str, tuple[str, ...]], problems: list[str]
-) -> RegressionSamples:
-    """All samples of the table, or an error as above."""
-    for name, known in categories.items():
-        column = table.header.index(name)
-        problems += [
-            f"{row.where}: {name} is {row.fields[column].strip()!r}; the training had {', '.join(map(repr, known))}"
-            for row in table.rows
-            if row.fields[column].strip() not in known
-        ]
-    _, features = _features(table, layout, categories, "the training had numbers there", problems)
-    _check_texts(table, layout, problems)
-    if problems:
-        raise ProblemsError(problems)
-    return _samples(table, layout, range(len(table.rows)), None, features)
-
-
-def _features(
-    table: Table, layout: _Layout, categories: Mapping[str, tuple[str, ...]], advice: str, problems: list[str]
-) -> tuple[tuple[str, ...], Tensor]:
-    """Names and values ``[n, F]`` of the features."""
-    columns: list[tuple[str, Tensor]] = []
-    for column in layout.features:
-        if column in layout.categories:
-            columns += _one_hot(table, column, categories[table.header[column]])
-        else:
-            columns.append((table.header[column], _numbers(table, column, advice, problems)))
-    features = torch.empty(len(table.rows), len(columns), dtype=torch.float64)
-    for i, (_, values) in enumerate(columns):
-        features[:, i] = values
-    return tuple(name for name, _ in columns), features
-
-
-def _samples(
-    table: Table, layout: _Layout, rows: Sequence[int], target: Tensor | None, features: Tensor
-) -> RegressionSamples:
-    images = [] if layout.image is None else _image_files(table, layout.image)
-    chosen = [table.rows[i] for i in rows]
-    return RegressionSamples(
-        where=[row.where for row in chosen],
-        target=torch.empty(0, dtype=torch.float64) if target is None else target[rows],
-        images=[images[i] for i in rows] if images else [],
-        texts=[tuple(row.fields[column] for column in layout.texts) for row in chosen] if layout.texts else [],
-        features=features[rows],
-    )
-
-
-def _check_texts(table: Table, layout: _Layout, problems: list[str]) -> None:
-    problems += [
-        f"{row.where}: {table.header[column]} is empty"
-        for row in table.rows
-        for column in layout.texts
-        if not row.fields[column].strip()
-    ]
-
-
-def _numbers(table: Table, column: int, advice: str, problems: list[str]) -> Tensor:
-    """The numbers of a column; a column of words is one problem instead of one for each row."""
-    name = table.header[column]
-    fields = [row.fields[column].strip() for row in table.rows]
-    values = [_number(field) for field in fields]
-    words = Counter(filter(None, fields))
-    if words and all(map(math.isnan, values)):
-        problems.append(
-            f"{table.path}: column {name!r} holds no numbers but {len(words)} different words, most often "
-            f"{words.most_common(1)[0][0]!r}; {advice}"
-        )
+    """The data set, or an error with the reader's problems so far and those of the columns."""
+    problems, header = reader.problems, reader.source.header
+    target = reader.target()
+    if known is None:
+        categories = reader.categories(parts["train"])
     else:
+        categories = {name: tuple(values) for name, values in known.items()}
+        reader.check_categories(categories)
+    advice, hint = "leave it out or ask for it one-hot", "; --missing mean or zero fills it in"
+    features = reader.features(categories, advice, hint)
+    reader.check_texts()
+    _check_parts(reader.source.path, parts, target, problems)
+    if reader.missing and not problems:
+        empty = features.values[parts["train"]].isnan().all(dim=0).tolist()
         problems += [
-            f"{row.where}: {name} is {repr(field) if field else 'empty'}; expected a finite number such as 3.5"
-            for row, field, value in zip(table.rows, fields, values, strict=True)
-            if not math.isfinite(value)
+            f"{reader.source.path}: {name} has no value in train; leave the column out"
+            for name, is_empty in zip(features.names, empty, strict=True)
+            if is_empty
         ]
-    return torch.tensor(values, dtype=torch.float64)
+    if problems:
+        raise ProblemsError(problems)
+    train, val, test = (reader.samples(parts[split], target, features.values) for split in SPLITS)
+    columns = tuple(header[column] for column in features.columns)
+    return RegressionData(train, val, test, folder, features.names, columns, categories, roles)
 
 
-def _number(field: str) -> float:
-    """NaN if the field is not a number; Python's 1_000 does not count as one."""
-    try:
-        return math.nan if "_" in field else float(field)
-    except ValueError:
-        return math.nan
-
-
-def _categories(table: Table, column: int, train: Sequence[int], problems: list[str]) -> tuple[str, ...]:
-    """The categories of the training rows."""
-    name = table.header[column]
-    fields = [row.fields[column].strip() for row in table.rows]
-    counts = Counter(fields[i] for i in train)
-    in_train = set(train)
-    for i, (row, field) in enumerate(zip(table.rows, fields, strict=True)):
-        if not field:
-            problems.append(f"{row.where}: {name} is empty; expected a category")
-        elif counts[field] == (i in in_train):  # no sample, or this one alone
-            how_many = "one sample" if counts[field] else "no sample"
-            problems.append(
-                f"{row.where}: {name} {field!r} has {how_many} in train; merge it with another category or drop the row"
-            )
-    return tuple(sorted(counts))
-
-
-def _one_hot(table: Table, column: int, categories: Sequence[str]) -> list[tuple[str, Tensor]]:
-    """A feature for each category."""
-    index = {category: i for i, category in enumerate(categories)}
-    codes = torch.tensor([index.get(row.fields[column].strip(), -1) for row in table.rows])
-    return [(f"{table.header[column]}={category}", (codes == i).double()) for category, i in index.items()]
+def _unseen(reader: SampleReader, categories: Mapping[str, tuple[str, ...]]) -> RegressionSamples:
+    """All samples of the table, or an error as above."""
+    reader.check_categories(categories)
+    features = reader.features(categories, "the training had numbers there")
+    reader.check_texts()
+    if reader.problems:
+        raise ProblemsError(reader.problems)
+    return reader.samples(range(len(reader.source)), None, features.values)
 
 
 def _check_parts(path: Path, parts: Mapping[Split, list[int]], target: Tensor, problems: list[str]) -> None:

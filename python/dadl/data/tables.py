@@ -1,11 +1,13 @@
 """Delimited text files. Every bad row is reported."""
 
 import csv
-from collections.abc import Iterable, Iterator
+import io
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 from .text import TextFileError, not_text, open_text
 
@@ -13,8 +15,7 @@ DELIMITERS = ",;\t"
 SEPARATOR_LINE = "sep="  # Excel's first line, which names the delimiter
 
 
-@dataclass(frozen=True)
-class TableRow:
+class TableRow(NamedTuple):
     """The fields of one row; ``where`` is the file and the line where it begins."""
 
     where: str
@@ -23,25 +24,42 @@ class TableRow:
 
 @dataclass(frozen=True)
 class Table:
-    """The header of a file, and the rows with as many columns as the header."""
+    """The header of a file, and its columns of text: those of the rows with as many columns as the header.
+
+    ``wheres`` are the file and line of each row.
+    """
 
     path: Path
     header: list[str]
-    rows: list[TableRow]
+    wheres: Sequence[str]
+    columns: Sequence[Sequence[str]]
 
-    def positions(self, columns: Iterable[str], problems: list[str]) -> dict[str, int]:
-        """The position of each column; a missing or repeated column is left out and added to ``problems``."""
-        found = {}
-        for column in columns:
-            count = self.header.count(column)
-            if count == 1:
-                found[column] = self.header.index(column)
-            else:
-                how = f"{count} columns" if count else "no column"
-                several = "," in column and all(part.strip() in self.header for part in column.split(","))
-                hint = ", several of which are separated by spaces" if several else ""
-                problems.append(f"{self.path}: {how} {column!r}; there are {', '.join(map(repr, self.header))}{hint}")
-        return found
+    @classmethod
+    def of(cls, path: Path, header: list[str], rows: Sequence[TableRow]) -> "Table":
+        """A table of rows."""
+        columns = [[fields[column] for _, fields in rows] for column in range(len(header))]
+        return cls(path, header, [row.where for row in rows], columns)
+
+    @property
+    def rows(self) -> list[TableRow]:
+        return list(map(TableRow, self.wheres, map(list, zip(*self.columns, strict=True))))
+
+    def __len__(self) -> int:
+        return len(self.wheres)
+
+    def where(self, row: int) -> str:
+        """The file and line of a row."""
+        return self.wheres[row]
+
+    def texts(self, column: int) -> list[str]:
+        """The stripped fields of a column."""
+        return list(map(str.strip, self.columns[column]))
+
+    def numbers(self, column: int) -> None:
+        """Nothing: text has no types. This and :meth:`is_time` make the table a :class:`.Source`."""
+
+    def is_time(self, column: int) -> bool:
+        return False
 
 
 def read_table(path: Path, problems: list[str], *, delimiter: str | None = None, quoted: bool = True) -> Table:
@@ -59,14 +77,18 @@ def read_table(path: Path, problems: list[str], *, delimiter: str | None = None,
         quoted: whether fields may be in quotation marks; if not, quotation marks are ordinary text.
     """
     try:
-        with open_text(path) as file, _long_fields():
-            rows = list(_rows(path.name, file, delimiter, quoted, problems))
+        with open_text(path) as file:
+            text = file.read()
     except TextFileError as error:
         problems.append(str(error))
-        return Table(path, [], [])
+        return Table.of(path, [], [])
+    if (table := _plain_table(path, text, delimiter, quoted)) is not None:
+        return table
+    with _long_fields():
+        rows = list(_rows(path.name, io.StringIO(text, newline=""), delimiter, quoted, problems))
     if len(rows) < 2:
         problems.append(f"{path}: no rows; expected a header and a row for each sample")
-        return Table(path, [], [])
+        return Table.of(path, [], [])
     header = _trimmed([name.strip() for name in rows[0].fields], rows)
     for row in rows:
         if (reason := not_text("".join(row.fields))) is not None:
@@ -76,14 +98,44 @@ def read_table(path: Path, problems: list[str], *, delimiter: str | None = None,
             problems.append(
                 f"{row.where}: expected {len(header)} columns, as the header has, got {len(row.fields)}{advice}"
             )
-    return Table(path, header, [row for row in rows[1:] if len(row.fields) == len(header)])
+    return Table.of(path, header, [row for row in rows[1:] if len(row.fields) == len(header)])
+
+
+def _plain_table(path: Path, text: str, delimiter: str | None, quoted: bool) -> Table | None:
+    """The table of a text in which nothing needs the rules of quoting and nothing is wrong, several times as fast.
+
+    ``None`` if the text has quotation marks, Excel's first line, a last column without a name, or lines that are blank
+    or of different lengths, or if it is not Unicode.
+    """
+    text = text.replace("\r\n", "\n").removesuffix("\n")
+    lines = text.split("\n")
+    if delimiter is None:
+        delimiter = _likely_delimiter(lines[0])
+    if (quoted and '"' in text) or any(sign in text for sign in "\r\0") or text.lower().startswith(SEPARATOR_LINE):
+        return None
+    width = lines[0].count(delimiter) + 1
+    unnamed = not lines[0].rpartition(delimiter)[2].strip()
+    if len(lines) < 2 or unnamed or not all(line.count(delimiter) == width - 1 for line in lines):
+        return None
+    blank = re.search(rf"^(?:{re.escape(delimiter)}|[^\S\n])*$", text, re.MULTILINE)
+    if blank is not None or not_text(text) is not None:
+        return None
+    fields = text.replace("\n", delimiter).split(delimiter)
+    columns = [fields[column::width] for column in range(width)]
+    header = [column.pop(0).strip() for column in columns]
+    name = path.name
+    return Table(path, header, [f"{name}:{line}" for line in range(2, len(lines) + 1)], columns)
+
+
+def _likely_delimiter(header: str) -> str:
+    return max(DELIMITERS, key=header.count)
 
 
 def _rows(name: str, file: TextIO, delimiter: str | None, quoted: bool, problems: list[str]) -> Iterator[TableRow]:
     first, lines_before = file.readline(), 1
     separator = first.rstrip("\r\n")[len(SEPARATOR_LINE) :]
     if not first.lower().startswith(SEPARATOR_LINE) or len(separator) != 1 or separator == '"':
-        separator, lines_before = max(DELIMITERS, key=first.count), 0
+        separator, lines_before = _likely_delimiter(first), 0
         file.seek(0)
     reader = csv.reader(
         file,

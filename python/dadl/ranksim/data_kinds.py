@@ -7,65 +7,38 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 
+from ..data.columns.number_format import Decimal, Thousands
+from ..data.columns.roles import Roles
+from ..data.columns.samples import RegressionSamples
+from ..data.columns.source import read_source
 from ..data.regression import (
     STS_B_FILES,
     RegressionData,
-    RegressionSamples,
     read_agedb,
     read_csv,
     read_sts_b,
     read_unseen_csv,
     read_unseen_sts_b,
 )
-from ..data.tables import read_table
 from ..errors import ProblemsError, SettingsError
-from .reweighting import bin_labels
+from .bins import BINS, LabelBins
 
 Loss = Literal["l1", "mse", "huber", "focal-l1", "focal-mse", "bmc", "gai"]
 
 AGE_COLUMNS = ("age", "path", "split")
-BINS = 50
-MOST_BINS = 10_000
-
-
-@dataclass(frozen=True)
-class LabelBins:
-    """``count`` bins of equal width on ``[low, high]``; labels outside go to the edge bins."""
-
-    low: float
-    high: float
-    count: int
-
-    @classmethod
-    def covering(cls, low: float, high: float, width: float) -> "LabelBins":
-        """Bins of that width from ``low`` on, up to ``high`` or just above it."""
-        count = math.ceil((high - low) / width - 1e-6)
-        if count > MOST_BINS:
-            raise SettingsError(f"bin width {width:g} makes {count} bins of targets from {low:g} to {high:g}")
-        return cls(low, low + count * width, count)
-
-    def numbers(self, labels: Tensor) -> Tensor:
-        """The bin of each label, see :func:`dadl.bin_labels`."""
-        return bin_labels(labels, self.low, self.high, self.count)
-
-    def counts(self, numbers: Tensor) -> Tensor:
-        """The number of samples in each bin, from the bin of each sample."""
-        return torch.bincount(numbers, minlength=self.count)
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of a CSV file to learn from, see :func:`.read_csv`."""
+    """The columns of a table to learn from, and how they are read, see :func:`.read_csv`."""
 
-    target: str | None
-    image: str | None
-    text: tuple[str, ...]
-    features: tuple[str, ...]
-    one_hot: tuple[str, ...]
-    split: str | None
+    roles: Roles
+    decimal: Decimal | None = None
+    thousands: Thousands | None = None
+    missing: bool = False
+    unknown: bool = False
 
 
 class DataKind(ABC):
@@ -74,7 +47,7 @@ class DataKind(ABC):
     name: ClassVar[str]
     loss: ClassVar[Loss]
     ranksim: ClassVar[float]
-    """Weight γ."""
+    """Weight γ; for tables of numbers alone it is 0, see :attr:`.RankSimRecipe.ranksim`."""
     scale: ClassVar[float | None]
     """Divisor of the targets; ``None`` is the standard deviation of the training targets."""
     clip: ClassVar[tuple[float, float] | None]
@@ -83,8 +56,10 @@ class DataKind(ABC):
     """Bounds of the variances' ratio in feature smoothing."""
 
     @abstractmethod
-    def read(self, data: Path, columns: Columns, seed: int) -> RegressionData:
-        """Read all splits; images are checked later, as they are loaded."""
+    def read(
+        self, data: Path, columns: Columns, seed: int, known: Mapping[str, Sequence[str]] | None
+    ) -> RegressionData:
+        """Read all splits; images are checked later, as they are loaded. ``known`` are categories of a training."""
 
     @abstractmethod
     def read_unseen(self, data: Path, columns: Columns, categories: Mapping[str, Sequence[str]]) -> RegressionSamples:
@@ -110,7 +85,9 @@ class Ages(DataKind):
     loss, ranksim, scale = "l1", 100.0, 1.0
     clip, smoothing_clip = (5, 1000), (0.1, 10)
 
-    def read(self, data: Path, columns: Columns, seed: int) -> RegressionData:
+    def read(
+        self, data: Path, columns: Columns, seed: int, known: Mapping[str, Sequence[str]] | None
+    ) -> RegressionData:
         return read_agedb(data, check_images=False)
 
     def read_unseen(self, data: Path, columns: Columns, categories: Mapping[str, Sequence[str]]) -> RegressionSamples:
@@ -134,7 +111,9 @@ class SentencePairs(DataKind):
     loss, ranksim, scale = "mse", 3e-4, 5.0
     clip, smoothing_clip = None, (0.5, 2)
 
-    def read(self, data: Path, columns: Columns, seed: int) -> RegressionData:
+    def read(
+        self, data: Path, columns: Columns, seed: int, known: Mapping[str, Sequence[str]] | None
+    ) -> RegressionData:
         return read_sts_b(data)
 
     def read_unseen(self, data: Path, columns: Columns, categories: Mapping[str, Sequence[str]]) -> RegressionSamples:
@@ -148,29 +127,48 @@ class SentencePairs(DataKind):
 
 
 class AnyTable(DataKind):
-    """Any other CSV file, whose columns are named."""
+    """Any other table, whose columns are named."""
 
     name = "table"
     loss, ranksim, scale = "l1", 0.1, None
     clip, smoothing_clip = (5, 1000), (0.1, 10)
 
-    def read(self, data: Path, columns: Columns, seed: int) -> RegressionData:
-        assert columns.target is not None
+    def read(
+        self, data: Path, columns: Columns, seed: int, known: Mapping[str, Sequence[str]] | None
+    ) -> RegressionData:
+        roles = columns.roles
+        assert roles.target is not None
         return read_csv(
             data,
-            columns.target,
-            image=columns.image,
-            text=columns.text,
-            features=columns.features,
-            one_hot=columns.one_hot,
-            split=columns.split,
+            roles.target,
+            image=roles.image,
+            text=roles.text,
+            features=roles.features,
+            one_hot=roles.one_hot,
+            dates=roles.dates,
+            split=roles.split,
             seed=seed,
+            decimal=columns.decimal,
+            thousands=columns.thousands,
+            missing=columns.missing,
+            unknown=columns.unknown,
+            known=known,
             check_images=False,
         )
 
     def read_unseen(self, data: Path, columns: Columns, categories: Mapping[str, Sequence[str]]) -> RegressionSamples:
+        roles = columns.roles
         return read_unseen_csv(
-            data, image=columns.image, text=columns.text, features=columns.features, categories=categories
+            data,
+            image=roles.image,
+            text=roles.text,
+            features=roles.features,
+            dates=roles.dates,
+            categories=categories,
+            decimal=columns.decimal,
+            thousands=columns.thousands,
+            missing=columns.missing,
+            unknown=columns.unknown,
         )
 
     def label_range(self, target: Tensor) -> tuple[float, float]:
@@ -188,7 +186,7 @@ KINDS: Mapping[str, DataKind] = {kind.name: kind for kind in (Ages(), SentencePa
 
 def kind_of(data: Path, columns: Columns) -> DataKind:
     """The kind of data in that file or folder; raises if its columns must be named."""
-    if columns.target is not None:
+    if columns.roles.target is not None:
         return KINDS["table"]
     if data.is_dir():
         names = [f"{part}_new.tsv" for part in STS_B_FILES]
@@ -196,9 +194,9 @@ def kind_of(data: Path, columns: Columns) -> DataKind:
             raise ProblemsError([f"{data}: a folder without {', '.join(names)}; of other data, name the file"])
         return KINDS["sts-b"]
     problems: list[str] = []
-    header = read_table(data, problems).header
-    if header and not set(AGE_COLUMNS) <= set(header):
-        raise SettingsError(f"{data}: set target to the column to predict, one of {', '.join(header)}")
+    source = read_source(data, problems)
+    if source is not None and not set(AGE_COLUMNS) <= set(source.header):
+        raise SettingsError(f"{data}: set target to the column to predict, one of {', '.join(source.header)}")
     return KINDS["ages"]
 
 

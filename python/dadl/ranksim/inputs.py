@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..data.columns.samples import RegressionSamples
 from ..data.images import find_images, load_images
-from ..data.regression import RegressionSamples
 from ..data.rows import Rows
 from ..networks.efficientnet import FEATURES, efficientnet_lite0
 from ..networks.user_networks import load_backbone
@@ -79,8 +79,10 @@ class Inputs:
             from ..networks.text_encoder import TextEncoder, num_features
 
             return TextEncoder(), num_features(facts["texts"])
-        layers = [nn.Linear(facts["width"], self.hidden), nn.ReLU(), nn.Linear(self.hidden, self.hidden), nn.ReLU()]
-        return nn.Sequential(_Standardize(facts["mean"], facts["deviation"], facts["width"]), *layers), self.hidden
+        missing = facts.get("missing")
+        standardize = _Standardize(facts["mean"], facts["deviation"], facts["width"], missing)
+        layers = [nn.Linear(standardize.width, self.hidden), nn.ReLU(), nn.Linear(self.hidden, self.hidden), nn.ReLU()]
+        return nn.Sequential(standardize, *layers), self.hidden
 
     def _view(self) -> View:
         stored, crop = stored_size(self.image_size), None if self.keep_positions else 0.8
@@ -94,19 +96,56 @@ class Inputs:
 
 
 class _Standardize(nn.Module):
-    """Scales the first columns to mean 0 and standard deviation 1; the rest, from MiniLM, need no scaling."""
+    """Scales the first columns to mean 0 and standard deviation 1; the rest, from MiniLM, need no scaling.
+
+    If numbers may be ``missing`` (NaN), they are filled in, and indicators of 0 and 1 follow the numbers; see
+    :func:`missing_facts`.
+    """
 
     mean: Tensor
     deviation: Tensor
+    filling: Tensor
 
-    def __init__(self, mean: Sequence[float], deviation: Sequence[float], width: int) -> None:
+    def __init__(
+        self, mean: Sequence[float], deviation: Sequence[float], width: int, missing: Mapping[str, Any] | None
+    ) -> None:
         super().__init__()
         others = width - len(mean)
         self.register_buffer("mean", torch.tensor([*mean, *[0.0] * others]))
         self.register_buffer("deviation", torch.tensor([*deviation, *[1.0] * others]))
+        self.indicators = None if missing is None else list(missing["indicators"])
+        if missing is not None:
+            filling = torch.zeros(width) if missing["fill"] == "mean" else -self.mean / self.deviation
+            self.register_buffer("filling", filling, persistent=False)
+        self.width = width + len(self.indicators or ())
 
     def forward(self, numbers: Tensor) -> Tensor:
-        return (numbers - self.mean) / self.deviation
+        standard = (numbers - self.mean) / self.deviation
+        if self.indicators is None:
+            return standard
+        gaps = numbers.isnan()
+        return torch.cat([torch.where(gaps, self.filling, standard), gaps[:, self.indicators].to(standard)], dim=1)
+
+
+def standard_facts(numbers: Tensor) -> dict[str, Any]:
+    """Mean and standard deviation of each column, over the numbers that are there; a constant one has deviation 1."""
+    present = ~numbers.isnan()
+    count = present.sum(dim=0)
+    mean = numbers.where(present, 0.0).sum(dim=0) / count
+    squares = (numbers - mean).square().where(present, 0.0)
+    constant = numbers.where(present, mean).eq(numbers.where(present, -torch.inf).amax(dim=0)).logical_or(~present)
+    deviation = (squares.sum(dim=0) / count).sqrt().where(~constant.all(dim=0), 1.0)
+    return {"mean": mean.tolist(), "deviation": deviation.tolist()}
+
+
+def missing_facts(fill: str, numbers: Tensor, columns: Sequence[str]) -> dict[str, Any]:
+    """How to fill in missing numbers, and which features show that they were.
+
+    A column in which training samples miss a value has one indicator, that of its first feature.
+    """
+    gaps = numbers.isnan().any(dim=0).tolist()
+    first = {column: i for i, column in reversed(list(enumerate(columns)))}
+    return {"fill": fill, "indicators": sorted(i for i in first.values() if gaps[i])}
 
 
 def sample_names(samples: RegressionSamples) -> list[str]:

@@ -1,6 +1,6 @@
 """Imbalanced regression with RankSim and the methods it is combined with."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -13,9 +13,15 @@ from torch.utils.data import DataLoader
 from dadl_ext import RankSimLoss
 
 from ..training.method import Method
+from .bins import LabelBins
 from .feature_smoothing import FeatureDistributionSmoothing
+from .gradient_share import GradientShare
 from .retraining import FrozenEncoder
 from .reweighting import weighted_l1_loss
+from .target_transform import TargetTransform
+
+SHARE = "RankSim share"
+"""In the log: the norm of RankSim's gradient at the features over that of the task's."""
 
 RegressionLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """The mean loss of predictions ``[B]``, targets ``[B]`` and weights ``[B]``."""
@@ -25,7 +31,8 @@ class Regression(Method):
     """Scalar regression: a loss on predictions, plus RankSim on the features before the last linear layer.
 
     A batch is ``(inputs, target [B], weight [B])``. RankSim gets the features before smoothing, and the unscaled
-    targets, so that scaling cannot round their distances. Predictions have the units of the targets.
+    targets, so that scaling cannot round their distances. Predictions have the units of the targets. The log of an
+    epoch says how large RankSim's gradient was beside the task's, see :class:`.GradientShare`.
 
     Args:
         encoder: inputs to features ``[B, d]``.
@@ -36,7 +43,9 @@ class Regression(Method):
             are learnt with ten times the learning rate.
         smoothing: feature distribution smoothing, in the units of the targets; from the second epoch on, with
             statistics of the features after the previous epoch.
-        centre: the head learns ``(target - centre) / scale``.
+        bins: label bins for the smoothing that are not of equal width; its buckets are then their numbers.
+        transform: of the targets, before RankSim and the loss see them, or ``None``.
+        centre: the head learns ``(target - centre) / scale`` of the transformed target.
         scale: positive.
 
     Sources: Gong, Mori, Tung, "RankSim: Ranking Similarity Regularization for Deep Imbalanced Regression", ICML 2022;
@@ -55,26 +64,45 @@ class Regression(Method):
         *,
         loss: RegressionLoss = weighted_l1_loss,
         smoothing: FeatureDistributionSmoothing | None = None,
+        bins: LabelBins | None = None,
+        transform: TargetTransform | None = None,
         centre: float = 0.0,
         scale: float = 1.0,
     ) -> None:
         super().__init__()
         self.encoder, self.head, self.ranksim, self.lr = encoder, head, ranksim, lr
-        self.loss, self.smoothing = loss, smoothing
+        self.loss, self.smoothing, self.bins, self.transform = loss, smoothing, bins, transform
+        self.share = None if ranksim is None else GradientShare()
         self.register_buffer("centre", torch.tensor(centre))
         self.register_buffer("scale", torch.tensor(scale))
 
     def forward(self, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         inputs, target, weight = batch
         features = self.encoder(inputs)
-        smoothed = features if self.smoothing is None else self.smoothing(features, target)
-        scaled = (target.float() - self.centre) / self.scale
-        loss = self.loss(self.head(smoothed).squeeze(-1), scaled, weight)
-        return loss if self.ranksim is None else loss + self.ranksim(features, target)
+        if self.ranksim is None or self.share is None:
+            return self.task(features, target, weight)
+        branch, ranksim_branch = self.share.branches(features)
+        regulariser: Tensor = self.ranksim(ranksim_branch, self.labels(target))
+        return self.task(branch, target, weight) + regulariser
+
+    def task(self, features: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+        """The loss of the predictions."""
+        smoothed = features if self.smoothing is None else self.smoothing(features, self._buckets(target))
+        scaled = ((self.labels(target) - self.centre) / self.scale).float()
+        return self.loss(self.head(smoothed).squeeze(-1), scaled, weight)
+
+    def labels(self, target: Tensor) -> Tensor:
+        """The targets as RankSim and the loss see them."""
+        return target if self.transform is None else self.transform(target)
+
+    def _buckets(self, target: Tensor) -> Tensor:
+        """The labels of feature smoothing."""
+        return target if self.bins is None else self.bins.numbers(target).float()
 
     def predict(self, inputs: Tensor) -> Tensor:
         prediction: Tensor = self.head(self.encoder(inputs)).squeeze(-1)
-        return prediction.float() * self.scale + self.centre  # large targets overflow half precision
+        prediction = prediction.float() * self.scale + self.centre  # large targets overflow half precision
+        return prediction if self.transform is None else self.transform.inverse(prediction).float()
 
     def configure_optimizer(self, total_steps: int) -> tuple[Optimizer, LRScheduler]:
         optimizer = AdamW([p for part in (self.encoder, self.head) for p in _learnt(part)], lr=self.lr)
@@ -89,8 +117,16 @@ class Regression(Method):
         if self.smoothing is None:
             return
         for inputs, target, _ in loader:
-            self.smoothing.observe(self.encoder(inputs), target)
+            self.smoothing.observe(self.encoder(inputs), self._buckets(target))
         self.smoothing.end_epoch()
+
+    def after_step(self) -> None:
+        if self.share is not None:
+            self.share.end_step()
+
+    def epoch_log(self) -> Mapping[str, float]:
+        """RankSim's share of the gradient."""
+        return {} if self.share is None else {SHARE: self.share.take()}
 
 
 class Retraining(Regression):

@@ -1,7 +1,7 @@
 """``dadl train ranksim``: imbalanced regression on numbers, texts or images, with RankSim and related methods."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -13,21 +13,26 @@ from torch.utils.data import DataLoader
 
 from dadl_ext import RankSimLoss
 
+from ..data.columns.arrow import as_path
+from ..data.columns.number_format import Decimal, NumberFormat, Thousands
+from ..data.columns.roles import Roles
 from ..data.fingerprint import image_fingerprint
-from ..data.regression import Split
+from ..data.regression import RegressionData, Split
 from ..data.rows import Rows, TensorRows, as_fetched, tensor_loader
 from ..errors import SettingsError
 from ..metrics import shot_metrics
 from ..options import Flag, NonNegative, Positive, PositiveInt
 from ..output import JobProgress
-from ..runs.folder import read_run, trained_state
+from ..runs.folder import as_json, read_run, trained_state
 from ..runs.recipe import Evaluation, Recipe, RecipeData, Scores
 from ..runs.scores import unscored
-from .data_kinds import KINDS, Columns, DataKind, LabelBins, Loss, kind_of
+from .bins import LabelBins, skew_warning
+from .data_kinds import KINDS, Columns, DataKind, Loss, kind_of
 from .feature_smoothing import FeatureDistributionSmoothing
-from .inputs import Inputs, sample_names
+from .gradient_share import weights_of_shares
+from .inputs import Inputs, missing_facts, sample_names, standard_facts
 from .losses import BalancedMSE, GaussianMixture, focal_l1_loss, focal_mse_loss, weighted_huber_loss
-from .method import Regression, RegressionLoss, Retraining
+from .method import SHARE, Regression, RegressionLoss, Retraining
 from .reweighting import (
     Kernel,
     LabelDistributionSmoothing,
@@ -36,6 +41,7 @@ from .reweighting import (
     weighted_l1_loss,
     weighted_mse_loss,
 )
+from .target_transform import Transform, fitted_transform, known_transform, transform_facts
 
 ColumnNames = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=(), show_default=False)]
 
@@ -48,14 +54,18 @@ LOSSES: dict[str, RegressionLoss] = {
 }
 REWEIGHTING: dict[str, Reweighting] = {"inverse": "inverse", "sqrt-inverse": "sqrt_inv"}
 MIXTURE_COMPONENTS = 8
+SMALLEST_DEVIATION = 1e-30
+SEARCHED_SHARES = (0.01, 1.0)
+"""A search looks for γ where RankSim's gradient is about so many times the task's at the features."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankSimRecipe(Recipe):
     """Imbalanced regression on numbers, texts or images, with RankSim and related methods.
 
-    DATA is a CSV file, or a folder with STS-B-DIR's train_new.tsv, dev_new.tsv and test_new.tsv. In a CSV file with
-    the columns age, path and split (AgeDB-DIR, IMDB-WIKI-DIR) no columns need to be named.
+    DATA is a CSV, parquet or Arrow file, or a folder with STS-B-DIR's train_new.tsv, dev_new.tsv and test_new.tsv. In a
+    file with the columns age, path and split (AgeDB-DIR, IMDB-WIKI-DIR) no columns need to be named. Names of columns
+    of text, features, dates and one-hot may be patterns such as ``size_*``; ``*`` stands for all without another role.
     """
 
     name: ClassVar[str] = "ranksim"
@@ -80,17 +90,39 @@ class RankSimRecipe(Recipe):
     features: ColumnNames = ()
     """Columns of numbers."""
 
+    dates: ColumnNames = ()
+    """Columns of dates such as 2024-05-31 or 2024-05-31 14:30, which become days since 1970-01-01. Columns that a
+    parquet or Arrow file types as dates need not be listed here."""
+
     one_hot: ColumnNames = ()
     """Columns of categories."""
 
     split: str | None = None
     """Column that says train, val or test. [default: a random tenth each for val and test]"""
 
+    decimal: Decimal | None = None
+    """Decimal sign of numbers. [default: the point; a column that may as well have thousands is refused]"""
+
+    thousands: Thousands | None = None
+    """Separator of thousands. [default: none]"""
+
+    missing: Literal["error", "mean", "zero"] = "error"
+    """What stands in for missing features: the mean of train, or 0. The network is also told that they are missing."""
+
+    unknown: Literal["error", "zero"] = "error"
+    """What to do with categories that train lacks: zero, none of the categories."""
+
+    target_transform: Transform = "none"
+    """What the network learns of a skewed target: its logarithm, or its quantile among those of train. Predictions and
+    metrics have the target's own unit."""
+
     loss: Loss | None = None
     """Loss of the predictions; bmc and gai are Balanced MSE. [default: l1; STS-B mse]"""
 
     ranksim: NonNegative | None = None
-    """Weight γ of RankSim; 0 turns it off. [default: ages 100, STS-B 0.0003, other data 0.1; retraining 0]"""
+    """Weight γ of RankSim; 0 turns it off. [default: ages 100, STS-B 0.0003, other images and texts 0.1, numbers alone
+    0;
+    retraining 0]"""
 
     interp_strength: Positive = 2.0
     """Interpolation strength λ of RankSim's gradient."""
@@ -112,6 +144,9 @@ class RankSimRecipe(Recipe):
 
     kernel_width: Positive = 2.0
     """Width of the kernel in bins."""
+
+    bins_by: Literal["width", "log", "quantile"] = "width"
+    """Label bins of equal width, of equal ratio (positive targets), or with equally many training samples."""
 
     bin_width: Positive | None = None
     """Width of the label bins. [default: ages 1, STS-B 0.1, other data a 50th of the range, rounded up for integers]"""
@@ -152,25 +187,32 @@ class RankSimRecipe(Recipe):
     retrain_from: Annotated[Path, Parameter(validator=validators.Path(exists=True, file_okay=False))] | None = None
     """Regressor retraining (RRT): folder of a run of this recipe on the same data, whose encoder is frozen."""
 
+    _trained: ClassVar[Mapping[str, Any] | None] = None
+    """The facts of the run whose recipe this is; set by :meth:`as_trained`."""
+
     def __post_init__(self) -> None:
-        columns = [self.image, *self.text, *self.features, *self.one_hot]
+        object.__setattr__(self, "data", as_path(self.data))
+        columns = [self.image, *self.text, *self.features, *self.dates, *self.one_hot]
         if self.target is None and any(column is not None for column in [*columns, self.split]):
             raise SettingsError("columns are named, but not the one to predict: set target")
+        if self.target is None and (self._form.stated or self.missing != "error" or self.unknown != "error"):
+            raise SettingsError("decimal, thousands, missing and unknown are for tables with named columns: set target")
         if self.target is not None:
             if not any(column is not None for column in columns):
-                raise SettingsError("no inputs: name image, text, features or one-hot columns")
+                raise SettingsError("no inputs: name image, text, features, dates or one-hot columns")
             self._check_inputs(bool(self.text), self.image is not None)
-        roles = [self.target, self.split, self.image, *self.text, *dict.fromkeys([*self.features, *self.one_hot])]
-        if repeated := [column for column in roles if column is not None and roles.count(column) > 1]:
-            raise SettingsError(f"column {repeated[0]} has two roles: as target, input or split, name it once")
+        if repeated := self._columns.roles.repeated:
+            raise SettingsError(f"column {repeated} has two roles: as target, input or split, name it once")
         if self.image is not None and len(columns) > 1:
             raise SettingsError("images cannot be combined with text, features or one-hot: leave out one side")
-        if self.fine_tune and (self.features or self.one_hot):
+        if self.fine_tune and (self.features or self.dates or self.one_hot):
             raise SettingsError("texts and numbers can be combined only with a frozen MiniLM: leave out fine-tune")
         if self.lds and self.reweighting == "none":
             raise SettingsError("lds smooths the counts of a reweighting: set reweighting too")
         if self.loss in ("bmc", "gai") and self.reweighting != "none":
             raise SettingsError(f"{self.loss} already balances rare and frequent labels: leave out reweighting")
+        if self.bin_width is not None and self.bins_by != "width":
+            raise SettingsError(f"bin-width is for bins by width, not by {self.bins_by}: leave out one of the two")
         if self.ks % 2 == 0:
             raise SettingsError(f"ks must be odd, so that the window has a centre, got {self.ks}")
         if self.few > self.many:
@@ -182,37 +224,43 @@ class RankSimRecipe(Recipe):
 
     def read(self, progress: JobProgress) -> RecipeData:
         kind = kind_of(self.data, self._columns)
-        data = kind.read(self.data, self._columns, self.seed)
+        known = None if self._trained is None else self._trained["categories"]
+        data = kind.read(self.data, self._columns, self.seed, known)
         self._check_inputs(bool(data.train.texts), bool(data.train.images))
         if data.train.images:
             self._inputs.check_images()
         parts = data.splits
         target = data.train.target
-        scale = self.target_scale or kind.scale or float(target.std())
+        self._check_target(data)
+        transform = fitted_transform(self.target_transform, target)
+        learnt = target if transform is None else transform(target)
+        scale = self.target_scale or (kind.scale if transform is None else None) or float(learnt.std())
         width = self.bin_width or kind.bin_width(target)
-        bins = LabelBins.covering(*kind.label_range(target), width)
+        bins = self._bins(kind, target, width)
         bin_numbers = {name: bins.numbers(part.target) for name, part in parts.items()}
         counts = bins.counts(bin_numbers["train"])
         inputs = self._inputs.read(list(parts.values()), data.folder, progress)
         rows = dict(zip(parts, inputs.rows, strict=True))
-        numbers = data.train.features
-        mean = numbers.mean(dim=0)
-        deviation = (numbers - mean).square().mean(dim=0).sqrt()
         facts = {
             **inputs.facts,
+            **standard_facts(data.train.features),
+            **self._table_facts(kind, data),
+            **transform_facts(transform),
             "kind": kind.name,
             "categories": data.categories,
-            "mean": mean.tolist(),
-            "deviation": deviation.where((numbers != numbers[0]).any(dim=0), 1.0).tolist(),
-            "target_mean": float(target.mean()),
-            "target_deviation": float(target.std()),
+            "target_mean": float(learnt.mean()),
+            "target_deviation": float(learnt.std()),
             "target_scale": scale,
-            "buckets": astuple(kind.smoothing_bins(bins, width)),
-            "bins": astuple(bins),
+            "buckets": astuple(kind.smoothing_bins(bins, width))[:3]
+            if bins.edges is None
+            else (0, bins.count, bins.count),
+            "bins": astuple(bins)[:3],
             "counts": counts.tolist(),
         }
+        if bins.edges is not None:
+            facts["edges"] = bins.edges
         if self._loss(kind) == "gai":
-            facts["mixture"] = _fitted_mixture((target - target.mean()) / scale, self.seed)
+            facts["mixture"] = _fitted_mixture((learnt - learnt.mean()) / scale, self.seed)
         weights = self._weights(kind, counts)[bin_numbers["train"]]
 
         def evaluation(name: Split) -> Evaluation:
@@ -232,6 +280,7 @@ class RankSimRecipe(Recipe):
             loader=self._loader(rows["train"], target.float(), weights),
             validation=evaluation("val"),
             test=evaluation("test"),
+            notes=self._notes(data, facts, bins, counts),
         )
 
     def make_method(self, facts: Mapping[str, Any]) -> Regression:
@@ -254,21 +303,58 @@ class RankSimRecipe(Recipe):
             "lr": self.lr or (1e-3 if facts["inputs"] == "numbers" else 1e-4),
             "loss": self._make_loss(facts),
             "smoothing": smoothing,
+            "bins": LabelBins.known(facts["bins"], facts["edges"]) if "edges" in facts else None,
+            "transform": known_transform(facts),
             "centre": facts["target_mean"],
             "scale": facts["target_scale"],
         }
         if self.retrain_from is not None:
             return Retraining(partial(_restore_encoder, self.retrain_from, facts), encoder, head, **options)
-        weight = kind.ranksim if self.ranksim is None else self.ranksim
+        weight = facts.get("ranksim", kind.ranksim) if self.ranksim is None else self.ranksim
         ranksim = RankSimLoss(
             weight=weight, interp_strength=self.interp_strength, gather_distributed=True, averaged_gradients=True
         )
         return Regression(encoder, head, ranksim if weight > 0 else None, **options)
 
     def read_unseen(self, data: Path, facts: Mapping[str, Any], progress: JobProgress) -> Evaluation:
-        samples = KINDS[facts["kind"]].read_unseen(data, self._columns, facts["categories"])
+        data = as_path(data)
+        samples = KINDS[facts["kind"]].read_unseen(data, self.as_trained(facts)._columns, facts["categories"])
         (inputs,) = self._inputs.read([samples], data.parent, progress).rows
         return Evaluation(sample_names(samples), tensor_loader(inputs, batch_size=self.batch_size), unscored)
+
+    def as_trained(self, facts: Mapping[str, Any]) -> "RankSimRecipe":
+        """With names in place of patterns, and points that are decimal signs, because the training has settled that."""
+        columns: dict[str, Any] = {role: tuple(names) for role, names in facts.get("columns", {}).items()}
+        decimal = self.decimal if self.target is None else self._form.sign
+        recipe = replace(self, **columns, decimal=decimal)
+        object.__setattr__(recipe, "_trained", facts)
+        return recipe
+
+    def search_ranges(self, task: RecipeData, device: torch.device) -> Mapping[str, tuple[float, float]]:
+        """Of γ, relative to the task's gradient on these data: from a hundredth of it to all of it."""
+        if self.retrain_from is not None:
+            return self.search_space
+        torch.manual_seed(self.seed)
+        method = replace(self, ranksim=0.0).make_method(as_json(task.facts))
+        ranksim = RankSimLoss(interp_strength=self.interp_strength)
+        found = weights_of_shares(method, ranksim, task.loader, self.epochs, device, *SEARCHED_SHARES)
+        low, high = found or self.search_space["ranksim"]
+        if self.ranksim:  # one's own γ is tried first
+            low, high = min(low, self.ranksim), max(high, self.ranksim)
+        return {**self.search_space, "ranksim": (low, high)}
+
+    def remarks(self, history: Sequence[Mapping[str, float]]) -> Sequence[str]:
+        """Say so once if RankSim's gradient exceeds the task's.
+
+        In the first of several epochs it always may: the head starts at zero, and with it the task's gradient.
+        """
+        shares = [row.get(SHARE, 0.0) for row in history][min(1, self.epochs - 1) :]
+        if not shares or not shares[-1] > 1 or any(share > 1 for share in shares[:-1]):
+            return ()
+        return (
+            f"Warning: RankSim's gradient at the features is {shares[-1]:.3g} times the task's, so that it rules the "
+            "training; a smaller --ranksim lessens it",
+        )
 
     def prediction_columns(self, predicted: Tensor, facts: Mapping[str, Any]) -> Mapping[str, Sequence[Any]]:
         return {"prediction": predicted.tolist()}
@@ -283,7 +369,61 @@ class RankSimRecipe(Recipe):
 
     @property
     def _columns(self) -> Columns:
-        return Columns(self.target, self.image, self.text, self.features, self.one_hot, self.split)
+        roles = Roles(self.target, self.image, self.text, self.features, self.dates, self.one_hot, self.split)
+        return Columns(roles, self.decimal, self.thousands, self.missing != "error", self.unknown != "error")
+
+    @property
+    def _form(self) -> NumberFormat:
+        return NumberFormat(self.decimal, self.thousands)
+
+    def _check_target(self, data: RegressionData) -> None:
+        """Refuse targets whose logarithm is wanted but not defined, and those that single precision cannot tell
+        apart."""
+        samples, target = data.train, data.train.target
+        for name, value in (("target-transform", self.target_transform), ("bins-by", self.bins_by)):
+            if value == "log" and not bool((target > 0).all()):
+                rows = (target <= 0).nonzero().flatten().tolist()
+                first = f"{samples.where[rows[0]]}: the target is {float(target[rows[0]]):g}"
+                raise SettingsError(f"{first}, but --{name} log needs positive ones; quantile takes any")
+        if bool((target.float() == target[0].float()).all()) or not float(target.std()) > SMALLEST_DEVIATION:
+            raise SettingsError(
+                f"{self.data}: the targets in train, such as {float(target[0])!r}, differ by too little for single "
+                "precision; subtract a constant from them, or change their unit"
+            )
+
+    def _bins(self, kind: DataKind, target: Tensor, width: float) -> LabelBins:
+        if self.bins_by == "log":
+            return LabelBins.logarithmic(target)
+        if self.bins_by == "quantile":
+            return LabelBins.quantiles(target)
+        return LabelBins.covering(*kind.label_range(target), width)
+
+    def _table_facts(self, kind: DataKind, data: RegressionData) -> dict[str, Any]:
+        """What was settled about the columns: names, the filling of gaps, and γ = 0 for numbers alone."""
+        facts: dict[str, Any] = {}
+        if kind.name != "table":
+            return facts
+        given, found = self._columns.roles, data.roles
+        if given != found:
+            facts["columns"] = {role: getattr(found, role) for role in ("text", "features", "dates", "one_hot")}
+        if self.missing != "error":
+            facts["missing"] = missing_facts(self.missing, data.train.features, data.feature_columns)
+        if self.ranksim is None and not data.train.texts and not data.train.images:
+            facts["ranksim"] = 0.0
+        return facts
+
+    def _notes(self, data: RegressionData, facts: Mapping[str, Any], bins: LabelBins, counts: Tensor) -> list[str]:
+        notes = []
+        if "missing" in facts and facts["missing"]["indicators"]:
+            gaps = data.train.features.isnan().sum(dim=0).tolist()
+            shown = ", ".join(f"{data.feature_columns[i]} ({gaps[i]})" for i in facts["missing"]["indicators"])
+            notes.append(f"Missing in train, filled with {self.missing}: {shown}")
+        labels = [(sample_names(part), part.target) for part in (data.train, data.val, data.test)]
+        if warning := skew_warning(bins, counts, labels):
+            notes.append(f"Warning: {warning}")
+        if facts.get("ranksim") == 0.0 and self.retrain_from is None:
+            notes.append("RankSim is off, as it is for numbers alone unless --ranksim says its weight")
+        return notes
 
     @property
     def _inputs(self) -> Inputs:

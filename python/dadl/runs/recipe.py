@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -37,7 +38,7 @@ class RecipeData:
 
     ``facts``: what :meth:`Recipe.make_method` needs to know about the training data, as JSON values. ``sizes``: the
     number of samples in each part. ``fingerprints``: digests of everything read for each part, including targets, see
-    :func:`.fingerprint`. ``loader``: training batches.
+    :func:`.fingerprint`. ``loader``: training batches. ``notes``: sentences about the data to show before training.
     """
 
     facts: Mapping[str, Any]
@@ -46,6 +47,7 @@ class RecipeData:
     loader: DataLoader[Any]
     validation: Evaluation | None
     test: Evaluation
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +97,18 @@ class Recipe(ABC):
     @abstractmethod
     def make_method(self, facts: Mapping[str, Any]) -> Method:
         """The method, built from the settings and ``facts`` alone; its weights are drawn from torch's generator."""
+
+    def as_trained(self, facts: Mapping[str, Any]) -> "Recipe":
+        """The recipe of a finished run, for other data: what it found out about its own stays as it was."""
+        return self
+
+    def search_ranges(self, task: RecipeData, device: torch.device) -> Mapping[str, tuple[float, float]]:
+        """The ranges of ``search_space`` for these data."""
+        return self.search_space
+
+    def remarks(self, history: Sequence[Mapping[str, float]]) -> Sequence[str]:
+        """Sentences about the last epoch of a history, to show as it ends."""
+        return ()
 
     @abstractmethod
     def read_unseen(self, data: Path, facts: Mapping[str, Any], progress: JobProgress) -> Evaluation:

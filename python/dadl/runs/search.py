@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from optuna.storages import JournalStorage
@@ -35,13 +36,14 @@ class Search:
     Raises a :class:`.SettingsError` for a recipe without a search space or for data without validation samples.
     """
 
-    def __init__(self, recipe: Recipe, task: RecipeData, folder: Path) -> None:
+    def __init__(self, recipe: Recipe, task: RecipeData, folder: Path, device: torch.device) -> None:
         if not recipe.search_space:
             raise SettingsError(f"{recipe.name} has no settings to search")
         if task.validation is None:
             raise SettingsError(f"a search needs validation samples, but {recipe.data} has none")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.recipe, self.folder = recipe, folder
+        self.space = recipe.search_ranges(task, device)
         folder.mkdir(parents=True, exist_ok=True)
         storage = JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
         self.study = optuna.create_study(storage=storage, study_name=recipe.name, load_if_exists=True)
@@ -49,8 +51,8 @@ class Search:
         self.study.sampler = optuna.samplers.TPESampler(n_startup_trials=RANDOM_TRIALS, seed=recipe.seed + before)
         self.study.pruner = optuna.pruners.MedianPruner(RANDOM_TRIALS, n_warmup_steps=recipe.epochs // 5)
         if before == 0:
-            own = {name: getattr(recipe, name) for name in recipe.search_space}
-            if all(own[name] and low <= own[name] <= high for name, (low, high) in recipe.search_space.items()):
+            own = {name: getattr(recipe, name) for name in self.space}
+            if all(own[name] and low <= own[name] <= high for name, (low, high) in self.space.items()):
                 self.study.enqueue_trial(own)
         for trial in self.study.trials:
             if trial.state is TrialState.RUNNING:  # it was interrupted
@@ -64,9 +66,8 @@ class Search:
     def ask(self) -> tuple[Trial, Recipe, Path]:
         """The next trial, its recipe and its folder."""
         trial = self.study.ask()
-        space = self.recipe.search_space
         settings: dict[str, Any] = {
-            name: trial.suggest_float(name, low, high, log=True) for name, (low, high) in space.items()
+            name: trial.suggest_float(name, low, high, log=True) for name, (low, high) in self.space.items()
         }
         return trial, replace(self.recipe, **settings), self.folder / f"trial-{trial.number}"
 
@@ -108,7 +109,7 @@ class Search:
 
     def _draw(self, best: int) -> Figure:
         """Plot validation against each setting."""
-        names = list(self.recipe.search_space)
+        names = list(self.space)
         figure = Figure(figsize=(4 * len(names), 3.2), layout="constrained")
         for axes, name in zip(figure.subplots(1, len(names), squeeze=False, sharey=True)[0], names, strict=True):
             for state, colour, label in (
@@ -121,7 +122,7 @@ class Search:
                     axes.scatter(*points, s=24, color=colour, label=label)
             trial = self.study.trials[best]
             axes.scatter(trial.params[name], _value(trial), s=90, facecolors="none", edgecolors="tab:red", label="best")
-            axes.set(xscale="log", xlabel=name.replace("_", " "), xlim=self.recipe.search_space[name])
+            axes.set(xscale="log", xlabel=name.replace("_", " "), xlim=self.space[name])
             axes.xaxis.set_major_formatter("{x:g}")
             axes.xaxis.set_minor_formatter(NullFormatter())
             axes.grid(alpha=0.3)

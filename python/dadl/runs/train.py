@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from ..files import remove_leftovers, replace_file, write_csv
 from ..options import Device, Flag, PositiveInt
 from ..output import JobProgress, environment, markdown_table, rich_table, write_json
 from ..training.fabric import make_fabric
-from ..training.loop import LAST, EpochLog, best_epoch, fit, predict
+from ..training.loop import LAST, VALIDATION, EpochLog, best_epoch, fit, predict
 from .folder import CONFIG, JOURNAL, PREDICTIONS, RESULTS, RUN, TABLE, as_json, read_run
 from .recipe import Recipe, RecipeData, Scores
 from .scores import prediction_rows, score_cells
@@ -71,9 +71,12 @@ def train_run(recipe: Recipe, options: RunOptions, console: Console) -> Scores:
             console.print(
                 f"{recipe.data}: " + ", ".join(f"{n} {part}" for part, n in task.sizes.items()), soft_wrap=True
             )
+            for note in task.notes:
+                console.print(note, soft_wrap=True)
             if options.search is not None:
                 recipe, output = _search(recipe, task, output, options.search, fabric, progress, console)
             run = _Run(recipe, task, output, fabric)
+            run.on_remark = partial(console.print, soft_wrap=True)
             run.train(progress)
     finally:
         for logger in loggers:
@@ -86,12 +89,12 @@ class _Run:
 
     def __init__(self, recipe: Recipe, task: RecipeData, folder: Path, fabric: Fabric) -> None:
         self.recipe, self.task, self.folder, self.fabric = recipe, task, folder, fabric
-        self.facts = as_json(task.facts)
-        self.beginning = _beginning(recipe, task)
-        _check_data(recipe, self.beginning, folder)
+        self.beginning = _begun(recipe, _beginning(recipe, task), folder)
+        self.facts = self.beginning["facts"]
         self.seconds = 0.0
         self.history: list[EpochLog] = []
         self.on_epoch: Callable[[Sequence[EpochLog]], None] = lambda history: None
+        self.on_remark: Callable[[str], None] = lambda remark: None
 
     def train(self, progress: JobProgress) -> None:
         """Train from scratch or from the folder's checkpoint, and leave the method after its best epoch."""
@@ -107,6 +110,8 @@ class _Run:
 
         def on_epoch(history: Sequence[EpochLog]) -> None:
             progress.describe(_progress_line(history[-1], recipe.epochs))
+            for remark in recipe.remarks(history):
+                self.on_remark(remark)
             self.on_epoch(history)
 
         self.history = fit(
@@ -186,8 +191,10 @@ def _search(
     from .search import Search
 
     for trial_folder in sorted(folder.glob("trial-*")):  # later trials are compared with them
-        _check_data(recipe, _beginning(recipe, task), trial_folder)
-    search = Search(recipe, task, folder)
+        _begun(recipe, _beginning(recipe, task), trial_folder)
+    search = Search(recipe, task, folder, fabric.device)
+    ranges = ", ".join(f"{name} from {low:.3g} to {high:.3g}" for name, (low, high) in search.space.items())
+    console.print(f"Searching {ranges}", soft_wrap=True)
     while len(search.finished) < trials:
         trial, candidate, trial_folder = search.ask()
         chosen = ", ".join(f"{name} {getattr(candidate, name):.4g}" for name in recipe.search_space)
@@ -231,13 +238,19 @@ def _beginning(recipe: Recipe, task: RecipeData) -> dict[str, Any]:
     }
 
 
-def _check_data(recipe: Recipe, beginning: Mapping[str, Any], folder: Path) -> None:
-    """If the folder holds a checkpoint, refuse to continue with data other than those it started with."""
+def _begun(recipe: Recipe, beginning: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """What the run in the folder recorded as it began; if it has no checkpoint yet, ``beginning``.
+
+    Refuses to continue with data other than those it started with. Facts that it does not have are not compared: a run
+    of an earlier version goes on without them.
+    """
     if not (folder / LAST).exists():
-        return
-    began = json.loads((folder / RUN).read_text(encoding="utf-8"))
+        return beginning
+    began: dict[str, Any] = json.loads((folder / RUN).read_text(encoding="utf-8"))
+    facts = {name: fact for name, fact in beginning["facts"].items() if name in began.get("facts", {})}
+    beginning = beginning | {"facts": facts}
     if began == beginning:
-        return
+        return began
     differ = lambda key: [part for part in beginning[key] if began.get(key, {}).get(part) != beginning[key][part]]
     if sizes := differ("samples"):
         what = ", ".join(
@@ -280,5 +293,7 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def _progress_line(row: EpochLog, epochs: int) -> str:
-    numbers = [f"{name} {value:.4g}" for name, value in row.items() if name not in ("epoch", "step", "lr")]
-    return f"Epoch {row['epoch']}/{epochs}, " + ", ".join(numbers[:2])
+    validated = [name for name in row if name.startswith(VALIDATION)]
+    hidden = ("epoch", "step", "lr", *validated[1:])
+    numbers = [f"{name} {value:.4g}" for name, value in row.items() if name not in hidden]
+    return f"Epoch {row['epoch']}/{epochs}, " + ", ".join(numbers)

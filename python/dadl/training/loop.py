@@ -24,7 +24,7 @@ VALIDATION = "val "
 
 EpochLog = dict[str, float]
 """The log of one epoch: ``epoch`` (from 1), ``step`` (optimiser steps up to its end), mean training ``loss``, ``lr`` of
-its last step, and its validation metrics, each prefixed with ``val``."""
+its last step, what the method adds, and its validation metrics, each prefixed with ``val``."""
 
 
 class TrainingError(UserError, RuntimeError):
@@ -192,6 +192,7 @@ class _Training:
         self.method.after_epoch(epoch, self.batches)
         _share_buffers(self.fabric, self.method)
         log: EpochLog = {"epoch": epoch, "step": epoch * self.steps, "loss": loss, "lr": self.lr}
+        log |= self.method.epoch_log()
         position.history.append(log)
         if validate is not None and self.folder is not None:
             log |= {VALIDATION + name: value for name, value in validate().items()}

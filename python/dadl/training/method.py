@@ -1,6 +1,7 @@
 """The interface of a training method."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -28,6 +29,10 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def configure_optimizer(self, total_steps: int) -> tuple[Optimizer, LRScheduler]:
         """The optimiser of the loss and its schedule, which advances after each of the ``total_steps`` steps."""
+
+    def epoch_log(self) -> Mapping[str, float]:
+        """Numbers of the epoch just trained for its log, always by the same names; called once after each epoch."""
+        return {}
 
     def after_step(self) -> None:
         """Called after each optimiser step, e.g. to move a momentum encoder."""
