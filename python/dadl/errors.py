@@ -15,3 +15,7 @@ class ProblemsError(UserError, ValueError):
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
+
+
+class OutputError(UserError, OSError):
+    """A file or folder that cannot be written."""

@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from .files import write_file, write_text
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -118,22 +120,25 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def write_json(path: Path, results: Mapping[str, Any]) -> None:
-    """Write strict JSON. JSON has no NaN, so NaN becomes null."""
-    path.write_text(json.dumps(_nan_to_none(results), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write strict JSON. JSON has neither NaN nor infinity, which become null."""
+    # The escapes of what is not Unicode, as in file names, are JSON's own.
+    write_text(path, json.dumps(_plain(results), indent=2, ensure_ascii=False) + "\n", errors="backslashreplace")
 
 
-def _nan_to_none(value: Any) -> Any:
+def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _nan_to_none(item) for key, item in value.items()}
+        return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_nan_to_none(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def save_figure(figure: "Figure", stem: Path) -> None:
     """Write a figure as PNG and SVG, without a date, so that equal results give equal files."""
     from matplotlib import rc_context  # takes long, and most commands draw nothing
 
-    figure.savefig(stem.with_suffix(".png"), dpi=150)
+    write_file(stem.with_suffix(".png"), lambda path: figure.savefig(path, format="png", dpi=150))
     with rc_context({"svg.hashsalt": stem.name}):
-        figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None})
+        write_file(
+            stem.with_suffix(".svg"), lambda path: figure.savefig(path, format="svg", metadata={"Date": None})
+        )

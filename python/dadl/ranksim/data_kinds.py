@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -42,9 +42,10 @@ class LabelBins:
     @classmethod
     def covering(cls, low: float, high: float, width: float) -> "LabelBins":
         """Bins of that width from ``low`` on, up to ``high`` or just above it."""
-        count = math.ceil((high - low) / width - 1e-6)
-        if count > MOST_BINS:
-            raise SettingsError(f"bin width {width:g} makes {count} bins of targets from {low:g} to {high:g}")
+        needed = (high - low) / width
+        if needed > MOST_BINS:
+            raise SettingsError(f"bin width {width:g} makes {needed:.0f} bins of targets from {low:g} to {high:g}")
+        count = max(1, math.ceil(needed - 1e-6))
         return cls(low, low + count * width, count)
 
     def numbers(self, labels: Tensor) -> Tensor:
@@ -81,6 +82,9 @@ class DataKind(ABC):
     """Bounds of the counts that ``inverse`` inverts."""
     smoothing_clip: ClassVar[tuple[float, float]]
     """Bounds of the variances' ratio in feature smoothing."""
+
+    unseen_format: ClassVar[Mapping[str, Any]] = {}
+    """How :func:`.read_table` reads a file of unseen samples."""
 
     @abstractmethod
     def read(self, data: Path, columns: Columns, seed: int) -> RegressionData:
@@ -133,6 +137,7 @@ class SentencePairs(DataKind):
     name = "sts-b"
     loss, ranksim, scale = "mse", 3e-4, 5.0
     clip, smoothing_clip = None, (0.5, 2)
+    unseen_format: ClassVar[Mapping[str, Any]] = {"delimiter": "\t", "quoted": False}
 
     def read(self, data: Path, columns: Columns, seed: int) -> RegressionData:
         return read_sts_b(data)

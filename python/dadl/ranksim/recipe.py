@@ -1,10 +1,10 @@
 """``dadl train ranksim``: imbalanced regression on numbers, texts or images, with RankSim and related methods."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypedDict
 
 import torch
 from cyclopts import Parameter, validators
@@ -13,17 +13,19 @@ from torch.utils.data import DataLoader
 
 from dadl_ext import RankSimLoss
 
+from ..checks import check
 from ..data.fingerprint import image_fingerprint
 from ..data.regression import Split
 from ..data.rows import Rows, TensorRows, as_fetched, tensor_loader
-from ..errors import SettingsError
+from ..data.tables import read_table
+from ..errors import ProblemsError, SettingsError
 from ..metrics import shot_metrics
-from ..options import NonNegative, Positive, PositiveInt
+from ..options import Count, NonNegative, Positive, PositiveInt, Width, between
 from ..output import JobProgress
 from ..runs.folder import read_run, trained_state
 from ..runs.recipe import Evaluation, Recipe, RecipeData, Scores
 from ..runs.scores import unscored
-from .data_kinds import KINDS, Columns, DataKind, LabelBins, Loss, kind_of
+from .data_kinds import KINDS, MOST_BINS, Columns, DataKind, LabelBins, Loss, kind_of
 from .feature_smoothing import FeatureDistributionSmoothing
 from .inputs import Inputs, sample_names
 from .losses import BalancedMSE, GaussianMixture, focal_l1_loss, focal_mse_loss, weighted_huber_loss
@@ -50,6 +52,28 @@ REWEIGHTING: dict[str, Reweighting] = {"inverse": "inverse", "sqrt-inverse": "sq
 MIXTURE_COMPONENTS = 8
 
 
+class _Facts(TypedDict):
+    kind: Literal["ages", "sts-b", "table"]
+    inputs: Literal["numbers", "images", "tokens"]
+    categories: Mapping[str, list[str]]
+    mean: list[float]
+    deviation: list[Positive]
+    target_mean: float
+    target_deviation: NonNegative
+    target_scale: Positive
+    buckets: tuple[float, float, Annotated[int, between(1, MOST_BINS)]]
+    bins: tuple[float, float, Annotated[int, between(1, MOST_BINS)]]
+    counts: list[Count]
+
+
+class RankSimFacts(_Facts, total=False):
+    """What is known of the training data; the rest depends on the inputs and the loss."""
+
+    width: Annotated[int, between(0, 1_000_000)]
+    texts: Annotated[int, between(1, 1_000)]
+    mixture: tuple[list[Positive], list[float], list[Positive]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class RankSimRecipe(Recipe):
     """Imbalanced regression on numbers, texts or images, with RankSim and related methods.
@@ -60,6 +84,7 @@ class RankSimRecipe(Recipe):
 
     name: ClassVar[str] = "ranksim"
     shape_facts: ClassVar[tuple[str, ...]] = ("kind", "inputs", "categories")
+    facts_kind: ClassVar[Any] = RankSimFacts
     search_space: ClassVar[Mapping[str, tuple[float, float]]] = {
         "ranksim": (1e-4, 1e3),
         "interp_strength": (0.1, 10.0),
@@ -107,7 +132,7 @@ class RankSimRecipe(Recipe):
     kernel: Kernel = "gaussian"
     """Kernel of both kinds of smoothing."""
 
-    ks: PositiveInt = 5
+    ks: Annotated[int, between(1, 9_999)] = 5
     """Number of bins in the kernel's window, odd."""
 
     kernel_width: Positive = 2.0
@@ -125,7 +150,7 @@ class RankSimRecipe(Recipe):
     target_scale: Positive | None = None
     """Divisor of the targets in the loss. [default: ages 1, STS-B 5, other data their standard deviation]"""
 
-    hidden: PositiveInt = 128
+    hidden: Width = 128
     """Width of the two layers on numbers or frozen text features."""
 
     fine_tune: bool = False
@@ -136,7 +161,7 @@ class RankSimRecipe(Recipe):
     or timm:NAME, timm's network of that name with random weights.
     [default: EfficientNet-Lite0 with ImageNet weights]"""
 
-    image_size: Annotated[int, Parameter(validator=validators.Number(gte=16))] = 224
+    image_size: Annotated[int, between(16, 4_096)] = 224
     """Height and width of a view, in pixels."""
 
     augment: str | None = None
@@ -150,6 +175,7 @@ class RankSimRecipe(Recipe):
     """Regressor retraining (RRT): folder of a run of this recipe on the same data, whose encoder is frozen."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         columns = [self.image, *self.text, *self.features, *self.one_hot]
         if self.target is None and any(column is not None for column in [*columns, self.split]):
             raise SettingsError("columns are named, but not the one to predict: set target")
@@ -176,6 +202,15 @@ class RankSimRecipe(Recipe):
             raise SettingsError("augment replaces the view that keep-positions configures: leave out one of the two")
         if self.retrain_from is not None and self.ranksim:
             raise SettingsError("RankSim trains the encoder, but retraining freezes it: leave out one of the two")
+
+    def resolved(self, facts: Mapping[str, Any]) -> "RankSimRecipe":
+        kind = KINDS[facts["kind"]]
+        return replace(
+            self,
+            lr=self.lr or (1e-3 if facts["inputs"] == "numbers" else 1e-4),
+            loss=self._loss(kind),
+            ranksim=self._ranksim(kind),
+        )
 
     def read(self, progress: JobProgress) -> RecipeData:
         kind = kind_of(self.data, self._columns)
@@ -248,7 +283,7 @@ class RankSimRecipe(Recipe):
                 clip=kind.smoothing_clip,
             )
         options: dict[str, Any] = {
-            "lr": self.lr or (1e-3 if facts["inputs"] == "numbers" else 1e-4),
+            "lr": self.resolved(facts).lr,
             "loss": self._make_loss(facts),
             "smoothing": smoothing,
             "centre": facts["target_mean"],
@@ -256,7 +291,7 @@ class RankSimRecipe(Recipe):
         }
         if self.retrain_from is not None:
             return Retraining(partial(_restore_encoder, self.retrain_from, facts), encoder, head, **options)
-        weight = kind.ranksim if self.ranksim is None else self.ranksim
+        weight = self._ranksim(kind)
         ranksim = RankSimLoss(weight=weight, interp_strength=self.interp_strength, gather_distributed=True)
         return Regression(encoder, head, ranksim if weight > 0 else None, **options)
 
@@ -264,6 +299,14 @@ class RankSimRecipe(Recipe):
         samples = KINDS[facts["kind"]].read_unseen(data, self._columns, facts["categories"])
         (inputs,) = self._inputs.read([samples], data.parent, progress).rows
         return Evaluation(sample_names(samples), tensor_loader(inputs, batch_size=self.batch_size), unscored)
+
+    def read_columns(self, data: Path, names: Sequence[str], facts: Mapping[str, Any]) -> Mapping[str, Sequence[str]]:
+        problems: list[str] = []
+        table = read_table(data, problems, **KINDS[facts["kind"]].unseen_format)
+        at = table.positions(names, problems) if table.header else {}
+        if problems:
+            raise ProblemsError(problems)
+        return {name: [row.fields[column] for row in table.rows] for name, column in at.items()}
 
     def prediction_columns(self, predicted: Tensor, facts: Mapping[str, Any]) -> Mapping[str, Sequence[Any]]:
         return {"prediction": predicted.tolist()}
@@ -306,6 +349,11 @@ class RankSimRecipe(Recipe):
     def _loss(self, kind: DataKind) -> Loss:
         return kind.loss if self.loss is None else self.loss
 
+    def _ranksim(self, kind: DataKind) -> float:
+        if self.ranksim is None:
+            return kind.ranksim if self.retrain_from is None else 0.0
+        return self.ranksim
+
     def _make_loss(self, facts: Mapping[str, Any]) -> RegressionLoss:
         name = self._loss(KINDS[facts["kind"]])
         if name in LOSSES:
@@ -341,6 +389,8 @@ def _fitted_mixture(target: Tensor, seed: int) -> list[list[float]]:
 def _restore_encoder(run: Path, facts: Mapping[str, Any], encoder: nn.Module) -> None:
     """Load the encoder of the run in that folder, after its best epoch if it was validated."""
     name, _, earlier = read_run(run)
+    if name == RankSimRecipe.name:
+        check(earlier, RankSimFacts, f"{run}: facts")
     if name != RankSimRecipe.name or any(earlier.get(key) != facts[key] for key in ("inputs", "target_mean")):
         raise SettingsError(f"{run} was not trained on these data: retrain on the same file, with the same seed")
     try:
