@@ -13,9 +13,9 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter, validators
 from cyclopts.config import Dict
 
-from .console import forgive_streams, lost_output
 from .errors import UserError
 from .options import BenchmarkName, Device, Flag, Positive, PositiveInt
+from .output import forgive_streams, lost_output
 
 DemoName = Literal["ranksim", "self-tuning", "chi-model", "cmw-net"]
 Folder = Annotated[Path, Parameter(validator=validators.Path(exists=True, file_okay=False))]

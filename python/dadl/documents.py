@@ -1,4 +1,4 @@
-"""JSON and YAML files that people or accidents may have changed: read whole and strictly, or refused with a sentence."""
+"""JSON and YAML files that people or accidents may have changed: read strictly, or refused with a sentence."""
 
 import json
 from collections import Counter
@@ -17,7 +17,9 @@ def read_json(path: Path) -> Any:
     Raises a :class:`.SettingsError` if it cannot be read, is not JSON (which has neither NaN nor infinity), is nested
     too deeply, or names a key twice.
     """
-    return _parsed(path, lambda text: json.loads(text, object_pairs_hook=_mapping, parse_constant=_no_constant, parse_int=_integer))
+    return _parsed(
+        path, lambda text: json.loads(text, object_pairs_hook=_mapping, parse_constant=_no_constant, parse_int=_integer)
+    )
 
 
 def read_yaml(path: Path) -> dict[Any, Any]:

@@ -1,12 +1,15 @@
-"""What commands show and write: progress, tables of means over seeds, results as JSON, figures."""
+"""What commands show and write: the console, progress, tables of means over seeds, results as JSON, figures."""
 
 import json
 import math
+import os
 import platform
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 import torch
@@ -21,6 +24,64 @@ if TYPE_CHECKING:
 
 Cells = Mapping[str, Mapping[str, Sequence[float]]]
 """``cells[row][column]`` holds one value for each seed."""
+
+
+class ForgivingStream:
+    """A console that may not know a letter, be full, or be gone; a command's work goes on. ``error`` is what happened.
+
+    Letters that its encoding lacks are written as escapes. After an error everything goes to the null device, also what
+    Python flushes as it exits.
+    """
+
+    error: OSError | None = None
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+    def write(self, text: str) -> int:
+        if self.error is None:
+            try:
+                self._stream.write(text)
+            except OSError as error:
+                self._give_up(error)
+        return len(text)
+
+    def flush(self) -> None:
+        if self.error is None:
+            try:
+                self._stream.flush()
+            except OSError as error:
+                self._give_up(error)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _give_up(self, error: OSError) -> None:
+        self.error = error
+        with suppress(OSError, ValueError):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self._stream.fileno())
+            os.close(null)
+
+
+def forgive_streams() -> None:
+    """Replace the standard output and error of this process by forgiving ones."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is not None and not isinstance(stream, ForgivingStream):
+            setattr(sys, name, ForgivingStream(stream))
+
+
+def lost_output() -> str | None:
+    """Why the standard output is incomplete; ``None`` if it is whole, or if its reader wanted no more."""
+    stream = sys.stdout
+    if stream is None:
+        return None
+    stream.flush()
+    error = stream.error if isinstance(stream, ForgivingStream) else None
+    return None if error is None or isinstance(error, BrokenPipeError) else error.strerror or str(error)
 
 
 class JobProgress:
@@ -139,6 +200,4 @@ def save_figure(figure: "Figure", stem: Path) -> None:
 
     write_file(stem.with_suffix(".png"), lambda path: figure.savefig(path, format="png", dpi=150))
     with rc_context({"svg.hashsalt": stem.name}):
-        write_file(
-            stem.with_suffix(".svg"), lambda path: figure.savefig(path, format="svg", metadata={"Date": None})
-        )
+        write_file(stem.with_suffix(".svg"), lambda path: figure.savefig(path, format="svg", metadata={"Date": None}))

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning_fabric import Fabric
 from rich.console import Console
 
 from ..checks import shown
@@ -80,7 +79,9 @@ def predict_run(
         unseen = recipe.read_unseen(data, run.facts, progress)
     predicted = recipe.prediction_columns(predict(fabric, run.method(), unseen.loader), run.facts)
     if repeated := [name for name in kept if name in ("name", *predicted)]:
-        raise SettingsError(f"keep: the predictions have a column {repeated[0]!r} of their own; rename the one in {data}")
+        raise SettingsError(
+            f"keep: the predictions have a column {repeated[0]!r} of their own; rename the one in {data}"
+        )
     if fabric.is_global_zero:
         write_csv(output, prediction_rows(unseen, {**kept, **predicted}))
     console.print(f"Wrote {len(unseen.names)} predictions to {output}", soft_wrap=True)

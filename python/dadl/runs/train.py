@@ -109,7 +109,8 @@ def _describe(recipe: Recipe, task: RecipeData, processes: int, console: Console
     rows, batch = len(task.loader.dataset), recipe.batch_size * processes  # type: ignore[arg-type]
     if batch > rows:
         console.print(
-            f"A batch of {batch} is larger than the {rows} training samples: each step takes all of them", soft_wrap=True
+            f"A batch of {batch} is larger than the {rows} training samples: each step takes all of them",
+            soft_wrap=True,
         )
 
 
@@ -164,9 +165,7 @@ class _Run:
         predicted = predict(self.fabric, self.method, part.loader)
         table = part.score(predicted)
         if self.fabric.is_global_zero:
-            write_text(
-                self.folder / TABLE, f"**Test of {recipe.name}**\n\n{markdown_table(score_cells(table))}\n"
-            )
+            write_text(self.folder / TABLE, f"**Test of {recipe.name}**\n\n{markdown_table(score_cells(table))}\n")
             columns = recipe.prediction_columns(predicted, self.facts)
             write_csv(self.folder / PREDICTIONS, prediction_rows(part, columns))
             results = {
@@ -289,7 +288,9 @@ def _check_folder(output: Path, recipe: Recipe, options: RunOptions) -> None:
     folder = output / "trial-0" if searched else output
     name, settings, facts = read_run(folder)
     if name != recipe.name:
-        raise SettingsError(f"{output} holds a run of {name}, not of {recipe.name}; choose another folder with --output")
+        raise SettingsError(
+            f"{output} holds a run of {name}, not of {recipe.name}; choose another folder with --output"
+        )
     check(facts, recipe.facts_kind, f"{folder / RUN}: facts")
     # Version 0.1.0 did not write defaults.
     own, resolved = settings_of(recipe), settings_of(recipe.resolved(facts))

@@ -212,10 +212,9 @@ class _Training:
     def _step(self, group: Sequence[Any], total: Tensor) -> None:
         """Make one step on the mean gradient of a group of batches, and add their losses to ``total``."""
         for i, batch in enumerate(group, start=1):
-            with self.fabric.no_backward_sync(self.module, enabled=i < len(group)):
-                with self._diverging():
-                    loss = self.module(batch)
-                    self.fabric.backward(loss / len(group))
+            with self.fabric.no_backward_sync(self.module, enabled=i < len(group)), self._diverging():
+                loss = self.module(batch)
+                self.fabric.backward(loss / len(group))
             total += loss.detach()
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -284,7 +283,8 @@ class _Training:
 
     def _diverged(self, what: str) -> TrainingError:
         return TrainingError(
-            f"{what} (learning rate {self.lr:g}): lower the learning rate, or look for targets and inputs of extreme size"
+            f"{what} (learning rate {self.lr:g}): lower the learning rate, or look for targets and inputs of "
+            "extreme size"
         )
 
     def _draw_from(self, epoch: int, done: int) -> None:
@@ -326,9 +326,9 @@ def _check_settings(
 def _check_resumed(fabric: Fabric, folder: Path, state: Mapping[str, Any], steps: int, validated: bool) -> None:
     if (state["steps"], state["processes"]) != (steps, fabric.world_size):
         raise CheckpointError(
-            f"{folder / LAST} is of a training with {state['steps']!r:.40} steps per epoch in {state['processes']!r:.40} "
-            f"process(es), not {steps} in {fabric.world_size}: resume with the same data and as many processes, or "
-            "start over in another folder"
+            f"{folder / LAST} is of a training with {state['steps']!r:.40} steps per epoch in "
+            f"{state['processes']!r:.40} process(es), not {steps} in {fabric.world_size}: resume with the "
+            "same data and as many processes, or start over in another folder"
         )
     if validated and state["history"] and not (folder / BEST).exists():
         raise CheckpointError(
