@@ -38,11 +38,11 @@ def check(value: Any, hint: Any, name: str) -> None:
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
         check(value, arguments[0], name)
-        for validator in _validators(arguments[1:]):
-            try:
+        try:
+            for validator in _validators(arguments[1:]):
                 validator(arguments[0], value)
-            except ValueError as error:
-                raise SettingsError(f"{name} is {shown(value)}. {error}") from None
+        except ValueError as error:
+            raise SettingsError(f"{name} is {shown(value)}. {error}") from None
     elif origin in (Union, types.UnionType):
         if value is not None or type(None) not in arguments:
             (kind,) = (argument for argument in arguments if argument is not type(None))
