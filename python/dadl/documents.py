@@ -31,7 +31,7 @@ def read_yaml(path: Path) -> dict[Any, Any]:
     value = _parsed(path, _load_yaml)
     if not isinstance(value, dict | None):
         raise SettingsError(
-            f"{path}: cannot be read: expected lines such as 'epochs: 30', got a {type(value).__name__}"
+            f"{path}: cannot be read (expected lines such as 'epochs: 30', got a {type(value).__name__})"
         )
     return value or {}
 
@@ -46,11 +46,11 @@ def _parsed(path: Path, parse: Callable[[str], Any]) -> Any:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise SettingsError(f"{path}: cannot be read: {error.strerror or error}") from None
+        raise SettingsError(f"{path}: cannot be read ({error.strerror or error})") from None
     except RecursionError:
-        raise SettingsError(f"{path}: cannot be read: it is nested too deeply") from None
+        raise SettingsError(f"{path}: cannot be read (it is nested too deeply)") from None
     except ValueError as error:
-        raise SettingsError(f"{path}: cannot be read: {str(error)[:300]}") from None
+        raise SettingsError(f"{path}: cannot be read ({str(error)[:300]})") from None
 
 
 def _load_yaml(text: str) -> Any:

@@ -62,7 +62,10 @@ def make_ranksim(folder: Path) -> Recipe:
 
 def make_cmw_net(folder: Path) -> Recipe:
     settings: dict[str, Any] = {"backbone": "torch.nn:Flatten", "meta": "lowest-loss", "warm_up": 0.1, "batch_size": 4}
-    return CMWNetRecipe(data=grey_idx_folder(folder / "idx"), **settings, epochs=3, lr=0.01, checkpoint_every=2)
+    return CMWNetRecipe(data=grey_idx_folder(folder / "idx"), **settings, epochs=3, lr=0.01, checkpoint_every=1)
+
+
+STOPPED_AFTER = 8  # steps: in the last epoch of both, and after a checkpoint within it
 
 
 class Interrupted(Exception):
@@ -87,7 +90,7 @@ class Case:
             def count() -> None:
                 after_step()
                 steps.append(1)
-                if len(steps) == 4 * (self.recipe.epochs - 1) + 3:
+                if len(steps) == STOPPED_AFTER:
                     raise Interrupted
 
             method.after_step = count

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -22,7 +21,7 @@ pytest.importorskip("lightning_fabric", reason="needs pip install 'dadl[train]'"
 import yaml
 from dadl import cli, recipes
 from dadl.errors import OutputError, SettingsError, UserError
-from dadl.files import locked, write_text
+from dadl.files import locked, replace_file, write_text
 from dadl.output import ForgivingStream
 from dadl.ranksim.recipe import RankSimRecipe
 from dadl.recipes import open_run
@@ -86,7 +85,7 @@ def test_devices_and_links_are_written_to_and_not_replaced(tmp_path: Path) -> No
 
 
 def test_two_runs_in_one_folder(tiny: TinyRecipe, tmp_path: Path) -> None:
-    with locked(tmp_path / "run"), pytest.raises(SettingsError, match="another process writes to .*run"):
+    with locked(tmp_path / "run"), pytest.raises(SettingsError, match=r"another process writes to .*run"):
         run(tiny, tmp_path / "run")
     run(tiny, tmp_path / "run")
     assert hidden_files(tmp_path) == []
@@ -138,16 +137,14 @@ def test_a_console_shows_what_it_can() -> None:
 def test_signals_end_a_command_as_ctrl_c_does(
     number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def command(**_: Any) -> None:
+    def command(*_: object, **options: object) -> None:
         def write(_: Path) -> None:
             os.kill(os.getpid(), number)
 
-        cli_files.replace_file(tmp_path / "file", write)
-
-    from dadl import files as cli_files
+        replace_file(tmp_path / "file", write)
 
     handlers = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    monkeypatch.setattr(type(cli.app), "meta", command)
+    monkeypatch.setattr(type(cli.app), "meta", property(lambda app: command))
     monkeypatch.setattr(cli, "forgive_streams", lambda: None)
     try:
         with pytest.raises(SystemExit) as ended:
@@ -165,7 +162,7 @@ def test_a_run_that_diverges_is_an_error(tmp_path: Path, lr: float) -> None:
     data = tmp_path / "data.csv"
     data.write_text("x,y\n" + "".join(f"{i},{i % 7}\n" for i in range(40)))
     recipe = RankSimRecipe(data=data, target="y", features=("x",), epochs=1, lr=lr)
-    with pytest.raises(TrainingError, match="NaN or infinite|loss of epoch"):
+    with pytest.raises(TrainingError, match=r"NaN or infinite|loss of epoch"):
         train_run(recipe, RunOptions(output=tmp_path / "run", device="cpu"), QUIET)
     assert not (tmp_path / "run" / "results.json").exists()
 
@@ -179,7 +176,7 @@ def test_a_checkpoint_of_nan_or_with_one_wrong_bit_is_refused(tiny: TinyRecipe, 
     at = content.index(weight.numpy().tobytes())
     content[at] ^= 1
     file.write_bytes(content)
-    with pytest.raises(CheckpointError, match="the checksum of .* is wrong"):
+    with pytest.raises(CheckpointError, match=r"the checksum of .* is wrong"):
         evaluate_run(open_run(tmp_path / "run"), "test", "cpu", QUIET)
     weight[0, 0] = torch.nan
     torch.save(state, file)
@@ -227,7 +224,7 @@ def test_code_that_a_folder_or_a_file_names_is_not_executed(tmp_path: Path, monk
         ["train", "self-tuning", *config],
         ["train", "self-tuning", *config, "--resume", "--output", "."],
     ):
-        with pytest.raises(SettingsError, match="augment harmful:view. If you trust it, say --trust-code"):
+        with pytest.raises(SettingsError, match=r"augment harmful:view\. If you trust it, say --trust-code"):
             cli.app.meta(tokens, result_action="return_none")
     assert not (tmp_path / "harm").exists()
     with pytest.raises(UserError, match="augment 'harmful:view' cannot be used"):  # it was executed, and has no view
