@@ -297,7 +297,8 @@ def _check_folder(output: Path, recipe: Recipe, options: RunOptions) -> None:
     compared = {*own, *settings} - set(recipe.search_space if searched else ())
     changed = sorted(key for key in compared if settings.get(key) not in (own.get(key), resolved.get(key)))
     if changed:
-        told = ", ".join(f"{key} {shown(settings.get(key))} and not {shown(own.get(key))}" for key in changed)
+        named = lambda value: f"{value:.100}" if isinstance(value, str) else shown(value)
+        told = ", ".join(f"{key} {named(settings.get(key))} and not {named(own.get(key))}" for key in changed)
         raise SettingsError(f"{output} holds a run with other settings: {told}; choose another folder with --output")
 
 
