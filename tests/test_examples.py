@@ -1,9 +1,12 @@
 """The examples: that training helps, that each loss reaches what it is for, and that nothing leaves the folder."""
 
+import ast
 import importlib.util
 import math
 import random
+import re
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -158,3 +161,18 @@ def test_hugging_face_accumulated_gradients_are_divided(hugging_face: ModuleType
     torch.manual_seed(0)
     assert (once - hugging_face.make_model(len(tokenizer)).classifier.weight).abs().max() > 1e-4
     torch.testing.assert_close(after_one_step(2), once)
+
+
+def test_the_extra_of_the_examples_names_what_they_import() -> None:
+    tomllib = pytest.importorskip("tomllib")
+    project = tomllib.loads((EXAMPLES.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    named = {
+        re.split(r"[\[>=]", name)[0]
+        for name in (*project["dependencies"], *project["optional-dependencies"]["examples"])
+    }
+    for file in EXAMPLES.glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            modules += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            for package in {module.split(".")[0] for module in modules}:
+                assert package in named | {"dadl", "dadl_ext"} or package in sys.stdlib_module_names, package

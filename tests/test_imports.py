@@ -18,7 +18,10 @@ METHODS = tuple(
 MOST_MODULES = 12  # in a folder
 # From the bottom up. A package imports what stands in a row below its own, and of its own row nothing but itself.
 FLOORS = (
-    ("errors", "options", "processes", "metrics", "memory", "pickles", "files", "output"),
+    (
+        *("_launch", "errors", "checks", "documents", "options", "processes", "metrics", "memory", "pickles"),
+        *("files", "output"),
+    ),
     ("data", "networks"),
     ("training",),
     ("runs",),

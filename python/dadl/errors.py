@@ -31,3 +31,7 @@ class ProblemsError(UserError, ValueError):
         lines += [f"... and {more} more of {len(problems)} problems"] if more > 0 else []
         super().__init__("\n".join(lines))
         self.problems = problems
+
+
+class OutputError(UserError, OSError):
+    """A file or folder that cannot be written."""

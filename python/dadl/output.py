@@ -1,12 +1,15 @@
-"""What commands show and write: progress, tables of means over seeds, results as JSON, figures."""
+"""What commands show and write: the console, progress, tables of means over seeds, results as JSON, figures."""
 
 import json
 import math
+import os
 import platform
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 import torch
@@ -14,11 +17,71 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from .files import write_file, write_text
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Cells = Mapping[str, Mapping[str, Sequence[float]]]
 """``cells[row][column]`` holds one value for each seed."""
+
+
+class ForgivingStream:
+    """A console that may not know a letter, be full, or be gone; a command's work goes on. ``error`` is what happened.
+
+    Letters that its encoding lacks are written as escapes. After an error everything goes to the null device, also what
+    Python flushes as it exits.
+    """
+
+    error: OSError | None = None
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+    def write(self, text: str) -> int:
+        if self.error is None:
+            try:
+                self._stream.write(text)
+            except OSError as error:
+                self._give_up(error)
+        return len(text)
+
+    def flush(self) -> None:
+        if self.error is None:
+            try:
+                self._stream.flush()
+            except OSError as error:
+                self._give_up(error)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _give_up(self, error: OSError) -> None:
+        self.error = error
+        with suppress(OSError, ValueError):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self._stream.fileno())
+            os.close(null)
+
+
+def forgive_streams() -> None:
+    """Replace the standard output and error of this process by forgiving ones."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is not None and not isinstance(stream, ForgivingStream):
+            setattr(sys, name, ForgivingStream(stream))
+
+
+def lost_output() -> str | None:
+    """Why the standard output is incomplete; ``None`` if it is whole, or if its reader wanted no more."""
+    stream = sys.stdout
+    if stream is None:
+        return None
+    stream.flush()
+    error = stream.error if isinstance(stream, ForgivingStream) else None
+    return None if error is None or isinstance(error, BrokenPipeError) else error.strerror or str(error)
 
 
 class JobProgress:
@@ -118,22 +181,23 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def write_json(path: Path, results: Mapping[str, Any]) -> None:
-    """Write strict JSON. JSON has no NaN, so NaN becomes null."""
-    path.write_text(json.dumps(_nan_to_none(results), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write strict JSON. JSON has neither NaN nor infinity, which become null."""
+    # The escapes of what is not Unicode, as in file names, are JSON's own.
+    write_text(path, json.dumps(_plain(results), indent=2, ensure_ascii=False) + "\n", errors="backslashreplace")
 
 
-def _nan_to_none(value: Any) -> Any:
+def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _nan_to_none(item) for key, item in value.items()}
+        return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_nan_to_none(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def save_figure(figure: "Figure", stem: Path) -> None:
     """Write a figure as PNG and SVG, without a date, so that equal results give equal files."""
     from matplotlib import rc_context  # takes long, and most commands draw nothing
 
-    figure.savefig(stem.with_suffix(".png"), dpi=150)
+    write_file(stem.with_suffix(".png"), lambda path: figure.savefig(path, format="png", dpi=150))
     with rc_context({"svg.hashsalt": stem.name}):
-        figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None})
+        write_file(stem.with_suffix(".svg"), lambda path: figure.savefig(path, format="svg", metadata={"Date": None}))

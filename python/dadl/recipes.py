@@ -1,20 +1,21 @@
 """The one list of methods: their recipes, and the commands of ``dadl train``."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
 
 from cyclopts import App, Parameter
 from rich.console import Console
 
+from .checks import check, shown
 from .chi_model.recipe import ChiModelRecipe
 from .cmw_net.recipe import CMWNetRecipe
-from .data.columns.arrow import as_path
 from .errors import SettingsError
+from .networks.user_code import refuse_code, user_code
 from .ranksim.recipe import RankSimRecipe
 from .runs.evaluate import TrainedRun
-from .runs.folder import read_run
+from .runs.folder import CONFIG, RUN, check_unchanged, read_run
 from .runs.recipe import Recipe
 from .runs.train import RunOptions, train_run
 from .self_tuning.recipe import SelfTuningRecipe
@@ -23,29 +24,51 @@ RECIPES: tuple[type[Recipe], ...] = (RankSimRecipe, SelfTuningRecipe, ChiModelRe
 
 
 def make_recipe(name: str, settings: Mapping[str, Any]) -> Recipe:
-    """The recipe of that name, with settings as in ``config.yaml``."""
-    kind = next((kind for kind in RECIPES if kind.name == name), None)
-    if kind is None:
-        raise SettingsError(f"there is no recipe {name!r}; the recipes are {', '.join(kind.name for kind in RECIPES)}")
+    """The recipe of that name, with settings as in ``config.yaml``; they pass the checks of the command line's."""
+    kind = _kind(name)
     hints = get_type_hints(kind)
-    unknown = [key for key in settings if key not in {field.name for field in fields(kind)}]
-    if unknown:
-        raise SettingsError(f"{name} has no setting {unknown[0]!r}")
+    known = {field.name: field for field in fields(kind)}
+    if unknown := [key for key in settings if key not in known]:
+        raise SettingsError(f"{name} has no setting {shown(unknown[0])}")
+    required = [key for key, field in known.items() if field.default is MISSING and key not in settings]
+    if required:
+        raise SettingsError(f"{name} needs the setting {required[0]}")
 
     def value(key: str) -> Any:
-        plain = settings[key]
-        if Path in (hints[key], *get_args(hints[key])):
-            return as_path(plain)
+        plain, types = settings[key], (hints[key], *get_args(hints[key]))
+        if Path in types and isinstance(plain, str):
+            return Path(plain)
         return tuple(plain) if isinstance(plain, list) else plain
 
     return kind(**{key: value(key) for key in settings})
 
 
-def open_run(folder: Path, data: Any = None) -> TrainedRun:
-    """The run in that folder; ``data``, if given, replaces its own. It may be a frame, see :func:`.as_path`."""
+def open_run(folder: Path, data: Any = None, *, trust_code: bool = False) -> TrainedRun:
+    """The run in that folder; ``data``, if given, replaces its own. It may be a frame, see :func:`.as_path`.
+
+    A folder of someone else's may name code, as its ``backbone`` or ``augment``: it is executed only with
+    ``trust_code``. Raises a :class:`.SettingsError` if the folder is not one of a run, was changed, or names code.
+    """
     name, settings, facts = read_run(folder)
-    recipe = make_recipe(name, settings | ({} if data is None else {"data": data}))
+    kind = _kind(name)
+    try:
+        recipe = make_recipe(name, settings)
+    except SettingsError as error:
+        raise SettingsError(f"{folder / CONFIG}: {error}") from None
+    if not trust_code:
+        refuse_code(user_code(settings), folder / CONFIG)
+    check(facts, kind.facts_kind, f"{folder / RUN}: facts")
+    check_unchanged(folder)
+    recipe = recipe if data is None else replace(recipe, data=data)
     return TrainedRun(folder, recipe.as_trained(facts), facts)
+
+
+def _kind(name: str) -> type[Recipe]:
+    kind = next((kind for kind in RECIPES if kind.name == name), None)
+    if kind is None:
+        names = ", ".join(kind.name for kind in RECIPES)
+        raise SettingsError(f"there is no recipe {shown(name)}; the recipes are {names}")
+    return kind
 
 
 app = App(

@@ -179,7 +179,7 @@ def test_a_run_knows_its_views_and_keeps_their_state(tmp_path: Path) -> None:
     assert state["view.augmentation.calls"] == 2 * 2 + 1  # a call checks it
     assert state["view.augmentation.brightness"] == 0.5
     assert read_run(output)[1]["augment"] == f"{__name__}:CountingGrey"
-    assert evaluate_run(open_run(output), "test", "cpu", QUIET) == table
+    assert evaluate_run(open_run(output, trust_code=True), "test", "cpu", QUIET) == table
     with pytest.raises(SettingsError, match=f"other settings: augment {__name__}:CountingGrey and not None"):
         train_run(make(augment=None), RunOptions(output=output, device="cpu", resume=True), QUIET)
 

@@ -47,7 +47,7 @@ def predictions_of(file: Path) -> dict[str, list[float]]:
 @pytest.mark.parametrize("name", DATA)
 def test_an_old_run_evaluates_to_its_own_numbers(name: str, tmp_path: Path) -> None:
     run = old_run(name, "finished", tmp_path)
-    result = dadl("evaluate", str(run), "--device", "cpu")
+    result = dadl("evaluate", str(run), "--device", "cpu", "--trust-code")
     assert result.returncode == 0, result.stderr
     numbers = [value for value in results_of(run)["test"]["all"].values() if value is not None]
     assert len(numbers) >= 3
@@ -63,7 +63,7 @@ def test_an_old_run_predicts_what_it_predicted(name: str, tmp_path: Path) -> Non
         data.mkdir()
         for i, image in enumerate(read_image_files(DATA[name]).test_images):
             Image.fromarray(image[0].numpy()).save(data / f"test:{i}.png")
-    result = dadl("predict", str(run), "--data", str(data), "--output", str(file), "--device", "cpu")
+    result = dadl("predict", str(run), "--data", str(data), "--output", str(file), "--trust-code")
     assert result.returncode == 0, result.stderr
     predicted = {sample.removesuffix(".png"): values for sample, values in predictions_of(file).items()}
     for sample, values in predictions_of(run / "predictions.csv").items():
@@ -73,7 +73,7 @@ def test_an_old_run_predicts_what_it_predicted(name: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize("name", DATA)
 def test_an_old_run_that_was_interrupted_resumes(name: str, tmp_path: Path) -> None:
     run, whole = old_run(name, "interrupted", tmp_path), FIXTURES / name / "finished"
-    options = ("--config", str(run / "config.yaml"), "--output", str(run), "--device", "cpu")
+    options = ("--config", str(run / "config.yaml"), "--output", str(run), "--device", "cpu", "--trust-code")
     result = dadl("train", name, *options, "--resume")
     assert result.returncode == 0, result.stderr
     losses, expected_losses = ([row["loss"] for row in results_of(folder)["history"]] for folder in (run, whole))

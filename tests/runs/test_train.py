@@ -141,7 +141,7 @@ def test_a_run_that_dies_before_any_of_its_files_is_in_place_resumes(
     def count(source: Path, target: Path, dies_at: int | None = None) -> None:
         names.append(target.name)
         if len(names) == dies_at:
-            raise InterruptedError
+            raise KeyboardInterrupt
         replace_file(source, target)
 
     with monkeypatch.context() as patch:
@@ -154,7 +154,7 @@ def test_a_run_that_dies_before_any_of_its_files_is_in_place_resumes(
         names.clear()
         with monkeypatch.context() as patch:
             patch.setattr(os, "replace", partial(count, dies_at=moment))
-            with pytest.raises(InterruptedError):
+            with pytest.raises(KeyboardInterrupt):
                 run(recipe, parts)
         assert names == files[:moment]
         run(recipe, parts, resume=True)

@@ -15,6 +15,7 @@ from rich.table import Table as TerminalTable
 from dadl_ext import build_info
 
 from ..errors import UserError
+from ..files import check_output_folder, write_text
 from ..options import BenchmarkName, Device
 from ..output import JobProgress, save_figure, write_json
 from . import cmw_net, contrast, disagreement, ranksim
@@ -74,6 +75,7 @@ def run_benchmarks(
         The measurements of each table and row: median seconds of every candidate, or MiB if the name says so.
 
     Raises:
+        OutputError: ``output`` cannot be written.
         BenchmarkError: ``name`` or ``device`` is unknown, ``seconds`` or ``threads`` too small, or ``"cuda"`` cannot
             be used.
     """
@@ -85,7 +87,7 @@ def run_benchmarks(
         raise BenchmarkError(f"threads must be 1 or more, got {threads}")
     place = _usable(device, console)
     if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
+        check_output_folder(output)
     threads_before = torch.get_num_threads()
     if threads is not None:
         torch.set_num_threads(threads)
@@ -104,9 +106,9 @@ def run_benchmarks(
             results: list[tuple[BenchmarkTable, dict[str, Numbers]]] = []
             for table in benchmark.tables(quick):
                 rows = _measure(table, harness, console)
-                _show(table, rows, console)
                 if output is not None:
                     _write(table, rows, machine, output / f"{table.name}-{place}")
+                _show(table, rows, console)
                 results.append((table, rows))
             if output is not None:
                 save_figure(draw_speedups(results, machine), output / f"{chosen}-{place}")
@@ -176,5 +178,5 @@ def _show(table: BenchmarkTable, rows: Mapping[str, Numbers], console: Console) 
 def _write(table: BenchmarkTable, rows: Mapping[str, Numbers], machine: str, stem: Path) -> None:
     shown = cells(table, rows)
     text = f"# {table.name}\n\n{machine}\n\n{markdown_table(shown)}\n\n{table.notes}\n"
-    stem.with_suffix(".md").write_text(text, encoding="utf-8")
+    write_text(stem.with_suffix(".md"), text)
     write_json(stem.with_suffix(".json"), {"machine": machine, "notes": table.notes, "rows": shown, "measured": rows})

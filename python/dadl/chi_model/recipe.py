@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from ..data.sprites import read_sprites
 from ..errors import SettingsError
 from ..networks.efficientnet import FEATURES, efficientnet_lite0
 from ..networks.views import View, stored_size
-from ..options import NonNegative, PositiveInt
+from ..options import NonNegative, between
 from ..output import JobProgress
 from ..runs.list_recipe import ListRecipe
 from ..runs.recipe import Evaluation, RecipeData, Scores
@@ -46,6 +46,12 @@ METHODS: dict[str, type[FewLabels]] = {
 }
 
 
+class ChiModelFacts(TypedDict):
+    """What is known of the training data."""
+
+    values: Annotated[int, between(1, 16_384)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ChiModelRecipe(ListRecipe[Values]):
     """Regression of values in [0, 1] from images with few labels, with the χ-Model or a baseline.
@@ -57,6 +63,7 @@ class ChiModelRecipe(ListRecipe[Values]):
 
     name: ClassVar[str] = "chi-model"
     shape_facts: ClassVar[tuple[str, ...]] = ("values",)
+    facts_kind: ClassVar[Any] = ChiModelFacts
     search_space: ClassVar[Mapping[str, tuple[float, float]]] = {"lr": (1e-4, 1e-1), "eta": (1e-3, 1.0)}
 
     method: Literal["chi-model", "mcd", "pi-model", "r-drop", "mean-teacher", "labels-only"] = "chi-model"
@@ -65,11 +72,19 @@ class ChiModelRecipe(ListRecipe[Values]):
     eta: NonNegative = 0.1
     """Weight of the disagreement."""
 
-    columns: tuple[int, ...] | None = None
+    columns: tuple[Annotated[int, between(0, 1_000_000)], ...] | None = None
     """The values of a row to learn, numbered from 0. [default: all]"""
 
-    images: PositiveInt = 10_000
+    images: Annotated[int, between(1, 100_000_000)] = 10_000
     """Number of images to draw from an npz file."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.columns is not None and len(set(self.columns)) != max(len(self.columns), 1):
+            raise SettingsError(f"columns is {list(self.columns)}; name at least one, and each once")
+
+    def resolved(self, facts: Mapping[str, Any]) -> "ChiModelRecipe":
+        return replace(self, columns=tuple(self._columns(facts["values"])))
 
     def read(self, progress: JobProgress) -> RecipeData:
         if not any(self.data.glob("*.npz")):
@@ -110,6 +125,8 @@ class ChiModelRecipe(ListRecipe[Values]):
         return {"values": len(lists.labelled[0].label)}
 
     def make_method(self, facts: Mapping[str, Any]) -> FewLabels:
+        if self.columns is not None and len(self.columns) != facts["values"]:
+            raise SettingsError(f"{len(self.columns)} columns, but data with {facts['values']} values")
         head = partial(mlp_head, FEATURES, HIDDEN, facts["values"], bounded=True)
         return METHODS[self.method](efficientnet_lite0(), head, self.view(), REGRESSION, lr=self.lr, eta=self.eta)
 

@@ -21,6 +21,7 @@ from ..data.labels import lowest_loss_subset
 from ..data.rows import Rows, TensorRows, as_fetched
 from ..networks.momentum_encoder import MomentumEncoder
 from ..processes import process_count, process_rank
+from ..training.checkpoints import check_optimizer
 from ..training.method import Method
 from .meta_gradient import Normalize
 from .reweighter import MetaReweighter
@@ -170,8 +171,13 @@ class LearntWeights(CrossEntropy):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         if not hasattr(self, "reweighter"):
             return  # loaded for prediction, not for training
-        self.reweighter.meta_optimizer.load_state_dict(state["meta_optimizer"])
-        self.reweighter.batches = state["batches"]
+        optimizer, batches = self.reweighter.meta_optimizer, state["batches"]
+        groups = [dict(group) for group in optimizer.param_groups]
+        optimizer.load_state_dict(state["meta_optimizer"])
+        check_optimizer(optimizer, groups)
+        if not (isinstance(batches, int) and 0 <= batches < 2**63):
+            raise ValueError("the number of batches is no such number")
+        self.reweighter.batches = batches
 
 
 class LowestLossMeta(LearntWeights):

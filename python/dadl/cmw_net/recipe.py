@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypedDict
 
 import torch
 from cyclopts import Parameter, validators
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ..checks import check
 from ..data.image_lists import META, TRAIN, VALIDATION, read_image_names
 from ..data.images import load_images
 from ..data.labels import balanced_subset
@@ -22,7 +23,7 @@ from ..networks.resnet import resnet
 from ..networks.user_networks import load_backbone
 from ..networks.user_views import training_view
 from ..networks.views import View, stored_size
-from ..options import Flag, Fraction, NonNegative, Positive, PositiveInt
+from ..options import Count, Flag, Fraction, ImageSize, NonNegative, Positive, PositiveInt, between, finite
 from ..output import JobProgress
 from ..runs.folder import read_run, trained_state
 from ..runs.recipe import Evaluation, Recipe, RecipeData
@@ -36,6 +37,15 @@ LOWEST_LOSS_PER_CLASS = 10
 SMALLEST_PHOTOGRAPH = 64
 
 
+class CMWNetFacts(TypedDict):
+    """What is known of the training data."""
+
+    classes: Annotated[int, between(1, 1_000_000)]
+    class_counts: list[Count]
+    image_shape: tuple[Annotated[int, between(1, 64)], PositiveInt, PositiveInt]
+    view_size: Annotated[int, between(1, 4_096)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class CMWNetRecipe(Recipe):
     """Image classification with wrong or imbalanced labels, with sample weights learnt by CMW-Net.
@@ -46,6 +56,7 @@ class CMWNetRecipe(Recipe):
 
     name: ClassVar[str] = "cmw-net"
     shape_facts: ClassVar[tuple[str, ...]] = ("classes", "image_shape", "view_size")
+    facts_kind: ClassVar[Any] = CMWNetFacts
     search_space: ClassVar[Mapping[str, tuple[float, float]]] = {"lr": (1e-3, 0.5), "meta_lr": (1e-4, 1e-1)}
 
     method: Literal["cmw-net", "mw-net", "cmw-net-sl", "ce", "ce-meta"] = "cmw-net"
@@ -75,7 +86,7 @@ class CMWNetRecipe(Recipe):
     function from float images [B, C, H, W] in [0, 1] to views [B, C, S, S] in [0, 1], drawing from torch's global
     generator. S is image-size for listed images, and otherwise the smaller side of the images."""
 
-    image_size: Annotated[int, Parameter(validator=validators.Number(gte=8))] | None = None
+    image_size: ImageSize | None = None
     """Height and width of a view of listed images, in pixels. [default: resnet32 32, other networks 224]"""
 
     outside: Flag = False
@@ -101,10 +112,10 @@ class CMWNetRecipe(Recipe):
     noise_rate: Fraction = 0.0
     """Fraction of the training labels that noise is added to."""
 
-    imbalance: Annotated[float, Parameter(validator=validators.Number(gte=1))] = 1.0
+    imbalance: Annotated[float, Parameter(validator=(validators.Number(gte=1), finite))] = 1.0
     """For experiments: make a long tail, with this ratio of the largest class to the smallest."""
 
-    families: PositiveInt = 3
+    families: Annotated[int, between(1, 1_000)] = 3
     """Number of groups of classes, by size, with separate weights (cmw-net, cmw-net-sl)."""
 
     normalize: Normalize = "mean"
@@ -120,6 +131,7 @@ class CMWNetRecipe(Recipe):
     """Fraction of the steps, at the start, with plain cross-entropy."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.augment is not None and self.flip is not None:
             raise SettingsError("augment replaces the view that flip configures: leave out one of the two")
         if (self.noise == "none") != (self.noise_rate == 0):
@@ -142,6 +154,16 @@ class CMWNetRecipe(Recipe):
     @property
     def learns_weights(self) -> bool:
         return self.method not in ("ce", "ce-meta")
+
+    def resolved(self, facts: Mapping[str, Any]) -> "CMWNetRecipe":
+        listed, chosen = (self.data / TRAIN).exists(), self.meta == "lowest-loss"
+        return replace(
+            self,
+            lr=self.lr or (0.1 if self._is_resnet else 0.01),
+            image_size=facts["view_size"] if listed else self.image_size,
+            flip=self.flip is not False if self.augment is None else self.flip,
+            meta_per_class=self.meta_per_class or (LOWEST_LOSS_PER_CLASS if chosen else None),
+        )
 
     def read(self, progress: JobProgress) -> RecipeData:
         given = self._read_parts(progress)
@@ -190,8 +212,7 @@ class CMWNetRecipe(Recipe):
         backbone, features = self._make_backbone(facts["image_shape"][0], facts["view_size"])
         network = nn.Sequential(backbone, nn.Linear(features, facts["classes"]))
         view = self._view(facts["view_size"], facts["image_shape"])
-        lr = self.lr or (0.1 if self._is_resnet else 0.01)
-        options: dict[str, Any] = {"lr": lr, "weight_decay": self.weight_decay}
+        options: dict[str, Any] = {"lr": self.resolved(facts).lr, "weight_decay": self.weight_decay}
         if not self.learns_weights:
             return CrossEntropy(network, view, **options)
         class_counts = torch.tensor(facts["class_counts"])
@@ -205,8 +226,8 @@ class CMWNetRecipe(Recipe):
         }
         if self.meta != "lowest-loss":
             return LearntWeights(network, view, class_counts, **options)
-        per_class = self.meta_per_class or LOWEST_LOSS_PER_CLASS
-        return LowestLossMeta(network, view, class_counts, facts["image_shape"], per_class=per_class, **options)
+        options["per_class"] = self.resolved(facts).meta_per_class
+        return LowestLossMeta(network, view, class_counts, facts["image_shape"], **options)
 
     def read_unseen(self, data: Path, facts: Mapping[str, Any], progress: JobProgress) -> Evaluation:
         rows = read_image_names(data, outside=self.outside)
@@ -225,9 +246,9 @@ class CMWNetRecipe(Recipe):
             # If the network or the view cannot be used, fail before images are read.
             self._check_network(size, [3, stored_size(size), stored_size(size)])
             return read_lists(self.data, size, progress, outside=self.outside)
-        if self.image_size is not None:
-            raise SettingsError(f"image-size is for listed images, but {self.data} has no {TRAIN}")
         parts = read_files(self.data)
+        if self.image_size not in (None, parts.view_size):
+            raise SettingsError(f"image-size is for listed images, but {self.data} has no {TRAIN}")
         self._check_network(parts.view_size, parts.image_shape)
         return parts
 
@@ -299,9 +320,13 @@ def load_weight_net(run: Path) -> CMWNet:
     does not hold such a run.
     """
     name, settings, facts = read_run(run)
-    if name != CMWNetRecipe.name or settings["method"] in ("ce", "ce-meta"):
+    if name != CMWNetRecipe.name or settings.get("method") in ("ce", "ce-meta"):
         raise SettingsError(f"{run} has no learnt weights: it is of {name}, method {settings.get('method')}")
+    check(facts, CMWNetFacts, f"{run}: facts")
     own = trained_state(run, "weight_net")
-    weight_net = CMWNet(facts["class_counts"], len(own["centers"]))
-    weight_net.load_state_dict(own)
+    try:
+        weight_net = CMWNet(facts["class_counts"], len(own["centers"]))
+        weight_net.load_state_dict(own)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise SettingsError(f"the weights of {run} cannot be read: {str(error).splitlines()[0]}") from None
     return weight_net

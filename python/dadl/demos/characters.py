@@ -15,6 +15,7 @@ from torch import nn
 
 from dadl_ext import build_info
 
+from ..files import check_output_folder, write_text
 from ..output import Cells, JobProgress, environment, markdown_table, rich_table, save_figure, write_json
 from . import kanji
 
@@ -75,20 +76,15 @@ class DemoReport:
         self.started = time.perf_counter()
         self.name, self.settings, self.fabric, self.output, self.console = name, settings, fabric, output, console
         self.source = source
+        check_output_folder(output)
         console.print(source, soft_wrap=True)
 
     def write(
         self, tables: Mapping[str, Cells], notes: Sequence[str], figure: Figure, results: Mapping[str, Any]
     ) -> None:
-        """Print the titled tables and the notes, and write them with the figure and the results."""
-        self.output.mkdir(parents=True, exist_ok=True)
-        for note in notes:
-            self.console.print(note, soft_wrap=True)
-        for title, cells in tables.items():
-            self.console.print(rich_table(title, cells))
+        """Write the titled tables and the notes, the figure and the results, and print what the console can show."""
         markdown = [f"**{title}**\n\n{markdown_table(cells)}" for title, cells in tables.items()]
-        text = "\n\n".join([*markdown, *notes, self.source])
-        (self.output / "table.md").write_text(text + "\n", encoding="utf-8")
+        write_text(self.output / "table.md", "\n\n".join([*markdown, *notes, self.source]) + "\n")
         save_figure(figure, self.output / "figure")
         seconds = time.perf_counter() - self.started
         common = {
@@ -101,6 +97,10 @@ class DemoReport:
             "seconds": seconds,
         }
         write_json(self.output / "results.json", {**common, **results})
+        for note in notes:
+            self.console.print(note, soft_wrap=True)
+        for title, cells in tables.items():
+            self.console.print(rich_table(title, cells))
         self.console.print(
             f"Wrote table.md, results.json, figure.png and .svg to {self.output} ({seconds:.0f} s)", soft_wrap=True
         )

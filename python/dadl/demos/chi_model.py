@@ -17,7 +17,9 @@ from ..chi_model.key_points import from_heatmaps
 from ..chi_model.method import MCD, ChiModel, FewLabels, LabelsOnly, MeanTeacher, PiModel, RDrop, uneven_loader
 from ..data import sprites
 from ..data.rows import tensor_loader
+from ..options import Device
 from ..output import Cells, JobProgress
+from ..training.fabric import make_fabric
 from ..training.loop import fit, predict
 from . import kanji
 from .characters import IMAGE_SIZE, DemoReport, DemoSettings, load_characters
@@ -262,12 +264,12 @@ def compare(settings: Settings, pool: TrainingPool[Run, Result], progress: JobPr
     return Comparison(trials, chosen, pool.train(runs, progress))
 
 
-def run_demo(settings: Settings, output: Path, device: str, console: Console, data: Path | None = None) -> None:
+def run_demo(settings: Settings, output: Path, device: Device, console: Console, data: Path | None = None) -> None:
     """Render, train and compare; print the table and write it, the results and the figure to ``output``.
 
     With ``data`` the sprites are those of the published file in this folder, see :func:`.read_sprites`.
     """
-    fabric = Fabric(accelerator=device, devices=1)
+    fabric = make_fabric(device)
     if data is None:
         pictures = sprites.generate_sprites(settings.sprites, IMAGE_SIZE)
     else:

@@ -18,7 +18,9 @@ from ..data.idx_cifar import read_image_files
 from ..data.labels import balanced_subset, flip_noise, long_tail, symmetric_noise
 from ..data.rows import tensor_loader
 from ..networks.views import View
+from ..options import Device
 from ..output import Cells, JobProgress
+from ..training.fabric import make_fabric
 from ..training.loop import fit, predict
 from . import kanji
 from .characters import ENCODER, FEATURES, IMAGE_SIZE, DemoReport, DemoSettings, character_encoder, load_characters
@@ -255,13 +257,13 @@ def compare(
     return selection, {run: trained[run] for run in kept}
 
 
-def run_demo(settings: Settings, output: Path, device: str, console: Console, data: Path | None = None) -> None:
+def run_demo(settings: Settings, output: Path, device: Device, console: Console, data: Path | None = None) -> None:
     """Train and compare; print the table and write it, the results and the figure to ``output``.
 
     ``data`` is a folder with idx files or CIFAR's pickles; by default the radicals of characters are learnt. Raises
     :class:`.ImageFileError` before training if the folder holds neither.
     """
-    fabric = Fabric(accelerator=device, devices=1)
+    fabric = make_fabric(device)
     source = kanji.ATTRIBUTION if data is None else f"Images: {data.resolve().name}"
     report = DemoReport("cmw-net", settings, fabric, output, console, source)
     with JobProgress(console) as progress:

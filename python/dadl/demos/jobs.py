@@ -1,8 +1,9 @@
 """Many small training runs, one on each core."""
 
+import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -48,6 +49,9 @@ class TrainingPool(Generic[RunT, ResultT]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if error is not None:
+            for process in active_children():
+                process.terminate()  # they would train to their end first
         self._pool.shutdown(cancel_futures=True)
 
     def train(self, runs: Sequence[RunT], progress: JobProgress) -> dict[RunT, ResultT]:
@@ -65,6 +69,7 @@ _experiment: Experiment[Any, Any]
 
 def _start(device: str, make_experiment: Callable[[Fabric], Experiment[Any, Any]]) -> None:
     global _experiment
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends the others
     torch.set_num_threads(1)
     _experiment = make_experiment(Fabric(accelerator=device, devices=1))
 

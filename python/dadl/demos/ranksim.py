@@ -14,9 +14,11 @@ from dadl_ext import RankSimLoss
 
 from ..data.rows import tensor_loader
 from ..metrics import REGIONS, ErrorMetrics, Region, shot_metrics
+from ..options import Device
 from ..output import Cells, JobProgress
 from ..ranksim.method import Regression
 from ..ranksim.reweighting import LabelDistributionSmoothing, bin_weights
+from ..training.fabric import make_fabric
 from ..training.loop import fit, predict
 from . import kanji
 from .characters import DemoReport, DemoSettings, character_encoder, load_characters
@@ -162,9 +164,9 @@ def compare(experiment: Experiment, pool: TrainingPool[Run, Regression], progres
     return Comparison(methods, chosen, validation_mae)
 
 
-def run_demo(settings: Settings, output: Path, device: str, console: Console) -> None:
+def run_demo(settings: Settings, output: Path, device: Device, console: Console) -> None:
     """Render, train and compare; print the tables and write them, the results and the figure to ``output``."""
-    fabric = Fabric(accelerator=device, devices=1)
+    fabric = make_fabric(device)
     report = DemoReport("ranksim", settings, fabric, output, console)
     with JobProgress(console) as progress:
         data = load_characters(settings, progress)

@@ -16,8 +16,10 @@ from dadl_ext import ClassQueue
 
 from ..data.rows import tensor_loader
 from ..networks.views import View
+from ..options import Device
 from ..output import Cells, JobProgress
 from ..self_tuning.method import UNLABELLED, FineTuning, FixMatch, SelfTuning, paired_loader
+from ..training.fabric import make_fabric
 from ..training.loop import fit, predict
 from . import kanji
 from .characters import ENCODER, FEATURES, IMAGE_SIZE, DemoReport, DemoSettings, character_encoder, load_characters
@@ -220,9 +222,9 @@ def compare(settings: Settings, pool: TrainingPool[Run, Result], progress: JobPr
     return Comparison(trials, chosen, pool.train(runs, progress))
 
 
-def run_demo(settings: Settings, output: Path, device: str, console: Console) -> None:
+def run_demo(settings: Settings, output: Path, device: Device, console: Console) -> None:
     """Render, train and compare; print the table and write it, the results and the figure to ``output``."""
-    fabric = Fabric(accelerator=device, devices=1)
+    fabric = make_fabric(device)
     report = DemoReport("self-tuning", settings, fabric, output, console)
     with JobProgress(console) as progress:
         data = load_characters(settings, progress)

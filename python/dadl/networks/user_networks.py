@@ -1,6 +1,7 @@
 """Image networks of the user's own, or of timm."""
 
 import importlib
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -9,9 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SettingsError
-from .user_code import find_callable
-
-TIMM = "timm:"
+from .user_code import TIMM, find_callable
 
 
 def load_backbone(name: str, size: int, channels: int = 3) -> tuple[nn.Module, int]:
@@ -27,7 +26,7 @@ def load_backbone(name: str, size: int, channels: int = 3) -> tuple[nn.Module, i
         network = make_network()
         with torch.no_grad():
             features = network.eval()(images)
-    except Exception as error:  # a user's code may raise anything
+    except (Exception, SystemExit) as error:  # a user's code may raise anything
         raise SettingsError(f"backbone {name} failed on images {list(images.shape)}: {error}") from error
     if (
         not isinstance(network, nn.Module)
@@ -51,4 +50,6 @@ def _of_timm(name: str, channels: int) -> Callable[[], Any]:
             f"backbone {name} needs timm, which cannot be imported ({error}): pip install timm, or name a network of "
             "your own as module:callable"
         ) from None
+    if not re.fullmatch(r"[\w.-]+", name.removeprefix(TIMM)):
+        raise SettingsError(f"backbone {name}: timm:NAME names one of timm's networks, without hub or folder")
     return partial(timm.create_model, name.removeprefix(TIMM), pretrained=False, num_classes=0, in_chans=channels)

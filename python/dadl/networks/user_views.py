@@ -55,7 +55,7 @@ def training_view(augment: str | None, size: int, image_shape: Sequence[int], **
         with torch.random.fork_rng(devices=[]):  # the network starts from the same weights with any augmentation
             view = OwnView(size, make_augmentation())
             views = view(images)
-    except Exception as error:  # a user's code may raise anything
+    except (Exception, SystemExit) as error:  # a user's code may raise anything
         raise SettingsError(f"augment {augment} failed on float images {shape}: {error}") from error
     if (
         not isinstance(views, Tensor)

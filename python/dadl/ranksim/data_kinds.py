@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -54,6 +54,9 @@ class DataKind(ABC):
     """Bounds of the counts that ``inverse`` inverts."""
     smoothing_clip: ClassVar[tuple[float, float]]
     """Bounds of the variances' ratio in feature smoothing."""
+
+    unseen_format: ClassVar[Mapping[str, Any]] = {}
+    """How :func:`.read_table` reads a file of unseen samples."""
 
     @abstractmethod
     def read(
@@ -110,6 +113,7 @@ class SentencePairs(DataKind):
     name = "sts-b"
     loss, ranksim, scale = "mse", 3e-4, 5.0
     clip, smoothing_clip = None, (0.5, 2)
+    unseen_format: ClassVar[Mapping[str, Any]] = {"delimiter": "\t", "quoted": False}
 
     def read(
         self, data: Path, columns: Columns, seed: int, known: Mapping[str, Sequence[str]] | None

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from ..networks.efficientnet import FEATURES, efficientnet_lite0
 from ..networks.user_networks import load_backbone
 from ..networks.user_views import training_view
 from ..networks.views import View, stored_size
+from ..options import Count
 from ..output import JobProgress
 
 
@@ -136,6 +137,13 @@ def standard_facts(numbers: Tensor) -> dict[str, Any]:
     constant = numbers.where(present, mean).eq(numbers.where(present, -torch.inf).amax(dim=0)).logical_or(~present)
     deviation = (squares.sum(dim=0) / count).sqrt().where(~constant.all(dim=0), 1.0)
     return {"mean": mean.tolist(), "deviation": deviation.tolist()}
+
+
+class MissingFacts(TypedDict):
+    """How missing numbers are filled in, and the features that have an indicator."""
+
+    fill: Literal["mean", "zero"]
+    indicators: list[Count]
 
 
 def missing_facts(fill: str, numbers: Tensor, columns: Sequence[str]) -> dict[str, Any]:

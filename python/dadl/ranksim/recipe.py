@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypedDict
 
 import torch
 from cyclopts import Parameter, validators
@@ -13,24 +13,26 @@ from torch.utils.data import DataLoader
 
 from dadl_ext import RankSimLoss
 
+from ..checks import check
 from ..data.columns.arrow import as_path
 from ..data.columns.number_format import Decimal, NumberFormat, Thousands
 from ..data.columns.roles import Roles
+from ..data.columns.source import positions, read_source
 from ..data.fingerprint import image_fingerprint
 from ..data.regression import RegressionData, Split
 from ..data.rows import Rows, TensorRows, as_fetched, tensor_loader
-from ..errors import SettingsError
+from ..errors import ProblemsError, SettingsError
 from ..metrics import shot_metrics
-from ..options import Flag, NonNegative, Positive, PositiveInt
+from ..options import Count, Flag, NonNegative, Positive, PositiveInt, Width, between
 from ..output import JobProgress
 from ..runs.folder import as_json, read_run, trained_state
 from ..runs.recipe import Evaluation, Recipe, RecipeData, Scores
 from ..runs.scores import unscored
-from .bins import LabelBins, skew_warning
+from .bins import MOST_BINS, LabelBins, skew_warning
 from .data_kinds import KINDS, Columns, DataKind, Loss, kind_of
 from .feature_smoothing import FeatureDistributionSmoothing
 from .gradient_share import weights_of_shares
-from .inputs import Inputs, missing_facts, sample_names, standard_facts
+from .inputs import Inputs, MissingFacts, missing_facts, sample_names, standard_facts
 from .losses import BalancedMSE, GaussianMixture, focal_l1_loss, focal_mse_loss, weighted_huber_loss
 from .method import SHARE, Regression, RegressionLoss, Retraining
 from .reweighting import (
@@ -59,6 +61,34 @@ SEARCHED_SHARES = (0.01, 1.0)
 """A search looks for γ where RankSim's gradient is about so many times the task's at the features."""
 
 
+class _Facts(TypedDict):
+    kind: Literal["ages", "sts-b", "table"]
+    inputs: Literal["numbers", "images", "tokens"]
+    categories: Mapping[str, list[str]]
+    mean: list[float]
+    deviation: list[Positive]
+    target_mean: float
+    target_deviation: NonNegative
+    target_scale: Positive
+    buckets: tuple[float, float, Annotated[int, between(1, MOST_BINS)]]
+    bins: tuple[float, float, Annotated[int, between(1, MOST_BINS)]]
+    counts: list[Count]
+
+
+class RankSimFacts(_Facts, total=False):
+    """What is known of the training data; the rest depends on the inputs and the loss."""
+
+    width: Annotated[int, between(0, 1_000_000)]
+    texts: Annotated[int, between(1, 1_000)]
+    mixture: tuple[list[Positive], list[float], list[Positive]]
+    columns: Mapping[str, list[str]]
+    missing: MissingFacts
+    ranksim: NonNegative
+    edges: list[float]
+    transform: Transform
+    quantiles: tuple[list[float], list[float]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class RankSimRecipe(Recipe):
     """Imbalanced regression on numbers, texts or images, with RankSim and related methods.
@@ -70,6 +100,7 @@ class RankSimRecipe(Recipe):
 
     name: ClassVar[str] = "ranksim"
     shape_facts: ClassVar[tuple[str, ...]] = ("kind", "inputs", "categories")
+    facts_kind: ClassVar[Any] = RankSimFacts
     search_space: ClassVar[Mapping[str, tuple[float, float]]] = {
         "ranksim": (1e-4, 1e3),
         "interp_strength": (0.1, 10.0),
@@ -121,8 +152,7 @@ class RankSimRecipe(Recipe):
 
     ranksim: NonNegative | None = None
     """Weight γ of RankSim; 0 turns it off. [default: ages 100, STS-B 0.0003, other images and texts 0.1, numbers alone
-    0;
-    retraining 0]"""
+    0; retraining 0]"""
 
     interp_strength: Positive = 2.0
     """Interpolation strength λ of RankSim's gradient."""
@@ -139,7 +169,7 @@ class RankSimRecipe(Recipe):
     kernel: Kernel = "gaussian"
     """Kernel of both kinds of smoothing."""
 
-    ks: PositiveInt = 5
+    ks: Annotated[int, between(1, 9_999)] = 5
     """Number of bins in the kernel's window, odd."""
 
     kernel_width: Positive = 2.0
@@ -160,7 +190,7 @@ class RankSimRecipe(Recipe):
     target_scale: Positive | None = None
     """Divisor of the targets in the loss. [default: ages 1, STS-B 5, other data their standard deviation]"""
 
-    hidden: PositiveInt = 128
+    hidden: Width = 128
     """Width of the two layers on numbers or frozen text features."""
 
     fine_tune: bool = False
@@ -171,7 +201,7 @@ class RankSimRecipe(Recipe):
     or timm:NAME, timm's network of that name with random weights.
     [default: EfficientNet-Lite0 with ImageNet weights]"""
 
-    image_size: Annotated[int, Parameter(validator=validators.Number(gte=16))] = 224
+    image_size: Annotated[int, between(16, 4_096)] = 224
     """Height and width of a view, in pixels."""
 
     augment: str | None = None
@@ -191,7 +221,11 @@ class RankSimRecipe(Recipe):
     """The facts of the run whose recipe this is; set by :meth:`as_trained`."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "data", as_path(self.data))
+        try:
+            object.__setattr__(self, "data", as_path(self.data))
+        except TypeError as error:
+            raise SettingsError(f"data: {error}") from None
+        super().__post_init__()
         columns = [self.image, *self.text, *self.features, *self.dates, *self.one_hot]
         if self.target is None and any(column is not None for column in [*columns, self.split]):
             raise SettingsError("columns are named, but not the one to predict: set target")
@@ -221,6 +255,15 @@ class RankSimRecipe(Recipe):
             raise SettingsError("augment replaces the view that keep-positions configures: leave out one of the two")
         if self.retrain_from is not None and self.ranksim:
             raise SettingsError("RankSim trains the encoder, but retraining freezes it: leave out one of the two")
+
+    def resolved(self, facts: Mapping[str, Any]) -> "RankSimRecipe":
+        kind = KINDS[facts["kind"]]
+        return replace(
+            self,
+            lr=self.lr or (1e-3 if facts["inputs"] == "numbers" else 1e-4),
+            loss=self._loss(kind),
+            ranksim=self._ranksim(kind, facts),
+        )
 
     def read(self, progress: JobProgress) -> RecipeData:
         kind = kind_of(self.data, self._columns)
@@ -300,7 +343,7 @@ class RankSimRecipe(Recipe):
                 clip=kind.smoothing_clip,
             )
         options: dict[str, Any] = {
-            "lr": self.lr or (1e-3 if facts["inputs"] == "numbers" else 1e-4),
+            "lr": self.resolved(facts).lr,
             "loss": self._make_loss(facts),
             "smoothing": smoothing,
             "bins": LabelBins.known(facts["bins"], facts["edges"]) if "edges" in facts else None,
@@ -310,7 +353,7 @@ class RankSimRecipe(Recipe):
         }
         if self.retrain_from is not None:
             return Retraining(partial(_restore_encoder, self.retrain_from, facts), encoder, head, **options)
-        weight = facts.get("ranksim", kind.ranksim) if self.ranksim is None else self.ranksim
+        weight = self._ranksim(kind, facts)
         ranksim = RankSimLoss(
             weight=weight, interp_strength=self.interp_strength, gather_distributed=True, averaged_gradients=True
         )
@@ -355,6 +398,14 @@ class RankSimRecipe(Recipe):
             f"Warning: RankSim's gradient at the features is {shares[-1]:.3g} times the task's, so that it rules the "
             "training; a smaller --ranksim lessens it",
         )
+
+    def read_columns(self, data: Path, names: Sequence[str], facts: Mapping[str, Any]) -> Mapping[str, Sequence[str]]:
+        problems: list[str] = []
+        source = read_source(as_path(data), problems, **KINDS[facts["kind"]].unseen_format)
+        at = {} if source is None else positions(source, list(names), problems)
+        if source is None or problems:
+            raise ProblemsError(problems)
+        return {name: source.texts(column) for name, column in at.items()}
 
     def prediction_columns(self, predicted: Tensor, facts: Mapping[str, Any]) -> Mapping[str, Sequence[Any]]:
         return {"prediction": predicted.tolist()}
@@ -452,6 +503,11 @@ class RankSimRecipe(Recipe):
     def _loss(self, kind: DataKind) -> Loss:
         return kind.loss if self.loss is None else self.loss
 
+    def _ranksim(self, kind: DataKind, facts: Mapping[str, Any]) -> float:
+        if self.ranksim is not None:
+            return self.ranksim
+        return 0.0 if self.retrain_from is not None else float(facts.get("ranksim", kind.ranksim))
+
     def _make_loss(self, facts: Mapping[str, Any]) -> RegressionLoss:
         name = self._loss(KINDS[facts["kind"]])
         if name in LOSSES:
@@ -487,6 +543,8 @@ def _fitted_mixture(target: Tensor, seed: int) -> list[list[float]]:
 def _restore_encoder(run: Path, facts: Mapping[str, Any], encoder: nn.Module) -> None:
     """Load the encoder of the run in that folder, after its best epoch if it was validated."""
     name, _, earlier = read_run(run)
+    if name == RankSimRecipe.name:
+        check(earlier, RankSimFacts, f"{run}: facts")
     if name != RankSimRecipe.name or any(earlier.get(key) != facts[key] for key in ("inputs", "target_mean")):
         raise SettingsError(f"{run} was not trained on these data: retrain on the same file, with the same seed")
     try:

@@ -75,7 +75,7 @@ def transform_facts(transform: TargetTransform | None) -> dict[str, Any]:
     if transform is None:
         return {}
     if isinstance(transform, QuantileTransform):
-        return {"transform": [transform.values.tolist(), transform.levels.tolist()]}
+        return {"transform": "quantile", "quantiles": [transform.values.tolist(), transform.levels.tolist()]}
     return {"transform": "log"}
 
 
@@ -84,7 +84,9 @@ def known_transform(facts: Mapping[str, Any]) -> TargetTransform | None:
     known = facts.get("transform")
     if known is None:
         return None
-    return LogTransform() if known == "log" else QuantileTransform(*torch.tensor(known, dtype=torch.float64))
+    if known == "log":
+        return LogTransform()
+    return QuantileTransform(*torch.tensor(facts["quantiles"], dtype=torch.float64))
 
 
 def _interpolated(x: Tensor, points: Tensor, values: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ..errors import ProblemsError
+from ..files import check_output_file, write_text
 from ..metrics import REGIONS, higher_is_better
 from ..output import mean_and_standard_error
 from .figure import Curve, color_variable, dashes, draw_bars, draw_curves
@@ -224,12 +225,15 @@ def write_report(runs: Sequence[Path], output: Path) -> None:
     Raises:
         ProblemsError: no runs, a folder that is not a run or is given twice, results that cannot be read, or an
             ``output`` that is a folder; with a line for each problem. Then nothing is written.
+        OutputError: the page cannot be written.
     """
     problems: list[str] = []
     if not runs:
         problems.append("no runs: name at least one folder that `dadl train` wrote")
     if output.is_dir():
         problems.append(f"{output}: is a folder; name a file for the report, such as {output / 'report.html'}")
+    else:
+        check_output_file(output)
     folders = [folder.resolve() for folder in runs]
     for folder, times in Counter(folders).items():
         if times > 1:
@@ -258,8 +262,7 @@ def write_report(runs: Sequence[Path], output: Path) -> None:
         duration=_duration,
         nan=math.nan,
     )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(page, encoding="utf-8", errors="replace")  # file names may not be valid UTF-8
+    write_text(output, page, errors="replace")  # file names may not be valid UTF-8
 
 
 def _group(runs: Iterable[Run]) -> list[Group]:

@@ -1,6 +1,5 @@
 """The results in run folders of `dadl train`. Every folder that cannot be read is reported."""
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,6 +8,8 @@ from types import NoneType
 from typing import Any
 
 from ..data.tables import TableRow, read_table
+from ..documents import read_json
+from ..errors import SettingsError
 from ..runs.folder import CONFIG, RESULTS
 from ..training.loop import LOG, VALIDATION
 
@@ -63,9 +64,9 @@ def read_results(folder: Path, name: str, problems: list[str]) -> Run | None:
 def _read_json(path: Path, name: str, problems: list[str]) -> Run | None:
     advice = "run the same `dadl train` again to rewrite it, or leave this run out"
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        problems.append(f"{path}: cannot be read ({error}); {advice}")
+        results = read_json(path)
+    except SettingsError as error:
+        problems.append(f"{error}; {advice}")
         return None
     if not isinstance(results, dict):
         results = {}

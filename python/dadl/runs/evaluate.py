@@ -1,15 +1,15 @@
 """Evaluation of trained runs, and their predictions."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning_fabric import Fabric
 from rich.console import Console
 
+from ..checks import shown
 from ..errors import SettingsError
-from ..files import write_csv
+from ..files import check_output_file, write_csv
 from ..options import Device
 from ..output import JobProgress, rich_table
 from ..training.checkpoints import load_checkpoint
@@ -17,7 +17,7 @@ from ..training.fabric import make_fabric
 from ..training.loop import predict
 from ..training.method import Method
 from .folder import as_json, trained_checkpoint
-from .recipe import Recipe, Scores
+from .recipe import Recipe, Scores, build_method
 from .scores import prediction_rows, score_cells
 
 
@@ -29,15 +29,18 @@ class TrainedRun:
     recipe: Recipe
     facts: Mapping[str, Any]
 
-    def method(self, fabric: Fabric) -> Method:
-        """The method after its best epoch."""
-        method = self.recipe.make_method(self.facts)
-        load_checkpoint(fabric, trained_checkpoint(self.folder), {"method": method})
+    def method(self) -> Method:
+        """The method after its best epoch; raises a :class:`.UserError` if it cannot be made or loaded."""
+        method = build_method(self.recipe, self.facts)
+        load_checkpoint(trained_checkpoint(self.folder), {"method": method})
         return method
 
 
 def evaluate_run(run: TrainedRun, part: Literal["test", "val"], device: Device, console: Console) -> Scores:
-    """Evaluate a trained run on the data of its recipe, and return the scores."""
+    """Evaluate a trained run on the data of its recipe, and return the scores.
+
+    Raises a :class:`.UserError` if the run cannot be loaded, its data cannot be used, or a prediction is not finite.
+    """
     recipe = run.recipe
     fabric = make_fabric(device, recipe.precision)
     if not fabric.is_global_zero:
@@ -47,24 +50,38 @@ def evaluate_run(run: TrainedRun, part: Literal["test", "val"], device: Device, 
     own = as_json(task.facts)
     for name in recipe.shape_facts:
         if own[name] != run.facts[name]:
-            raise SettingsError(f"{recipe.data} has other {name} than the run: {own[name]} and not {run.facts[name]}")
+            raise SettingsError(
+                f"{recipe.data} has other {name} than the run: {shown(own[name])} and not {shown(run.facts[name])}"
+            )
     evaluation = task.test if part == "test" else task.validation
     if evaluation is None:
         raise SettingsError(f"{recipe.data} has no validation samples")
-    table = evaluation.score(predict(fabric, run.method(fabric), evaluation.loader))
+    table = evaluation.score(predict(fabric, run.method(), evaluation.loader))
     console.print(rich_table(f"{run.folder}, {part}", score_cells(table)))
     return table
 
 
-def predict_run(run: TrainedRun, data: Path, output: Path, device: Device, console: Console) -> None:
-    """Predict samples without a target, and write their names and predictions to a CSV file."""
+def predict_run(
+    run: TrainedRun, data: Path, output: Path, device: Device, console: Console, keep: Sequence[str] = ()
+) -> None:
+    """Predict samples without a target, and write their names and predictions to a CSV file.
+
+    ``keep`` names columns of a table to copy beside the predictions. Raises as :func:`evaluate_run`; then nothing is
+    written.
+    """
+    check_output_file(output)
     recipe = run.recipe
     fabric = make_fabric(device, recipe.precision)
     if not fabric.is_global_zero:
         console = Console(quiet=True)
+    kept = recipe.read_columns(data, keep, run.facts) if keep else {}
     with JobProgress(console) as progress:
         unseen = recipe.read_unseen(data, run.facts, progress)
-    predicted = predict(fabric, run.method(fabric), unseen.loader)
+    predicted = recipe.prediction_columns(predict(fabric, run.method(), unseen.loader), run.facts)
+    if repeated := [name for name in kept if name in ("name", *predicted)]:
+        raise SettingsError(
+            f"keep: the predictions have a column {repeated[0]!r} of their own; rename the one in {data}"
+        )
     if fabric.is_global_zero:
-        write_csv(output, prediction_rows(unseen, recipe.prediction_columns(predicted, run.facts)))
+        write_csv(output, prediction_rows(unseen, {**kept, **predicted}))
     console.print(f"Wrote {len(unseen.names)} predictions to {output}", soft_wrap=True)

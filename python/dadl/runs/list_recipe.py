@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
-from cyclopts import Parameter, validators
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -17,7 +16,7 @@ from ..data.rows import ChosenRows, tensor_loader
 from ..errors import SettingsError
 from ..networks.user_views import training_view
 from ..networks.views import View, stored_size
-from ..options import Flag, Positive, PositiveInt
+from ..options import Flag, Positive, PositiveInt, between
 from ..output import JobProgress
 from .recipe import Evaluation, Recipe, RecipeData, Scores
 from .scores import unscored
@@ -29,7 +28,7 @@ LabelT = TypeVar("LabelT")
 class ListRecipe(Recipe, Generic[LabelT]):
     """A recipe on a folder with train_LABELS.txt, train_100.txt, test.txt and optionally val.txt."""
 
-    labels: Annotated[int, Parameter(validator=validators.Number(gte=1, lte=100))]
+    labels: Annotated[int, between(1, 100)]
     """Percentage of labels, which selects the labelled list; the rest of train_100.txt is used without labels."""
 
     epochs: PositiveInt = 120
@@ -41,7 +40,7 @@ class ListRecipe(Recipe, Generic[LabelT]):
     lr: Positive = 1e-3
     """Learning rate of the backbone; layers trained from scratch have ten times as much."""
 
-    image_size: Annotated[int, Parameter(validator=validators.Number(gte=32))] = 224
+    image_size: Annotated[int, between(32, 4_096)] = 224
     """Height and width of a view, in pixels."""
 
     augment: str | None = None

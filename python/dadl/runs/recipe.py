@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ..checks import check_fields
+from ..errors import SettingsError, UserError
 from ..options import Positive, PositiveInt, Seed
 from ..output import JobProgress
 from ..training.method import Method
@@ -37,8 +39,9 @@ class RecipeData:
     """The data of a recipe, read and checked.
 
     ``facts``: what :meth:`Recipe.make_method` needs to know about the training data, as JSON values. ``sizes``: the
-    number of samples in each part. ``fingerprints``: digests of everything read for each part, including targets, see
-    :func:`.fingerprint`. ``loader``: training batches. ``notes``: sentences about the data to show before training.
+    number of samples in each part, first that which is trained on. ``fingerprints``: digests of everything read for
+    each part, including targets, see :func:`.fingerprint`. ``loader``: training batches. ``notes``: sentences about the
+    data to show before training.
     """
 
     facts: Mapping[str, Any]
@@ -59,6 +62,9 @@ class Recipe(ABC):
 
     shape_facts: ClassVar[tuple[str, ...]] = ()
     """Facts that determine inputs and outputs of a method; other data for its evaluation must share them."""
+
+    facts_kind: ClassVar[Any] = Mapping[str, Any]
+    """The type of its facts, by which those in the folder of a run are checked."""
 
     search_space: ClassVar[Mapping[str, tuple[float, float]]] = {}
     """Settings that ``--search`` tunes on validation, each in a range of positive numbers."""
@@ -90,6 +96,16 @@ class Recipe(ABC):
     seed: Seed = 0
     """Seed of everything random."""
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def resolved(self, facts: Mapping[str, Any]) -> "Recipe":
+        """These settings with a value in place of each default that depends on the kind of data or on other settings.
+
+        What is computed from the values of the training data, such as their deviation, stays a fact.
+        """
+        return self
+
     @abstractmethod
     def read(self, progress: JobProgress) -> RecipeData:
         """Read and check everything in ``data``; raises a ``ValueError`` with a line for each problem."""
@@ -114,6 +130,21 @@ class Recipe(ABC):
     def read_unseen(self, data: Path, facts: Mapping[str, Any], progress: JobProgress) -> Evaluation:
         """Samples without a target, which cannot be scored."""
 
+    def read_columns(self, data: Path, names: Sequence[str], facts: Mapping[str, Any]) -> Mapping[str, Sequence[str]]:
+        """Columns of unseen samples, to be kept beside the predictions; raises a :class:`.UserError` without them."""
+        raise SettingsError(f"keep names columns of a table, but the samples of {self.name} are images named in a list")
+
     @abstractmethod
     def prediction_columns(self, predicted: Tensor, facts: Mapping[str, Any]) -> Mapping[str, Sequence[Any]]:
         """Columns of ``predictions.csv``, from the predictions for all samples."""
+
+
+def build_method(recipe: Recipe, facts: Mapping[str, Any]) -> Method:
+    """The recipe's method; raises a :class:`.SettingsError` if settings and facts do not make one."""
+    try:
+        return recipe.make_method(facts)
+    except UserError:
+        raise
+    except Exception as error:  # such as memory that is not there
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise SettingsError(f"these settings make no method of {recipe.name}: {reason[:300]}") from error

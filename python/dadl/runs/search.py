@@ -91,7 +91,7 @@ class Search:
         return replace(self.recipe, **best.params), self.folder / f"trial-{best.number}"
 
     def write(self, console: Console) -> None:
-        """Show all trials, and write them and a figure to the folder."""
+        """Write all trials and a figure to the folder, and show them."""
         best = self.study.best_trial.number
         rows: list[dict[str, Any]] = [
             {"trial": trial.number, **trial.params, "validation": _value(trial), "state": trial.state.name.lower()}
@@ -103,9 +103,9 @@ class Search:
         for row in rows:
             shown = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()]
             table.add_row(*shown, style="bold" if row["trial"] == best else None)
-        console.print(table)
         write_csv(self.folder / TRIALS, rows)
         save_figure(self._draw(best), self.folder / FIGURE)
+        console.print(table)
 
     def _draw(self, best: int) -> Figure:
         """Plot validation against each setting."""

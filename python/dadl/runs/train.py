@@ -1,9 +1,8 @@
 """Training of a recipe into the folder of a run, resuming, and the final test."""
 
-import json
-import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import MISSING, asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -17,14 +16,26 @@ from rich.console import Console
 
 from dadl_ext import build_info
 
+from ..checks import check, shown
 from ..errors import SettingsError
-from ..files import remove_leftovers, replace_file, write_csv
+from ..files import check_output_folder, locked, remove_leftovers, write_csv, write_text
 from ..options import Device, Flag, PositiveInt
 from ..output import JobProgress, environment, markdown_table, rich_table, write_json
 from ..training.fabric import make_fabric
 from ..training.loop import LAST, VALIDATION, EpochLog, best_epoch, fit, predict
-from .folder import CONFIG, JOURNAL, PREDICTIONS, RESULTS, RUN, TABLE, as_json, read_run
-from .recipe import Recipe, RecipeData, Scores
+from .folder import (
+    CONFIG,
+    JOURNAL,
+    PREDICTIONS,
+    RESULTS,
+    RUN,
+    TABLE,
+    as_json,
+    digest,
+    read_beginning,
+    read_run,
+)
+from .recipe import Recipe, RecipeData, Scores, build_method
 from .scores import prediction_rows, score_cells
 
 
@@ -47,6 +58,9 @@ class RunOptions:
     tensorboard: Flag = False
     """Also log for TensorBoard, into the folder of the run."""
 
+    trust_code: Flag = False
+    """Execute the code that a config file names as backbone or augment; what the command line names always is."""
+
 
 def train_run(recipe: Recipe, options: RunOptions, console: Console) -> Scores:
     """Train, test once at the end, and write everything to the folder of the run. Returns the test scores.
@@ -57,6 +71,7 @@ def train_run(recipe: Recipe, options: RunOptions, console: Console) -> Scores:
     settings or the folder.
     """
     output = Path(f"dadl-train-{recipe.name}") if options.output is None else options.output
+    check_output_folder(output)
     _check_folder(output, recipe, options)
     # Flush every few seconds, in case the process is killed.
     loggers = [TensorBoardLogger(output, name=None, version="tensorboard", flush_secs=5)] if options.tensorboard else []
@@ -65,23 +80,41 @@ def train_run(recipe: Recipe, options: RunOptions, console: Console) -> Scores:
         raise SettingsError(f"a search trains in one process, not in {fabric.world_size}")
     if not fabric.is_global_zero:
         console = Console(quiet=True)
-    try:
-        with JobProgress(console) as progress:
-            task = recipe.read(progress)
-            console.print(
-                f"{recipe.data}: " + ", ".join(f"{n} {part}" for part, n in task.sizes.items()), soft_wrap=True
-            )
-            for note in task.notes:
-                console.print(note, soft_wrap=True)
-            if options.search is not None:
-                recipe, output = _search(recipe, task, output, options.search, fabric, progress, console)
-            run = _Run(recipe, task, output, fabric)
-            run.on_remark = partial(console.print, soft_wrap=True)
-            run.train(progress)
-    finally:
+    elif output.is_dir():
+        with locked(output):  # before the data are read, which may take long
+            pass
+    with ExitStack() as stack:
         for logger in loggers:
-            logger.finalize("")  # writes what is still buffered
-    return run.test(console)
+            stack.callback(logger.finalize, "")  # writes what is still buffered
+        progress = stack.enter_context(JobProgress(console))
+        task = recipe.read(progress)
+        _describe(recipe, task, fabric.world_size, console)
+        if fabric.is_global_zero:
+            stack.enter_context(locked(output))
+            _check_folder(output, recipe, options)  # once more, now that no other process can write to it
+        recipe = recipe.resolved(_begun(recipe, _beginning(recipe, task), output)["facts"])
+        if options.search is not None:
+            recipe, output = _search(recipe, task, output, options.search, fabric, progress, console)
+        run = _Run(recipe, task, output, fabric)
+        run.on_remark = partial(console.print, soft_wrap=True)
+        run.train(progress)
+        table = run.test()
+    # Nothing is lost if the console cannot show it.
+    console.print(rich_table(f"Test of {recipe.name}", score_cells(table)))
+    console.print(f"Wrote checkpoints, log, table, results and predictions to {output}", soft_wrap=True)
+    return table
+
+
+def _describe(recipe: Recipe, task: RecipeData, processes: int, console: Console) -> None:
+    console.print(f"{recipe.data}: " + ", ".join(f"{n} {part}" for part, n in task.sizes.items()), soft_wrap=True)
+    for note in task.notes:
+        console.print(note, soft_wrap=True)
+    rows, batch = len(task.loader.dataset), recipe.batch_size * processes  # type: ignore[arg-type]
+    if batch > rows:
+        console.print(
+            f"A batch of {batch} is larger than the {rows} training samples: each step takes all of them",
+            soft_wrap=True,
+        )
 
 
 class _Run:
@@ -104,7 +137,7 @@ class _Run:
             remove_leftovers(self.folder)
             self._write_beginning()
         torch.manual_seed(recipe.seed)
-        self.method = recipe.make_method(self.facts)
+        self.method = build_method(recipe, self.facts)
         batches = -(-len(task.loader) // fabric.world_size)
         progress.start("Training", total=recipe.epochs * -(-batches // recipe.accumulate))
 
@@ -131,19 +164,15 @@ class _Run:
         )
         self.seconds = time.perf_counter() - started
 
-    def test(self, console: Console) -> Scores:
-        """Evaluate the test samples, and write and show the results of the run."""
+    def test(self) -> Scores:
+        """Evaluate the test samples, and write the results of the run."""
         recipe, part = self.recipe, self.task.test
         predicted = predict(self.fabric, self.method, part.loader)
         table = part.score(predicted)
-        title = f"Test of {recipe.name}"
-        console.print(rich_table(title, score_cells(table)))
         if self.fabric.is_global_zero:
-            text = f"**{title}**\n\n{markdown_table(score_cells(table))}\n"
-            (self.folder / TABLE).write_text(text, encoding="utf-8")
-            write_csv(
-                self.folder / PREDICTIONS, prediction_rows(part, recipe.prediction_columns(predicted, self.facts))
-            )
+            write_text(self.folder / TABLE, f"**Test of {recipe.name}**\n\n{markdown_table(score_cells(table))}\n")
+            columns = recipe.prediction_columns(predicted, self.facts)
+            write_csv(self.folder / PREDICTIONS, prediction_rows(part, columns))
             results = {
                 "recipe": recipe.name,
                 "settings": settings_of(recipe),
@@ -156,8 +185,7 @@ class _Run:
                 "history": self.history,
                 "test": {row: dict(columns) for row, columns in table.items()},
             }
-            replace_file(self.folder / RESULTS, lambda path: write_json(path, results))
-            console.print(f"Wrote checkpoints, log, table, results and predictions to {self.folder}", soft_wrap=True)
+            write_json(self.folder / RESULTS, results)
         self.fabric.barrier()
         return table
 
@@ -170,10 +198,10 @@ class _Run:
 
     def _write_beginning(self) -> None:
         """Write what identifies the run, before its first checkpoint."""
-        settings = yaml.safe_dump(settings_of(self.recipe), sort_keys=False)
-        config = f"# dadl train {self.recipe.name} --config {CONFIG}\n{settings}"
-        replace_file(self.folder / RUN, lambda path: write_json(path, self.beginning))
-        replace_file(self.folder / CONFIG, lambda path: _write_text(path, config))
+        settings = settings_of(self.recipe)
+        comment = f"# dadl train {self.recipe.name} --config {CONFIG}\n"
+        write_text(self.folder / CONFIG, comment + yaml.safe_dump(settings, sort_keys=False))
+        write_json(self.folder / RUN, self.beginning | {"digest": digest(self.beginning, settings)})
 
 
 def _search(
@@ -213,7 +241,6 @@ def _search(
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:
     """The settings as plain values, without ``None``, and with absolute paths."""
-
     return {key: _plain(value) for key, value in asdict(recipe).items() if value is not None}
 
 
@@ -246,12 +273,12 @@ def _begun(recipe: Recipe, beginning: dict[str, Any], folder: Path) -> dict[str,
     """
     if not (folder / LAST).exists():
         return beginning
-    began: dict[str, Any] = json.loads((folder / RUN).read_text(encoding="utf-8"))
-    facts = {name: fact for name, fact in beginning["facts"].items() if name in began.get("facts", {})}
+    began = read_beginning(folder)
+    facts = {name: fact for name, fact in beginning["facts"].items() if name in began["facts"]}
     beginning = beginning | {"facts": facts}
-    if began == beginning:
-        return began
-    differ = lambda key: [part for part in beginning[key] if began.get(key, {}).get(part) != beginning[key][part]]
+    if all(began[key] == value for key, value in beginning.items()):
+        return {key: began[key] for key in beginning}
+    differ = lambda key: [part for part in beginning[key] if began[key].get(part) != beginning[key][part]]
     if sizes := differ("samples"):
         what = ", ".join(
             f"{part} had {began['samples'].get(part)} samples and not {beginning['samples'][part]}" for part in sizes
@@ -259,7 +286,7 @@ def _begun(recipe: Recipe, beginning: dict[str, Any], folder: Path) -> dict[str,
     elif parts := differ("fingerprints"):
         what = f"as many samples, but other values, names, images or another order in {', '.join(parts)}"
     else:
-        what = f"other {', '.join(differ('facts'))}"
+        what = f"other {', '.join(differ('facts')) or 'facts'}"
     raise SettingsError(
         f"{recipe.data} has changed since the run in {folder} began: {what}; resume with the data as they were, or "
         "choose another folder with --output"
@@ -267,9 +294,7 @@ def _begun(recipe: Recipe, beginning: dict[str, Any], folder: Path) -> dict[str,
 
 
 def _check_folder(output: Path, recipe: Recipe, options: RunOptions) -> None:
-    place = next(folder for folder in (output, *output.absolute().parents) if os.path.exists(folder))
-    if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
-        raise SettingsError(f"cannot write to {output}: {place} is not a writable folder; choose --output")
+    """Refuse a folder that holds another run, or this one if it is not to be resumed."""
     searched = (output / JOURNAL).exists()
     begun = output / "trial-0" / CONFIG if searched else output / LAST
     if not begun.exists():
@@ -278,18 +303,22 @@ def _check_folder(output: Path, recipe: Recipe, options: RunOptions) -> None:
         raise SettingsError(f"{output} holds a run: --resume continues it, or choose another folder with --output")
     if searched != (options.search is not None):
         raise SettingsError(f"{output} holds a {'search' if searched else 'run'}; choose another folder with --output")
-    _, settings, _ = read_run(output / "trial-0" if searched else output)
-    settings = _defaults(recipe) | settings  # a run of an earlier version has no settings that came later
-    own = settings_of(recipe)
+    folder = output / "trial-0" if searched else output
+    name, settings, facts = read_run(folder)
+    if name != recipe.name:
+        raise SettingsError(
+            f"{output} holds a run of {name}, not of {recipe.name}; choose another folder with --output"
+        )
+    check(facts, recipe.facts_kind, f"{folder / RUN}: facts")
+    # Version 0.1.0 did not write what depends on the data, and an earlier one has no settings that came later.
+    settings = _defaults(recipe) | settings
+    own, resolved = settings_of(recipe), settings_of(recipe.resolved(facts))
     compared = {*own, *settings} - set(recipe.search_space if searched else ())
-    changed = sorted(key for key in compared if own.get(key) != settings.get(key))
+    changed = sorted(key for key in compared if settings.get(key) not in (own.get(key), resolved.get(key)))
     if changed:
-        shown = ", ".join(f"{key} {settings.get(key)} and not {own.get(key)}" for key in changed)
-        raise SettingsError(f"{output} holds a run with other settings: {shown}; choose another folder with --output")
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+        named = lambda value: f"{value:.100}" if isinstance(value, str) else shown(value)
+        told = ", ".join(f"{key} {named(settings.get(key))} and not {named(own.get(key))}" for key in changed)
+        raise SettingsError(f"{output} holds a run with other settings: {told}; choose another folder with --output")
 
 
 def _progress_line(row: EpochLog, epochs: int) -> str:

@@ -1,8 +1,8 @@
 """``dadl train self-tuning``: fine-tune EfficientNet-Lite0 on lists of classes, with and without labels."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar, Literal, TypedDict
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from ..data.rows import ChosenRows
 from ..errors import SettingsError
 from ..networks.efficientnet import FEATURES, efficientnet_lite0
 from ..networks.views import View
-from ..options import Fraction, Positive, PositiveInt
+from ..options import Fraction, Positive, Width, between
 from ..runs.list_recipe import ListRecipe
 from ..runs.recipe import Scores
 from ..runs.scores import class_columns, class_scores
@@ -22,21 +22,28 @@ from .method import UNLABELLED, FineTuning, FixMatch, SelfTuning, paired_loader
 METHOD_THRESHOLDS: dict[str, float] = {"self-tuning": 0.0, "fixmatch": 0.95, "fine-tuning": 0.0}
 
 
+class SelfTuningFacts(TypedDict):
+    """What is known of the training data."""
+
+    classes: Annotated[int, between(1, 1_000_000)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class SelfTuningRecipe(ListRecipe[int]):
     """Image classification with few labels on a pre-trained backbone, with Self-Tuning or a baseline."""
 
     name: ClassVar[str] = "self-tuning"
     shape_facts: ClassVar[tuple[str, ...]] = ("classes",)
+    facts_kind: ClassVar[Any] = SelfTuningFacts
     search_space: ClassVar[Mapping[str, tuple[float, float]]] = {"lr": (1e-4, 1e-1), "temperature": (0.02, 1.0)}
 
     method: Literal["self-tuning", "fixmatch", "fine-tuning"] = "self-tuning"
     """Self-Tuning or a baseline."""
 
-    projection_size: PositiveInt = 1024
+    projection_size: Width = 1024
     """Size of queries and keys (self-tuning)."""
 
-    slots: PositiveInt = 32
+    slots: Width = 32
     """Keys per class in the queue (self-tuning)."""
 
     temperature: Positive = 0.07
@@ -50,8 +57,17 @@ class SelfTuningRecipe(ListRecipe[int]):
     views]"""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.augment is not None and self.flip is not None and self.method != "fixmatch":
             raise SettingsError("augment replaces the view that flip configures: leave out one of the two")
+
+    def resolved(self, facts: Mapping[str, Any]) -> "SelfTuningRecipe":
+        built_in = self.augment is None or self.method == "fixmatch"  # views that may mirror
+        return replace(
+            self,
+            threshold=METHOD_THRESHOLDS[self.method] if self.threshold is None else self.threshold,
+            flip=self.flip is not False if built_in else self.flip,
+        )
 
     def view(self) -> View:
         return self.make_view(crop_area=0.2, operations=2, cutout=0.5, flip=self.flip is not False)
@@ -65,7 +81,8 @@ class SelfTuningRecipe(ListRecipe[int]):
     def make_method(self, facts: Mapping[str, Any]) -> FineTuning:
         backbone, num_classes = efficientnet_lite0(), facts["classes"]
         view = self.view()
-        threshold = METHOD_THRESHOLDS[self.method] if self.threshold is None else self.threshold
+        threshold = self.resolved(facts).threshold
+        assert threshold is not None
         if self.method == "fine-tuning":
             return FineTuning(backbone, FEATURES, num_classes, view, lr=self.lr)
         if self.method == "fixmatch":

@@ -4,14 +4,21 @@ import atexit
 import os
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from lightning_fabric import Fabric
 
+from ..errors import SettingsError
 from ..options import Device
 
 
 def make_fabric(device: Device, precision: Any = "32", loggers: Any = ()) -> Fabric:
-    """A Fabric for one process, or under ``torchrun`` for all its processes on all nodes."""
+    """A Fabric for one process, or under ``torchrun`` for all its processes on all nodes.
+
+    Raises a :class:`.SettingsError` if there is no such device.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SettingsError("device cuda: PyTorch finds no GPU that it can use; choose --device cpu")
     local, world = (int(os.environ.get(name, 1)) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
     strategy = "ddp" if world > 1 else "auto"
     fabric = Fabric(

@@ -1,7 +1,8 @@
 """The training loop that all methods share. Lightning Fabric handles devices, precision and processes."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -16,7 +17,15 @@ from torch.utils.data import DataLoader
 
 from ..errors import UserError
 from ..files import write_csv
-from .checkpoints import CheckpointError, load_checkpoint, save_checkpoint
+from .checkpoints import (
+    CheckpointError,
+    check_kind,
+    check_optimizer,
+    load_checkpoint,
+    not_finite,
+    save_checkpoint,
+    tensors_of,
+)
 from .method import Method
 
 LAST, BEST, LOG = "last.ckpt", "best.ckpt", "log.csv"
@@ -72,7 +81,8 @@ def fit(
     Raises:
         ValueError: invalid settings, or a loader without batches.
         CheckpointError: a checkpoint in ``folder`` that is damaged or belongs to another training run.
-        TrainingError: a training loss that is NaN or infinite; the last checkpoint is kept.
+        TrainingError: a training loss, parameter or prediction that is NaN or infinite; the last checkpoint is kept.
+        OutputError: files that cannot be written; the last checkpoint is kept.
     """
     _check_settings(epochs, accumulate, folder, checkpoint_every, validate, patience)
     training = _Training(fabric, method, loader, epochs, seed, accumulate, folder, checkpoint_every)
@@ -99,6 +109,21 @@ class Position:
     history: list[EpochLog] = field(default_factory=list)
     done: int = 0
     total: float = 0.0
+
+    def check(self, steps: int) -> None:
+        """Raise a ``ValueError`` if this cannot be a position in a training with that many steps per epoch."""
+        if not (isinstance(self.done, int) and 0 <= self.done < steps):
+            raise ValueError(f"{self.done!r:.40} steps of an epoch with {steps}")
+        if not (isinstance(self.total, float) and math.isfinite(self.total)):
+            raise ValueError(f"a sum of losses of {self.total!r:.40}")
+        if not isinstance(self.history, list):
+            raise ValueError("its log is no list of epochs")
+        for epoch, row in enumerate(self.history, start=1):
+            numbers = isinstance(row, dict) and all(isinstance(value, int | float) for value in row.values())
+            if not numbers or row.keys() != self.history[0].keys() or not {"loss", "lr"} <= row.keys():
+                raise ValueError(f"the log of epoch {epoch} is not a row of numbers like the others")
+            if (row.get("epoch"), row.get("step")) != (epoch, epoch * steps) or not math.isfinite(row["loss"]):
+                raise ValueError(f"the log of epoch {epoch} is of another training")
 
 
 class _Training:
@@ -130,16 +155,32 @@ class _Training:
         optimizer, self.scheduler = method.configure_optimizer(epochs * self.steps)
         self.module, self.optimizer = fabric.setup(method, optimizer)
         self.position = Position()
+        self.lr = float(self.optimizer.optimizer.param_groups[0]["lr"])
+        self.infinite = not_finite(tensors_of(method))  # from the beginning, such as a mask
 
     def resume(self, validated: bool) -> None:
         """Continue from the folder's checkpoint, if there is one."""
         if self.folder is None or not (self.folder / LAST).exists():
             return
         state = self._state()
-        load_checkpoint(self.fabric, self.folder / LAST, state)
-        self.fabric.strategy.precision.load_state_dict(state["precision"])
+        groups = [dict(group) for group in self.optimizer.optimizer.param_groups]
+        schedule, precision = self.scheduler.state_dict(), state["precision"]
+        load_checkpoint(self.folder / LAST, state)
         _check_resumed(self.fabric, self.folder, state, self.steps, validated)
         self.position = Position(state["history"], state["done"], state["total"])
+        try:
+            self.position.check(self.steps)
+            check_optimizer(self.optimizer.optimizer, groups)
+            check_kind(schedule, self.scheduler.state_dict(), "the schedule")
+            check_kind(precision, state["precision"], "the precision")
+            made = len(self.position.history) * self.steps + self.position.done
+            if self.scheduler.last_epoch != made:
+                raise ValueError(f"its schedule is {self.scheduler.last_epoch} steps old and not {made}")
+        except ValueError as error:
+            raise CheckpointError(
+                f"{self.folder / LAST} cannot be continued ({error}): put it back, or start over in another folder"
+            ) from None
+        self.fabric.strategy.precision.load_state_dict(state["precision"])
 
     def train_epoch(self, on_step: Callable[[], None] | None) -> float:
         """Make the remaining steps of the current epoch and return its mean loss."""
@@ -163,6 +204,7 @@ class _Training:
             if due and position.done < self.steps:  # the epoch ends with a checkpoint anyway
                 total = _mean_over_processes(self.fabric, total)
                 position.total = total.item()
+                self._check_finite(position.total, epoch + 1)
                 self._save()
                 self._draw_from(epoch, position.done)
         return (_mean_over_processes(self.fabric, total) / len(self.batches)).item()
@@ -170,7 +212,7 @@ class _Training:
     def _step(self, group: Sequence[Any], total: Tensor) -> None:
         """Make one step on the mean gradient of a group of batches, and add their losses to ``total``."""
         for i, batch in enumerate(group, start=1):
-            with self.fabric.no_backward_sync(self.module, enabled=i < len(group)):
+            with self.fabric.no_backward_sync(self.module, enabled=i < len(group)), self._diverging():
                 loss = self.module(batch)
                 self.fabric.backward(loss / len(group))
             total += loss.detach()
@@ -183,13 +225,10 @@ class _Training:
     def end_epoch(self, loss: float, validate: Callable[[], Mapping[str, float]] | None) -> None:
         """Validate and log the epoch just trained, and write its files."""
         position, epoch = self.position, len(self.position.history) + 1
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"the training loss of epoch {epoch} is {loss} (learning rate {self.lr:g}): lower the learning rate, "
-                "or look for targets and inputs of extreme size"
-            )
         _share_buffers(self.fabric, self.method)  # all processes gather statistics of the same network
-        self.method.after_epoch(epoch, self.batches)
+        self._check_finite(loss, epoch)
+        with self._diverging():
+            self.method.after_epoch(epoch, self.batches)
         _share_buffers(self.fabric, self.method)
         log: EpochLog = {"epoch": epoch, "step": epoch * self.steps, "loss": loss, "lr": self.lr}
         log |= self.method.epoch_log()
@@ -208,7 +247,7 @@ class _Training:
     def restore_best(self) -> None:
         """Restore the method after its best epoch."""
         assert self.folder is not None
-        load_checkpoint(self.fabric, self.folder / BEST, {"method": self.module})
+        load_checkpoint(self.folder / BEST, {"method": self.module})
 
     def _state(self) -> dict[str, Any]:
         """The contents of a checkpoint."""
@@ -227,6 +266,27 @@ class _Training:
     def _save(self) -> None:
         if self.folder is not None:
             save_checkpoint(self.fabric, self.folder / LAST, self._state())
+
+    def _check_finite(self, loss: float, epoch: int) -> None:
+        """Before a checkpoint replaces the last good one."""
+        if not math.isfinite(loss):
+            raise self._diverged(f"the training loss of epoch {epoch} is {loss}")
+        if spoilt := not_finite(tensors_of(self.method)) - self.infinite:
+            raise self._diverged(f"{min(spoilt)} of the method is NaN or infinite in epoch {epoch}")
+
+    @contextmanager
+    def _diverging(self) -> Iterator[None]:
+        """What a method finds not to be finite, such as a loss in a batch, ends the training with a sentence."""
+        try:
+            yield
+        except FloatingPointError as error:
+            raise self._diverged(str(error)) from error
+
+    def _diverged(self, what: str) -> TrainingError:
+        return TrainingError(
+            f"{what} (learning rate {self.lr:g}): lower the learning rate, or look for targets and inputs of "
+            "extreme size"
+        )
 
     def _draw_from(self, epoch: int, done: int) -> None:
         """Seed all random numbers from here on."""
@@ -267,9 +327,9 @@ def _check_settings(
 def _check_resumed(fabric: Fabric, folder: Path, state: Mapping[str, Any], steps: int, validated: bool) -> None:
     if (state["steps"], state["processes"]) != (steps, fabric.world_size):
         raise CheckpointError(
-            f"{folder / LAST} is of a training with {state['steps']} steps per epoch in {state['processes']} "
-            f"process(es), not {steps} in {fabric.world_size}: resume with the same data and as many processes, or "
-            "start over in another folder"
+            f"{folder / LAST} is of a training with {state['steps']!r:.40} steps per epoch in "
+            f"{state['processes']!r:.40} process(es), not {steps} in {fabric.world_size}: resume with the "
+            "same data and as many processes, or start over in another folder"
         )
     if validated and state["history"] and not (folder / BEST).exists():
         raise CheckpointError(
@@ -298,7 +358,7 @@ def predict(
     """Predictions for every sample of an unshuffled loader, in order, on the CPU.
 
     The inputs are the first element of each batch. ``output`` is called instead of ``method.predict``, e.g. the
-    method's encoder to get features.
+    method's encoder to get features. Raises a :class:`TrainingError` if a prediction is NaN or infinite.
     """
     output = method.predict if output is None else output
     batches = cast("DataLoader[Any]", fabric.setup_dataloaders(loader))
@@ -310,4 +370,11 @@ def predict(
         gathered = [torch.empty_like(predictions) for _ in range(fabric.world_size)]
         dist.all_gather(gathered, predictions)
         predictions = torch.stack(gathered, dim=1).flatten(0, 1)[: len(loader.dataset)]  # type: ignore[arg-type]
-    return predictions.float().cpu()
+    predictions = predictions.float().cpu()
+    wrong = (~predictions.isfinite()).flatten(1).any(dim=1) if predictions.dim() > 1 else ~predictions.isfinite()
+    if bool(wrong.any()):
+        raise TrainingError(
+            f"{int(wrong.sum())} of {len(wrong)} predictions are NaN or infinite, first that of sample "
+            f"{int(wrong.nonzero()[0]) + 1}: train with a lower learning rate, or look for inputs of extreme size"
+        )
+    return predictions

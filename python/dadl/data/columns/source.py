@@ -1,7 +1,7 @@
 """What every table offers, whether its columns are text or have types."""
 
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -35,11 +35,14 @@ class Source(Protocol):
     def is_time(self, column: int) -> bool: ...
 
 
-def read_source(path: Path, problems: list[str]) -> Source | None:
-    """A delimited file, a parquet or Arrow file, or a frame; ``None`` if it cannot be read, which is then a problem."""
+def read_source(path: Path, problems: list[str], **text: Any) -> Source | None:
+    """A delimited file, a parquet or Arrow file, or a frame; ``None`` if it cannot be read, which is then a problem.
+
+    ``text`` says how :func:`.read_table` reads a delimited file.
+    """
     if is_arrow(path):
         return read_arrow(path, problems)
-    table = read_table(path, problems)
+    table = read_table(path, problems, **text)
     return table if table.header else None
 
 

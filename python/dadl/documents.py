@@ -1,0 +1,99 @@
+"""JSON and YAML files that people or accidents may have changed: read strictly, or refused with a sentence."""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .errors import SettingsError
+
+MOST_BYTES = 64 << 20
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file.
+
+    Raises a :class:`.SettingsError` if it cannot be read, is not JSON (which has neither NaN nor infinity), is nested
+    too deeply, or names a key twice.
+    """
+    return _parsed(
+        path, lambda text: json.loads(text, object_pairs_hook=_mapping, parse_constant=_no_constant, parse_int=_integer)
+    )
+
+
+def read_yaml(path: Path) -> dict[Any, Any]:
+    """The mapping in a YAML file; an empty file is an empty one.
+
+    Raises a :class:`.SettingsError` if it cannot be read, is not YAML, holds something else than a mapping, names a key
+    twice, or has tags or aliases, which settings do not need.
+    """
+    value = _parsed(path, _load_yaml)
+    if not isinstance(value, dict | None):
+        raise SettingsError(
+            f"{path}: cannot be read (expected lines such as 'epochs: 30', got a {type(value).__name__})"
+        )
+    return value or {}
+
+
+def _parsed(path: Path, parse: Callable[[str], Any]) -> Any:
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            raise ValueError(f"it has more than {MOST_BYTES >> 20} MiB")
+        return parse(content.decode("utf-8"))
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except RecursionError:
+        raise SettingsError(f"{path}: cannot be read (it is nested too deeply)") from None
+    except ValueError as error:
+        raise SettingsError(f"{path}: cannot be read ({str(error)[:300]})") from None
+
+
+def _load_yaml(text: str) -> Any:
+    import yaml  # only commands that read settings need it
+
+    class Loader(yaml.SafeLoader):
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.YAMLError(f"line {self.line + 1}: an alias; write the value itself")
+            return super().compose_node(parent, index)
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            return _mapping([tuple(self.construct_object(part, True) for part in pair) for pair in node.value])
+
+        def construct_yaml_int(self, node: Any) -> int:
+            return _of_64_bits(super().construct_yaml_int(node))
+
+    Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_yaml_int)
+    try:
+        return yaml.load(text, Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from None
+
+
+def _mapping(pairs: list[Any]) -> dict[Any, Any]:
+    for key, _ in pairs:
+        if not isinstance(key, str):
+            raise ValueError(f"{key!r:.40} is no name")
+    repeated = [key for key, times in Counter(key for key, _ in pairs).items() if times > 1]
+    if repeated:
+        raise ValueError(f"{repeated[0]!r:.80} is given twice")
+    return dict(pairs)
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _integer(text: str) -> int:
+    return _of_64_bits(int(text))
+
+
+def _of_64_bits(number: int) -> int:
+    if number.bit_length() > 64:
+        raise ValueError(f"a number of {number.bit_length()} bits")
+    return number

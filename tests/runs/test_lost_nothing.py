@@ -1,0 +1,241 @@
+"""Full disks, signals, other processes and consoles that cannot show something: a sentence, and nothing is lost."""
+
+import csv
+import io
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("lightning_fabric", reason="needs pip install 'dadl[train]'")
+
+import yaml
+from dadl import cli, recipes
+from dadl.errors import OutputError, SettingsError, UserError
+from dadl.files import locked, replace_file, write_text
+from dadl.output import ForgivingStream
+from dadl.ranksim.recipe import RankSimRecipe
+from dadl.recipes import open_run
+from dadl.runs.evaluate import evaluate_run, predict_run
+from dadl.runs.train import RunOptions, train_run
+from dadl.training import TrainingError
+from dadl.training.checkpoints import CheckpointError
+from rich.console import Console
+from support.runs import FILES, QUIET, Perceptron, TinyRecipe, numbers, run
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TinyRecipe:
+    monkeypatch.setattr(recipes, "RECIPES", (*recipes.RECIPES, TinyRecipe))
+    return TinyRecipe(data=numbers(tmp_path / "numbers.txt"))
+
+
+@contextmanager
+def full_disk(largest_file: int) -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def hidden_files(folder: Path) -> list[Path]:
+    return list(folder.rglob(".*"))
+
+
+def test_a_full_disk_is_a_sentence_and_keeps_the_last_checkpoint(
+    tiny: TinyRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(Perceptron, "stop_after", 8)
+        with pytest.raises(InterruptedError):
+            run(tiny, output)
+    before = (output / "last.ckpt").read_bytes()
+    with full_disk(3000), pytest.raises(OutputError, match=r"cannot write .*\.ckpt: File too large; make room there"):
+        run(tiny, output, resume=True)
+    assert (output / "last.ckpt").read_bytes() == before
+    assert hidden_files(tmp_path) == []
+    run(tiny, output, resume=True)
+    with full_disk(10), pytest.raises(OutputError, match=r"cannot write .*predicted\.csv"):
+        predict_run(open_run(output), tiny.data, tmp_path / "predicted.csv", "cpu", QUIET)
+    assert hidden_files(tmp_path) == []
+    assert not (tmp_path / "predicted.csv").exists()
+
+
+def test_devices_and_links_are_written_to_and_not_replaced(tmp_path: Path) -> None:
+    target, link = tmp_path / "target", tmp_path / "link"
+    link.symlink_to(target)
+    write_text(link, "text")
+    assert link.is_symlink()
+    assert target.read_text() == "text"
+    with pytest.raises(OutputError, match="cannot write /dev/full: No space left on device"):
+        write_text(Path("/dev/full"), "text")
+    assert Path("/dev/full").is_char_device()
+
+
+def test_two_runs_in_one_folder(tiny: TinyRecipe, tmp_path: Path) -> None:
+    with locked(tmp_path / "run"), pytest.raises(SettingsError, match=r"another process writes to .*run"):
+        run(tiny, tmp_path / "run")
+    run(tiny, tmp_path / "run")
+    assert hidden_files(tmp_path) == []
+
+
+def test_folders_that_look_like_addresses_are_folders(tiny: TinyRecipe, tmp_path: Path) -> None:
+    for name in ("run::1", "http:", "s3:"):
+        run(replace(tiny, epochs=1), tmp_path / name)
+        assert (tmp_path / name / "last.ckpt").exists()
+
+
+def test_checkpoints_are_written_beside_their_place(
+    tiny: TinyRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", "/nowhere")
+    run(replace(tiny, epochs=1), tmp_path / "run")
+
+
+class Gone(io.StringIO):
+    """A console that fails as the test is shown."""
+
+    def write(self, text: str) -> int:
+        if "Test of" in text:
+            raise UnicodeEncodeError("ascii", text, 0, 1, "no such letter")
+        return super().write(text)
+
+
+def test_results_are_written_before_they_are_shown(tiny: TinyRecipe, tmp_path: Path) -> None:
+    with pytest.raises(UnicodeEncodeError):
+        train_run(tiny, RunOptions(output=tmp_path / "run", device="cpu"), Console(file=Gone()))
+    for name in (*FILES, "results.json"):
+        assert (tmp_path / "run" / name).exists()
+
+
+def test_a_console_shows_what_it_can() -> None:
+    raw = io.BytesIO()
+    ascii_only = ForgivingStream(io.TextIOWrapper(raw, encoding="ascii"))
+    print("γ = 100", file=ascii_only, flush=True)
+    assert raw.getvalue() == b"\\u03b3 = 100\n"
+    reading, writing = os.pipe()
+    closed = ForgivingStream(os.fdopen(writing, "w"))
+    os.close(reading)
+    for _ in range(2):
+        print("text", file=closed, flush=True)
+    assert isinstance(closed.error, BrokenPipeError)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_end_a_command_as_ctrl_c_does(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command(*_: object, **options: object) -> None:
+        def write(_: Path) -> None:
+            os.kill(os.getpid(), number)
+
+        replace_file(tmp_path / "file", write)
+
+    handlers = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    monkeypatch.setattr(type(cli.app), "meta", property(lambda app: command))
+    monkeypatch.setattr(cli, "forgive_streams", lambda: None)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    finally:
+        for one, handler in handlers.items():
+            signal.signal(one, handler)
+    assert ended.value.code == 128 + number
+    assert f"stopped by {number.name}" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("lr", [1e20, 1e38])
+def test_a_run_that_diverges_is_an_error(tmp_path: Path, lr: float) -> None:
+    data = tmp_path / "data.csv"
+    data.write_text("x,y\n" + "".join(f"{i},{i % 7}\n" for i in range(40)))
+    recipe = RankSimRecipe(data=data, target="y", features=("x",), epochs=1, lr=lr)
+    with pytest.raises(TrainingError, match=r"NaN or infinite|loss of epoch"):
+        train_run(recipe, RunOptions(output=tmp_path / "run", device="cpu"), QUIET)
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
+def test_a_checkpoint_of_nan_or_with_one_wrong_bit_is_refused(tiny: TinyRecipe, tmp_path: Path) -> None:
+    run(tiny, tmp_path / "run")
+    file = tmp_path / "run" / "best.ckpt"
+    state = torch.load(file, weights_only=True)
+    weight = state["method"]["network.0.weight"]
+    content = bytearray(file.read_bytes())
+    at = content.index(weight.numpy().tobytes())
+    content[at] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"the checksum of .* is wrong"):
+        evaluate_run(open_run(tmp_path / "run"), "test", "cpu", QUIET)
+    weight[0, 0] = torch.nan
+    torch.save(state, file)
+    with pytest.raises(CheckpointError, match=r"network\.0\.weight holds NaN or infinity"):
+        evaluate_run(open_run(tmp_path / "run"), "test", "cpu", QUIET)
+
+
+def test_a_run_on_a_table(tmp_path: Path) -> None:
+    data = tmp_path / "data.csv"
+    data.write_text("id,x,y\n" + "".join(f"=a{i},{i},{i % 7}\n" for i in range(40)))
+    recipe = RankSimRecipe(data=data, target="y", features=("x",), epochs=1)
+    shown = io.StringIO()
+    train_run(recipe, RunOptions(output=tmp_path / "run", device="cpu"), Console(file=shown, width=200))
+    assert "A batch of 64 is larger than the 32 training samples" in shown.getvalue()
+    settings = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert (settings["lr"], settings["loss"], settings["ranksim"]) == (1e-3, "l1", 0.1)
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["settings"] == settings
+    train_run(recipe, RunOptions(output=tmp_path / "run", device="cpu", resume=True), QUIET)  # which names no defaults
+
+    trained = open_run(tmp_path / "run")
+    predict_run(trained, data, tmp_path / "out.csv", "cpu", QUIET, keep=["id"])
+    with (tmp_path / "out.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["id"] for row in rows] == [f"=a{i}" for i in range(40)]
+    assert all(float(row["prediction"]) < 10 for row in rows)
+    with pytest.raises(UserError, match="no column 'name'"):
+        predict_run(trained, data, tmp_path / "out.csv", "cpu", QUIET, keep=["name"])
+    if not torch.cuda.is_available():
+        with pytest.raises(SettingsError, match="device cuda: PyTorch finds no GPU"):
+            evaluate_run(trained, "test", "cuda", QUIET)
+
+
+def test_code_that_a_folder_or_a_file_names_is_not_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "harmful.py").write_text("import pathlib\npathlib.Path('harm').touch()\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    settings = {"data": str(tmp_path), "labels": 15, "augment": "harmful:view"}
+    facts = {"recipe": "self-tuning", "facts": {"classes": 2}, "samples": {}, "fingerprints": {}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    (tmp_path / "run.json").write_text(json.dumps(facts))
+    config = ["--config", "config.yaml"]
+    for tokens in (
+        ["evaluate", "."],
+        ["predict", ".", "--data", "."],
+        ["train", "self-tuning", *config],
+        ["train", "self-tuning", *config, "--resume", "--output", "."],
+    ):
+        with pytest.raises(SettingsError, match=r"augment harmful:view\. If you trust it, say --trust-code"):
+            cli.app.meta(tokens, result_action="return_none")
+    assert not (tmp_path / "harm").exists()
+    with pytest.raises(UserError, match="augment 'harmful:view' cannot be used"):  # it was executed, and has no view
+        cli.app.meta(["evaluate", ".", "--trust-code"], result_action="return_none")
+    assert (tmp_path / "harm").exists()
+
+
+def test_python_m_dadl_imports_nothing_of_the_current_folder(tmp_path: Path) -> None:
+    for name in ("numpy", "torch", "yaml", "cyclopts", "rich"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('imported by accident')\n")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-m", "dadl", "--version"]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
