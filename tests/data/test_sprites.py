@@ -15,9 +15,9 @@ pytest.importorskip("PIL", reason="needs pip install 'dadl[train]'")
 
 from dadl.chi_model.recipe import ChiModelRecipe
 from dadl.data import sprites
+from dadl.data.arrays.memory import TooLargeError
 from dadl.data.sprites import COUNTS, SpriteFileError, draw_sprites, generate_sprites, read_sprites
 from dadl.errors import SettingsError
-from dadl.memory import TooLargeError
 from dadl.output import JobProgress
 from dadl.runs.recipe import RecipeData
 from rich.console import Console
@@ -251,6 +251,6 @@ def test_too_many_images_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
     member(tmp_path / "a.npz", npy(IMAGES))
     with pytest.raises(SpriteFileError, match="3201 images are to be drawn, but there are 3200"):
         read_sprites(tmp_path, 3201)
-    monkeypatch.setattr("dadl.memory.available_memory", lambda: 10_000)
+    monkeypatch.setattr("dadl.data.arrays.memory.available_memory", lambda: 10_000)
     with pytest.raises(TooLargeError, match="200 images: "):
         read_sprites(tmp_path, 200)

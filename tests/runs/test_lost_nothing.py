@@ -192,7 +192,7 @@ def test_a_run_on_a_table(tmp_path: Path) -> None:
     train_run(recipe, RunOptions(output=tmp_path / "run", device="cpu"), Console(file=shown, width=200))
     assert "A batch of 64 is larger than the 32 training samples" in shown.getvalue()
     settings = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
-    assert (settings["lr"], settings["loss"], settings["ranksim"]) == (1e-3, "l1", 0.1)
+    assert (settings["lr"], settings["loss"], settings["ranksim"]) == (1e-3, "l1", 0.0)
     assert json.loads((tmp_path / "run" / "results.json").read_text())["settings"] == settings
     train_run(recipe, RunOptions(output=tmp_path / "run", device="cpu", resume=True), QUIET)  # which names no defaults
 

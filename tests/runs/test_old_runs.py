@@ -14,7 +14,7 @@ import pytest
 
 pytest.importorskip("lightning_fabric", reason="needs pip install 'dadl[train]'")
 
-from dadl.data.idx_cifar import read_image_files
+from dadl.data.arrays.idx_cifar import read_image_files
 from PIL import Image
 from support.cli import dadl
 

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..data.arrays.idx_cifar import ImageFileError, read_image_files
 from ..data.fingerprint import fingerprint, image_fingerprint
-from ..data.idx_cifar import ImageFileError, read_image_files
 from ..data.image_lists import TRAIN, Row, read_noisy_lists
 from ..data.images import load_images
 from ..data.labels import CIFAR10_FLIPS, flip_noise, long_tail, symmetric_noise

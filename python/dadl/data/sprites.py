@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import UserError, shown
-from ..memory import check_memory
+from .arrays.memory import check_memory
 
 ATTRIBUTION = "Photographs: china.jpg © danielbuechele, flower.jpg © vultilion, CC BY 2.0, from scikit-learn"
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from ..cmw_net.method import CrossEntropy, LearntWeights
-from ..data.idx_cifar import read_image_files
+from ..data.arrays.idx_cifar import read_image_files
 from ..data.labels import balanced_subset, flip_noise, long_tail, symmetric_noise
 from ..data.rows import tensor_loader
 from ..networks.views import View

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from dadl.data.idx_cifar import ImageFileError, read_image_files
-from dadl.memory import TooLargeError
+from dadl.data.arrays.idx_cifar import ImageFileError, read_image_files
+from dadl.data.arrays.memory import TooLargeError
 
 
 def write_idx(folder: Path, *, compressed: bool, train: int = 5, test: int = 3, labels: int | None = None) -> None:
@@ -146,10 +146,10 @@ def test_more_than_fits_into_memory_is_refused_before_it_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_idx(tmp_path, compressed=False)
-    monkeypatch.setattr("dadl.memory.available_memory", lambda: 300)
+    monkeypatch.setattr("dadl.data.arrays.memory.available_memory", lambda: 300)
     with pytest.raises(TooLargeError, match=r"0\.0 GB in memory, of which 0\.0 GB are free and half may be filled"):
         read_image_files(tmp_path)
-    monkeypatch.setattr("dadl.memory.available_memory", lambda: 2 * (5 + 3) * (4 * 6 + 1))
+    monkeypatch.setattr("dadl.data.arrays.memory.available_memory", lambda: 2 * (5 + 3) * (4 * 6 + 1))
     read_image_files(tmp_path)
 
 

@@ -14,9 +14,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..errors import UserError, shown
-from ..memory import check_memory
-from ..pickles import ByteArray, read_pickle
+from ...errors import UserError, shown
+from .memory import check_memory
+from .pickles import ByteArray, read_pickle
 
 MOST_EXPANSION = 1032
 """Deflate never makes more bytes of one."""

@@ -1,0 +1,1 @@
+"""Arrays in files: idx, CIFAR and npz."""
