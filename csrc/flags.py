@@ -8,6 +8,7 @@ CPU_SOURCES = [
     "cpu/dropout.cpp",
     "cpu/disagreement.cpp",
     "cpu/ranksim.cpp",
+    "cpu/rank_n_contrast.cpp",
     "cpu/ranking.cpp",
     "cpu/contrast.cpp",
     "ops.cpp",
