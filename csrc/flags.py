@@ -14,7 +14,14 @@ CPU_SOURCES = [
     "ops.cpp",
     "scale_gradient.cpp",
 ]
-CUDA_SOURCES = ["cuda/contrast.cu", "cuda/disagreement.cu", "cuda/dropout.cu", "cuda/ranking.cu", "cuda/ranksim.cu"]
+CUDA_SOURCES = [
+    "cuda/contrast.cu",
+    "cuda/disagreement.cu",
+    "cuda/dropout.cu",
+    "cuda/rank_n_contrast.cu",
+    "cuda/ranking.cu",
+    "cuda/ranksim.cu",
+]
 
 # The stable ABI of torch 2.11: one binary works with every later release.
 STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020b000000000000"]
