@@ -17,25 +17,29 @@ namespace dadl {
 
 // ---- the order of labels --------------------------------------------------------------------------------------------
 
-// The place of each row's label among the sorted ones; the earlier row first where they are equal. One warp per row.
+// The place of a row's label among the sorted ones, by one warp; the earlier row first where labels are equal.
 template <typename Label>
-__global__ void __launch_bounds__(kRowThreads)
-    rank_n_contrast_sort_kernel(const Label* labels /* [n] */, int64_t n, int64_t* order /* [n] */,
-                                Label* sorted /* [n] */, int32_t* poison /* [] */) {
-  const int64_t i = warp_row();
-  if (i >= n) return;
-  const uint64_t own = label_key(labels[i]);
-  int64_t smaller = 0;
-  for (int64_t j = lane_index(); j < n; j += kWarp) {
-    const uint64_t key = label_key(labels[j]);
-    smaller += key < own || (key == own && j < i);
+struct SortScalars {
+  const Label* labels;  // [n]
+  int64_t n;
+  int64_t* order;   // [n]
+  Label* sorted;    // [n]
+  int32_t* poison;  // []
+
+  __device__ __forceinline__ void operator()(int64_t i) const {
+    const uint64_t own = label_key(labels[i]);
+    int64_t smaller = 0;
+    for (int64_t j = lane_index(); j < n; j += kWarp) {
+      const uint64_t key = label_key(labels[j]);
+      smaller += key < own || (key == own && j < i);
+    }
+    smaller = warp_sum(smaller);
+    if (lane_index() != 0) return;
+    order[smaller] = i;
+    sorted[smaller] = labels[i];
+    if (!label_is_finite(labels[i])) atomicOr(poison, 1);
   }
-  smaller = warp_sum(smaller);
-  if (lane_index() != 0) return;
-  order[smaller] = i;
-  sorted[smaller] = labels[i];
-  if (!label_is_finite(labels[i])) atomicOr(poison, 1);
-}
+};
 
 // Anchors are numbered by the places of their labels. To both sides of an anchor's place distances grow.
 template <typename Label>
@@ -51,23 +55,27 @@ struct ScalarLine {
   }
 };
 
-// Distances of vector labels as keys for a sort, the anchor itself before all others. One warp per row.
+// A row's distances of vector labels as keys for a sort, the anchor itself before all others, by one warp.
 template <typename Label>
-__global__ void __launch_bounds__(kRowThreads)
-    rank_n_contrast_keys_kernel(const Label* labels /* [n, k] */, int64_t n, int64_t k, LabelDistance kind,
-                                int64_t* keys /* [n, n] */, int32_t* poison /* [] */) {
-  const int64_t i = warp_row();
-  if (i >= n) return;
-  for (int64_t j = lane_index(); j < n; j += kWarp) {
-    const double distance = vector_label_distance(labels + i * k, labels + j * k, k, kind);
-    int64_t bits;
-    memcpy(&bits, &distance, sizeof bits);  // of numbers without a sign, in their order
-    keys[i * n + j] = i == j ? -1 : bits;
+struct KeysOfVectors {
+  const Label* labels;  // [n, k]
+  int64_t n, k;
+  LabelDistance kind;
+  int64_t* keys;    // [n, n]
+  int32_t* poison;  // []
+
+  __device__ __forceinline__ void operator()(int64_t i) const {
+    for (int64_t j = lane_index(); j < n; j += kWarp) {
+      const double distance = vector_label_distance(labels + i * k, labels + j * k, k, kind);
+      int64_t bits;
+      memcpy(&bits, &distance, sizeof bits);  // of numbers without a sign, in their order
+      keys[i * n + j] = i == j ? -1 : bits;
+    }
+    for (int64_t c = lane_index(); c < k; c += kWarp) {
+      if (!label_is_finite(labels[i * k + c])) atomicOr(poison, 1);
+    }
   }
-  for (int64_t c = lane_index(); c < k; c += kWarp) {
-    if (!label_is_finite(labels[i * k + c])) atomicOr(poison, 1);
-  }
-}
+};
 
 // The anchor has place 0 in an order of its own, along which distances grow.
 template <typename Label>
@@ -87,15 +95,17 @@ struct VectorLine {
 
 // ---- features -------------------------------------------------------------------------------------------------------
 
-// One warp per row.
-template <typename F, typename T>
+// The features and labels of a row. One warp per row.
+template <typename F, typename T, typename Labels>
 __global__ void __launch_bounds__(kRowThreads)
-    rank_n_contrast_gather_kernel(const F* features /* [n, d] */, int64_t n, int64_t d, bool cosine, T* x /* [n, d] */,
-                                  double* wide_x /* [n, d], may be x */, double* squared_norms /* [n] */,
-                                  T* inverse_norms /* [n], ones for distances */, int64_t* index /* [n], the rows */,
-                                  int64_t* count /* [] */, int32_t* poison /* [] */) {
+    rank_n_contrast_prepare_kernel(Labels labels, const F* features /* [n, d] */, int64_t n, int64_t d, bool cosine,
+                                   T* x /* [n, d] */, double* wide_x /* [n, d], may be x */,
+                                   double* squared_norms /* [n] */, T* inverse_norms /* [n], ones for distances */,
+                                   int64_t* index /* [n], the rows */, int64_t* count /* [] */,
+                                   int32_t* poison /* [] */) {
   const int64_t i = warp_row();
   if (i >= n) return;
+  labels(i);
   const F* row = features + i * d;
   const double squared = squared_norm(row, d);
   for (int64_t c = lane_index(); c < d; c += kWarp) {
@@ -323,6 +333,7 @@ class RankNContrast {
   // features [n, d]; n >= 1
   RankNContrast(Backend& backend, const F* features, int64_t n, int64_t d, const RankNContrastSettings& settings)
       : backend_(backend),
+        features_(features),
         n_(n),
         d_(d),
         settings_(settings),
@@ -333,14 +344,7 @@ class RankNContrast {
         index_(backend.template buffer<int64_t>(n)),
         count_(backend.template buffer<int64_t>(1)),
         poison_(backend.template buffer<int32_t>(1)),
-        inner_(backend.template buffer<double>(n * n)) {
-    if constexpr (std::is_same_v<T, double>) {
-      gather(features, x_.data());
-    } else {
-      auto wide_x = backend.template buffer<double>(n * d);
-      gather(features, wide_x.data());
-    }
-  }
+        inner_(backend.template buffer<double>(n * n)) {}
 
   // labels [n] if k is 0, else [n, k]. share: what an anchor's loss counts for in the gradient.
   template <typename Label>
@@ -348,13 +352,11 @@ class RankNContrast {
     if (k == 0) {
       auto order = backend_.template buffer<int64_t>(n_);
       auto sorted = backend_.template buffer<Label>(n_);
-      backend_.launch(rank_n_contrast_sort_kernel<Label>, warp_rows(), dim3(kRowThreads), labels, n_, order.data(),
-                      sorted.data(), poison_.data());
+      prepare(SortScalars<Label>{labels, n_, order.data(), sorted.data(), poison_.data()});
       contrast(ScalarLine<Label>{sorted.data(), order.data()}, share, with_gradient);
     } else {
       auto keys = backend_.template buffer<int64_t>(n_ * n_);
-      backend_.launch(rank_n_contrast_keys_kernel<Label>, warp_rows(), dim3(kRowThreads), labels, n_, k,
-                      settings_.label_distance, keys.data(), poison_.data());
+      prepare(KeysOfVectors<Label>{labels, n_, k, settings_.label_distance, keys.data(), poison_.data()});
       auto columns = backend_.sort(keys, n_, n_);
       contrast(VectorLine<Label>{labels, columns.data(), n_, k, settings_.label_distance}, share, with_gradient);
     }
@@ -395,11 +397,22 @@ class RankNContrast {
   dim3 warp_rows() const { return dim3(blocks_for(n_, kRowWarps)); }
   T* slopes() const { return reinterpret_cast<T*>(inner_.data()); }
 
+  template <typename Labels>
+  void prepare(const Labels& labels) {
+    if constexpr (std::is_same_v<T, double>) {
+      multiply(labels, x_.data());
+    } else {
+      auto wide_x = backend_.template buffer<double>(n_ * d_);
+      multiply(labels, wide_x.data());
+    }
+  }
+
   // wide_x [n, d]
-  void gather(const F* features, double* wide_x) {
+  template <typename Labels>
+  void multiply(const Labels& labels, double* wide_x) {
     backend_.zero(poison_.data(), 1);
-    backend_.launch(rank_n_contrast_gather_kernel<F, T>, warp_rows(), dim3(kRowThreads), features, n_, d_,
-                    settings_.similarity == Similarity::kCosine, x_.data(), wide_x, squared_norms_.data(),
+    backend_.launch(rank_n_contrast_prepare_kernel<F, T, Labels>, warp_rows(), dim3(kRowThreads), labels, features_, n_,
+                    d_, settings_.similarity == Similarity::kCosine, x_.data(), wide_x, squared_norms_.data(),
                     inverse_norms_.data(), index_.data(), count_.data(), poison_.data());
     backend_.multiply(Matrix<double>{wide_x, n_, d_, d_, 1}, Matrix<double>{wide_x, d_, n_, 1, d_}, inner_.data(), n_,
                       false);
@@ -430,6 +443,7 @@ class RankNContrast {
   }
 
   Backend& backend_;
+  const F* features_;
   int64_t n_, d_;
   RankNContrastSettings settings_;
   Buffer<T> x_;                   // [n, d]
