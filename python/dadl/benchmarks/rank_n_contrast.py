@@ -126,8 +126,8 @@ def tables(quick: bool) -> list[BenchmarkTable]:
                 ratio("dadl", "two products"),
             ),
             notes="float32, forward + backward, distinct labels, τ = 2. `eager` is vectorised: sort, logcumsumexp, "
-            "gather, hand-written gradient, no equal label distances. `two products` are the bare float32 X Xᵀ and G X. "
-            "The published loop, measured in a run of its own, goes through the positives with a mask each.",
+            "gather, hand-written gradient, no equal label distances. `two products` are the bare float32 X Xᵀ and "
+            "G X. The published loop, measured in a run of its own, goes through the positives with a mask each.",
             cases=[partial(loss_case, n, d) for n, d in (QUICK_SIZES if quick else SIZES)],
         ),
         BenchmarkTable(

@@ -10,7 +10,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 from torch.utils.data import DataLoader
 
-from dadl_ext import RankSimLoss
+from dadl_ext import RankNContrastLoss, RankSimLoss
 
 from ..processes import of_all_processes
 from ..training.method import Method
@@ -39,6 +39,7 @@ class Regression(Method):
             statistics of the features after the previous epoch.
         centre: the head learns ``(target - centre) / scale``.
         scale: positive.
+        rnc: weight of Rank-N-Contrast on the features that RankSim gets.
 
     Sources: Gong, Mori, Tung, "RankSim: Ranking Similarity Regularization for Deep Imbalanced Regression", ICML 2022;
     Yang, Zha, Chen, Wang, Katabi, "Delving into Deep Imbalanced Regression", ICML 2021.
@@ -58,25 +59,34 @@ class Regression(Method):
         smoothing: FeatureDistributionSmoothing | None = None,
         centre: float = 0.0,
         scale: float = 1.0,
+        rnc: float = 0.0,
     ) -> None:
         super().__init__()
         self.encoder, self.head, self.ranksim, self.lr = encoder, head, ranksim, lr
         self.loss, self.smoothing = loss, smoothing
+        self.rnc, self.contrast = rnc, RankNContrastLoss(gather_distributed=True)
         self.register_buffer("centre", torch.tensor(centre))
         self.register_buffer("scale", torch.tensor(scale))
 
     def forward(self, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         inputs, target, weight = batch
         features = self.encoder(inputs)
+        loss = self._prediction_loss(features, target, weight)
+        if self.ranksim is not None:
+            loss = loss + self._regularise(self.ranksim, features, target)
+        if self.rnc:
+            loss = loss + self.rnc * self._regularise(self.contrast, features, target)
+        return loss
+
+    def _prediction_loss(self, features: Tensor, target: Tensor, weight: Tensor) -> Tensor:
         smoothed = features if self.smoothing is None else self.smoothing(features, target)
         scaled = (target.float() - self.centre) / self.scale
-        loss = self.loss(self.head(smoothed).squeeze(-1), scaled, weight)
-        return loss if self.ranksim is None else loss + self._regularise(self.ranksim, features, target)
+        return self.loss(self.head(smoothed).squeeze(-1), scaled, weight)
 
     @staticmethod
-    def _regularise(ranksim: RankSimLoss, features: Tensor, target: Tensor) -> Tensor:
-        loss: Tensor = ranksim(features, target)
-        return of_all_processes(loss) if ranksim.gather_distributed else loss
+    def _regularise(regulariser: RankSimLoss | RankNContrastLoss, features: Tensor, target: Tensor) -> Tensor:
+        loss: Tensor = regulariser(features, target)
+        return of_all_processes(loss) if regulariser.gather_distributed else loss
 
     def predict(self, inputs: Tensor) -> Tensor:
         prediction: Tensor = self.head(self.encoder(inputs)).squeeze(-1)
@@ -97,6 +107,23 @@ class Regression(Method):
         for inputs, target, _ in loader:
             self.smoothing.observe(self.encoder(inputs), target)
         self.smoothing.end_epoch()
+
+
+class ContrastedEncoder(Regression):
+    """The encoder learns from Rank-N-Contrast alone, on two passes over each batch, whose random views differ.
+
+    The head learns from the features of the first without changing them, so that epochs can be compared. The first
+    stage of Rank-N-Contrast's protocol, before :class:`Retraining`.
+
+    Source: Zha, Cao, Son, Yang, Katabi, "Rank-N-Contrast: Learning Continuous Representations for Regression", NeurIPS
+    2023.
+    """
+
+    def forward(self, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        inputs, target, weight = batch
+        views = torch.stack([self.encoder(inputs), self.encoder(inputs)], dim=1)
+        loss = self._prediction_loss(views[:, 0].detach(), target, weight)
+        return loss + self._regularise(self.contrast, views, target)
 
 
 class Retraining(Regression):

@@ -27,7 +27,7 @@ from .data_kinds import KINDS, Columns, DataKind, LabelBins, Loss, kind_of
 from .feature_smoothing import FeatureDistributionSmoothing
 from .inputs import Inputs, sample_names
 from .losses import BalancedMSE, GaussianMixture, focal_l1_loss, focal_mse_loss, weighted_huber_loss
-from .method import Regression, RegressionLoss, Retraining
+from .method import ContrastedEncoder, Regression, RegressionLoss, Retraining
 from .reweighting import (
     Kernel,
     LabelDistributionSmoothing,
@@ -90,10 +90,18 @@ class RankSimRecipe(Recipe):
     """Loss of the predictions; bmc and gai are Balanced MSE. [default: l1; STS-B mse]"""
 
     ranksim: NonNegative | None = None
-    """Weight γ of RankSim; 0 turns it off. [default: ages 100, STS-B 0.0003, other data 0.1; retraining 0]"""
+    """Weight γ of RankSim; 0 turns it off. [default: ages 100, STS-B 0.0003, other data 0.1;
+    retraining and rnc-encoder 0]"""
 
     interp_strength: Positive = 2.0
     """Interpolation strength λ of RankSim's gradient."""
+
+    rnc: NonNegative = 0.0
+    """Weight of Rank-N-Contrast, another regulariser of the features; 0 turns it off."""
+
+    rnc_encoder: bool = False
+    """Train the encoder by Rank-N-Contrast alone, on two views of each sample; the head learns from its features
+    without changing them. The first of two stages: the second is a run with retrain-from."""
 
     reweighting: Literal["none", "inverse", "sqrt-inverse"] = "none"
     """Weights of samples as a function of the number of samples in their label bin."""
@@ -176,6 +184,12 @@ class RankSimRecipe(Recipe):
             raise SettingsError("augment replaces the view that keep-positions configures: leave out one of the two")
         if self.retrain_from is not None and self.ranksim:
             raise SettingsError("RankSim trains the encoder, but retraining freezes it: leave out one of the two")
+        if self.retrain_from is not None and (self.rnc or self.rnc_encoder):
+            raise SettingsError(
+                "Rank-N-Contrast trains the encoder, but retraining freezes it: leave out one of the two"
+            )
+        if self.rnc_encoder and (self.ranksim or self.rnc):
+            raise SettingsError("rnc-encoder trains by Rank-N-Contrast alone: leave out ranksim and rnc")
 
     def read(self, progress: JobProgress) -> RecipeData:
         kind = kind_of(self.data, self._columns)
@@ -256,9 +270,11 @@ class RankSimRecipe(Recipe):
         }
         if self.retrain_from is not None:
             return Retraining(partial(_restore_encoder, self.retrain_from, facts), encoder, head, **options)
+        if self.rnc_encoder:
+            return ContrastedEncoder(encoder, head, None, **options)
         weight = kind.ranksim if self.ranksim is None else self.ranksim
         ranksim = RankSimLoss(weight=weight, interp_strength=self.interp_strength, gather_distributed=True)
-        return Regression(encoder, head, ranksim if weight > 0 else None, **options)
+        return Regression(encoder, head, ranksim if weight > 0 else None, rnc=self.rnc, **options)
 
     def read_unseen(self, data: Path, facts: Mapping[str, Any], progress: JobProgress) -> Evaluation:
         samples = KINDS[facts["kind"]].read_unseen(data, self._columns, facts["categories"])
