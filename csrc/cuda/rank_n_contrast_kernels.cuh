@@ -128,10 +128,11 @@ struct LogSum {
   double largest, sum;
 };
 
-__device__ __forceinline__ LogSum add(const LogSum& a, const LogSum& b) {
-  const LogSum &high = a.largest >= b.largest ? a : b, &low = a.largest >= b.largest ? b : a;
-  if (low.sum == 0) return high;
-  return {high.largest, high.sum + low.sum * exp(low.largest - high.largest)};
+__device__ __forceinline__ LogSum add(LogSum a, LogSum b) {
+  const bool first = a.largest >= b.largest;
+  const double high = first ? a.sum : b.sum, low = first ? b.sum : a.sum;
+  const double gap = first ? b.largest - a.largest : a.largest - b.largest;
+  return {first ? a.largest : b.largest, low == 0 ? high : high + low * exp(gap)};
 }
 
 __device__ __forceinline__ double log_of(const LogSum& a) { return a.largest + log(a.sum); }
