@@ -68,7 +68,7 @@ class Run {
     const Tensor inner = wide_gram<T>(features, index_, n_);
     double* values = mutable_data<double>(inner);
     torch::stable::parallel_for(0, (n_ + kTile - 1) / kTile, grain_rows(kTile * n_), [&](int64_t begin, int64_t end) {
-      mirror_tile_rows(values, n_, begin * kTile, std::min(end * kTile, n_));
+      mirror_rows(values, n_, begin * kTile, std::min(end * kTile, n_));
     });
     close_.resize(n_);
     std::vector<double> losses(n_);
@@ -77,7 +77,7 @@ class Run {
     torch::stable::parallel_for(0, (n_ + kAnchors - 1) / kAnchors, grain_rows(16 * kAnchors * n_),
                                 [&](int64_t begin, int64_t end) {
                                   const std::unique_ptr<AnchorOrders::Scratch> scratch = orders.scratch();
-                                  ContrastScratch own(n_);
+                                  ContrastScratch<A> own(n_);
                                   contrast(task, *scratch, own, begin * kAnchors, std::min(end * kAnchors, n_));
                                 });
     for (int64_t p = 0; p < n_; ++p) rows[index_[p]] = losses[p] * pair_share(n_);

@@ -12,7 +12,9 @@
 #include "../core/exponential.h"
 #include "../core/rank_n_contrast.h"
 #include "common.h"
+#include "pair_kernels.h"
 #include "rank_n_contrast_orders.h"
+#include "transpose.h"
 
 namespace dadl::cpu {
 
@@ -33,6 +35,7 @@ struct ContrastTask {
   bool cosine, with_gradient;
 };
 
+template <typename A>
 struct ContrastScratch {
   explicit ContrastScratch(int64_t n)
       : similarity(n),
@@ -41,12 +44,14 @@ struct ContrastScratch {
         sums(n * kAnchors),
         starts(n * kAnchors),
         order(n * kAnchors),
-        row_starts(n) {}
+        row_starts(n),
+        slopes(n) {}
   std::vector<double> similarity, derivative;  // of one anchor, by position
   std::vector<double> values, sums;            // [n][kAnchors], in the order of labels
   std::vector<int64_t> starts;                 // [n][kAnchors]
   std::vector<int32_t> order;                  // [kAnchors][n]
   std::vector<int64_t> row_starts;             // [n]
+  std::vector<A> slopes;                       // [n]
 };
 
 // The row of inner products becomes distances, or cosines.
@@ -194,7 +199,7 @@ inline __attribute__((always_inline)) uint32_t contrast_lanes(double* values, do
 
 // Anchors [begin, end).
 template <typename A>
-void contrast_anchors(const ContrastTask<A>& task, AnchorOrders::Scratch& orders, ContrastScratch& scratch,
+void contrast_anchors(const ContrastTask<A>& task, AnchorOrders::Scratch& orders, ContrastScratch<A>& scratch,
                       int64_t begin, int64_t end) {
   const int64_t n = task.n;
   double *similarity = scratch.similarity.data(), *derivative = scratch.derivative.data();
@@ -237,20 +242,21 @@ void contrast_anchors(const ContrastTask<A>& task, AnchorOrders::Scratch& orders
           similarity[j] = derivative[j] * distance_slope(row[j], task.inverse_temperature);
         }
       }
-      std::vector<A> slopes(similarity, similarity + n);
-      std::memcpy(row, slopes.data(), n * sizeof(A));
+      std::copy_n(similarity, n, scratch.slopes.data());
+      std::memcpy(row, scratch.slopes.data(), n * sizeof(A));
     }
   }
 }
 
-// The upper triangle from the lower, by tiles.
-inline void mirror_tile_rows(double* inner, int64_t n, int64_t begin, int64_t end) {
-  for (int64_t i0 = begin; i0 < end; i0 += 32) {
-    for (int64_t j0 = i0; j0 < n; j0 += 32) {
-      const int64_t rows = std::min<int64_t>(32, n - i0), columns = std::min<int64_t>(32, n - j0);
-      for (int64_t i = i0; i < i0 + rows; ++i) {
-        for (int64_t j = std::max(j0, i + 1); j < j0 + columns; ++j) inner[i * n + j] = inner[j * n + i];
-      }
+// The upper triangle from the lower, for rows [begin, end), which are whole tiles.
+inline void mirror_rows(double* inner, int64_t n, int64_t begin, int64_t end) {
+  for (int64_t i0 = begin; i0 < end; i0 += kTile) {
+    const int64_t rows = std::min(kTile, n - i0);
+    for (int64_t i = i0; i < i0 + rows; ++i) {
+      for (int64_t j = i + 1; j < i0 + rows; ++j) inner[i * n + j] = inner[j * n + i];
+    }
+    for (int64_t j0 = i0 + kTile; j0 < n; j0 += kTile) {
+      transpose(inner + j0 * n + i0, n, inner + i0 * n + j0, n, std::min(kTile, n - j0), rows);
     }
   }
 }
@@ -289,7 +295,7 @@ void finish_distances(const A* weighed, const double* sums, const A* x, const st
 // target_clones does not work on templates, so each type has its own functions.
 #define DADL_CONTRAST_ROWS(A)                                                                                         \
   DADL_CLONES inline void contrast(const ContrastTask<A>& task, AnchorOrders::Scratch& orders,                        \
-                                   ContrastScratch& scratch, int64_t begin, int64_t end) {                            \
+                                   ContrastScratch<A>& scratch, int64_t begin, int64_t end) {                         \
     contrast_anchors<A>(task, orders, scratch, begin, end);                                                           \
   }                                                                                                                   \
   DADL_CLONES inline void finish(const A* weighed, const double* sums, const A* x,                                    \
