@@ -8,12 +8,20 @@ CPU_SOURCES = [
     "cpu/dropout.cpp",
     "cpu/disagreement.cpp",
     "cpu/ranksim.cpp",
+    "cpu/rank_n_contrast.cpp",
     "cpu/ranking.cpp",
     "cpu/contrast.cpp",
     "ops.cpp",
     "scale_gradient.cpp",
 ]
-CUDA_SOURCES = ["cuda/contrast.cu", "cuda/disagreement.cu", "cuda/dropout.cu", "cuda/ranking.cu", "cuda/ranksim.cu"]
+CUDA_SOURCES = [
+    "cuda/contrast.cu",
+    "cuda/disagreement.cu",
+    "cuda/dropout.cu",
+    "cuda/rank_n_contrast.cu",
+    "cuda/ranking.cu",
+    "cuda/ranksim.cu",
+]
 
 # The stable ABI of torch 2.11: one binary works with every later release.
 STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020b000000000000"]

@@ -35,6 +35,18 @@ STABLE_TORCH_LIBRARY(dadl, m) {
       "ranksim_rows_backward(Tensor grad, Tensor features, Tensor labels, Tensor index, Tensor order, Tensor count, "
       "Tensor? label_similarity, float interp_strength, float weight) -> Tensor");
 
+  // features [n, d], labels [n] or [n, k] -> the anchors' losses [n], or their mean [] or sum [], and the gradient [n,
+  // d] of the sum of what is returned (no rows unless with_gradient), in float32. similarity, label_distance and
+  // reduction are numbered as in core/rank_n_contrast.h.
+  m.def(
+      "rank_n_contrast(Tensor features, Tensor labels, float temperature, int similarity, int label_distance, "
+      "int reduction, bool with_gradient) -> (Tensor loss, Tensor gradient)");
+
+  // The gradient [n, d] of sum(grad * losses) of the anchors.
+  m.def(
+      "rank_n_contrast_backward(Tensor grad, Tensor features, Tensor labels, float temperature, int similarity, "
+      "int label_distance) -> Tensor");
+
   // query [B, d], key [N, d] -> lse [B] = log sum_j exp(scale q_i k_j) over the keys that take part (key_mask [N] bool;
   // exclude_self leaves out key i for query i), and its gradient slope [B, d] = scale sum_j p_ij k_j (no rows unless
   // with_slope), in float32.

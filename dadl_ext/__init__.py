@@ -12,6 +12,7 @@ from .modules import (
     DropoutDisagreementLoss,
     GradientReversal,
     PseudoGroupContrastLoss,
+    RankNContrastLoss,
     RankSimLoss,
     SupervisedContrastLoss,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "DropoutDisagreementLoss",
     "GradientReversal",
     "PseudoGroupContrastLoss",
+    "RankNContrastLoss",
     "RankSimLoss",
     "SupervisedContrastLoss",
     "build_info",

@@ -24,10 +24,12 @@ FAMILIES = {
     "contrast": ["contrast"],
     "disagreement": ["disagreement", "dropout"],
     "dropout": ["dropout"],
+    "pair": ["ranksim", "rank_n_contrast"],
+    "rank": ["rank_n_contrast"],
     "ranking": ["ranking", "ranksim"],
     "ranksim": ["ranksim"],
 }
-EVERY_FAMILY = ["contrast", "disagreement", "dropout", "ranksim"]
+EVERY_FAMILY = ["contrast", "disagreement", "dropout", "ranksim", "rank_n_contrast"]
 
 
 @dataclass(frozen=True)

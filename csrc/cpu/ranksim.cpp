@@ -14,8 +14,8 @@
 
 #include "../ranksim_checks.h"
 #include "../signatures.h"
-#include "blas.h"
 #include "common.h"
+#include "pair_products.h"
 #include "ranksim_amx.h"
 #include "ranksim_kernels.h"
 
@@ -123,54 +123,6 @@ std::unique_ptr<LabelRanks> make_label_ranks(const Arguments& a) {
   return std::make_unique<MatrixLabelRanks<float>>(data<float>(matrix), matrix.size(1), m);
 }
 
-// Columns of the subset's features in the type A; the features themselves if that is what they are.
-template <typename T, typename A>
-Tensor subset_columns(const Tensor& features, const int64_t* index, int64_t m, int64_t first, int64_t columns) {
-  const int64_t d = features.size(1);
-  if (std::is_same_v<T, A> && m == features.size(0) && columns == d) return features;
-  const Tensor x =
-      new_empty(features, {m, columns}, std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float);
-  torch::stable::parallel_for(0, m, grain_rows(columns), [&](int64_t begin, int64_t end) {
-    gather(data<T>(features), index, mutable_data<A>(x), d, first, columns, begin, end);
-  });
-  return x;
-}
-
-// inner = X X^T + beta inner, panel by panel up to the diagonal. A panel and its mirror image together are the same
-// work for all panels. Each product is single-threaded.
-template <typename G>
-void add_gram_panels(const Tensor& x, double beta, const Tensor& inner) {
-  const int64_t m = x.size(0), d = x.size(1), panel = panel_rows(m), panels = (m + panel - 1) / panel;
-  const G* values = data<G>(x);
-  const auto add_panel = [&](int64_t p) {
-    const int64_t row = p * panel, rows = std::min(panel, m - row), columns = row + rows;
-    add_product(matrix_view(x, values + row * d, rows, d, d, 1), matrix_view(x, values, d, columns, 1, d), 1.0, beta,
-                matrix_view(inner, data<G>(inner) + row * m, rows, columns, m, 1));
-  };
-  torch::stable::parallel_for(0, (panels + 1) / 2, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t p = begin; p < end; ++p) {
-      add_panel(p);
-      if (panels - 1 - p != p) add_panel(panels - 1 - p);
-    }
-  });
-}
-
-// In float64, by blocks of columns, to avoid a large float64 copy of X.
-template <typename T>
-Tensor wide_gram(const Tensor& features, const int64_t* index, int64_t m) {
-  const int64_t d = features.size(1);
-  const int64_t block = std::is_same_v<T, double> ? std::max<int64_t>(d, 1) : std::max<int64_t>(256, m);
-  const Tensor inner = new_empty(features, {m, m}, ScalarType::Double);
-  for (int64_t first = 0; first == 0 || first < d; first += block) {
-    add_gram_panels<double>(subset_columns<T, double>(features, index, m, first, std::min(block, d - first)),
-                            first == 0 ? 0.0 : 1.0, inner);
-  }
-  return inner;
-}
-
-// From this number of rows on, products are large enough for BLAS and AMX.
-constexpr int64_t kManyRows = 64;
-
 // Whether float32 inner products resolve the perturbation, whose typical size is strength * weight * 2 / m * (1 / 3).
 // If so, the measured cosine between the gradient and the one in float64 is above .9998, whatever the dimension and the
 // correlation of the features. Small subsets average over few swaps, and cost little in float64.
@@ -245,7 +197,7 @@ class Run {
     measure_norms();
     wide_ = wide_ || !float32_holds(all_squared_);
     Tensor x = a_.features;
-    if (with_gradient || !wide_) x = subset_columns<T, A>(a_.features, a_.subset.index, m_, 0, d_);
+    if (with_gradient || !wide_) x = columns_of_rows<T, A>(a_.features, a_.subset.index, m_, 0, d_);
     const Tensor differences = rank_rows(x, with_gradient, result.rows.data());
     if (!with_gradient) return result;
 
@@ -283,7 +235,7 @@ class Run {
 
   // Of features [m, 1]: their cosines, which are products of signs. Products of the numbers would break these ties.
   Tensor gram_of_single_numbers() const {
-    const Tensor x = subset_columns<T, double>(a_.features, a_.subset.index, m_, 0, 1);
+    const Tensor x = columns_of_rows<T, double>(a_.features, a_.subset.index, m_, 0, 1);
     const Tensor inner = new_empty(a_.features, {m_, m_}, ScalarType::Double);
     std::vector<double> unit(m_);
     for (int64_t i = 0; i < m_; ++i) unit[i] = data<double>(x)[i] / std::sqrt(squared_norm_[i]);
@@ -322,19 +274,13 @@ class Run {
     return differences;
   }
 
-  // body(begin, end) over pairs of a tile row and its mirror image.
-  template <typename Body>
-  void for_tile_pairs(Body body) const {
-    torch::stable::parallel_for(0, (tiles_ + 1) / 2, grain_rows(2 * kTile * m_), body);
-  }
-
   template <typename Finish>
   void weigh_by_amx(const Tensor& differences, const Tensor& x, const std::vector<A>& inverse_norm,
                     const Tensor& unit_gradient, Finish finish) const {
 #ifdef DADL_AMX
     if constexpr (std::is_same_v<A, float>) {
       float* parts = mutable_data<float>(differences);
-      for_tile_pairs([&](int64_t begin, int64_t end) { amx::symmetrise(parts, stride_, m_, begin, end); });
+      for_tile_pairs(m_, [&](int64_t begin, int64_t end) { amx::symmetrise(parts, stride_, m_, begin, end); });
       amx::weigh_rows(parts, stride_, data<float>(x), inverse_norm.data(), mutable_data<float>(unit_gradient), m_, d_);
       torch::stable::parallel_for(0, m_, grain_rows(d_), finish);
     }
@@ -346,23 +292,10 @@ class Run {
              const Tensor& unit_gradient, Finish finish) const {
     std::vector<A> row_weight(m_, A{1});
     if (row_weight_) std::copy_n(row_weight_, m_, row_weight.begin());
-    for_tile_pairs([&](int64_t begin, int64_t end) {
-      symmetrise(mutable_data<A>(differences), row_weight.data(), inverse_norm.data(), m_, begin, end);
+    for_tile_pairs(m_, [&](int64_t begin, int64_t end) {
+      cpu::symmetrise(mutable_data<A>(differences), m_, row_weight.data(), inverse_norm.data(), m_, begin, end);
     });
-    const A* pair_weights = data<A>(differences);
-    A* weighed = mutable_data<A>(unit_gradient);
-    if (m_ < kManyRows) {
-      torch::stable::parallel_for(0, m_, grain_rows(m_ * d_ / 16), [&](int64_t begin, int64_t end) {
-        weigh_few(pair_weights, data<A>(x), weighed, m_, d_, begin, end);
-        finish(begin, end);
-      });
-      return;
-    }
-    torch::stable::parallel_for(0, m_, std::max(kManyRows, grain_rows(d_)), [&](int64_t begin, int64_t end) {
-      add_product(matrix_view(differences, pair_weights + begin * m_, end - begin, m_, m_, 1), x, 1.0, 0.0,
-                  matrix_view(unit_gradient, weighed + begin * d_, end - begin, d_, d_, 1));
-      finish(begin, end);
-    });
+    cpu::weigh(data<A>(differences), m_, x, unit_gradient, finish);
   }
 
   const Arguments& a_;

@@ -9,6 +9,7 @@
 
 #include "../core/labels.h"
 #include "common.h"
+#include "label_merge.h"
 #include "row_ranker.h"
 
 namespace dadl::cpu {
@@ -32,31 +33,6 @@ class LabelRanks {
     const int32_t* position;  // [m], of a column's label in this order
   };
   virtual Sorted sorted() const { return {}; }
-};
-
-// A distance and its column as one unsigned number. It orders by distance, then from the larger column down.
-template <typename Distance>
-struct MergeKey;
-template <>
-struct MergeKey<float> {
-  using Type = uint64_t;
-  static Type make(float distance, uint32_t column) {
-    return static_cast<Type>(ordered_key(distance)) << 32 | static_cast<uint32_t>(~column);
-  }
-};
-template <>
-struct MergeKey<double> {
-  using Type = unsigned __int128;
-  static Type make(double distance, uint32_t column) {
-    return static_cast<Type>(ordered_key(distance)) << 64 | static_cast<uint32_t>(~column);
-  }
-};
-template <>
-struct MergeKey<uint64_t> {
-  using Type = unsigned __int128;
-  static Type make(uint64_t distance, uint32_t column) {
-    return static_cast<Type>(distance) << 64 | static_cast<uint32_t>(~column);
-  }
 };
 
 // The keys of all distances to the label at position `own`, in label order. Returns whether two neighbours are equally
@@ -129,40 +105,13 @@ class ScalarLabelRanks final : public LabelRanks {
         std::sort(keys, keys + m_);
         for (int32_t p = 0; p < m_; ++p) ranks[column(keys[p])] = p + 1;
       } else {
-        merge(keys, own, ranks);
+        merge_sides(keys, own, m_, [&](int32_t position, int32_t rank) { ranks[labels_.column_[position]] = rank; });
       }
       return true;
     }
 
    private:
     static uint32_t column(Key key) { return ~static_cast<uint32_t>(key); }
-
-    // Runs two chains of dependent steps side by side: one from the row's own label outwards through the nearer half
-    // of the columns, one from both ends inwards through the farther half. The largest key stands at both ends, and the
-    // smallest at the own label, so that neither chain checks bounds.
-    void merge(Key* keys, int32_t own, int32_t* ranks) const {
-      ranks[column(keys[own])] = 1;
-      keys[own] = 0;
-      const Key *left = keys + own - 1, *right = keys + own + 1, *first = keys, *last = keys + m_ - 1;
-      const auto near = [&](int32_t rank) {
-        const bool take_left = *left < *right;
-        ranks[column(take_left ? *left : *right)] = rank;
-        left -= take_left;
-        right += !take_left;
-      };
-      const auto far = [&](int32_t rank) {
-        const bool take_first = *first > *last;
-        ranks[column(take_first ? *first : *last)] = rank;
-        first += take_first;
-        last -= !take_first;
-      };
-      const int32_t pairs = (m_ - 1) / 2;
-      for (int32_t step = 0; step < pairs; ++step) {
-        near(2 + step);
-        far(m_ - step);
-      }
-      if ((m_ - 1) % 2) near(2 + pairs);
-    }
 
     const ScalarLabelRanks& labels_;
     int32_t m_;

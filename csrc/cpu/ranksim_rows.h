@@ -8,16 +8,11 @@
 
 #include "../core/cosine.h"
 #include "../core/ranksim.h"
+#include "pair_kernels.h"
 #include "ranksim_label_ranks.h"
 #include "row_ranker.h"
 
 namespace dadl::cpu {
-
-constexpr int64_t kTile = 32;
-
-// Rows in a panel of the Gram matrix. Fewer make the products slower; more compute more of the other triangle.
-constexpr int64_t kSmallPanel = 64, kLargePanel = 128;
-inline int64_t panel_rows(int64_t m) { return m <= 512 ? kSmallPanel : kLargePanel; }
 
 template <typename A>
 struct RowsTask {

@@ -13,6 +13,7 @@
 #include "../core/cosine.h"
 #include "../core/labels.h"
 #include "../core/ranksim.h"
+#include "pair_kernels.cuh"
 #include "ranking_kernels.cuh"
 
 namespace dadl {
@@ -82,21 +83,6 @@ void ranksim_select(Backend& backend, const Label* labels, const double* priorit
 
 // ---- features and labels of the subset ------------------------------------------------------------------------------
 
-template <typename T>
-__device__ __forceinline__ T nan_value() {
-  return static_cast<T>(bits_to_float(0x7FC00000u));
-}
-
-template <typename F>
-__device__ __forceinline__ double squared_norm(const F* row /* [d] */, int64_t d) {
-  double sum = 0;
-  for (int64_t c = lane_index(); c < d; c += kWarp) {
-    const double value = to_float(row[c]);
-    sum += value * value;
-  }
-  return warp_sum(sum);
-}
-
 // Row p of the subset, zero beyond count, and the check of row p of the batch: a value that is not finite must show
 // also where the subset left its row out. One warp per row.
 template <typename F, typename T>
@@ -135,20 +121,6 @@ __global__ void __launch_bounds__(kThreads)
   const Label label = labels[index[order[p]]];
   sorted[p] = label;
   if (!label_is_finite(label)) atomicOr(poison, 1);
-}
-
-// First position in [begin, end) where the predicate, false then true, holds; end if nowhere.
-template <typename Predicate>
-__device__ __forceinline__ int partition_point(int begin, int end, Predicate predicate) {
-  while (begin < end) {
-    const int middle = (begin + end) / 2;
-    if (predicate(middle)) {
-      end = middle;
-    } else {
-      begin = middle + 1;
-    }
-  }
-  return begin;
 }
 
 // Ranks of -|y_i - y_j|. Along the sorted labels the distance to the centre, rounding included, falls up to it and
@@ -338,60 +310,6 @@ __global__ void __launch_bounds__(kThreads)
   *loss = static_cast<T>(constants->loss * total);
 }
 
-constexpr int kTile = 32;
-constexpr int kTileRows = 8;
-constexpr int kTileThreads = kTile * kTileRows;
-
-// In place: g_ij = (w_i g_ij + w_j g_ji) / |x_j|, 0 beyond count, so that g X is the gradient with respect to the unit
-// rows. A block reads a tile and its mirror image before it writes either. Grid: tiles by tiles.
-template <typename T>
-__global__ void __launch_bounds__(kTileThreads)
-    ranksim_symmetrise_kernel(T* g /* [n, width] */, int64_t width, const T* row_weight /* [n] or null for ones */,
-                              const T* inverse_norms /* [n] */, const int64_t* count /* [] */, int64_t n) {
-  DADL_SHARED(tile, T[kTile][kTile + 1]);
-  DADL_SHARED(mirror, T[kTile][kTile + 1]);
-  if (blockIdx.x < blockIdx.y) return;
-  const int64_t m = *count;
-  const int64_t top = static_cast<int64_t>(blockIdx.y) * kTile, left = static_cast<int64_t>(blockIdx.x) * kTile;
-  const int column = threadIdx.x;
-  for (int row = threadIdx.y; row < kTile; row += kTileRows) {
-    if (top + row < m && left + column < m) tile[row][column] = g[(top + row) * width + left + column];
-    if (left + row < m && top + column < m) mirror[row][column] = g[(left + row) * width + top + column];
-  }
-  __syncthreads();
-  const auto weight = [&](int64_t i) { return row_weight ? row_weight[i] : T{1}; };
-  const auto write = [&](int64_t i, int64_t j, T g_ij, T g_ji) {
-    if (i < n && j < n) {
-      g[i * width + j] = i < m && j < m ? (weight(i) * g_ij + weight(j) * g_ji) * inverse_norms[j] : T{0};
-    }
-  };
-  for (int row = threadIdx.y; row < kTile; row += kTileRows) {
-    write(top + row, left + column, tile[row][column], mirror[column][row]);
-    if (left != top) write(left + row, top + column, mirror[row][column], tile[column][row]);
-  }
-}
-
-// dx = (g - u <g, u>) / |x| with u = x / |x|, to its row of the batch; a row so short that a constant stands for its
-// norm has no second term. One warp per row.
-template <typename T, typename Out>
-__global__ void __launch_bounds__(kRowThreads)
-    ranksim_project_kernel(const T* g /* [n, d] */, const T* x /* [n, d] */, const double* squared_norms /* [n] */,
-                           const T* inverse_norms /* [n] */, const int64_t* index /* [n] */,
-                           const int64_t* count /* [] */, int64_t d, Out* gradient /* [n, d] */) {
-  const int64_t row = warp_row();
-  if (row >= *count) return;
-  const int lane = lane_index();
-  const T inverse = inverse_norms[row];
-  T inner = 0;  // with the unit row, because products with rows of any finite size would overflow
-  for (int64_t c = lane; c < d; c += kWarp) inner += g[row * d + c] * (x[row * d + c] * inverse);
-  inner = warp_sum(inner);
-  const T along = squared_norms[row] == kMinSquaredNorm ? T{0} : inner;
-  Out* out = gradient + index[row] * d;
-  for (int64_t c = lane; c < d; c += kWarp) {
-    out[c] = Storage<Out>::round((g[row * d + c] - x[row * d + c] * inverse * along) * inverse);
-  }
-}
-
 // ---- the order of the launches --------------------------------------------------------------------------------------
 
 // Construct, then label_ranks() or matrix_ranks(), then rank_rows(), then what is wanted of loss(), rows(), gradient().
@@ -479,13 +397,13 @@ class RankSim {
   void gradient(const T* row_weight, Out* gradient) {
     const unsigned tiles = blocks_for(n_, kTile);
     const int64_t width = RankSimRows<T>::kWidth * n_;
-    backend_.launch(ranksim_symmetrise_kernel<T>, dim3(tiles, tiles), dim3(kTile, kTileRows), gradient_matrix(), width,
+    backend_.launch(symmetrise_kernel<T>, dim3(tiles, tiles), dim3(kTile, kTileRows), gradient_matrix(), width,
                     row_weight, inverse_norms_.data(), count_, n_);
     auto unit_gradient = backend_.template buffer<T>(n_ * d_);
     backend_.multiply(Matrix<T>{gradient_matrix(), n_, n_, width, 1}, Matrix<T>{x_.data(), n_, d_, d_, 1},
                       unit_gradient.data(), d_, false);
     backend_.zero(gradient, n_ * d_);
-    backend_.launch(ranksim_project_kernel<T, Out>, warp_rows(), dim3(kRowThreads), unit_gradient.data(), x_.data(),
+    backend_.launch(project_kernel<T, Out>, warp_rows(), dim3(kRowThreads), unit_gradient.data(), x_.data(),
                     squared_norms_.data(), inverse_norms_.data(), index_, count_, d_, gradient);
   }
 

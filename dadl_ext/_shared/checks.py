@@ -52,6 +52,35 @@ def check_rank(input: Tensor, interp_strength: float) -> None:
     check_no_tangent("rank", input)
 
 
+def _check_labelled(features: Tensor, labels: Tensor, most_dims: float, expected: str) -> Tensor:
+    """Return the labels as ``[n]`` or ``[n, k]``, detached and in a dtype of the operators."""
+    check_floating("features", features)
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"labels must be a torch.Tensor, got {type(labels).__name__}")
+    if labels.dtype not in FLOATING + INTEGER:
+        raise TypeError(f"labels must be floating-point or integer, got {labels.dtype}")
+    if (
+        not 2 <= features.dim() <= most_dims
+        or labels.dim() not in (1, 2)
+        or features.shape[:1] != labels.shape[:1]
+        or 0 in labels.shape[1:]
+    ):
+        raise ValueError(
+            f"features must be {expected} and labels [n] or [n, k], k >= 1, one row per sample, got features "
+            f"{tuple(features.shape)} and labels {tuple(labels.shape)}"
+        )
+    if features.device != labels.device:
+        raise ValueError(
+            f"features and labels must be on one device, got features {tuple(features.shape)} on {features.device} and "
+            f"labels {tuple(labels.shape)} on {labels.device}; move them with labels.to(features.device)"
+        )
+    if labels.requires_grad:
+        labels = labels.detach()
+    if labels.dtype in INTEGER:
+        labels = labels.long()
+    return labels[:, 0] if labels.dim() == 2 and labels.shape[1] == 1 else labels
+
+
 def check_ranksim(
     features: Tensor,
     labels: Tensor,
@@ -61,33 +90,12 @@ def check_ranksim(
     label_similarity: LabelSimilarity,
 ) -> tuple[Tensor, Tensor]:
     """Return features as ``[n, d]``, and labels as ``[n]`` or ``[n, k]``, detached and in a dtype of the operators."""
-    check_floating("features", features)
-    if not isinstance(labels, Tensor):
-        raise TypeError(f"labels must be a torch.Tensor, got {type(labels).__name__}")
-    if labels.dtype not in FLOATING + INTEGER:
-        raise TypeError(f"labels must be floating-point or integer, got {labels.dtype}")
-    rows = features.shape[:1] == labels.shape[:1]
-    if features.dim() < 2 or labels.dim() not in (1, 2) or not rows or 0 in labels.shape[1:]:
-        raise ValueError(
-            "features must be [n, d] (or [n, ...], flattened) and labels [n] or [n, k], k >= 1, one row per sample, "
-            f"got features {tuple(features.shape)} and labels {tuple(labels.shape)}"
-        )
-    if features.device != labels.device:
-        raise ValueError(
-            f"features and labels must be on one device, got features {tuple(features.shape)} on {features.device} and "
-            f"labels {tuple(labels.shape)} on {labels.device}; move them with labels.to(features.device)"
-        )
+    labels = _check_labelled(features, labels, math.inf, "[n, d] (or [n, ...], flattened)")
     check_ranksim_settings(interp_strength, weight, reduction, label_similarity)
     check_no_tangent("ranksim_loss", features)
     if isinstance(label_similarity, Tensor):
         check_similarity_matrix(label_similarity, features.device)
 
-    if labels.requires_grad:
-        labels = labels.detach()
-    if labels.dtype in INTEGER:
-        labels = labels.long()
-    if labels.dim() == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
     return features if features.dim() == 2 else features.flatten(1), labels
 
 
@@ -121,6 +129,31 @@ def check_similarity_matrix(matrix: Tensor, device: torch.device) -> None:
         raise ValueError(
             f"the label-similarity matrix is on {matrix.device}, the features are on {device}; move one of them"
         )
+
+
+SIMILARITIES = ("negative_l2", "cosine")  # in the order of csrc/core/rank_n_contrast.h
+LABEL_DISTANCES = ("l1", "l2")
+
+
+def check_rank_n_contrast(
+    features: Tensor, labels: Tensor, temperature: float, similarity: str, label_distance: str, reduction: str
+) -> tuple[Tensor, Tensor]:
+    """Return features as ``[n, d]`` with their labels; views ``[n, v, d]`` are concatenated view by view."""
+    labels = _check_labelled(features, labels, 3, "[n, d] or [n, views, d]")
+    check_rank_n_contrast_settings(temperature, similarity, label_distance, reduction)
+    check_no_tangent("rank_n_contrast", features)
+    return concatenate_views(features, labels)
+
+
+def check_rank_n_contrast_settings(temperature: float, similarity: str, label_distance: str, reduction: str) -> None:
+    check_temperature(temperature)
+    for name, value, known in (
+        ("similarity", similarity, SIMILARITIES),
+        ("label_distance", label_distance, LABEL_DISTANCES),
+    ):
+        if value not in known:
+            raise ValueError(f"{name} must be one of {known}, got {value!r}")
+    check_reduction(reduction)
 
 
 FORMS = ("cross_entropy", "kl")
@@ -257,10 +290,14 @@ def check_supervised_contrast(
     check_temperature(temperature)
     check_reduction(reduction)
     check_no_tangent("supervised_contrast", features)
-    if features.dim() == 3:
-        labels = labels.repeat(features.shape[1])
-        features = features.transpose(0, 1).flatten(0, 1)
-    return features, labels
+    return concatenate_views(features, labels)
+
+
+def concatenate_views(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Features ``[n, views, d]`` and the labels of their samples view by view; features ``[n, d]`` as they are."""
+    if features.dim() == 2:
+        return features, labels
+    return features.transpose(0, 1).flatten(0, 1), labels.repeat(features.shape[1], *(1,) * (labels.dim() - 1))
 
 
 def check_measure(measure: str) -> None:

@@ -6,6 +6,7 @@ from .chi_model import ChiModelLoss, ChiModelTerms
 from .class_queue import ClassQueue
 from .contrast import PseudoGroupContrastLoss, SupervisedContrastLoss
 from .disagreement import DisagreementLoss, DropoutDisagreementLoss, GradientReversal
+from .rank_n_contrast import RankNContrastLoss
 from .ranksim import RankSimLoss
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "DropoutDisagreementLoss",
     "GradientReversal",
     "PseudoGroupContrastLoss",
+    "RankNContrastLoss",
     "RankSimLoss",
     "SupervisedContrastLoss",
 ]

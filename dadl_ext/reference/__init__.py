@@ -6,6 +6,7 @@ Names, arguments and semantics are those of :mod:`dadl_ext.functional`, which is
 from .contrast import pseudo_group_contrast, similarity_logsumexp, supervised_contrast
 from .disagreement import disagreement
 from .dropout import dropout_disagreement, dropout_linear
+from .rank_n_contrast import rank_n_contrast
 from .ranking import rank
 from .ranksim import ranksim_loss
 
@@ -15,6 +16,7 @@ __all__ = [
     "dropout_linear",
     "pseudo_group_contrast",
     "rank",
+    "rank_n_contrast",
     "ranksim_loss",
     "similarity_logsumexp",
     "supervised_contrast",

@@ -36,4 +36,4 @@ Flag = Annotated[bool, Parameter(negative=())]
 """Off by default, so there is no option to turn it off."""
 
 Device = Literal["auto", "cpu", "cuda"]
-BenchmarkName = Literal["ranksim", "contrast", "disagreement", "cmw-net", "all"]
+BenchmarkName = Literal["ranksim", "rank-n-contrast", "contrast", "disagreement", "cmw-net", "all"]

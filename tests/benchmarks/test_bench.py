@@ -13,7 +13,7 @@ import torch
 pytest.importorskip("matplotlib", reason="needs pip install 'dadl[train]'")
 
 from dadl.benchmarks import contrast
-from dadl.benchmarks.figure import draw_speedups
+from dadl.benchmarks.figure import draw_benchmark
 from dadl.benchmarks.harness import (
     WARM_UP,
     BenchmarkTable,
@@ -32,6 +32,7 @@ from dadl_ext import build_info
 
 TABLES = {
     "ranksim": {"rank": 1, "ranksim": 2},
+    "rank-n-contrast": {"rank-n-contrast": 2, "rank-n-contrast-scaling": 2},
     "contrast": {"group-contrast": 1, "supervised-contrast": 1, "cross-batch-memory": 1},
     "disagreement": {"dropout": 1, "disagreement": 4},
     "cmw-net": {"cmw-net": 8},
@@ -153,7 +154,7 @@ def test_the_figure_shows_only_what_was_measured() -> None:
     columns = (milliseconds(), speedup("eager"), ratio("dadl", "two products"), speedup("torch.compile"))
     table = BenchmarkTable(name="t", header="m", columns=columns, notes="", cases=())
     rows = {"64": {"dadl": 2.0, "eager": 5.0, "two products": 1.0}, "128": {"dadl": 4.0, "eager": 2.0}}
-    (axes,) = draw_speedups([(table, rows)], "a machine").axes
+    (axes,) = draw_benchmark([(table, rows)], "a machine").axes
     assert [text.get_text() for text in axes.texts] == ["2.5", "0.5", "–", "–"]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["eager / dadl", "torch.compile / dadl"]
     tops = [bar.get_y() + bar.get_height() for bar in axes.containers[0]]

@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.nn.parallel import DistributedDataParallel
 
-from dadl_ext import ClassQueue, PseudoGroupContrastLoss, RankSimLoss, SupervisedContrastLoss, functional
+from dadl_ext import (
+    ClassQueue,
+    PseudoGroupContrastLoss,
+    RankNContrastLoss,
+    RankSimLoss,
+    SupervisedContrastLoss,
+    functional,
+)
 from dadl_ext.distributed import gather_batch
 
 SIZES = (7, 5, 0)
@@ -21,6 +28,11 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 def ranksim(settings: dict[str, Any]) -> Loss:
     loss = RankSimLoss(weight=3.0, **settings)
+    return lambda features, labels, key: loss(features, labels)
+
+
+def rank_n_contrast(settings: dict[str, Any]) -> Loss:
+    loss = RankNContrastLoss(**settings)
     return lambda features, labels, key: loss(features, labels)
 
 
@@ -48,6 +60,7 @@ def info_nce(settings: dict[str, Any]) -> Loss:
 
 LOSSES: dict[str, Callable[[dict[str, Any]], Loss]] = {
     "RankSim": ranksim,
+    "Rank-N-Contrast": rank_n_contrast,
     "supervised contrast": supervised,
     "group contrast": group_contrast,
     "group contrast, sum": lambda settings: group_contrast(settings, reduction="sum"),

@@ -98,6 +98,29 @@ def test_ranksim_without_a_process_group_is_the_local_loss() -> None:
     assert torch.equal(*losses)
 
 
+def rank_n_contrast_job(rank: int) -> dict[str, Any]:
+    results: dict[str, Any] = {}
+    for name, function in (("functional", functional.rank_n_contrast), ("reference", reference.rank_n_contrast)):
+        x, labels = whole_batch(0)
+        leaf = local(x, rank).clone().requires_grad_()
+        loss = function(leaf, local(labels, rank), gather_distributed=True)
+        loss.backward()
+        results[name] = (loss.detach(), leaf.grad)
+    return results
+
+
+def test_rank_n_contrast_of_two_processes_equals_one() -> None:
+    processes = in_processes(2, rank_n_contrast_job)
+    x, labels = whole_batch(0)
+    leaf = x.clone().requires_grad_()
+    loss = functional.rank_n_contrast(leaf, labels)
+    loss.backward()
+    for name in ("functional", "reference"):
+        for results in processes:
+            torch.testing.assert_close(results[name][0], loss.detach())
+        torch.testing.assert_close(torch.cat([results[name][1] for results in processes]), leaf.grad)
+
+
 CLASSES, SLOTS, DIM = 3, 4, 8
 # Rows of each process, step by step: uneven, none in one process, none at all, and more than SLOTS of every class.
 STEPS = ((5, 2), (0, 4), (3, 0), (0, 0), (40, 30), (1, 1))

@@ -35,6 +35,8 @@ LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
     "rank": functional.rank,
     "ranksim_loss": lambda x: functional.ranksim_loss(x, torch.arange(6.0)),
     "ranksim_loss, rows": lambda x: functional.ranksim_loss(x, torch.arange(6.0), reduction="none"),
+    "rank_n_contrast": lambda x: functional.rank_n_contrast(x, torch.arange(6.0)),
+    "rank_n_contrast, rows": lambda x: functional.rank_n_contrast(x, torch.arange(6.0), reduction="none"),
     "similarity_logsumexp": lambda x: functional.similarity_logsumexp(x, x, exclude_self=True),
     "pseudo_group_contrast": lambda x: functional.pseudo_group_contrast(x, x.detach(), torch.ones(3, 2, 8), TARGET),
     "supervised_contrast": lambda x: functional.supervised_contrast(x, TARGET),

@@ -17,6 +17,7 @@ from dadl_ext import (
     DropoutDisagreementLoss,
     GradientReversal,
     PseudoGroupContrastLoss,
+    RankNContrastLoss,
     RankSimLoss,
     SupervisedContrastLoss,
 )
@@ -33,6 +34,7 @@ def queue_use(queue: nn.Module, dtype: torch.dtype) -> Tensor:
 
 MODULES: dict[str, tuple[Callable[[], nn.Module], Use]] = {
     "RankSimLoss": (lambda: RankSimLoss(weight=3.0), lambda m, t: m(FEATURES.to(t), torch.arange(8.0))),
+    "RankNContrastLoss": (RankNContrastLoss, lambda m, t: m(FEATURES.to(t), torch.arange(8.0))),
     "SupervisedContrastLoss": (SupervisedContrastLoss, lambda m, t: m(FEATURES.to(t), LABELS)),
     "ClassQueue": (lambda: ClassQueue(3, 6, 4), queue_use),
     "PseudoGroupContrastLoss": (

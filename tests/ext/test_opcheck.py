@@ -91,6 +91,19 @@ def ranksim_rows_backward(x: Inputs) -> Calls:
             yield x.results(len(labels)), features, labels, *subset, matrix, 2.0, 1.0
 
 
+def rank_n_contrast(x: Inputs) -> Calls:
+    for labels in (x.classes(4, 9), x.floats(9), x.floats(9, 2)):
+        for similarity, reduction in ((0, 0), (1, 1)):
+            yield x.floats(9, 5).requires_grad_(), labels, 2.0, similarity, 1, reduction, reduction != 0
+    yield x.floats(0, 5), x.floats(0), 2.0, 0, 0, 2, True
+    yield x.floats(9, 5), x.floats(9), 2.0, 0, 0, 2, False
+
+
+def rank_n_contrast_backward(x: Inputs) -> Calls:
+    for labels in (x.floats(9), x.floats(9, 2)):
+        yield x.results(9), x.floats(9, 5), labels, 2.0, 0, 1
+
+
 def similarity_logsumexp(x: Inputs) -> Calls:
     query, key = x.floats(6, 8), x.floats(6, 8)
     yield query, key, x.mask(6), 2.0, True, True
@@ -142,6 +155,8 @@ CALLS: list[Callable[[Inputs], Calls]] = [
     ranksim_loss,
     ranksim_rows,
     ranksim_rows_backward,
+    rank_n_contrast,
+    rank_n_contrast_backward,
     similarity_logsumexp,
     similarity_logsumexp_key_gradient,
     pseudo_group_contrast,

@@ -24,6 +24,14 @@ def ranksim_of_distinct_labels(x: Tensor) -> Tensor:
     return functional.ranksim_loss(x, torch.arange(len(x), device=x.device))
 
 
+def rank_n_contrast(x: Tensor) -> Tensor:
+    return functional.rank_n_contrast(x, torch.arange(len(x), device=x.device) % 37)
+
+
+def rank_n_contrast_of_vector_labels(x: Tensor) -> Tensor:
+    return functional.rank_n_contrast(x, x.detach()[:, :2], similarity="cosine", reduction="none")
+
+
 def logsumexp(x: Tensor) -> Tensor:
     return functional.similarity_logsumexp(F.normalize(x, dim=1), F.normalize(x.flip(0), dim=1), scale=5.0)
 
@@ -50,8 +58,9 @@ def dropout_of_many_outputs(x: Tensor) -> Tensor:
 
 
 # Without a choice among equal labels, which would differ from call to call.
-LOSSES = [rank, ranksim_of_distinct_labels, logsumexp, group_contrast, disagreement, dropout, dropout_of_many_outputs]
-HALF = [logsumexp, group_contrast, disagreement, dropout_of_many_outputs]
+LOSSES = [rank, ranksim_of_distinct_labels, rank_n_contrast, rank_n_contrast_of_vector_labels, logsumexp]
+LOSSES += [group_contrast, disagreement, dropout, dropout_of_many_outputs]
+HALF = [rank_n_contrast, logsumexp, group_contrast, disagreement, dropout_of_many_outputs]
 CASES = [(loss, torch.float32) for loss in LOSSES] + [(loss, torch.bfloat16) for loss in HALF]
 
 

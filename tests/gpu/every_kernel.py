@@ -88,6 +88,27 @@ def ranksim() -> None:
         ).backward()
 
 
+def rank_n_contrast() -> None:
+    for dtype in DTYPES:
+        for n, d in ((1, 3), (2, 5), (20, 5), (70, 16), (200, 8), (600, 40), (1100, 4)):
+            x = torch.randn(n, d).to(dtype).requires_grad_()
+            for labels in (torch.randint(0, n, (n,)), torch.rand(n), torch.randint(0, 5, (n, 2)).float()):
+                for similarity, reduction in (("negative_l2", "mean"), ("cosine", "none")):
+
+                    def run(
+                        module: Module, x: Tensor, labels: Tensor, s: str = similarity, r: str = reduction
+                    ) -> Tensor:
+                        return module.rank_n_contrast(x, labels, similarity=s, reduction=r)
+
+                    compare(
+                        f"rank_n_contrast {dtype} {n} {d} {labels.dtype} {labels.dim()} {similarity}",
+                        lambda x, labels, run=run: run(functional, x, labels),
+                        lambda x, labels, run=run: run(reference, x, labels),
+                        x,
+                        labels,
+                    )
+
+
 def contrast() -> None:
     for dtype in DTYPES:
         for b, n, d in (
@@ -194,7 +215,9 @@ def dropout() -> None:
                 )
 
 
-FAMILIES = {function.__name__: function for function in (ranking, ranksim, contrast, disagreement, dropout)}
+FAMILIES = {
+    function.__name__: function for function in (ranking, ranksim, rank_n_contrast, contrast, disagreement, dropout)
+}
 
 if __name__ == "__main__":
     torch.manual_seed(0)

@@ -32,6 +32,8 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor, nn
 
+from dadl_ext import reference
+
 FIXTURES = Path(__file__).parents[1] / "data" / "fixtures"
 PUBLISHED = os.environ.get("DADL_TEST_DATA")
 needs_published = pytest.mark.skipif(PUBLISHED is None, reason="DADL_TEST_DATA names no folder of published data sets")
@@ -382,6 +384,40 @@ def test_retraining_keeps_the_encoder(prices: Path, tmp_path: Path) -> None:
     assert table["all"]["MAE"] < 0.5 * constant_error(prices, "price", recipe.read(progress()).test.names)
 
 
+def test_rank_n_contrast_is_one_more_regulariser(prices: Path) -> None:
+    recipe = price_recipe(prices, epochs=10, rnc=0.5, ranksim=0.0)
+    method, task, predicted = run(recipe)
+    assert method.ranksim is None
+    assert task.test.score(predicted)["all"]["MAE"] < 0.2 * constant_error(prices, "price", task.test.names)
+    inputs, target, weight = next(iter(task.loader))
+    features = method.encoder(inputs)
+    loss = method.loss(method.head(features).squeeze(1), (target - method.centre) / method.scale, weight)
+    expected = loss + 0.5 * reference.rank_n_contrast(features, target)
+    torch.testing.assert_close(method((inputs, target, weight)), expected)
+
+
+def test_the_two_stages_of_rank_n_contrast(prices: Path, tmp_path: Path) -> None:
+    """The first leaves the encoder to the contrast, the second trains the head on what it has learnt."""
+    recipe = price_recipe(prices, epochs=10, rnc_encoder=True)
+    task = recipe.read(progress())
+    method = recipe.make_method(facts_of(task))
+    inputs, target, weight = next(iter(task.loader))
+    method((inputs, target, weight)).backward()
+    learnt = [parameter.grad.clone() for parameter in method.encoder.parameters()]
+    method.zero_grad()
+    features = method.encoder(inputs)
+    reference.rank_n_contrast(torch.stack([features, features], dim=1), target).backward()
+    for ours, theirs in zip(learnt, [parameter.grad for parameter in method.encoder.parameters()], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)
+
+    first = train(recipe, tmp_path / "first")
+    second = train(price_recipe(prices, epochs=10, retrain_from=tmp_path / "first"), tmp_path / "second")
+    encoder = {name: value for name, value in first.items() if name.startswith("encoder.")}
+    assert all(torch.equal(second[f"encoder.{name}"], value) for name, value in encoder.items())
+    table = evaluate_run(open_run(tmp_path / "second"), "test", "cpu", Console(quiet=True))
+    assert table["all"]["MAE"] < 0.5 * constant_error(prices, "price", task.test.names)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -415,6 +451,9 @@ def test_what_cannot_be_retrained(prices: Path, tmp_path: Path, settings: dict[s
         ({"ks": 4}, "ks must be odd"),
         ({"few": 200}, "few=200 must not be above many=100"),
         ({"retrain_from": Path("run"), "ranksim": 1.0}, "leave out one of the two"),
+        ({"retrain_from": Path("run"), "rnc": 1.0}, "leave out one of the two"),
+        ({"rnc_encoder": True, "ranksim": 1.0}, "by Rank-N-Contrast alone"),
+        ({"rnc_encoder": True, "rnc": 1.0}, "by Rank-N-Contrast alone"),
     ],
 )
 def test_settings_that_make_no_sense(settings: dict[str, Any], message: str) -> None:

@@ -12,6 +12,7 @@
 
 #include "../../csrc/cuda/contrast_kernels.cuh"
 #include "../../csrc/cuda/dropout_kernels.cuh"
+#include "../../csrc/cuda/rank_n_contrast_kernels.cuh"
 #include "../../csrc/cuda/ranksim_kernels.cuh"
 
 namespace dadl::sim {
@@ -282,6 +283,40 @@ py::dict ranksim(const Batch& batch, const RankSimSettings& settings, const py::
 template <typename T>
 const T* optional_data(const py::object& array) {
   return array.is_none() ? nullptr : data<T>(array.cast<Array>());
+}
+
+RankNContrastSettings rank_n_contrast_settings(double temperature, int64_t similarity, int64_t label_distance) {
+  return {temperature, static_cast<Similarity>(similarity), static_cast<LabelDistance>(label_distance)};
+}
+
+// The loss [], rows [n] and, with a row weight [n] or None, gradient [n, d]. labels [n] or [n, k]
+py::dict rank_n_contrast(const Array& features, const std::string& dtype, const Array& labels,
+                         const std::string& label_dtype, const RankNContrastSettings& settings, double share,
+                         const py::object& row_weight, bool with_gradient, const Schedule& schedule) {
+  const py::ssize_t n = features.shape(0), d = features.shape(1), k = labels.ndim() == 2 ? labels.shape(1) : 0;
+  Backend backend(schedule);
+  py::dict result;
+  dispatch_floating(dtype, [&](auto tag) {
+    using F = decltype(tag);
+    using T = typename Storage<F>::Arithmetic;
+    RankNContrast<F, Backend> contrast(backend, data<F>(features), n, d, settings);
+    dispatch_labels(label_dtype,
+                    [&](auto label) { contrast.anchors(data<decltype(label)>(labels), k, share, with_gradient); });
+    Array loss = empty<T>({1}), rows = empty<T>({n});
+    contrast.loss(share, mutable_data<T>(loss));
+    contrast.rows(mutable_data<T>(rows));
+    result["loss"] = loss;
+    result["rows"] = rows;
+    if (!with_gradient) return;
+    Array gradient = row_weight.is_none() ? empty<T>({n, d}) : empty<F>({n, d});
+    if (row_weight.is_none()) {
+      contrast.gradient(static_cast<const T*>(nullptr), mutable_data<T>(gradient));
+    } else {
+      contrast.gradient(optional_data<T>(row_weight), mutable_data<F>(gradient));
+    }
+    result["gradient"] = gradient;
+  });
+  return result;
 }
 
 // body(query, key, A{}) with Rows: query [B, d], key [N, d] or [C, D, d], in float32 where their dtypes differ.
@@ -616,6 +651,10 @@ PYBIND11_MODULE(dadl_simulator, m) {
   py::class_<dadl::RankSimSettings>(m, "RankSimSettings")
       .def(py::init<double, double, bool>(), py::arg("interp_strength"), py::arg("weight"), py::arg("mean"));
   m.def("ranksim", &ranksim);
+  py::class_<dadl::RankNContrastSettings>(m, "RankNContrastSettings")
+      .def(py::init(&rank_n_contrast_settings), py::arg("temperature"), py::arg("similarity"),
+           py::arg("label_distance"));
+  m.def("rank_n_contrast", &rank_n_contrast);
   m.def("contrast", &contrast_values);
   m.def("contrast_key_gradient", &contrast_keys);
   py::class_<Dropouts>(m, "Dropouts").def(py::init(&dropouts));

@@ -17,6 +17,7 @@ from simulator.helpers import FLAVOUR, FLOATING, arithmetic
 from torch import Tensor
 
 from dadl_ext import _library, functional, reference
+from dadl_ext._shared.checks import REDUCTIONS, SIMILARITIES
 from dadl_ext._shared.label_similarity import draw_priority, label_similarity_matrix
 from dadl_ext._shared.members import MEASURES
 
@@ -29,6 +30,8 @@ OPERATORS = [
     "ranksim_loss",
     "ranksim_rows",
     "ranksim_rows_backward",
+    "rank_n_contrast",
+    "rank_n_contrast_backward",
     "similarity_logsumexp",
     "similarity_logsumexp_key_gradient",
     "pseudo_group_contrast",
@@ -234,6 +237,52 @@ def test_ranksim_rows(library: Host, n, dtype, vectors, seed) -> None:
 
 @few
 @given(
+    n=st.sampled_from([0, 1, 2, 9, 33, 70]),
+    d=st.sampled_from([0, 1, 3, 40]),
+    dtype=dtypes,
+    label_dtype=st.sampled_from([torch.int64, *FLOATING]),
+    vectors=st.booleans(),
+    similarity=st.sampled_from(SIMILARITIES),
+    reduction=st.sampled_from(REDUCTIONS),
+    seed=seeds,
+)
+def test_rank_n_contrast(library: Host, n, d, dtype, label_dtype, vectors, similarity, reduction, seed) -> None:
+    torch.manual_seed(seed)
+    features = torch.randn(n, d).to(dtype) + 2  # directions that do not vanish, in one dimension either
+    labels = torch.randint(0, n + 1, (n, 2) if vectors else (n,)).to(label_dtype)
+    leaf = features.double().requires_grad_()
+    expected = reference.rank_n_contrast(leaf, labels, similarity=similarity, reduction=reduction)
+    numbers = 2.0, SIMILARITIES.index(similarity), 0
+    loss, gradient = torch.ops.dadl_simulated.rank_n_contrast(
+        features, labels, *numbers, REDUCTIONS.index(reduction), True
+    )
+    close(loss, expected.detach(), 1e-5)
+    (slope,) = torch.autograd.grad(expected.sum(), leaf, retain_graph=True)
+    close(gradient, slope, TOLERANCE[arithmetic(dtype)])
+    alone, nothing = torch.ops.dadl_simulated.rank_n_contrast(
+        features, labels, *numbers, REDUCTIONS.index(reduction), False
+    )
+    assert torch.equal(alone, loss)
+    assert nothing.shape == (0, d)
+    if reduction == "none":
+        grad = torch.randn(n, dtype=arithmetic(dtype))
+        (slope,) = torch.autograd.grad(expected, leaf, grad.double())
+        backward = torch.ops.dadl_simulated.rank_n_contrast_backward(grad, features, labels, *numbers)
+        assert backward.dtype == dtype
+        close(backward, slope, TOLERANCE[dtype])
+    assert library.complaints() == []
+
+
+def test_rank_n_contrast_takes_at_most_eight_launches(host: Host) -> None:
+    for values in (torch.rand(40), torch.rand(40, 2)):
+        for similarity in (0, 1):
+            before = host.calls(LAUNCH) + host.calls(LIBRARY)
+            torch.ops.dadl_simulated.rank_n_contrast(torch.randn(40, 6), values, 2.0, similarity, 0, 1, True)
+            assert host.calls(LAUNCH) + host.calls(LIBRARY) - before <= 8
+
+
+@few
+@given(
     b=st.sampled_from([0, 1, 5, 33, 70]),
     n=st.sampled_from([0, 1, 40, 130]),
     d=st.sampled_from([0, 1, 8, 33, 130]),
@@ -387,6 +436,8 @@ def arguments(name: str, dtype: torch.dtype = torch.float32) -> tuple:
         "ranksim_loss": (features, labels, priority, None, 2.0, 1.0, True, True),
         "ranksim_rows": (features, labels, *subset, None, 2.0, 1.0),
         "ranksim_rows_backward": (grad, features, labels, *subset, None, 2.0, 1.0),
+        "rank_n_contrast": (features, torch.randn(n, 2).to(dtype), 2.0, 1, 0, 1, True),
+        "rank_n_contrast_backward": (grad, features, labels, 2.0, 0, 0),
         "similarity_logsumexp": (features, key, mask, 0.3, False, True),
         "similarity_logsumexp_key_gradient": (grad, features, key, mask, lse, 0.3, False),
         "pseudo_group_contrast": (

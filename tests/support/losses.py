@@ -84,6 +84,10 @@ def _ranksim_cosine(x: Draw, n: int) -> Call:
     return _call("ranksim_loss", (x.floats(n, x.size(5)),), labels, label_similarity="cosine")
 
 
+def _rank_n_contrast(x: Draw, n: int, **settings: Any) -> Call:
+    return _call("rank_n_contrast", (x.floats(n, x.size(5)),), x.distinct(n), **settings)
+
+
 def _similarity(x: Draw, n: int) -> Call:
     d = x.size(8)
     return _call("similarity_logsumexp", (x.floats(n, d), x.floats(n + 3, d)), scale=0.5)
@@ -128,6 +132,8 @@ LOSSES: dict[str, Callable[[Draw, int], Call]] = {
     "ranksim_loss": partial(_ranksim, weight=3.0),
     'ranksim_loss, "none"': partial(_ranksim, reduction="none"),
     "ranksim_loss, cosine": _ranksim_cosine,
+    "rank_n_contrast": _rank_n_contrast,
+    'rank_n_contrast, "none"': partial(_rank_n_contrast, reduction="none", similarity="cosine"),
     "similarity_logsumexp": _similarity,
     "pseudo_group_contrast": _group_contrast,
     "pseudo_group_contrast, weighted": _weighted_group_contrast,

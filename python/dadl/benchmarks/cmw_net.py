@@ -5,22 +5,19 @@ Memory is what tensors need during an iteration, on top of those that exist befo
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import partial
-from itertools import accumulate
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.optim import SGD, Adam
-from torch.profiler import ProfilerActivity, profile
 
 from ..cmw_net.reweighter import MetaReweighter
 from ..cmw_net.weight_net import CMWNet
 from ..networks.resnet import FEATURES, resnet
-from .harness import BenchmarkTable, Column, Harness, Numbers, milliseconds, ratio, speedup
+from .harness import BenchmarkTable, Column, Harness, Numbers, milliseconds, peak_memory, ratio, speedup
 
 DEPTH, QUICK_DEPTH = 32, 8
 BATCH, QUICK_BATCH = 100, 4
@@ -51,22 +48,6 @@ def make_step(kind: str, depth: int, batch: int, memory_format: torch.memory_for
     meta_optimizer = Adam(weight_net.parameters(), lr=1e-4, weight_decay=1e-4)
     reweighter = MetaReweighter(model, optimizer, weight_net, meta_optimizer=meta_optimizer, method=kind)  # type: ignore[arg-type]
     return partial(reweighter.step, (images, target), (meta_images, meta_target))
-
-
-def peak_memory(step: Callable[[], Any], device: str) -> float:
-    """Peak MiB of tensors during a step, on top of those that exist before it."""
-    step()
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # its log lines would break up the progress bar
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step()
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    changes: list[int] = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
-    return max(accumulate(changes)) / 2**20
 
 
 def step_case(name: str, depth: int, batch: int, harness: Harness) -> dict[str, Numbers]:

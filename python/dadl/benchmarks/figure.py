@@ -9,15 +9,15 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from .harness import BenchmarkTable, Numbers
+from .harness import MILLISECONDS, BenchmarkTable, Numbers
 
 # Okabe and Ito's palette: distinct with any colour vision.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 LABEL_WIDTH = 18  # characters below a group of bars
 
 
-def draw_speedups(measured: Sequence[tuple[BenchmarkTable, Mapping[str, Numbers]]], machine: str) -> Figure:
-    """Speedups over each candidate, one panel for each table.
+def draw_benchmark(measured: Sequence[tuple[BenchmarkTable, Mapping[str, Numbers]]], machine: str) -> Figure:
+    """Speedups over each candidate, or times over sizes: one panel for each table.
 
     Args:
         measured: tables and their rows.
@@ -28,12 +28,12 @@ def draw_speedups(measured: Sequence[tuple[BenchmarkTable, Mapping[str, Numbers]
     figure.suptitle("How many times as fast?", fontsize=17, fontweight="bold")
     panels = figure.subplots(len(measured), squeeze=False).flat
     for axes, (table, rows) in zip(panels, measured, strict=True):
-        _draw_table(axes, table, rows)
+        (_draw_scaling if table.scaling else _draw_speedups)(axes, table, rows)
     figure.supxlabel(machine, fontsize=9, color="#555555")
     return figure
 
 
-def _draw_table(axes: Axes, table: BenchmarkTable, rows: Mapping[str, Numbers]) -> None:
+def _draw_speedups(axes: Axes, table: BenchmarkTable, rows: Mapping[str, Numbers]) -> None:
     columns = [column for column in table.columns if column.speedup]
     width = 0.8 / len(columns)
     for i, (column, color) in enumerate(zip(columns, COLORS, strict=False)):
@@ -62,3 +62,21 @@ def _draw_table(axes: Axes, table: BenchmarkTable, rows: Mapping[str, Numbers]) 
     axes.set_axisbelow(True)
     axes.set_title(f"{table.name}: ratio of times, above 1 is a gain", fontsize=13)
     axes.legend(ncols=len(columns), loc="upper center", bbox_to_anchor=(0.5, -0.24), frameon=False)
+
+
+def _draw_scaling(axes: Axes, table: BenchmarkTable, rows: Mapping[str, Numbers]) -> None:
+    times = [column for column in table.columns if column.under is None and column.scale == MILLISECONDS]
+    for column, color in zip(times, COLORS, strict=False):
+        measured = [(int(name), column.value(numbers)) for name, numbers in rows.items()]
+        points = [(size, value) for size, value in measured if value is not None]
+        axes.plot(*zip(*points, strict=True), marker="o", color=color, label=column.over)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xticks([int(name) for name in rows], list(rows))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} ms"))
+    axes.set_xlabel(table.header)
+    axes.grid(color="#dddddd")
+    axes.set_axisbelow(True)
+    axes.set_title(f"{table.name}: time of a step", fontsize=13)
+    axes.legend(frameon=False)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import torch
 from torch._dynamo.exc import TorchDynamoException
+from torch.profiler import ProfilerActivity, profile
 
 WARM_UP = 3  # calls of each candidate; torch.compile needs more than one where shapes vary
+
+MILLISECONDS = 1e3  # in a second
 
 Numbers = Mapping[str, float]
 """Measurements for a row of a table: median seconds of every candidate, or MiB if the name says so."""
@@ -29,6 +34,22 @@ def keep_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(no_mmap, 0)
         libc.mallopt(trim_threshold, 2**30)
+
+
+def peak_memory(step: Callable[[], object], device: str) -> float:
+    """Peak MiB of tensors during a step, on top of those that exist before it."""
+    step()
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # its log lines would break up the progress bar
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes: list[int] = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return max(accumulate(changes)) / 2**20
 
 
 @dataclass(frozen=True)
@@ -106,7 +127,7 @@ class Column:
 
 
 def milliseconds(of: str = "dadl", title: str = "ms", digits: int = 2) -> Column:
-    return Column(title, of, scale=1e3, digits=digits)
+    return Column(title, of, scale=MILLISECONDS, digits=digits)
 
 
 def ratio(over: str, under: str, title: str | None = None, digits: int = 2) -> Column:
@@ -127,6 +148,7 @@ class BenchmarkTable:
         columns: the other columns.
         notes: what is compared, and how.
         cases: each measures one or more rows, by name.
+        scaling: the rows' names are sizes, and the figure shows times over sizes instead of speedups.
     """
 
     name: str
@@ -134,6 +156,7 @@ class BenchmarkTable:
     columns: Sequence[Column]
     notes: str
     cases: Sequence[Callable[[Harness], Mapping[str, Numbers]]]
+    scaling: bool = False
 
 
 def cells(table: BenchmarkTable, rows: Mapping[str, Numbers]) -> list[dict[str, str]]:

@@ -18,8 +18,8 @@ from ..errors import UserError
 from ..files import check_output_folder, write_text
 from ..options import BenchmarkName, Device
 from ..output import JobProgress, save_figure, write_json
-from . import cmw_net, contrast, disagreement, ranksim
-from .figure import draw_speedups
+from . import cmw_net, contrast, disagreement, rank_n_contrast, ranksim
+from .figure import draw_benchmark
 from .harness import BenchmarkTable, Harness, Numbers, cells, keep_memory, markdown_table
 
 ROUNDS, QUICK_ROUNDS = 15, 2
@@ -38,6 +38,7 @@ class Benchmark:
 
 BENCHMARKS = {
     "ranksim": Benchmark(ranksim.tables, 3.0),
+    "rank-n-contrast": Benchmark(rank_n_contrast.tables, 3.0),
     "contrast": Benchmark(contrast.tables, 3.0),
     "disagreement": Benchmark(disagreement.tables, 3.0),
     "cmw-net": Benchmark(cmw_net.tables, 120.0),
@@ -111,7 +112,7 @@ def run_benchmarks(
                 _show(table, rows, console)
                 results.append((table, rows))
             if output is not None:
-                save_figure(draw_speedups(results, machine), output / f"{chosen}-{place}")
+                save_figure(draw_benchmark(results, machine), output / f"{chosen}-{place}")
             measured |= {table.name: rows for table, rows in results}
     finally:
         torch.set_num_threads(threads_before)

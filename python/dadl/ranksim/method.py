@@ -10,7 +10,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 from torch.utils.data import DataLoader
 
-from dadl_ext import RankSimLoss
+from dadl_ext import RankNContrastLoss, RankSimLoss
 
 from ..training.method import Method
 from .bins import LabelBins
@@ -47,6 +47,7 @@ class Regression(Method):
         transform: of the targets, before RankSim and the loss see them, or ``None``.
         centre: the head learns ``(target - centre) / scale`` of the transformed target.
         scale: positive.
+        rnc: weight of Rank-N-Contrast on the features that RankSim gets.
 
     Sources: Gong, Mori, Tung, "RankSim: Ranking Similarity Regularization for Deep Imbalanced Regression", ICML 2022;
     Yang, Zha, Chen, Wang, Katabi, "Delving into Deep Imbalanced Regression", ICML 2021.
@@ -68,11 +69,13 @@ class Regression(Method):
         transform: TargetTransform | None = None,
         centre: float = 0.0,
         scale: float = 1.0,
+        rnc: float = 0.0,
     ) -> None:
         super().__init__()
         self.encoder, self.head, self.ranksim, self.lr = encoder, head, ranksim, lr
         self.loss, self.smoothing, self.bins, self.transform = loss, smoothing, bins, transform
         self.share = None if ranksim is None else GradientShare()
+        self.rnc, self.contrast = rnc, RankNContrastLoss(gather_distributed=True, averaged_gradients=True)
         self.register_buffer("centre", torch.tensor(centre))
         self.register_buffer("scale", torch.tensor(scale))
 
@@ -80,10 +83,11 @@ class Regression(Method):
         inputs, target, weight = batch
         features = self.encoder(inputs)
         if self.ranksim is None or self.share is None:
-            return self.task(features, target, weight)
-        branch, ranksim_branch = self.share.branches(features)
-        regulariser: Tensor = self.ranksim(ranksim_branch, self.labels(target))
-        return self.task(branch, target, weight) + regulariser
+            loss = self.task(features, target, weight)
+        else:
+            branch, ranksim_branch = self.share.branches(features)
+            loss = self.task(branch, target, weight) + self.ranksim(ranksim_branch, self.labels(target))
+        return loss + self.rnc * self.contrast(features, self.labels(target)) if self.rnc else loss
 
     def task(self, features: Tensor, target: Tensor, weight: Tensor) -> Tensor:
         """The loss of the predictions."""
@@ -127,6 +131,23 @@ class Regression(Method):
     def epoch_log(self) -> Mapping[str, float]:
         """RankSim's share of the gradient."""
         return {} if self.share is None else {SHARE: self.share.take()}
+
+
+class ContrastedEncoder(Regression):
+    """The encoder learns from Rank-N-Contrast alone, on two passes over each batch, whose random views differ.
+
+    The head learns from the features of the first without changing them, so that epochs can be compared. The first
+    stage of Rank-N-Contrast's protocol, before :class:`Retraining`.
+
+    Source: Zha, Cao, Son, Yang, Katabi, "Rank-N-Contrast: Learning Continuous Representations for Regression", NeurIPS
+    2023.
+    """
+
+    def forward(self, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        inputs, target, weight = batch
+        views = torch.stack([self.encoder(inputs), self.encoder(inputs)], dim=1)
+        contrast: Tensor = self.contrast(views, self.labels(target))
+        return self.task(views[:, 0].detach(), target, weight) + contrast
 
 
 class Retraining(Regression):

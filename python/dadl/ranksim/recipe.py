@@ -34,7 +34,7 @@ from .feature_smoothing import FeatureDistributionSmoothing
 from .gradient_share import weights_of_shares
 from .inputs import Inputs, MissingFacts, missing_facts, sample_names, standard_facts
 from .losses import BalancedMSE, GaussianMixture, focal_l1_loss, focal_mse_loss, weighted_huber_loss
-from .method import SHARE, Regression, RegressionLoss, Retraining
+from .method import SHARE, ContrastedEncoder, Regression, RegressionLoss, Retraining
 from .reweighting import (
     Kernel,
     LabelDistributionSmoothing,
@@ -152,10 +152,17 @@ class RankSimRecipe(Recipe):
 
     ranksim: NonNegative | None = None
     """Weight γ of RankSim; 0 turns it off. [default: ages 100, STS-B 0.0003, other images and texts 0.1, numbers alone
-    0; retraining 0]"""
+    0; retraining and rnc-encoder 0]"""
 
     interp_strength: Positive = 2.0
     """Interpolation strength λ of RankSim's gradient."""
+
+    rnc: NonNegative = 0.0
+    """Weight of Rank-N-Contrast, another regulariser of the features; 0 turns it off."""
+
+    rnc_encoder: bool = False
+    """Train the encoder by Rank-N-Contrast alone, on two views of each sample; the head learns from its features
+    without changing them. The first of two stages: the second is a run with retrain-from."""
 
     reweighting: Literal["none", "inverse", "sqrt-inverse"] = "none"
     """Weights of samples as a function of the number of samples in their label bin."""
@@ -255,6 +262,12 @@ class RankSimRecipe(Recipe):
             raise SettingsError("augment replaces the view that keep-positions configures: leave out one of the two")
         if self.retrain_from is not None and self.ranksim:
             raise SettingsError("RankSim trains the encoder, but retraining freezes it: leave out one of the two")
+        if self.retrain_from is not None and (self.rnc or self.rnc_encoder):
+            raise SettingsError(
+                "Rank-N-Contrast trains the encoder, but retraining freezes it: leave out one of the two"
+            )
+        if self.rnc_encoder and (self.ranksim or self.rnc):
+            raise SettingsError("rnc-encoder trains by Rank-N-Contrast alone: leave out ranksim and rnc")
 
     def resolved(self, facts: Mapping[str, Any]) -> "RankSimRecipe":
         kind = KINDS[facts["kind"]]
@@ -353,11 +366,13 @@ class RankSimRecipe(Recipe):
         }
         if self.retrain_from is not None:
             return Retraining(partial(_restore_encoder, self.retrain_from, facts), encoder, head, **options)
+        if self.rnc_encoder:
+            return ContrastedEncoder(encoder, head, None, **options)
         weight = self._ranksim(kind, facts)
         ranksim = RankSimLoss(
             weight=weight, interp_strength=self.interp_strength, gather_distributed=True, averaged_gradients=True
         )
-        return Regression(encoder, head, ranksim if weight > 0 else None, **options)
+        return Regression(encoder, head, ranksim if weight > 0 else None, rnc=self.rnc, **options)
 
     def read_unseen(self, data: Path, facts: Mapping[str, Any], progress: JobProgress) -> Evaluation:
         data = as_path(data)
@@ -506,7 +521,8 @@ class RankSimRecipe(Recipe):
     def _ranksim(self, kind: DataKind, facts: Mapping[str, Any]) -> float:
         if self.ranksim is not None:
             return self.ranksim
-        return 0.0 if self.retrain_from is not None else float(facts.get("ranksim", kind.ranksim))
+        off = self.retrain_from is not None or self.rnc_encoder
+        return 0.0 if off else float(facts.get("ranksim", kind.ranksim))
 
     def _make_loss(self, facts: Mapping[str, Any]) -> RegressionLoss:
         name = self._loss(KINDS[facts["kind"]])
