@@ -94,7 +94,7 @@ def ranksim_rows_backward(x: Inputs) -> Calls:
 def rank_n_contrast(x: Inputs) -> Calls:
     for labels in (x.classes(4, 9), x.floats(9), x.floats(9, 2)):
         for similarity, reduction in ((0, 0), (1, 1)):
-            yield x.floats(9, 5).requires_grad_(), labels, 2.0, similarity, 1, reduction, reduction != 0
+            yield x.floats(9, 5), labels, 2.0, similarity, 1, reduction, reduction != 0
     yield x.floats(0, 5), x.floats(0), 2.0, 0, 0, 2, True
     yield x.floats(9, 5), x.floats(9), 2.0, 0, 0, 2, False
 
