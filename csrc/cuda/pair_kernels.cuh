@@ -85,10 +85,10 @@ __global__ void __launch_bounds__(kRowThreads)
   T inner = 0;  // with the unit row, because products with rows of any finite size would overflow
   for (int64_t c = lane; c < d; c += kWarp) inner += g[row * d + c] * (x[row * d + c] * inverse);
   inner = warp_sum(inner);
-  const T along = squared_norms[row] == kMinSquaredNorm ? T{0} : inner;
+  const T along = squared_norms[row] == kMinSquaredNorm ? T{0} : inner * inverse;
   Out* out = gradient + index[row] * d;
   for (int64_t c = lane; c < d; c += kWarp) {
-    out[c] = Storage<Out>::round((g[row * d + c] - x[row * d + c] * inverse * along) * inverse);
+    out[c] = Storage<Out>::round((g[row * d + c] - x[row * d + c] * along) * inverse);
   }
 }
 
