@@ -17,7 +17,7 @@ Subset: TypeAlias = tuple[Tensor, Tensor, Tensor]
 
 def ranksim_select(labels: Tensor, priority: Tensor) -> Subset:
     """The row of lowest priority for each distinct label, in ascending label order (batch order if all differ)."""
-    return torch.ops.dadl.ranksim_select.default(labels, priority)  # type: ignore[no-any-return]
+    return call(torch.ops.dadl.ranksim_select.default, labels, priority)  # type: ignore[no-any-return]
 
 
 def ranksim_loss(
