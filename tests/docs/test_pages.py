@@ -161,7 +161,12 @@ def test_measured_tables_are_inserted(tmp_path: Path, tools: dict[str, Any]) -> 
 
 @pytest.mark.parametrize(
     ("page", "module"),
-    [("functional", dadl_ext.functional), ("modules", dadl_ext), ("reference", dadl_ext.reference)],
+    [
+        ("functional", dadl_ext.functional),
+        ("modules", dadl_ext),
+        ("distributed", dadl_ext.distributed),
+        ("reference", dadl_ext.reference),
+    ],
 )
 def test_the_reference_has_every_public_name(page: str, module: Any) -> None:
     text = (ROOT / "docs" / "api" / f"{page}.md").read_text(encoding="utf-8")
