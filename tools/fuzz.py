@@ -39,9 +39,11 @@ def main() -> int:
     draw, end, cases, failed = random.Random(options.seed), time.monotonic() + options.seconds, 0, 0
     names, transforms = list(LOSSES), list(EAGER)
     while time.monotonic() < end:
-        n = draw.choice(SIZES[:8] if draw.random() < 0.9 else SIZES)
+        name, transform = draw.choice(names), draw.choice(transforms)
+        # A Jacobian has as many rows as there are results.
+        n = draw.choice(SIZES[:8] if transform == "`jacrev`" or draw.random() < 0.9 else SIZES)
         dtype = str(draw.choice(DTYPES)).removeprefix("torch.")
-        case = f"{draw.choice(names)}; {draw.choice(transforms)}; {dtype}; {n}; {draw.randrange(2**31)}"
+        case = f"{name}; {transform}; {dtype}; {n}; {draw.randrange(2**31)}"
         cases += 1
         try:
             repeat(case)

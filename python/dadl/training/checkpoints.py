@@ -78,6 +78,8 @@ def check_optimizer(optimizer: Optimizer, groups: list[dict[str, Any]]) -> None:
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             state = optimizer.state.get(parameter, {})
+            if not isinstance(state, Mapping):
+                raise ValueError(f"the optimiser's state of a parameter is a {type(state).__name__}")
             if not state or expected is None:
                 continue
             if state.keys() != expected.keys():
