@@ -40,7 +40,8 @@ def similarity_logsumexp(
     Returns:
         ``[B]``; float64 for float64 input, else float32 (also the arithmetic). -inf with a zero gradient if no key
         takes part. NaN in a query, or in a key that takes part, gives NaN, and so does a similarity of +infinity; one
-        of -infinity has no weight.
+        of -infinity has no weight. A key that is left out for its own query only may still make that query's gradient
+        NaN, if it is NaN.
 
     Raises:
         TypeError, ValueError: dtypes, shapes or devices are not supported or do not match.

@@ -45,8 +45,8 @@ def ranksim_loss(
         features: ``[n, d]`` or ``[n, ...]`` (flattened), the encoder's output before the last linear layer; float32,
             float64, or float16/bfloat16 (computed in float32, under autocast too).
         labels: ``[n]`` or ``[n, k]``, integer or floating-point, on the device of ``features``. Labels are equal if
-            they are exactly equal, and distances are computed in the labels' own dtype, because ties decide ranks.
-            Labels get no gradient.
+            they are exactly equal (all NaN are), and distances are computed in the labels' own dtype, because ties
+            decide ranks. Labels get no gradient.
         interp_strength: λ > 0 of the blackbox gradient.
         weight: γ ≥ 0, also a factor of the loss value. The paper uses 100 for ages and 3e-4 for STS-B.
         reduction: ``"sum"`` over the rows of the subset (the authors' choice), ``"mean"`` over them, or ``"none"``,

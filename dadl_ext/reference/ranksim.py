@@ -65,7 +65,10 @@ def select_subset(labels: Tensor, priority: Tensor) -> Tensor:
     """
     if len(labels) == 0:
         return torch.arange(0, device=labels.device)
-    distinct, group = torch.unique(labels, dim=0, return_inverse=True)
+    # All NaN are equal, and the largest.
+    nan = labels.isnan()
+    keys = torch.stack([nan.to(labels.dtype), labels.masked_fill(nan, 0)], dim=-1).flatten(1)
+    distinct, group = torch.unique(keys, dim=0, return_inverse=True)
     if len(distinct) == len(labels):
         return torch.arange(len(labels), device=labels.device)
     by_priority = torch.argsort(priority, stable=True)

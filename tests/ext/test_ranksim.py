@@ -599,3 +599,13 @@ def test_rows_too_long_for_cosines_count_as_infinite(device: str, n: int) -> Non
     value, (gradient,) = gradients(lambda x: functional.ranksim_loss(x, torch.arange(n, device=device)), features)
     assert value.isnan()
     assert gradient.isnan().all()
+
+
+@pytest.mark.parametrize("k", [None, 2])
+def test_repeated_nan_labels_are_one_label(device: str, k: int | None) -> None:
+    labels = torch.tensor([torch.nan, 1.0, torch.nan, 2.0, 1.0], device=device)
+    labels = labels if k is None else torch.stack([labels] * k, dim=1)
+    for module in (functional, reference):
+        rows = module.ranksim_loss(torch.randn(5, 3, device=device), labels, reduction="none")
+        assert rows.shape == (3,)
+        assert rows.isnan().all()
