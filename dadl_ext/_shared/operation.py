@@ -59,12 +59,11 @@ def drawn(function: str, draw: Callable[[], Tensor]) -> Tensor:
 
 def apply(operation: type[Operation], *arguments: Any) -> Any:
     """``operation.apply(*arguments)``, without binding arguments by name first, which takes 20 µs."""
-    if torch.compiler.is_compiling():
-        if torch._C._are_functorch_transforms_active():
-            # Of the argument of a transform, unlike of a result, the compiler does not know that it has a gradient.
-            arguments = tuple(value.view_as(value) if isinstance(value, Tensor) else value for value in arguments)
-        return operation.apply(*arguments)
-    if torch._C._are_functorch_transforms_active():
+    compiling, transforming = torch.compiler.is_compiling(), torch._C._are_functorch_transforms_active()
+    if compiling and transforming:
+        # Of the argument of a transform, unlike of a result, the compiler does not know that it has a gradient.
+        arguments = tuple(value.view_as(value) if isinstance(value, Tensor) else value for value in arguments)
+    if compiling or transforming:
         return operation.apply(*arguments)
     return super(torch.autograd.Function, operation).apply(*arguments)  # type: ignore[misc]
 

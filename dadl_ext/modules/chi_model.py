@@ -101,9 +101,10 @@ class ChiModelLoss(nn.Module):
     @property
     def eta(self) -> Tensor:
         """η at the current step of the ramp, ``[]``. On the module's device, so that the host need not wait."""
-        step = self.step.double()
-        left = 1 - step / self.ramp_steps if self.ramp_steps else torch.zeros_like(step)
-        return self.max_eta * torch.exp(-5 * left.clamp_min(0).square())
+        if self.ramp_steps == 0:
+            return torch.full((), self.max_eta, dtype=torch.float64, device=self.step.device)
+        left = (1 - self.step.double() / self.ramp_steps).clamp_min(0)
+        return self.max_eta * torch.exp(-5 * left.square())
 
     @property
     def bound(self) -> str:
@@ -145,17 +146,14 @@ class ChiModelLoss(nn.Module):
         r"""The heads' half of an alternating step, :math:`L_s - \eta L_\chi`, without a gradient to the features."""
         rows = self._rows(view_1.detach(), view_2.detach(), self.head_a, self.head_b)
         sign = -1 if self.minimax else 1
-        disagreement = _mean(self._bounded(rows))
-        eta = self.eta.to(disagreement.dtype)
-        loss = self.supervised(features.detach(), targets) + sign * eta * disagreement
+        loss = self.supervised(features.detach(), targets) + sign * self._weighted(_mean(self._bounded(rows)))
         self._advance()
         return loss
 
     def extractor_loss(self, view_1: Tensor, view_2: Tensor) -> Tensor:
         r"""The features' half, :math:`\eta L_\chi`, without a gradient to the heads. It may be used several times."""
         rows = self._rows(view_1, view_2, _frozen(self.head_a), _frozen(self.head_b))
-        disagreement = _mean(self._bounded(rows))
-        return self.eta.to(disagreement.dtype) * disagreement
+        return self._weighted(_mean(self._bounded(rows)))
 
     def predict(self, features: Tensor) -> Tensor:
         """The mean of the heads' predictions, or of their softmaxes for measures over classes, in the current mode."""
@@ -197,6 +195,9 @@ class ChiModelLoss(nn.Module):
                 raise ValueError(f"both heads must return one shape, got {[tuple(p.shape) for p in predictions]}")
         rows = [F.disagreement(torch.stack(group), self.measure, reduction="none") for group in groups]
         return rows[0] if len(rows) == 1 else (rows[0] + rows[1]) / 2
+
+    def _weighted(self, disagreement: Tensor) -> Tensor:
+        return self.eta.to(disagreement.dtype) * disagreement
 
     def _bounded(self, rows: Tensor) -> Tensor:
         return rows if self.clamp is None else rows.clamp(max=self.clamp)

@@ -106,11 +106,9 @@ class PseudoGroupContrastLoss(nn.Module):
     def _of_all_processes(self, total: Tensor, target: Tensor) -> Tensor:
         if self.averaged_gradients:
             total = of_all_processes(total)
-        total = sum_of_all_processes(total)
-        if self.reduction == "sum":
-            return total
-        counted = sum_of_all_processes((target != self.ignore_index).sum())
-        return total / counted.clamp_min(1)
+        counted = (target != self.ignore_index).sum()
+        total, counted = sum_of_all_processes(torch.stack([total, counted.to(total.dtype)])).unbind()
+        return total if self.reduction == "sum" else total / counted.detach().clamp_min(1)
 
     def extra_repr(self) -> str:
         return (

@@ -8,7 +8,7 @@ from ._rules import reasons, register_no_derivative
 
 
 def as_numbers(*values: Any) -> tuple[Any, ...]:
-    """Floats as they are. While PyTorch compiles, as tensors ``[]`` on the CPU, of whose values nothing depends.
+    """Floats as they are. While PyTorch compiles, as tensors ``[]`` on the CPU, whose values no guard checks.
 
     A compiled program holds the float arguments of an operator as constants: it would be compiled again for each value
     of a weight or a temperature that changes. Only a product keeps them symbolic. An exported program has constants.

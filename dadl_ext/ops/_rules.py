@@ -31,11 +31,11 @@ reasons: dict[str, str] = {}  # why an operator has no derivative
 def register_no_derivative(operator: str, reason: str) -> None:
     """Raise when an operator is differentiated. Without a rule PyTorch would only warn and return no gradient."""
     reasons[operator] = reason
+    torch.library.register_autograd(operator, lambda ctx, *grads: _refuse(operator))
 
-    def backward(ctx: Any, *grads: Any) -> NoReturn:
-        raise RuntimeError(f"{operator} cannot be differentiated: {reason}.")
 
-    torch.library.register_autograd(operator, backward)
+def _refuse(operator: str) -> NoReturn:
+    raise RuntimeError(f"{operator} cannot be differentiated: {reasons[operator]}.")
 
 
 class Underivable(Operation):
@@ -52,7 +52,7 @@ class Underivable(Operation):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> NoReturn:
-        raise RuntimeError(f"{ctx.operator} cannot be differentiated: {reasons[ctx.operator]}.")
+        _refuse(ctx.operator)
 
 
 def call(operator: Any, *arguments: Any, operation: type[Underivable] = Underivable) -> Any:

@@ -20,7 +20,7 @@ _SHOWN.maxstring = _SHOWN.maxother = _SHOWN.maxlong = 60
 _NAMES = {int: "a whole number", float: "a finite number", str: "text", bool: "true or false", Path: "a path"}
 
 
-def shown(value: Any) -> str:
+def short_repr(value: Any) -> str:
     """A short representation of any value."""
     try:
         return _SHOWN.repr(value)
@@ -42,7 +42,7 @@ def check(value: Any, hint: Any, name: str) -> None:
             for validator in _validators(arguments[1:]):
                 validator(arguments[0], value)
         except ValueError as error:
-            raise SettingsError(f"{name} is {shown(value)}. {error}") from None
+            raise SettingsError(f"{name} is {short_repr(value)}. {error}") from None
     elif origin in (Union, types.UnionType):
         if value is not None or type(None) not in arguments:
             (kind,) = (argument for argument in arguments if argument is not type(None))
@@ -68,7 +68,7 @@ def check(value: Any, hint: Any, name: str) -> None:
         _expect(isinstance(value, Mapping), value, name, "a mapping")
         for key, part in value.items():
             _expect(isinstance(key, str), key, name, "names")
-            check(part, arguments[1], f"{name}, {shown(key)}")
+            check(part, arguments[1], f"{name}, {short_repr(key)}")
     elif hint in (int, float):
         right = isinstance(value, int if hint is int else int | float) and not isinstance(value, bool)
         _expect(right and abs(value) < LARGEST, value, name, _NAMES[hint])
@@ -87,7 +87,7 @@ def check_fields(settings: Any) -> None:
 
 def _expect(right: bool, value: Any, name: str, expected: str) -> None:
     if not right:
-        raise SettingsError(f"{name} is {shown(value)}; expected {expected}")
+        raise SettingsError(f"{name} is {short_repr(value)}; expected {expected}")
 
 
 def _validators(metadata: Sequence[Any]) -> Iterable[Callable[[Any, Any], Any]]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 from cyclopts import App, Parameter
 from rich.console import Console
 
-from .checks import check, shown
+from .checks import check, short_repr
 from .chi_model.recipe import ChiModelRecipe
 from .cmw_net.recipe import CMWNetRecipe
 from .errors import SettingsError
@@ -29,7 +29,7 @@ def make_recipe(name: str, settings: Mapping[str, Any]) -> Recipe:
     hints = get_type_hints(kind)
     known = {field.name: field for field in fields(kind)}
     if unknown := [key for key in settings if key not in known]:
-        raise SettingsError(f"{name} has no setting {shown(unknown[0])}")
+        raise SettingsError(f"{name} has no setting {short_repr(unknown[0])}")
     required = [key for key, field in known.items() if field.default is MISSING and key not in settings]
     if required:
         raise SettingsError(f"{name} needs the setting {required[0]}")
@@ -67,7 +67,7 @@ def _kind(name: str) -> type[Recipe]:
     kind = next((kind for kind in RECIPES if kind.name == name), None)
     if kind is None:
         names = ", ".join(kind.name for kind in RECIPES)
-        raise SettingsError(f"there is no recipe {shown(name)}; the recipes are {names}")
+        raise SettingsError(f"there is no recipe {short_repr(name)}; the recipes are {names}")
     return kind
 
 

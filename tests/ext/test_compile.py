@@ -95,10 +95,9 @@ def test_inductor(device: str, name: str) -> None:
     compiled = torch.compile(call.function, fullgraph=True, dynamic=True)
     for n in (7, 10):
         call = make(name, device, n=n)
-        for function, expected in ((compiled, call.function),):
-            actual = value_and_gradient(lambda v, f=function, c=call: f(v, *c.inputs[1:], *c.constants), call.inputs[0])
-            plain = value_and_gradient(lambda v, f=expected, c=call: f(v, *c.inputs[1:], *c.constants), call.inputs[0])
-            torch.testing.assert_close(actual, plain, rtol=1e-5, atol=1e-6)
+        rest = (*call.inputs[1:], *call.constants)
+        actual, plain = (value_and_gradient(f, call.inputs[0], *rest) for f in (compiled, call.function))
+        torch.testing.assert_close(actual, plain, rtol=1e-5, atol=1e-6)
 
 
 def training(loss: nn.Module, step: Callable[..., Tensor], modules: nn.ModuleList, compile: bool) -> list[Tensor]:

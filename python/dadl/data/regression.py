@@ -23,6 +23,7 @@ Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 STS_B_FILES = ("train", "dev", "test")
 STS_B_COLUMNS = 10
+STS_B_FORMAT: dict[str, Any] = {"delimiter": "\t", "quoted": False}
 STATED = NumberFormat(".")
 
 
@@ -143,7 +144,7 @@ def read_sts_b(folder: Path) -> RegressionData:
     Source: Yang, Zha, Chen, Wang, Katabi, "Delving into Deep Imbalanced Regression", ICML 2021.
     """
     problems: list[str] = []
-    tables = [read_table(folder / f"{n}_new.tsv", problems, delimiter="\t", quoted=False) for n in STS_B_FILES]
+    tables = [read_table(folder / f"{n}_new.tsv", problems, **STS_B_FORMAT) for n in STS_B_FILES]
     problems += [
         f"{table.path}: expected {STS_B_COLUMNS} columns between tabs, got {len(table.header)}"
         for table in tables
@@ -205,7 +206,7 @@ def read_unseen_sts_b(path: Path) -> RegressionSamples:
     Raises a :class:`.ProblemsError` as :func:`read_sts_b` does.
     """
     problems: list[str] = []
-    table = read_table(path, problems, delimiter="\t", quoted=False)
+    table = read_table(path, problems, **STS_B_FORMAT)
     roles = Roles(text=("sentence1", "sentence2"))
     at = positions(table, roles.names, problems) if table.header else {}
     if len(at) < len(roles.names):

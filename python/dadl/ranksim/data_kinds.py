@@ -15,6 +15,7 @@ from ..data.columns.samples import RegressionSamples
 from ..data.columns.source import read_source
 from ..data.regression import (
     STS_B_FILES,
+    STS_B_FORMAT,
     RegressionData,
     read_agedb,
     read_csv,
@@ -39,6 +40,11 @@ class Columns:
     thousands: Thousands | None = None
     missing: bool = False
     unknown: bool = False
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How they are read, as arguments of the readers."""
+        return {name: getattr(self, name) for name in ("decimal", "thousands", "missing", "unknown")}
 
 
 class DataKind(ABC):
@@ -113,7 +119,7 @@ class SentencePairs(DataKind):
     name = "sts-b"
     loss, ranksim, scale = "mse", 3e-4, 5.0
     clip, smoothing_clip = None, (0.5, 2)
-    unseen_format: ClassVar[Mapping[str, Any]] = {"delimiter": "\t", "quoted": False}
+    unseen_format: ClassVar[Mapping[str, Any]] = STS_B_FORMAT
 
     def read(
         self, data: Path, columns: Columns, seed: int, known: Mapping[str, Sequence[str]] | None
@@ -152,12 +158,9 @@ class AnyTable(DataKind):
             dates=roles.dates,
             split=roles.split,
             seed=seed,
-            decimal=columns.decimal,
-            thousands=columns.thousands,
-            missing=columns.missing,
-            unknown=columns.unknown,
             known=known,
             check_images=False,
+            **columns.reading,
         )
 
     def read_unseen(self, data: Path, columns: Columns, categories: Mapping[str, Sequence[str]]) -> RegressionSamples:
@@ -169,10 +172,7 @@ class AnyTable(DataKind):
             features=roles.features,
             dates=roles.dates,
             categories=categories,
-            decimal=columns.decimal,
-            thousands=columns.thousands,
-            missing=columns.missing,
-            unknown=columns.unknown,
+            **columns.reading,
         )
 
     def label_range(self, target: Tensor) -> tuple[float, float]:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from ..checks import shown
+from ..checks import short_repr
 from ..errors import SettingsError
 from ..files import check_output_file, write_csv
 from ..options import Device
@@ -50,9 +50,8 @@ def evaluate_run(run: TrainedRun, part: Literal["test", "val"], device: Device, 
     own = as_json(task.facts)
     for name in recipe.shape_facts:
         if own[name] != run.facts[name]:
-            raise SettingsError(
-                f"{recipe.data} has other {name} than the run: {shown(own[name])} and not {shown(run.facts[name])}"
-            )
+            differ = f"{short_repr(own[name])} and not {short_repr(run.facts[name])}"
+            raise SettingsError(f"{recipe.data} has other {name} than the run: {differ}")
     evaluation = task.test if part == "test" else task.validation
     if evaluation is None:
         raise SettingsError(f"{recipe.data} has no validation samples")

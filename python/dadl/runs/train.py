@@ -16,7 +16,7 @@ from rich.console import Console
 
 from dadl_ext import build_info
 
-from ..checks import check, shown
+from ..checks import check, short_repr
 from ..errors import SettingsError
 from ..files import check_output_folder, locked, remove_leftovers, write_csv, write_text
 from ..options import Device, Flag, PositiveInt
@@ -316,7 +316,7 @@ def _check_folder(output: Path, recipe: Recipe, options: RunOptions) -> None:
     compared = {*own, *settings} - set(recipe.search_space if searched else ())
     changed = sorted(key for key in compared if settings.get(key) not in (own.get(key), resolved.get(key)))
     if changed:
-        named = lambda value: f"{value:.100}" if isinstance(value, str) else shown(value)
+        named = lambda value: f"{value:.100}" if isinstance(value, str) else short_repr(value)
         told = ", ".join(f"{key} {named(settings.get(key))} and not {named(own.get(key))}" for key in changed)
         raise SettingsError(f"{output} holds a run with other settings: {told}; choose another folder with --output")
 
