@@ -297,18 +297,26 @@ def expected(name: str, transform: str) -> str:
 
 
 def table(find: Callable[[str, str], str]) -> str:
-    """Functions in columns, transforms in rows; ``find`` tells what a transform does to a call of ``LOSSES``."""
-    functions = list(dict.fromkeys(name.split(",")[0] for name in LOSSES))
-    lines = [
-        "| | " + " | ".join(f"`{function}`" for function in functions) + " |",
-        "| --- |" + " --- |" * len(functions),
-    ]
+    """For each transform, the functions that work and those that raise; ``find`` tells it for a call of ``LOSSES``."""
+    functions: dict[str, list[str]] = {}
+    for name in LOSSES:
+        functions.setdefault(name.split(",")[0], []).append(name)
+
+    def named(transform: str, wanted: str) -> str:
+        names = []
+        for function, calls in functions.items():
+            found = [call for call in calls if find(call, transform) == wanted]
+            variants = [f"`{function}`" + call.removeprefix(function).replace(",", " with", 1) for call in found]
+            names += [f"`{function}`"] if found == calls else variants
+        whole = [f"`{function}`" for function in functions]
+        return (
+            "every function" if names == whole else ", ".join(names) if len(names) < len(whole) // 2 else "the others"
+        )
+
+    lines = ["| | dtypes | works | raises |", "| --- | --- | --- | --- |"]
     for transform in (*EAGER, *WHOLE):
-        cells = []
-        for function in functions:
-            found = {find(name, transform) for name in LOSSES if name.split(",")[0] == function}
-            cells.append(" or ".join(sorted(found)))
-        lines.append(f"| {transform} | " + " | ".join(cells) + " |")
+        dtypes = "all four" if transform in EAGER else "float32"
+        lines.append(f"| {transform} | {dtypes} | {named(transform, WORKS)} | {named(transform, RAISES)} |")
     return "\n".join(lines) + "\n"
 
 
