@@ -1,13 +1,16 @@
 """Which module may import which: no circles, no arrow upwards, methods apart from each other, light packages."""
 
 import ast
+import importlib
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import dadl
 import pytest
+from dadl.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
 SOURCES = {"dadl": ROOT / "python" / "dadl", "dadl_ext": ROOT / "dadl_ext"}
@@ -64,7 +67,9 @@ def imported_by(name: str) -> Iterator[str]:
     """
     file = MODULES[name]
     package = name if file.name == "__init__.py" else name.rpartition(".")[0]
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    stub = file.with_suffix(".pyi")  # names that are imported when they are first used
+    sources = [file, *([stub] if stub.exists() else [])]
+    for node in (node for source in sources for node in ast.walk(ast.parse(source.read_text(encoding="utf-8")))):
         if isinstance(node, ast.Import):
             named = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -146,9 +151,37 @@ def test_folders_stay_small() -> None:
         assert len(modules) <= MOST_MODULES, f"{folder.relative_to(ROOT)} holds {len(modules)} modules"
 
 
-@pytest.mark.parametrize(("package", "kept_out"), [("dadl_ext", ("dadl", *HEAVY)), ("dadl", ("dadl_ext", *HEAVY))])
-def test_a_package_is_light(package: str, kept_out: tuple[str, ...]) -> None:
-    code = f"import sys, {package}; print([name for name in {kept_out!r} if name in sys.modules])"
+def loaded(code: str, names: tuple[str, ...]) -> str:
+    """Which of these modules a fresh process has imported after the code, as a list."""
+    code = f"import sys; {code}; print([name for name in {names!r} if name in sys.modules], file=sys.stderr)"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert result.stdout.strip() == "[]", result.stdout + result.stderr
+    return result.stderr.strip()
+
+
+@pytest.mark.parametrize(
+    ("package", "kept_out"),
+    [("dadl_ext", ("dadl", *HEAVY)), ("dadl", ("dadl_ext", "torch", "numpy", *HEAVY))],
+)
+def test_a_package_is_light(package: str, kept_out: tuple[str, ...]) -> None:
+    assert loaded(f"import {package}", kept_out) == "[]"
+
+
+@pytest.mark.parametrize(
+    "command", ["", "train", "report", "predict", *(f"train {kind.name}" for kind in RECIPES)], ids=str
+)
+def test_help_loads_nothing_heavy(command: str) -> None:
+    kept_out = ("torch", "pyarrow", *(name for name in HEAVY if name not in ("rich", "cyclopts")))
+    words = [*command.split(), "--help"]
+    assert loaded(f"from dadl.cli import app; app.meta({words!r}, result_action='return_none')", kept_out) == "[]"
+
+
+def test_names_are_imported_when_they_are_first_used() -> None:
+    assert loaded("import dadl; assert dadl.CMWNet; assert 'CMWNet' in dir(dadl)", ("torch", "yaml")) == "['torch']"
+    with pytest.raises(AttributeError, match="module 'dadl' has no attribute 'Nothing'"):
+        dadl.Nothing  # noqa: B018
+    for package in SOURCES["dadl"].rglob("__init__.pyi"):
+        name = ".".join(["dadl", *package.parent.relative_to(SOURCES["dadl"]).parts])
+        module = importlib.import_module(name)
+        assert module.__all__
+        assert all(getattr(module, public) is not None for public in module.__all__)

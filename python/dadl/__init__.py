@@ -4,59 +4,6 @@ Importing this package needs PyTorch and NumPy. The training loop (:mod:`dadl.tr
 packages of ``pip install 'dadl[train]'``.
 """
 
-from . import _launch as _launch  # first of all
-from .cmw_net import (
-    CMWNet,
-    MetaReweighter,
-    SoftLabelReweighter,
-    candidate_confidence,
-    disambiguate,
-    meta_weight_gradient,
-    pseudo_label,
-)
-from .metrics import ErrorMetrics, RiskCoverage, risk_coverage, shot_metrics, shot_regions
-from .networks.momentum_encoder import MomentumEncoder
-from .ranksim import (
-    BalancedMSE,
-    FeatureDistributionSmoothing,
-    FrozenEncoder,
-    GaussianMixture,
-    LabelDistributionSmoothing,
-    bin_labels,
-    bin_weights,
-    focal_l1_loss,
-    focal_mse_loss,
-    retrain_head,
-    weighted_huber_loss,
-    weighted_l1_loss,
-    weighted_mse_loss,
-)
+from ._launch import lazy_names
 
-__all__ = [
-    "BalancedMSE",
-    "CMWNet",
-    "ErrorMetrics",
-    "FeatureDistributionSmoothing",
-    "FrozenEncoder",
-    "GaussianMixture",
-    "LabelDistributionSmoothing",
-    "MetaReweighter",
-    "MomentumEncoder",
-    "RiskCoverage",
-    "SoftLabelReweighter",
-    "bin_labels",
-    "bin_weights",
-    "candidate_confidence",
-    "disambiguate",
-    "focal_l1_loss",
-    "focal_mse_loss",
-    "meta_weight_gradient",
-    "pseudo_label",
-    "retrain_head",
-    "risk_coverage",
-    "shot_metrics",
-    "shot_regions",
-    "weighted_huber_loss",
-    "weighted_l1_loss",
-    "weighted_mse_loss",
-]
+__all__, __getattr__, __dir__ = lazy_names(__name__, __file__)

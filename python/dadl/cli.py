@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter, validators
 from cyclopts.config import Dict
 
+from ._launch import PASSIVE_WAITING, wait_passively
 from .errors import UserError
 from .options import BenchmarkName, Device, Flag, Positive, PositiveInt
 from .output import forgive_streams, lost_output
@@ -56,10 +57,11 @@ app.command("dadl.recipes:app", name="train")
 
 @app.command
 def info() -> None:
-    """Show versions and how the compiled operators were built."""
+    """Show versions, how the compiled operators were built, and how threads wait."""
     from dadl_ext import build_info
 
-    print(json.dumps(build_info(), indent=2, default=str))
+    waiting = {name: os.environ.get(name) for name in PASSIVE_WAITING}
+    print(json.dumps({**build_info(), "waiting": waiting}, indent=2, default=str))
 
 
 @app.command
@@ -282,6 +284,7 @@ def _stop_on_signals() -> None:
 def main() -> None:
     """Entry point of the ``dadl`` command."""
     warnings.formatwarning = lambda message, *_, **__: f"{message}\n"  # a sentence, without a line of code
+    wait_passively()
     forgive_streams()
     _stop_on_signals()
     try:

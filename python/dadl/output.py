@@ -11,8 +11,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
-import numpy as np
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -20,6 +18,7 @@ from rich.table import Table
 from .files import write_file, write_text
 
 if TYPE_CHECKING:
+    import torch
     from matplotlib.figure import Figure
 
 Cells = Mapping[str, Mapping[str, Sequence[float]]]
@@ -136,6 +135,8 @@ class JobProgress:
 
 def mean_and_standard_error(values: Sequence[float]) -> tuple[float, float]:
     """Mean over seeds and its standard error, which is NaN for a single seed."""
+    import numpy as np  # see environment
+
     x = np.asarray(values, dtype=np.float64)
     return float(x.mean()), float(x.std(ddof=1) / math.sqrt(len(x))) if len(x) > 1 else math.nan
 
@@ -168,8 +169,11 @@ def markdown_table(cells: Cells) -> str:
     return "\n".join(lines)
 
 
-def environment(device: torch.device) -> dict[str, Any]:
+def environment(device: "torch.device") -> dict[str, Any]:
     """What a result depends on besides the settings."""
+    import numpy as np
+    import torch  # takes long, and the help of a command needs only the console
+
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
         "python": platform.python_version(),

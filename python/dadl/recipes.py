@@ -1,31 +1,33 @@
 """The one list of methods: their recipes, and the commands of ``dadl train``."""
 
+import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 from cyclopts import App, Parameter
-from rich.console import Console
 
 from .checks import check, short_repr
-from .chi_model.recipe import ChiModelRecipe
-from .cmw_net.recipe import CMWNetRecipe
+from .chi_model.settings import ChiModelSettings
+from .cmw_net.settings import CMWNetSettings
 from .errors import SettingsError
 from .networks.user_code import refuse_code, user_code
-from .ranksim.recipe import RankSimRecipe
-from .runs.evaluate import TrainedRun
-from .runs.folder import CONFIG, RUN, check_unchanged, read_run
-from .runs.recipe import Recipe
-from .runs.train import RunOptions, train_run
-from .self_tuning.recipe import SelfTuningRecipe
+from .ranksim.recipe import RankSimRecipe as RankSimSettings
+from .runs.settings import RunOptions, Settings
+from .self_tuning.settings import SelfTuningSettings
 
-RECIPES: tuple[type[Recipe], ...] = (RankSimRecipe, SelfTuningRecipe, ChiModelRecipe, CMWNetRecipe)
+# PyTorch and all that the recipes import load in functions alone: the help of the commands needs only settings.
+if TYPE_CHECKING:
+    from .runs.evaluate import TrainedRun
+    from .runs.recipe import Recipe
+
+RECIPES: tuple[type[Settings], ...] = (RankSimSettings, SelfTuningSettings, ChiModelSettings, CMWNetSettings)
 
 
-def make_recipe(name: str, settings: Mapping[str, Any]) -> Recipe:
+def make_recipe(name: str, settings: Mapping[str, Any]) -> "Recipe":
     """The recipe of that name, with settings as in ``config.yaml``; they pass the checks of the command line's."""
-    kind = _kind(name)
+    kind = _settings_kind(name)
     hints = get_type_hints(kind)
     known = {field.name: field for field in fields(kind)}
     if unknown := [key for key in settings if key not in known]:
@@ -40,35 +42,43 @@ def make_recipe(name: str, settings: Mapping[str, Any]) -> Recipe:
             return Path(plain)
         return tuple(plain) if isinstance(plain, list) else plain
 
-    return kind(**{key: value(key) for key in settings})
+    return _recipe_kind(kind)(**{key: value(key) for key in settings})
 
 
-def open_run(folder: Path, data: Any = None, *, trust_code: bool = False) -> TrainedRun:
+def open_run(folder: Path, data: Any = None, *, trust_code: bool = False) -> "TrainedRun":
     """The run in that folder; ``data``, if given, replaces its own. It may be a frame, see :func:`.as_path`.
 
     A folder of someone else's may name code, as its ``backbone`` or ``augment``: it is executed only with
     ``trust_code``. Raises a :class:`.SettingsError` if the folder is not one of a run, was changed, or names code.
     """
+    from .runs.evaluate import TrainedRun
+    from .runs.folder import CONFIG, RUN, check_unchanged, read_run
+
     name, settings, facts = read_run(folder)
-    kind = _kind(name)
     try:
         recipe = make_recipe(name, settings)
     except SettingsError as error:
         raise SettingsError(f"{folder / CONFIG}: {error}") from None
     if not trust_code:
         refuse_code(user_code(settings), folder / CONFIG)
-    check(facts, kind.facts_kind, f"{folder / RUN}: facts")
+    check(facts, recipe.facts_kind, f"{folder / RUN}: facts")
     check_unchanged(folder)
     recipe = recipe if data is None else replace(recipe, data=data)
     return TrainedRun(folder, recipe.as_trained(facts), facts)
 
 
-def _kind(name: str) -> type[Recipe]:
+def _settings_kind(name: str) -> type[Settings]:
     kind = next((kind for kind in RECIPES if kind.name == name), None)
     if kind is None:
         names = ", ".join(kind.name for kind in RECIPES)
         raise SettingsError(f"there is no recipe {short_repr(name)}; the recipes are {names}")
     return kind
+
+
+def _recipe_kind(kind: type[Settings]) -> "type[Recipe]":
+    """The recipe with these settings."""
+    recipe: type[Recipe] = pkgutil.resolve_name(kind.recipe)
+    return recipe
 
 
 app = App(
@@ -79,13 +89,18 @@ app = App(
 )
 
 
-def _command(kind: type[Recipe]) -> Callable[..., None]:
+def _command(kind: type[Settings]) -> Callable[..., None]:
     """The command that trains a recipe; its options are the recipe's settings."""
 
-    def command(recipe: Recipe, options: RunOptions = RunOptions()) -> None:  # noqa: B008 (frozen)
-        train_run(recipe, options, Console())
+    def command(settings: Settings, options: RunOptions = RunOptions()) -> None:  # noqa: B008 (frozen)
+        from rich.console import Console
 
-    command.__annotations__["recipe"] = Annotated[kind, Parameter(name="*")]
+        from .runs.train import train_run
+
+        given = {field.name: getattr(settings, field.name) for field in fields(settings)}
+        train_run(_recipe_kind(kind)(**given), options, Console())
+
+    command.__annotations__["settings"] = Annotated[kind, Parameter(name="*")]
     command.__annotations__["options"] = Annotated[RunOptions, Parameter(name="*")]
     command.__doc__ = kind.__doc__
     return command

@@ -86,6 +86,7 @@ class TinyRecipe(Recipe):
     """Rows of numbers, the last of which is the target."""
 
     name: ClassVar[str] = "tiny"
+    recipe: ClassVar[str] = f"{__name__}:TinyRecipe"
 
     epochs: int = 4
     batch_size: int = 4

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal, TypedDict
+from typing import Annotated, Any, ClassVar, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from ..data.sprites import read_sprites
 from ..errors import SettingsError
 from ..networks.efficientnet import FEATURES, efficientnet_lite0
 from ..networks.views import View, stored_size
-from ..options import NonNegative, between
+from ..options import between
 from ..output import JobProgress
 from ..runs.list_recipe import ListRecipe
 from ..runs.recipe import Evaluation, RecipeData, Scores
@@ -34,6 +34,7 @@ from .method import (
     mlp_head,
     uneven_loader,
 )
+from .settings import ChiModelSettings
 
 HIDDEN = 256
 METHODS: dict[str, type[FewLabels]] = {
@@ -53,35 +54,12 @@ class ChiModelFacts(TypedDict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChiModelRecipe(ListRecipe[Values]):
-    """Regression of values in [0, 1] from images with few labels, with the χ-Model or a baseline.
+class ChiModelRecipe(ChiModelSettings, ListRecipe[Values]):
+    """Regression of values from images, with and without labels."""
 
-    DATA is a folder with train_LABELS.txt, train_100.txt, test.txt and optionally val.txt, with a line 'relative/path
-    value value ...' for each image; or with the npz file of dSprites or MPI3D, of which a tenth is used for validation
-    and a fifth for the test. Views keep everything in place, because values are often positions.
-    """
-
-    name: ClassVar[str] = "chi-model"
     shape_facts: ClassVar[tuple[str, ...]] = ("values",)
     facts_kind: ClassVar[Any] = ChiModelFacts
     search_space: ClassVar[Mapping[str, tuple[float, float]]] = {"lr": (1e-4, 1e-1), "eta": (1e-3, 1.0)}
-
-    method: Literal["chi-model", "mcd", "pi-model", "r-drop", "mean-teacher", "labels-only"] = "chi-model"
-    """The χ-Model or a baseline."""
-
-    eta: NonNegative = 0.1
-    """Weight of the disagreement."""
-
-    columns: tuple[Annotated[int, between(0, 1_000_000)], ...] | None = None
-    """The values of a row to learn, numbered from 0. [default: all]"""
-
-    images: Annotated[int, between(1, 100_000_000)] = 10_000
-    """Number of images to draw from an npz file."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.columns is not None and len(set(self.columns)) != max(len(self.columns), 1):
-            raise SettingsError(f"columns is {list(self.columns)}; name at least one, and each once")
 
     def resolved(self, facts: Mapping[str, Any]) -> "ChiModelRecipe":
         return replace(self, columns=tuple(self._columns(facts["values"])))

@@ -4,19 +4,6 @@ Importing this package needs only PyTorch. The training method is in :mod:`dadl.
 :mod:`dadl.cmw_net.recipe`.
 """
 
-from .meta_gradient import meta_weight_gradient
-from .reweighter import MetaReweighter, Reweighted
-from .soft_labels import SoftLabelReweighter
-from .weak_labels import candidate_confidence, disambiguate, pseudo_label
-from .weight_net import CMWNet
+from .._launch import lazy_names
 
-__all__ = [
-    "CMWNet",
-    "MetaReweighter",
-    "Reweighted",
-    "SoftLabelReweighter",
-    "candidate_confidence",
-    "disambiguate",
-    "meta_weight_gradient",
-    "pseudo_label",
-]
+__all__, __getattr__, __dir__ = lazy_names(__name__, __file__)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,8 +16,7 @@ from ..data.labels import CIFAR10_FLIPS, flip_noise, long_tail, symmetric_noise
 from ..data.rows import ChosenRows
 from ..networks.views import stored_size
 from ..output import JobProgress
-
-Noise = Literal["none", "symmetric", "flip", "cifar10-flip"]
+from .settings import Noise
 
 
 @dataclass(frozen=True)

@@ -3,32 +3,6 @@
 A format is one module, which reads a file or folder and names everything that is wrong with it.
 """
 
-from .labels import (
-    CIFAR10_FLIPS,
-    Labels,
-    PmdType,
-    balanced_subset,
-    flip_noise,
-    hybrid_noise,
-    long_tail,
-    long_tail_counts,
-    lowest_loss_subset,
-    partial_labels,
-    pmd_noise,
-    symmetric_noise,
-)
+from .._launch import lazy_names
 
-__all__ = [
-    "CIFAR10_FLIPS",
-    "Labels",
-    "PmdType",
-    "balanced_subset",
-    "flip_noise",
-    "hybrid_noise",
-    "long_tail",
-    "long_tail_counts",
-    "lowest_loss_subset",
-    "partial_labels",
-    "pmd_noise",
-    "symmetric_noise",
-]
+__all__, __getattr__, __dir__ = lazy_names(__name__, __file__)

@@ -4,23 +4,6 @@ The regulariser itself is :class:`dadl_ext.RankSimLoss`. Importing this package 
 is in :mod:`dadl.ranksim.method`, its recipe in :mod:`dadl.ranksim.recipe`.
 """
 
-from .feature_smoothing import FeatureDistributionSmoothing
-from .losses import BalancedMSE, GaussianMixture, focal_l1_loss, focal_mse_loss, weighted_huber_loss
-from .retraining import FrozenEncoder, retrain_head
-from .reweighting import LabelDistributionSmoothing, bin_labels, bin_weights, weighted_l1_loss, weighted_mse_loss
+from .._launch import lazy_names
 
-__all__ = [
-    "BalancedMSE",
-    "FeatureDistributionSmoothing",
-    "FrozenEncoder",
-    "GaussianMixture",
-    "LabelDistributionSmoothing",
-    "bin_labels",
-    "bin_weights",
-    "focal_l1_loss",
-    "focal_mse_loss",
-    "retrain_head",
-    "weighted_huber_loss",
-    "weighted_l1_loss",
-    "weighted_mse_loss",
-]
+__all__, __getattr__, __dir__ = lazy_names(__name__, __file__)

@@ -99,6 +99,7 @@ class RankSimRecipe(Recipe):
     """
 
     name: ClassVar[str] = "ranksim"
+    recipe: ClassVar[str] = "dadl.ranksim.recipe:RankSimRecipe"
     shape_facts: ClassVar[tuple[str, ...]] = ("kind", "inputs", "categories")
     facts_kind: ClassVar[Any] = RankSimFacts
     search_space: ClassVar[Mapping[str, tuple[float, float]]] = {

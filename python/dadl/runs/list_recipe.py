@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -16,40 +16,17 @@ from ..data.rows import ChosenRows, tensor_loader
 from ..errors import SettingsError
 from ..networks.user_views import training_view
 from ..networks.views import View, stored_size
-from ..options import Flag, Positive, PositiveInt, between
 from ..output import JobProgress
 from .recipe import Evaluation, Recipe, RecipeData, Scores
 from .scores import unscored
+from .settings import ListSettings
 
 LabelT = TypeVar("LabelT")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ListRecipe(Recipe, Generic[LabelT]):
+class ListRecipe(ListSettings, Recipe, Generic[LabelT]):
     """A recipe on a folder with train_LABELS.txt, train_100.txt, test.txt and optionally val.txt."""
-
-    labels: Annotated[int, between(1, 100)]
-    """Percentage of labels, which selects the labelled list; the rest of train_100.txt is used without labels."""
-
-    epochs: PositiveInt = 120
-    """Passes over the unlabelled images, or over the labelled ones if there are more."""
-
-    batch_size: PositiveInt = 24
-    """Labelled images per step in each process, plus as many unlabelled ones."""
-
-    lr: Positive = 1e-3
-    """Learning rate of the backbone; layers trained from scratch have ten times as much."""
-
-    image_size: Annotated[int, between(32, 4_096)] = 224
-    """Height and width of a view, in pixels."""
-
-    augment: str | None = None
-    """Training views of your own: module:callable without arguments that returns a module or function from float
-    images [B, C, H, W] in [0, 1] to [B, C, image-size, image-size] in [0, 1], drawing from torch's global generator. It
-    makes all views except fixmatch's weak ones; in chi-model it must not move anything if values are positions."""
-
-    outside: Flag = False
-    """Let lists name images out of their folder: by '..', absolute paths or links."""
 
     @abstractmethod
     def view(self) -> View:

@@ -1,20 +1,19 @@
-"""The interface of a recipe: settings, data, a method, and how its predictions are evaluated."""
+"""The interface of a recipe: data, a method, and how its predictions are evaluated."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..checks import check_fields
 from ..errors import SettingsError, UserError
-from ..options import Positive, PositiveInt, Seed
 from ..output import JobProgress
 from ..training.method import Method
+from .settings import Settings
 
 Scores = Mapping[str, Mapping[str, float]]
 """``table[row][column]``, e.g. ``table["few"]["MAE"]``."""
@@ -54,11 +53,8 @@ class RecipeData:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe(ABC):
-    """Everything that the result of a training run depends on."""
-
-    name: ClassVar[str]
-    """The name of the recipe in ``dadl train NAME``."""
+class Recipe(Settings, ABC):
+    """Settings, and what is done with them."""
 
     shape_facts: ClassVar[tuple[str, ...]] = ()
     """Facts that determine inputs and outputs of a method; other data for its evaluation must share them."""
@@ -68,36 +64,6 @@ class Recipe(ABC):
 
     search_space: ClassVar[Mapping[str, tuple[float, float]]] = {}
     """Settings that ``--search`` tunes on validation, each in a range of positive numbers."""
-
-    data: Path
-    """File or folder of the data."""
-
-    epochs: PositiveInt = 30
-    """Passes over the training data."""
-
-    batch_size: PositiveInt = 64
-    """Samples per step in each process."""
-
-    lr: Positive | None = None
-    """Learning rate. [default: the recipe's]"""
-
-    accumulate: PositiveInt = 1
-    """Batches whose gradients are averaged before each step."""
-
-    precision: Literal["32", "16-mixed", "bf16-mixed"] = "32"
-    """Arithmetic precision: single, or mixed with half precision."""
-
-    patience: PositiveInt | None = None
-    """Epochs without improvement on validation after which training stops. [default: never]"""
-
-    checkpoint_every: PositiveInt = 1000
-    """Steps between checkpoints, in addition to the one after each epoch."""
-
-    seed: Seed = 0
-    """Seed of everything random."""
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
     def resolved(self, facts: Mapping[str, Any]) -> "Recipe":
         """These settings with a value in place of each default that depends on the kind of data or on other settings.

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from dadl_ext import build_info
 from ..checks import check, short_repr
 from ..errors import SettingsError
 from ..files import check_output_folder, locked, remove_leftovers, write_csv, write_text
-from ..options import Device, Flag, PositiveInt
 from ..output import JobProgress, environment, markdown_table, rich_table, write_json
 from ..training.fabric import make_fabric
 from ..training.loop import LAST, VALIDATION, EpochLog, best_epoch, fit, predict
@@ -37,29 +36,7 @@ from .folder import (
 )
 from .recipe import Recipe, RecipeData, Scores, build_method
 from .scores import prediction_rows, score_cells
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """How a training run is carried out."""
-
-    output: Path | None = None
-    """Folder of the run. [default: dadl-train-NAME]"""
-
-    resume: Flag = False
-    """Continue from the folder's checkpoint, or start if there is none."""
-
-    device: Device = "auto"
-    """Where to compute."""
-
-    search: PositiveInt | None = None
-    """Number of trials that tune settings on validation; the best one is tested. [default: no search]"""
-
-    tensorboard: Flag = False
-    """Also log for TensorBoard, into the folder of the run."""
-
-    trust_code: Flag = False
-    """Execute the code that a config file names as backbone or augment; what the command line names always is."""
+from .settings import RunOptions
 
 
 def train_run(recipe: Recipe, options: RunOptions, console: Console) -> Scores:

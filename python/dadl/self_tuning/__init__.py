@@ -1,5 +1,5 @@
 """Self-Tuning and its baselines: classification with few labels."""
 
-from .method import UNLABELLED, WARM_UP, FineTuning, FixMatch, PairedRows, SelfTuning, paired_loader
+from .._launch import lazy_names
 
-__all__ = ["UNLABELLED", "WARM_UP", "FineTuning", "FixMatch", "PairedRows", "SelfTuning", "paired_loader"]
+__all__, __getattr__, __dir__ = lazy_names(__name__, __file__)

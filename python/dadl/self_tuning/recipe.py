@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Literal, TypedDict
+from typing import Annotated, Any, ClassVar, TypedDict
 
 import torch
 from torch import Tensor
@@ -10,14 +10,14 @@ from torch.utils.data import DataLoader
 
 from ..data.image_lists import ClassLists, ImageLists, Row, read_lists
 from ..data.rows import ChosenRows
-from ..errors import SettingsError
 from ..networks.efficientnet import FEATURES, efficientnet_lite0
 from ..networks.views import View
-from ..options import Fraction, Positive, Width, between
+from ..options import between
 from ..runs.list_recipe import ListRecipe
 from ..runs.recipe import Scores
 from ..runs.scores import class_columns, class_scores
 from .method import UNLABELLED, FineTuning, FixMatch, SelfTuning, paired_loader
+from .settings import SelfTuningSettings
 
 METHOD_THRESHOLDS: dict[str, float] = {"self-tuning": 0.0, "fixmatch": 0.95, "fine-tuning": 0.0}
 
@@ -29,37 +29,12 @@ class SelfTuningFacts(TypedDict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SelfTuningRecipe(ListRecipe[int]):
-    """Image classification with few labels on a pre-trained backbone, with Self-Tuning or a baseline."""
+class SelfTuningRecipe(SelfTuningSettings, ListRecipe[int]):
+    """Fine-tuning on lists of classes, with and without labels."""
 
-    name: ClassVar[str] = "self-tuning"
     shape_facts: ClassVar[tuple[str, ...]] = ("classes",)
     facts_kind: ClassVar[Any] = SelfTuningFacts
     search_space: ClassVar[Mapping[str, tuple[float, float]]] = {"lr": (1e-4, 1e-1), "temperature": (0.02, 1.0)}
-
-    method: Literal["self-tuning", "fixmatch", "fine-tuning"] = "self-tuning"
-    """Self-Tuning or a baseline."""
-
-    projection_size: Width = 1024
-    """Size of queries and keys (self-tuning)."""
-
-    slots: Width = 32
-    """Keys per class in the queue (self-tuning)."""
-
-    temperature: Positive = 0.07
-    """Temperature of the contrast (self-tuning)."""
-
-    threshold: Fraction | None = None
-    """Lowest confidence of a pseudo-label. [default: self-tuning 0, fixmatch 0.95]"""
-
-    flip: bool | None = None
-    """Mirror images at random; not for characters or digits. [default: true, without augment or in fixmatch's weak
-    views]"""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.augment is not None and self.flip is not None and self.method != "fixmatch":
-            raise SettingsError("augment replaces the view that flip configures: leave out one of the two")
 
     def resolved(self, facts: Mapping[str, Any]) -> "SelfTuningRecipe":
         built_in = self.augment is None or self.method == "fixmatch"  # views that may mirror

@@ -1,0 +1,14 @@
+from .method import CLASSIFICATION as CLASSIFICATION
+from .method import KEY_POINTS as KEY_POINTS
+from .method import MCD as MCD
+from .method import REGRESSION as REGRESSION
+from .method import ChiModel as ChiModel
+from .method import FewLabels as FewLabels
+from .method import LabelsOnly as LabelsOnly
+from .method import MeanTeacher as MeanTeacher
+from .method import Objective as Objective
+from .method import PiModel as PiModel
+from .method import RDrop as RDrop
+from .method import UnevenRows as UnevenRows
+from .method import mlp_head as mlp_head
+from .method import uneven_loader as uneven_loader

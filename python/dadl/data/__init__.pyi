@@ -1,0 +1,12 @@
+from .labels import CIFAR10_FLIPS as CIFAR10_FLIPS
+from .labels import Labels as Labels
+from .labels import PmdType as PmdType
+from .labels import balanced_subset as balanced_subset
+from .labels import flip_noise as flip_noise
+from .labels import hybrid_noise as hybrid_noise
+from .labels import long_tail as long_tail
+from .labels import long_tail_counts as long_tail_counts
+from .labels import lowest_loss_subset as lowest_loss_subset
+from .labels import partial_labels as partial_labels
+from .labels import pmd_noise as pmd_noise
+from .labels import symmetric_noise as symmetric_noise

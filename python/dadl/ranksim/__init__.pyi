@@ -1,0 +1,13 @@
+from .feature_smoothing import FeatureDistributionSmoothing as FeatureDistributionSmoothing
+from .losses import BalancedMSE as BalancedMSE
+from .losses import GaussianMixture as GaussianMixture
+from .losses import focal_l1_loss as focal_l1_loss
+from .losses import focal_mse_loss as focal_mse_loss
+from .losses import weighted_huber_loss as weighted_huber_loss
+from .retraining import FrozenEncoder as FrozenEncoder
+from .retraining import retrain_head as retrain_head
+from .reweighting import LabelDistributionSmoothing as LabelDistributionSmoothing
+from .reweighting import bin_labels as bin_labels
+from .reweighting import bin_weights as bin_weights
+from .reweighting import weighted_l1_loss as weighted_l1_loss
+from .reweighting import weighted_mse_loss as weighted_mse_loss
