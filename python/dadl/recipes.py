@@ -13,7 +13,7 @@ from .chi_model.settings import ChiModelSettings
 from .cmw_net.settings import CMWNetSettings
 from .errors import SettingsError
 from .networks.user_code import refuse_code, user_code
-from .ranksim.recipe import RankSimRecipe as RankSimSettings
+from .ranksim.settings import RankSimSettings
 from .runs.settings import RunOptions, Settings
 from .self_tuning.settings import SelfTuningSettings
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
+import numpy as np
+
 from .text import TextFileError, not_text, open_text
 
 DELIMITERS = ",;\t"
@@ -115,7 +117,7 @@ def _plain_table(path: Path, text: str, delimiter: str | None, quoted: bool) -> 
         return None
     width = lines[0].count(delimiter) + 1
     unnamed = not lines[0].rpartition(delimiter)[2].strip()
-    if len(lines) < 2 or unnamed or not all(line.count(delimiter) == width - 1 for line in lines):
+    if len(lines) < 2 or unnamed or not _even(text, delimiter, width, len(lines)):
         return None
     blank = re.search(rf"^(?:{re.escape(delimiter)}|[^\S\n])*$", text, re.MULTILINE)
     if blank is not None or not_text(text) is not None:
@@ -125,6 +127,13 @@ def _plain_table(path: Path, text: str, delimiter: str | None, quoted: bool) -> 
     header = [column.pop(0).strip() for column in columns]
     name = path.name
     return Table(path, header, [f"{name}:{line}" for line in range(2, len(lines) + 1)], columns)
+
+
+def _even(text: str, delimiter: str, width: int, lines: int) -> bool:
+    """Whether each line has as many columns, from where delimiters and line ends stand among each other."""
+    signs = np.frombuffer(text.encode(errors="surrogatepass"), dtype=np.uint8)
+    ends = signs[(signs == ord(delimiter)) | (signs == ord("\n"))] == ord("\n")
+    return len(ends) == lines * width - 1 and bool(ends[width - 1 :: width].all())
 
 
 def _likely_delimiter(header: str) -> str:

@@ -3,15 +3,13 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from ..data.columns.data_set import RegressionData
-from ..data.columns.number_format import Decimal, Thousands
-from ..data.columns.roles import Roles
+from ..data.columns.roles import Columns
 from ..data.columns.samples import RegressionSamples
 from ..data.columns.source import read_source
 from ..data.regression import (
@@ -25,26 +23,9 @@ from ..data.regression import (
 )
 from ..errors import ProblemsError, SettingsError
 from .bins import BINS, LabelBins
-
-Loss = Literal["l1", "mse", "huber", "focal-l1", "focal-mse", "bmc", "gai"]
+from .settings import Loss
 
 AGE_COLUMNS = ("age", "path", "split")
-
-
-@dataclass(frozen=True)
-class Columns:
-    """The columns of a table to learn from, and how they are read, see :func:`.read_csv`."""
-
-    roles: Roles
-    decimal: Decimal | None = None
-    thousands: Thousands | None = None
-    missing: bool = False
-    unknown: bool = False
-
-    @property
-    def reading(self) -> dict[str, Any]:
-        """How they are read, as arguments of the readers."""
-        return {name: getattr(self, name) for name in ("decimal", "thousands", "missing", "unknown")}
 
 
 class DataKind(ABC):

@@ -21,8 +21,8 @@ from .bins import MOST_BINS, LabelBins, skew_warning
 from .data_kinds import DataKind, kind_of
 from .inputs import MissingFacts, missing_facts, sample_names, standard_facts
 from .reweighting import LabelDistributionSmoothing, Reweighting, bin_weights
-from .settings import RankSimSettings
-from .target_transform import Transform, fitted_transform, transform_facts
+from .settings import RankSimSettings, Transform
+from .target_transform import fitted_transform, transform_facts
 
 REWEIGHTING: dict[str, Reweighting] = {"inverse": "inverse", "sqrt-inverse": "sqrt_inv"}
 MIXTURE_COMPONENTS = 8

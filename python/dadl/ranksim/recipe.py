@@ -18,7 +18,7 @@ from ..data.rows import tensor_loader
 from ..errors import ProblemsError, SettingsError
 from ..output import JobProgress
 from ..runs.folder import as_json, read_run, trained_state
-from ..runs.recipe import Evaluation, RecipeData
+from ..runs.recipe import Evaluation, Recipe, RecipeData
 from ..runs.scores import unscored
 from .bins import LabelBins
 from .data_kinds import KINDS
@@ -44,16 +44,9 @@ SEARCHED_SHARES = (0.01, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankSimRecipe(RankSimSettings):
-    """Imbalanced regression on numbers, texts or images, with RankSim and related methods.
+class RankSimRecipe(RankSimSettings, Recipe):
+    """Imbalanced regression on numbers, texts or images."""
 
-    DATA is a CSV, parquet or Arrow file, or a folder with STS-B-DIR's train_new.tsv, dev_new.tsv and test_new.tsv. In a
-    file with the columns age, path and split (AgeDB-DIR, IMDB-WIKI-DIR) no columns need to be named. Names of columns
-    of text, features, dates and one-hot may be patterns such as ``size_*``; ``*`` stands for all without another role.
-    """
-
-    name: ClassVar[str] = "ranksim"
-    recipe: ClassVar[str] = "dadl.ranksim.recipe:RankSimRecipe"
     shape_facts: ClassVar[tuple[str, ...]] = ("kind", "inputs", "categories")
     facts_kind: ClassVar[Any] = RankSimFacts
     search_space: ClassVar[Mapping[str, tuple[float, float]]] = {

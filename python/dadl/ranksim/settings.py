@@ -3,27 +3,43 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
 from cyclopts import Parameter, validators
 
 from ..data.columns.arrow import as_path
 from ..data.columns.number_format import Decimal, NumberFormat, Thousands
-from ..data.columns.roles import Roles
+from ..data.columns.roles import Columns, Roles
 from ..errors import SettingsError
 from ..options import Flag, NonNegative, Positive, PositiveInt, Width, between
-from ..runs.recipe import Recipe
-from .data_kinds import Columns, DataKind, Loss
-from .inputs import Inputs
-from .reweighting import Kernel
-from .target_transform import Transform
+from ..runs.settings import Settings
 
+if TYPE_CHECKING:
+    from .inputs import Inputs
+
+Loss = Literal["l1", "mse", "huber", "focal-l1", "focal-mse", "bmc", "gai"]
+Transform = Literal["none", "log", "quantile"]
 ColumnNames = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=(), show_default=False)]
 
 
+class Defaults(Protocol):
+    """What a kind of data sets unless the user does, see :class:`.DataKind`."""
+
+    loss: ClassVar[Loss]
+    ranksim: ClassVar[float]
+
+
 @dataclass(frozen=True, kw_only=True)
-class RankSimSettings(Recipe):
-    """Everything that the result of a run of :class:`.RankSimRecipe` depends on."""
+class RankSimSettings(Settings):
+    """Imbalanced regression on numbers, texts or images, with RankSim and related methods.
+
+    DATA is a CSV, parquet or Arrow file, or a folder with STS-B-DIR's train_new.tsv, dev_new.tsv and test_new.tsv. In a
+    file with the columns age, path and split (AgeDB-DIR, IMDB-WIKI-DIR) no columns need to be named. Names of columns
+    of text, features, dates and one-hot may be patterns such as ``size_*``; ``*`` stands for all without another role.
+    """
+
+    name: ClassVar[str] = "ranksim"
+    recipe: ClassVar[str] = "dadl.ranksim.recipe:RankSimRecipe"
 
     lr: Positive | None = None
     """Peak learning rate. [default: 0.001; for image and text networks 0.0001]"""
@@ -92,7 +108,7 @@ class RankSimSettings(Recipe):
     fds: bool = False
     """Feature distribution smoothing, from the second epoch on."""
 
-    kernel: Kernel = "gaussian"
+    kernel: Literal["gaussian", "triangular", "laplace"] = "gaussian"
     """Kernel of both kinds of smoothing."""
 
     ks: Annotated[int, between(1, 9_999)] = 5
@@ -206,8 +222,10 @@ class RankSimSettings(Recipe):
         return NumberFormat(self.decimal, self.thousands)
 
     @property
-    def inputs(self) -> Inputs:
+    def inputs(self) -> "Inputs":
         """The settings that concern the inputs."""
+        from .inputs import Inputs  # it imports PyTorch, which the help of the command does not need
+
         return Inputs(
             hidden=self.hidden,
             fine_tune=self.fine_tune,
@@ -218,11 +236,11 @@ class RankSimSettings(Recipe):
             outside=self.outside,
         )
 
-    def loss_for(self, kind: DataKind) -> Loss:
+    def loss_for(self, kind: Defaults) -> Loss:
         """The loss for data of that kind."""
         return kind.loss if self.loss is None else self.loss
 
-    def ranksim_for(self, kind: DataKind, facts: Mapping[str, Any]) -> float:
+    def ranksim_for(self, kind: Defaults, facts: Mapping[str, Any]) -> float:
         """RankSim's weight γ for data of that kind."""
         if self.ranksim is not None:
             return self.ranksim

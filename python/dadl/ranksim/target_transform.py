@@ -1,12 +1,12 @@
 """Transforms of skewed targets: a network learns the transformed target and predicts in the target's own unit."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-Transform = Literal["none", "log", "quantile"]
+from .settings import Transform
 
 LARGEST_LOG = 87.0  # beyond it exp overflows float32
 MOST_KNOTS = 1000

@@ -46,7 +46,7 @@ def random_parts(count: int, seed: int) -> dict[Split, list[int]]:
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     held_out = max(count // 10, min(2, count // 3))
     parts = order.split([count - 2 * held_out, held_out, held_out])
-    return {split: part.sort().values.tolist() for split, part in zip(SPLITS, parts, strict=True)}
+    return {split: sorted(part.tolist()) for split, part in zip(SPLITS, parts, strict=True)}
 
 
 def named_parts(source: Source, column: int, problems: list[str]) -> dict[Split, list[int]]:
@@ -113,6 +113,6 @@ def _check_parts(path: Path, parts: Mapping[Split, list[int]], target: Tensor, p
     for split, rows in parts.items():
         if len(rows) < 2:
             problems.append(f"{path}: {split} has {'one sample' if rows else 'no samples'}; at least two are needed")
-    values = target[parts["train"]]
+    values = target[torch.as_tensor(parts["train"], dtype=torch.int64)]
     if len(values) >= 2 and bool((values == values[0]).all()):
         problems.append(f"{path}: every target in train is {values[0].item():g}, so there is nothing to learn")

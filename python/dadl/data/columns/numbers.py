@@ -191,7 +191,7 @@ def plain_numbers(fields: list[str]) -> Numbers:
 
         return np.array(pa.array(fields, pa.string()).cast(pa.float64()).to_numpy())
     except (ImportError, ValueError):
-        return np.array(list(map(float, fields)))
+        return np.fromiter(map(float, fields), dtype=np.float64, count=len(fields))
 
 
 def _alone(field: str) -> str:

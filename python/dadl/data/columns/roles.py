@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
+from .number_format import Decimal, Thousands
 from .source import Source
 
 
@@ -81,3 +82,19 @@ class Roles:
 
 def _is_pattern(name: str, source: Source) -> bool:
     return any(sign in name for sign in "*?[") and name not in source.header
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a table to learn from, and how they are read, see :func:`.read_csv`."""
+
+    roles: Roles
+    decimal: Decimal | None = None
+    thousands: Thousands | None = None
+    missing: bool = False
+    unknown: bool = False
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How they are read, as arguments of the readers."""
+        return {name: getattr(self, name) for name in ("decimal", "thousands", "missing", "unknown")}

@@ -146,7 +146,7 @@ class SampleReader:
         images, texts = self.images(), [self._texts[column] for column in self.layout.texts]
         chosen = torch.as_tensor(rows, dtype=torch.int64)
         return RegressionSamples(
-            where=[self.source.where(row) for row in rows],
+            where=list(map(self.source.where, rows)),
             target=torch.empty(0, dtype=torch.float64) if target is None else target[chosen],
             images=[images[row] for row in rows] if images else [],
             texts=[tuple(column[row] for column in texts) for row in rows] if texts else [],
