@@ -30,6 +30,7 @@ FLOORS = (
     ("runs",),
     METHODS,
     ("report", "demos", "benchmarks", "recipes"),
+    ("api",),
     ("cli", "__init__"),
     ("__main__",),
 )

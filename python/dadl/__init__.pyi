@@ -1,3 +1,6 @@
+from .api.regressor import ImbalancedRegressor as ImbalancedRegressor
+from .api.run import Run as Run
+from .api.training import train as train
 from .cmw_net import CMWNet as CMWNet
 from .cmw_net import MetaReweighter as MetaReweighter
 from .cmw_net import SoftLabelReweighter as SoftLabelReweighter

@@ -143,10 +143,14 @@ def evaluate(
     """
     from rich.console import Console
 
-    from .recipes import open_run
-    from .runs.evaluate import evaluate_run
+    from .api.run import Run
+    from .output import rich_table
+    from .processes import started_rank
+    from .runs.scores import score_cells
 
-    evaluate_run(open_run(run, data, trust_code=trust_code), part, device, Console())
+    trained = Run.load(run, data, trust_code=trust_code)
+    table = rich_table(f"{trained.folder}, {part}", score_cells(trained.evaluate(part=part, device=device)))
+    Console(quiet=started_rank() > 0).print(table)
 
 
 @app.command
@@ -180,10 +184,30 @@ def predict(
     """
     from rich.console import Console
 
-    from .recipes import open_run
-    from .runs.evaluate import predict_run
+    from .api.run import Run
+    from .processes import started_rank
 
-    predict_run(open_run(run, trust_code=trust_code), data, output, device, Console(), keep)
+    count = Run.load(run, trust_code=trust_code).write_predictions(data, output, keep, device=device)
+    Console(quiet=started_rank() > 0).print(f"Wrote {count} predictions to {output}", soft_wrap=True)
+
+
+@app.command
+def export(run: Folder, /, *, output: Path, trust_code: Flag = False) -> None:
+    """Write the trained network of a run to a file that needs no dadl, checked against the network.
+
+    Parameters
+    ----------
+    run
+        Folder of the run.
+    output
+        The file; its suffix says the format: .pt2 for torch.export.load, .onnx for ONNX.
+    trust_code
+        Execute the code that the run names as its backbone. Say so only for runs whose author you trust.
+    """
+    from .api.run import Run
+
+    Run.load(run, trust_code=trust_code).export(output)
+    print(f"Wrote {output}")
 
 
 @app.command

@@ -2,24 +2,22 @@
 
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, fields, replace
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 from cyclopts import App, Parameter
 
-from .checks import check, short_repr
+from .checks import short_repr
 from .chi_model.settings import ChiModelSettings
 from .cmw_net.settings import CMWNetSettings
 from .errors import SettingsError
-from .networks.user_code import refuse_code, user_code
 from .ranksim.settings import RankSimSettings
 from .runs.settings import RunOptions, Settings
 from .self_tuning.settings import SelfTuningSettings
 
 # PyTorch and all that the recipes import load in functions alone: the help of the commands needs only settings.
 if TYPE_CHECKING:
-    from .runs.evaluate import TrainedRun
     from .runs.recipe import Recipe
 
 RECIPES: tuple[type[Settings], ...] = (RankSimSettings, SelfTuningSettings, ChiModelSettings, CMWNetSettings)
@@ -43,28 +41,6 @@ def make_recipe(name: str, settings: Mapping[str, Any]) -> "Recipe":
         return tuple(plain) if isinstance(plain, list) else plain
 
     return _recipe_kind(kind)(**{key: value(key) for key in settings})
-
-
-def open_run(folder: Path, data: Any = None, *, trust_code: bool = False) -> "TrainedRun":
-    """The run in that folder; ``data``, if given, replaces its own. It may be a frame, see :func:`.as_path`.
-
-    A folder of someone else's may name code, as its ``backbone`` or ``augment``: it is executed only with
-    ``trust_code``. Raises a :class:`.SettingsError` if the folder is not one of a run, was changed, or names code.
-    """
-    from .runs.evaluate import TrainedRun
-    from .runs.folder import CONFIG, RUN, check_unchanged, read_run
-
-    name, settings, facts = read_run(folder)
-    try:
-        recipe = make_recipe(name, settings)
-    except SettingsError as error:
-        raise SettingsError(f"{folder / CONFIG}: {error}") from None
-    if not trust_code:
-        refuse_code(user_code(settings), folder / CONFIG)
-    check(facts, recipe.facts_kind, f"{folder / RUN}: facts")
-    check_unchanged(folder)
-    recipe = recipe if data is None else replace(recipe, data=data)
-    return TrainedRun(folder, recipe.as_trained(facts), facts)
 
 
 def _settings_kind(name: str) -> type[Settings]:

@@ -13,12 +13,11 @@ import torch
 
 pytest.importorskip("cyclopts", reason="needs pip install 'dadl[train]'")
 
+from dadl import Run
 from dadl.cmw_net.method import CrossEntropy, LearntWeights, LowestLossMeta
 from dadl.cmw_net.recipe import CMWNetRecipe, load_weight_net
 from dadl.errors import SettingsError, UserError
 from dadl.output import JobProgress
-from dadl.recipes import open_run
-from dadl.runs.evaluate import evaluate_run, predict_run
 from dadl.runs.folder import read_run
 from dadl.runs.recipe import RecipeData
 from dadl.runs.train import RunOptions, train_run
@@ -97,14 +96,14 @@ def test_train_evaluate_and_predict_with_resnet(idx_folder: Path, tmp_path: Path
     assert [row["name"] for row in predictions] == [f"test:{i}" for i in range(60)]
     right = sum(int(row["label"]) == i % CLASSES for i, row in enumerate(predictions))
     assert table["all"]["accuracy %"] == pytest.approx(100 * right / 60)
-    assert evaluate_run(open_run(output), "test", "cpu", QUIET) == table
-    assert "all" in evaluate_run(open_run(output), "val", "cpu", QUIET)
+    assert Run.load(output).evaluate(part="test", device="cpu", progress=False) == table
+    assert "all" in Run.load(output).evaluate(part="val", device="cpu", progress=False)
 
     unseen = tmp_path / "unseen"
     unseen.mkdir()
     for i, image in enumerate(class_images(np.arange(60) % CLASSES, 1)):
         Image.fromarray(image).save(unseen / f"{i:02}.png")
-    predict_run(open_run(output), unseen, tmp_path / "predicted.csv", "cpu", QUIET)
+    Run.load(output).write_predictions(unseen, tmp_path / "predicted.csv", device="cpu", progress=False)
     predicted = rows_of(tmp_path / "predicted.csv")
     assert [row["name"] for row in predicted] == [f"{i:02}.png" for i in range(60)]
     assert [row["label"] for row in predicted] == [row["label"] for row in predictions]
@@ -249,7 +248,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert one["method"].keys() == two["method"].keys()
     for name, value in one["method"].items():
         assert torch.equal(value, two["method"][name]), name
-    assert evaluate_run(open_run(broken), "test", "cpu", QUIET) == table
+    assert Run.load(broken).evaluate(part="test", device="cpu", progress=False) == table
 
 
 @pytest.mark.usefixtures("fast")
@@ -277,9 +276,11 @@ def test_lists_with_a_meta_set(list_folder: Path, tmp_path: Path) -> None:
     for name in ("meta.txt", "val.txt", "test.txt"):
         (list_folder / name).write_text("image 30.png 0\n")
     with pytest.raises(SettingsError, match="has other classes than the run: 2 and not 3"):
-        evaluate_run(open_run(output, list_folder), "test", "cpu", QUIET)
+        Run.load(output, list_folder).evaluate(part="test", device="cpu", progress=False)
     (list_folder / "some.txt").write_text("image 31.png\nimage 30.png\n")
-    predict_run(open_run(output), list_folder / "some.txt", tmp_path / "predicted.csv", "cpu", QUIET)
+    Run.load(output).write_predictions(
+        list_folder / "some.txt", tmp_path / "predicted.csv", device="cpu", progress=False
+    )
     # Of the trained network on the same batch: in another, BLAS may round a row differently.
     trained = recipe.make_method(read_run(output)[2]).eval()
     trained.load_state_dict(best)
@@ -310,7 +311,7 @@ def test_a_network_of_the_user(idx_folder: Path, tmp_path: Path) -> None:
     table = train_run(recipe, RunOptions(output=tmp_path / "run", device="cpu"), QUIET)
     state = torch.load(tmp_path / "run" / LAST, weights_only=True)["method"]
     assert state["network.1.weight"].shape == (CLASSES, 64)
-    assert evaluate_run(open_run(tmp_path / "run", trust_code=True), "test", "cpu", QUIET) == table
+    assert Run.load(tmp_path / "run", trust_code=True).evaluate(part="test", device="cpu", progress=False) == table
 
 
 def test_every_bad_row_is_named(list_folder: Path) -> None:

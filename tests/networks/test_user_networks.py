@@ -10,13 +10,12 @@ import torch
 
 pytest.importorskip("lightning_fabric", reason="needs pip install 'dadl[train]'")
 
+from dadl import Run
 from dadl.cmw_net.recipe import CMWNetRecipe
 from dadl.errors import SettingsError
 from dadl.networks.user_networks import load_backbone
 from dadl.output import JobProgress
 from dadl.ranksim.recipe import RankSimRecipe
-from dadl.recipes import open_run
-from dadl.runs.evaluate import evaluate_run
 from dadl.runs.recipe import Recipe
 from dadl.runs.train import RunOptions, train_run
 from rich.console import Console
@@ -73,4 +72,4 @@ def test_a_run_on_a_network_of_timm(timm: None, tmp_path: Path) -> None:
     table = train_run(recipe, RunOptions(output=output, device="cpu"), QUIET)
     state = torch.load(output / "last.ckpt", weights_only=True)["method"]
     assert state["network.0.0.weight"].shape == (7, 1, 3, 3)
-    assert evaluate_run(open_run(output), "test", "cpu", QUIET) == table
+    assert Run.load(output).evaluate(part="test", device="cpu", progress=False) == table

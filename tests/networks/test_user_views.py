@@ -11,6 +11,7 @@ import torch
 
 pytest.importorskip("lightning_fabric", reason="needs pip install 'dadl[train]'")
 
+from dadl import Run
 from dadl.chi_model.recipe import ChiModelRecipe
 from dadl.cmw_net.recipe import CMWNetRecipe
 from dadl.errors import SettingsError
@@ -18,8 +19,7 @@ from dadl.networks.user_views import OwnView, training_view
 from dadl.networks.views import View
 from dadl.output import JobProgress
 from dadl.ranksim.recipe import RankSimRecipe
-from dadl.recipes import make_recipe, open_run
-from dadl.runs.evaluate import evaluate_run
+from dadl.recipes import make_recipe
 from dadl.runs.folder import read_run
 from dadl.runs.recipe import Recipe
 from dadl.runs.train import RunOptions, train_run
@@ -179,7 +179,7 @@ def test_a_run_knows_its_views_and_keeps_their_state(tmp_path: Path) -> None:
     assert state["view.augmentation.calls"] == 2 * 2 + 1  # a call checks it
     assert state["view.augmentation.brightness"] == 0.5
     assert read_run(output)[1]["augment"] == f"{__name__}:CountingGrey"
-    assert evaluate_run(open_run(output, trust_code=True), "test", "cpu", QUIET) == table
+    assert Run.load(output, trust_code=True).evaluate(part="test", device="cpu", progress=False) == table
     with pytest.raises(SettingsError, match=f"other settings: augment {__name__}:CountingGrey and not None"):
         train_run(make(augment=None), RunOptions(output=output, device="cpu", resume=True), QUIET)
 

@@ -16,14 +16,12 @@ import torch
 
 pytest.importorskip("cyclopts", reason="needs pip install 'dadl[train]'")
 
-from dadl import BalancedMSE, FeatureDistributionSmoothing, LabelDistributionSmoothing, bin_weights
+from dadl import BalancedMSE, FeatureDistributionSmoothing, LabelDistributionSmoothing, Run, bin_weights
 from dadl.errors import SettingsError
 from dadl.networks.efficientnet import efficientnet_lite0
 from dadl.output import JobProgress
 from dadl.ranksim.method import Regression
 from dadl.ranksim.recipe import RankSimRecipe
-from dadl.recipes import open_run
-from dadl.runs.evaluate import evaluate_run
 from dadl.runs.recipe import RecipeData
 from dadl.runs.train import RunOptions, train_run
 from dadl.training import fit, predict, tensor_loader
@@ -380,7 +378,7 @@ def test_retraining_keeps_the_encoder(prices: Path, tmp_path: Path) -> None:
     assert not torch.equal(second["head.weight"], first["head.weight"])
     # What was retrained needs the first run no more.
     shutil.rmtree(tmp_path / "first")
-    table = evaluate_run(open_run(tmp_path / "second"), "test", "cpu", Console(quiet=True))
+    table = Run.load(tmp_path / "second").evaluate(part="test", device="cpu", progress=False)
     assert table["all"]["MAE"] < 0.5 * constant_error(prices, "price", recipe.read(progress()).test.names)
 
 
@@ -414,7 +412,7 @@ def test_the_two_stages_of_rank_n_contrast(prices: Path, tmp_path: Path) -> None
     second = train(price_recipe(prices, epochs=10, retrain_from=tmp_path / "first"), tmp_path / "second")
     encoder = {name: value for name, value in first.items() if name.startswith("encoder.")}
     assert all(torch.equal(second[f"encoder.{name}"], value) for name, value in encoder.items())
-    table = evaluate_run(open_run(tmp_path / "second"), "test", "cpu", Console(quiet=True))
+    table = Run.load(tmp_path / "second").evaluate(part="test", device="cpu", progress=False)
     assert table["all"]["MAE"] < 0.5 * constant_error(prices, "price", task.test.names)
 
 

@@ -13,11 +13,10 @@ import torch
 
 pytest.importorskip("cyclopts", reason="needs pip install 'dadl[train]'")
 
+from dadl import Run
 from dadl.errors import ProblemsError, SettingsError
 from dadl.output import JobProgress
 from dadl.ranksim.recipe import RankSimRecipe
-from dadl.recipes import open_run
-from dadl.runs.evaluate import evaluate_run, predict_run
 from dadl.runs.train import RunOptions, train_run
 from rich.console import Console
 
@@ -67,7 +66,7 @@ def train(recipe: RankSimRecipe, output: Path) -> str:
 
 
 def predicted(run: Path, data: Any) -> list[float]:
-    predict_run(open_run(run), data, run / "new.csv", "cpu", QUIET)
+    Run.load(run).write_predictions(data, run / "new.csv", device="cpu", progress=False)
     with (run / "new.csv").open(newline="") as file:
         return [float(row["prediction"]) for row in csv.DictReader(file)]
 
@@ -94,9 +93,9 @@ def test_what_training_settled_holds_for_new_rows(tmp_path: Path) -> None:
     assert np.isfinite(predicted(run, write(tmp_path / "odd.csv", odd, COLUMNS, german=True))).all()
     # Other data are evaluated as the training's were read.
     other = write(tmp_path / "other.csv", [{**row, "town": "Ulm"} for row in rows()], COLUMNS, german=True)
-    table = evaluate_run(open_run(run, other), "test", "cpu", QUIET)
+    table = Run.load(run, other).evaluate(part="test", device="cpu", progress=False)
     assert np.isfinite(table["all"]["MAE"])
-    assert evaluate_run(open_run(run), "test", "cpu", QUIET)["all"]["MAE"] == pytest.approx(
+    assert Run.load(run).evaluate(part="test", device="cpu", progress=False)["all"]["MAE"] == pytest.approx(
         json.loads((run / "results.json").read_text())["test"]["all"]["MAE"]
     )
 
@@ -109,7 +108,7 @@ def test_a_point_settled_by_training_is_one_in_other_data(tmp_path: Path) -> Non
     data = write(tmp_path / "other.csv", other, COLUMNS[:2])
     with pytest.raises(ProblemsError, match=r"may be 2\.155 or 2155"):
         recipe_of(data, one_hot=(), dates=()).read(progress())
-    assert np.isfinite(evaluate_run(open_run(run, data), "test", "cpu", QUIET)["all"]["MAE"])
+    assert np.isfinite(Run.load(run, data).evaluate(part="test", device="cpu", progress=False)["all"]["MAE"])
     assert len(set(predicted(run, data))) == 1
 
 
@@ -204,11 +203,11 @@ def test_frames_train_evaluate_and_predict(kind: str, tmp_path: Path) -> None:
     assert predicted(run, frame) == predicted(run, path)
     train(recipe_of(path, epochs=2), tmp_path / "text")
     assert predicted(tmp_path / "text", path) == predicted(run, path)
-    scores = [evaluate_run(open_run(run, data), "test", "cpu", QUIET) for data in (frame, path)]
+    scores = [Run.load(run, data).evaluate(part="test", device="cpu", progress=False) for data in (frame, path)]
     assert scores[0] == scores[1]
     train_again = RunOptions(output=run, device="cpu", resume=True)
     train_run(recipe_of(frame, epochs=2), train_again, QUIET)
     with pytest.raises(SettingsError, match="has changed since the run"):
         train_run(recipe_of(frame[:150], epochs=2), train_again, QUIET)
     with pytest.raises(ProblemsError, match=f"{kind} frame: No such file"):
-        evaluate_run(open_run(run), "test", "cpu", QUIET)
+        Run.load(run).evaluate(part="test", device="cpu", progress=False)

@@ -217,7 +217,7 @@ def test_train_evaluate_and_predict(tmp_path: Path) -> None:
     pytest.importorskip("lightning_fabric", reason="needs pip install 'dadl[train]'")
     data, output = image_folder(tmp_path / "data"), tmp_path / "output"
     (data / "val.txt").write_text("10.png 0\n11.png 1\n")
-    result = train(data, output, "--tensorboard")
+    result = train(data, output, "--logger", "tensorboard")
     assert result.returncode == 0, result.stderr
     results = results_of(output)
     assert results["samples"] == {"labelled": 4, "unlabelled": 8, "validation": 2, "test": 4}

@@ -18,12 +18,11 @@ import torch
 pytest.importorskip("lightning_fabric", reason="needs pip install 'dadl[train]'")
 
 import yaml
+from dadl import Run
 from dadl.cmw_net.recipe import CMWNetRecipe, load_weight_net
 from dadl.errors import UserError
 from dadl.ranksim.recipe import RankSimRecipe
-from dadl.recipes import open_run
 from dadl.report.page import write_report
-from dadl.runs.evaluate import evaluate_run, predict_run
 from dadl.runs.recipe import Recipe
 from dadl.runs.train import RunOptions, train_run
 from support.folders import grey_idx_folder
@@ -121,7 +120,7 @@ class Case:
 
     def predict(self, run: Path) -> bytes:
         output = self.folder / "predicted.csv"
-        predict_run(open_run(run, trust_code=True), self.unseen, output, "cpu", QUIET)
+        Run.load(run, trust_code=True).write_predictions(self.unseen, output, device="cpu", progress=False)
         return output.read_bytes()
 
     def report(self) -> None:
@@ -140,7 +139,7 @@ class Case:
         for action, expected in (
             *report,
             (lambda: self.predict(self.changed), self.predicted if source == self.finished else None),
-            (lambda: evaluate_run(open_run(self.changed, trust_code=True), "test", "cpu", QUIET), None),
+            (lambda: Run.load(self.changed, trust_code=True).evaluate(part="test", device="cpu", progress=False), None),
             (lambda: load_weight_net(self.changed), None),
             (lambda: train_run(self.recipe, self.options(self.changed), QUIET), self.table),
         ):
@@ -306,7 +305,7 @@ def test_settings_of_a_run_folder_pass_the_checks_of_the_command_line(
     (run / "config.yaml").write_text(yaml.safe_dump(settings | {setting: value}))
     name = setting.replace("_", "-")
     with pytest.raises(UserError, match=rf"config\.yaml: .*({name}|has no setting)"):
-        open_run(run, trust_code=True)
+        Run.load(run, trust_code=True)
 
 
 def test_a_changed_run_is_refused_and_moved_data_are_not(case: Case, tmp_path: Path) -> None:
@@ -314,7 +313,7 @@ def test_a_changed_run_is_refused_and_moved_data_are_not(case: Case, tmp_path: P
     config = run / "config.yaml"
     settings = yaml.safe_load(config.read_text())
     config.write_text(yaml.safe_dump(settings | {"data": "/moved"}))
-    assert open_run(run, trust_code=True).recipe.data == Path("/moved")
+    assert Run.load(run, trust_code=True).recipe.data == Path("/moved")
     config.write_text(yaml.safe_dump(settings | {"seed": 7}))
     with pytest.raises(UserError, match="are not as the run wrote them"):
-        open_run(run, trust_code=True)
+        Run.load(run, trust_code=True)

@@ -19,13 +19,11 @@ import torch
 pytest.importorskip("lightning_fabric", reason="needs pip install 'dadl[train]'")
 
 import yaml
-from dadl import cli, recipes
+from dadl import Run, cli, recipes
 from dadl.errors import OutputError, SettingsError, UserError
 from dadl.files import locked, replace_file, write_text
 from dadl.output import ForgivingStream
 from dadl.ranksim.recipe import RankSimRecipe
-from dadl.recipes import open_run
-from dadl.runs.evaluate import evaluate_run, predict_run
 from dadl.runs.train import RunOptions, train_run
 from dadl.training import TrainingError
 from dadl.training.checkpoints import CheckpointError
@@ -68,7 +66,7 @@ def test_a_full_disk_is_a_sentence_and_keeps_the_last_checkpoint(
     assert hidden_files(tmp_path) == []
     run(tiny, output, resume=True)
     with full_disk(10), pytest.raises(OutputError, match=r"cannot write .*predicted\.csv"):
-        predict_run(open_run(output), tiny.data, tmp_path / "predicted.csv", "cpu", QUIET)
+        Run.load(output).write_predictions(tiny.data, tmp_path / "predicted.csv", device="cpu", progress=False)
     assert hidden_files(tmp_path) == []
     assert not (tmp_path / "predicted.csv").exists()
 
@@ -177,11 +175,11 @@ def test_a_checkpoint_of_nan_or_with_one_wrong_bit_is_refused(tiny: TinyRecipe, 
     content[at] ^= 1
     file.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"the checksum of .* is wrong"):
-        evaluate_run(open_run(tmp_path / "run"), "test", "cpu", QUIET)
+        Run.load(tmp_path / "run").evaluate(part="test", device="cpu", progress=False)
     weight[0, 0] = torch.nan
     torch.save(state, file)
     with pytest.raises(CheckpointError, match=r"network\.0\.weight holds NaN or infinity"):
-        evaluate_run(open_run(tmp_path / "run"), "test", "cpu", QUIET)
+        Run.load(tmp_path / "run").evaluate(part="test", device="cpu", progress=False)
 
 
 def test_a_run_on_a_table(tmp_path: Path) -> None:
@@ -196,17 +194,17 @@ def test_a_run_on_a_table(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run" / "results.json").read_text())["settings"] == settings
     train_run(recipe, RunOptions(output=tmp_path / "run", device="cpu", resume=True), QUIET)  # which names no defaults
 
-    trained = open_run(tmp_path / "run")
-    predict_run(trained, data, tmp_path / "out.csv", "cpu", QUIET, keep=["id"])
+    trained = Run.load(tmp_path / "run")
+    trained.write_predictions(data, tmp_path / "out.csv", keep=["id"], device="cpu", progress=False)
     with (tmp_path / "out.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["id"] for row in rows] == [f"=a{i}" for i in range(40)]
     assert all(float(row["prediction"]) < 10 for row in rows)
     with pytest.raises(UserError, match="no column 'name'"):
-        predict_run(trained, data, tmp_path / "out.csv", "cpu", QUIET, keep=["name"])
+        trained.write_predictions(data, tmp_path / "out.csv", keep=["name"], device="cpu", progress=False)
     if not torch.cuda.is_available():
         with pytest.raises(SettingsError, match="device cuda: PyTorch finds no GPU"):
-            evaluate_run(trained, "test", "cuda", QUIET)
+            trained.evaluate(part="test", device="cuda", progress=False)
 
 
 def test_code_that_a_folder_or_a_file_names_is_not_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

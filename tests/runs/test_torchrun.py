@@ -16,21 +16,18 @@ from torch import nn
 
 pytest.importorskip("lightning_fabric", reason="needs pip install 'dadl[train]'")
 
-from dadl import recipes
+from dadl import Run, recipes
 from dadl.cmw_net import recipe as cmw_net_train
 from dadl.cmw_net import soft_labels
 from dadl.cmw_net.method import LearntWeights, LowestLossMeta
 from dadl.cmw_net.soft_labels import mixed_objective
 from dadl.errors import SettingsError
 from dadl.ranksim.method import Regression
-from dadl.recipes import open_run
-from dadl.runs.evaluate import evaluate_run, predict_run
 from dadl.runs.train import RunOptions, train_run
 from dadl.self_tuning import UNLABELLED, SelfTuning, paired_loader
 from dadl.training import EpochLog, Method, fit, tensor_loader
 from dadl.training.fabric import make_fabric
 from lightning_fabric import Fabric
-from rich.console import Console
 from support.cli import predictions_of, results_of
 from support.folders import class_idx_folder, image_folder
 from support.recipes import recipe_of, small_network
@@ -189,7 +186,7 @@ def train_tiny_runs() -> None:
     with pytest.raises(SettingsError, match="a search trains in one process, not in 2"):
         train_run(RECIPE, RunOptions(output=Path("search"), device="cpu", search=2), QUIET)
     recipes.RECIPES = (*recipes.RECIPES, TinyRecipe)
-    predict_run(open_run(Path("whole")), RECIPE.data, Path("two.csv"), "cpu", Console())
+    Run.load(Path("whole")).write_predictions(RECIPE.data, Path("two.csv"), device="cpu", progress=False)
 
 
 def test_two_processes_resume_bit_for_bit_and_predict_every_sample_once(
@@ -209,13 +206,13 @@ def test_two_processes_resume_bit_for_bit_and_predict_every_sample_once(
     monkeypatch.chdir(tmp_path)
     for folder in (tmp_path / "whole", tmp_path / "patient"):
         results = results_of(folder)
-        table = evaluate_run(open_run(folder), "test", "cpu", QUIET)
+        table = Run.load(folder).evaluate(part="test", device="cpu", progress=False)
         assert table == {row: pytest.approx(columns, rel=1e-6) for row, columns in results["test"].items()}
-        best = evaluate_run(open_run(folder), "val", "cpu", QUIET)["all"]["MAE"]
+        best = Run.load(folder).evaluate(part="val", device="cpu", progress=False)["all"]["MAE"]
         assert best == pytest.approx(results["history"][results["best_epoch"] - 1]["val all MAE"], rel=1e-6)
     assert (tmp_path / "two.csv").read_bytes() == (tmp_path / "whole" / "predictions.csv").read_bytes()
     assert job.stdout.count("Wrote 13 predictions to two.csv") == 1
-    predict_run(open_run(tmp_path / "whole"), RECIPE.data, tmp_path / "one.csv", "cpu", QUIET)
+    Run.load(tmp_path / "whole").write_predictions(RECIPE.data, tmp_path / "one.csv", device="cpu", progress=False)
     two, one = (predictions_of(tmp_path / name) for name in ("two.csv", "one.csv"))
     assert [row["name"] for row in two] == [str(i) for i in range(13)]
     assert [float(row["prediction"]) for row in two] == pytest.approx(
@@ -312,7 +309,7 @@ def test_the_command_trains_in_two_processes_of_which_one_writes(
     (data / "train.txt").write_text((data / "train_100.txt").read_text())
     (data / "meta.txt").write_text("12.png 0\n13.png 1\n")
     (data / "val.txt").write_text("10.png 0\n11.png 1\n9.png 1\n")
-    job = torchrun("dadl", *train_options(data, "output", recipe), *small, "--tensorboard", folder=tmp_path)
+    job = torchrun("dadl", *train_options(data, "output", recipe), *small, "--logger", "tensorboard", folder=tmp_path)
     assert job.returncode == 0, job.stderr
     for once in (samples, "Epoch 1/1", f"Test of {recipe}", "Wrote checkpoints"):
         assert job.stdout.count(once) == 1, job.stdout

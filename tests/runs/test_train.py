@@ -16,14 +16,12 @@ import torch
 
 pytest.importorskip("lightning_fabric", reason="needs pip install 'dadl[train]'")
 
-from dadl import recipes
+from dadl import Run, recipes
 from dadl.errors import SettingsError, UserError
 from dadl.output import JobProgress
-from dadl.recipes import open_run
-from dadl.runs.evaluate import evaluate_run, predict_run
 from dadl.runs.recipe import Recipe
 from dadl.training.checkpoints import CheckpointError
-from support.runs import QUIET, Perceptron, TinyRecipe, assert_same_run, history_of, numbers, run
+from support.runs import Perceptron, TinyRecipe, assert_same_run, history_of, numbers, run
 
 
 def interrupted(recipe: Recipe, output: Path, after: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,7 +236,7 @@ def test_a_folder_without_permission_is_an_error(tmp_path: Path) -> None:
 
 def test_tensorboard_gets_every_number_of_every_epoch(tmp_path: Path) -> None:
     recipe = TinyRecipe(data=numbers(tmp_path / "numbers.txt"))
-    run(recipe, tmp_path / "run", tensorboard=True)
+    run(recipe, tmp_path / "run", logger=("tensorboard",))
     events = list((tmp_path / "run" / "tensorboard").glob("events.out.tfevents.*"))
     assert len(events) == 1
     content = events[0].read_bytes()
@@ -250,10 +248,10 @@ def test_evaluation_and_prediction_repeat_what_the_run_found(tmp_path: Path, mon
     monkeypatch.setattr(recipes, "RECIPES", (*recipes.RECIPES, TinyRecipe))
     recipe = TinyRecipe(data=numbers(tmp_path / "numbers.txt"))
     table = run(recipe, tmp_path / "run")
-    assert evaluate_run(open_run(tmp_path / "run"), "test", "cpu", QUIET) == table
+    assert Run.load(tmp_path / "run").evaluate(part="test", device="cpu", progress=False) == table
     best = min(row["val all MAE"] for row in history_of(tmp_path / "run"))
-    assert evaluate_run(open_run(tmp_path / "run"), "val", "cpu", QUIET)["all"]["MAE"] == best
-    predict_run(open_run(tmp_path / "run"), recipe.data, tmp_path / "predicted.csv", "cpu", QUIET)
+    assert Run.load(tmp_path / "run").evaluate(part="val", device="cpu", progress=False)["all"]["MAE"] == best
+    Run.load(tmp_path / "run").write_predictions(recipe.data, tmp_path / "predicted.csv", device="cpu", progress=False)
     assert (tmp_path / "predicted.csv").read_bytes() == (tmp_path / "run" / "predictions.csv").read_bytes()
     other = numbers(tmp_path / "other.txt", seed=1)
-    assert evaluate_run(open_run(tmp_path / "run", other), "test", "cpu", QUIET) != table
+    assert Run.load(tmp_path / "run", other).evaluate(part="test", device="cpu", progress=False) != table

@@ -12,6 +12,7 @@ import torch
 from dadl.data.fingerprint import fingerprint
 from dadl.data.rows import tensor_loader
 from dadl.errors import SettingsError
+from dadl.options import Logger
 from dadl.output import JobProgress
 from dadl.runs.recipe import Evaluation, Recipe, RecipeData, Scores
 from dadl.runs.scores import unscored
@@ -126,6 +127,9 @@ class TinyRecipe(Recipe):
         rows = self._rows(data)[-TEST:, :-1]
         return Evaluation([str(i) for i in range(len(rows))], tensor_loader(rows, batch_size=4), unscored)
 
+    def example(self, facts: Mapping[str, Any], count: int) -> Tensor:
+        return torch.randn(count, facts["features"])
+
     def prediction_columns(self, predicted: Tensor, facts: Mapping[str, Any]) -> Mapping[str, Sequence[Any]]:
         return {"prediction": predicted.tolist()}
 
@@ -146,8 +150,8 @@ def numbers(file: Path, train: int = 48, seed: int = 0) -> Path:
     return file
 
 
-def run(recipe: Recipe, output: Path, resume: bool = False, tensorboard: bool = False) -> Scores:
-    return train_run(recipe, RunOptions(output=output, resume=resume, tensorboard=tensorboard, device="cpu"), QUIET)
+def run(recipe: Recipe, output: Path, resume: bool = False, logger: tuple[Logger, ...] = ()) -> Scores:
+    return train_run(recipe, RunOptions(output=output, resume=resume, logger=logger, device="cpu"), QUIET)
 
 
 def history_of(folder: Path) -> Any:

@@ -106,9 +106,36 @@ class FewLabels(Method):
         features: Tensor = self.encoder(torch.cat([self.view(part) for part in inputs]))
         return torch.split(features, [len(part) for part in inputs])
 
+    def predict(self, inputs: Tensor) -> Tensor:
+        """Values, class probabilities or heatmaps."""
+        predictions: Tensor = self.module()(inputs)
+        return predictions
+
     def configure_optimizer(self, total_steps: int) -> tuple[Optimizer, LRScheduler]:
         optimizer = AdamW([p for p in self.parameters() if p.requires_grad], lr=self.lr)
         return optimizer, OneCycleLR(optimizer, max_lr=self.lr, total_steps=total_steps)
+
+
+class _Called(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.function(inputs)
+
+
+class _MeanOfHeads(nn.Module):
+    """The mean of the predictions of the χ-Model's heads."""
+
+    def __init__(self, chi: ChiModelLoss) -> None:
+        super().__init__()
+        self.chi = chi
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.chi.predict(features)
 
 
 class LabelsOnly(FewLabels):
@@ -122,9 +149,8 @@ class LabelsOnly(FewLabels):
         outputs: Tensor = self.head(self.encoder(self.view(inputs)))
         return self.objective.loss(outputs, target)
 
-    def predict(self, inputs: Tensor) -> Tensor:
-        """Values, class probabilities or heatmaps."""
-        return self.objective.activation(self.head(self.encoder(self.view(inputs))))
+    def module(self) -> nn.Module:
+        return nn.Sequential(self.view, self.encoder, self.head, _Called(self.objective.activation))
 
 
 class PiModel(LabelsOnly):
@@ -187,9 +213,9 @@ class MeanTeacher(PiModel):
         loss: Tensor = self.objective.loss(self.head(features), target) + self.eta * self.distance(outputs)
         return loss
 
-    def predict(self, inputs: Tensor) -> Tensor:
-        """The predictions of the teacher."""
-        return self.objective.activation(self.teacher(self.view(inputs)))
+    def module(self) -> nn.Module:
+        """The teacher."""
+        return nn.Sequential(self.view, self.teacher.network, _Called(self.objective.activation))
 
     def after_step(self) -> None:
         self.steps += 1
@@ -223,9 +249,9 @@ class ChiModel(FewLabels):
         self.disagreement = terms.disagreement
         return terms.loss
 
-    def predict(self, inputs: Tensor) -> Tensor:
+    def module(self) -> nn.Module:
         """The mean of the two heads' predictions."""
-        return self.chi.predict(self.encoder(self.view(inputs)))
+        return nn.Sequential(self.view, self.encoder, _MeanOfHeads(self.chi))
 
 
 class MCD(ChiModel):

@@ -51,8 +51,11 @@ class CrossEntropy(Method):
 
     def predict(self, inputs: Tensor) -> Tensor:
         """Logits ``[B, num_classes]``."""
-        logits: Tensor = self.network(self.view(inputs))
+        logits: Tensor = self.module()(inputs)
         return logits
+
+    def module(self) -> nn.Module:
+        return nn.Sequential(self.view, self.network)
 
     def configure_optimizer(self, total_steps: int) -> tuple[Optimizer, LRScheduler]:
         parameters = self.network.parameters()

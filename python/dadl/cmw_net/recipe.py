@@ -135,6 +135,12 @@ class CMWNetRecipe(CMWNetSettings, Recipe):
         images, _ = load_images(folder, rows, min(height, width), progress.advance, channels=channels)
         return Evaluation([row.path for row in rows], tensor_loader(images, batch_size=self.batch_size), unscored)
 
+    def example(self, facts: Mapping[str, Any], count: int) -> Tensor:
+        return torch.rand(count, *facts["image_shape"])
+
+    def answers(self, predicted: Tensor) -> Tensor:
+        return predicted.argmax(dim=1)
+
     def prediction_columns(self, predicted: Tensor, facts: Mapping[str, Any]) -> Mapping[str, Sequence[Any]]:
         return class_columns(predicted)
 

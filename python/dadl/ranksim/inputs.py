@@ -11,12 +11,15 @@ from torch import Tensor, nn
 from ..data.columns.samples import RegressionSamples
 from ..data.images import find_images, load_images
 from ..data.rows import Rows
+from ..errors import SettingsError
 from ..networks.efficientnet import FEATURES, efficientnet_lite0
 from ..networks.user_networks import load_backbone
 from ..networks.user_views import training_view
 from ..networks.views import View, stored_size
 from ..options import Count
 from ..output import JobProgress
+
+MISSING_SHARE = 0.2  # of random inputs, where numbers may be missing
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,20 @@ class Inputs:
         standardize = _Standardize(facts["mean"], facts["deviation"], facts["width"], missing)
         layers = [nn.Linear(standardize.width, self.hidden), nn.ReLU(), nn.Linear(self.hidden, self.hidden), nn.ReLU()]
         return nn.Sequential(standardize, *layers), self.hidden
+
+    def example(self, facts: Mapping[str, Any], count: int) -> Tensor:
+        """Random inputs of the encoder, of the kind that the facts describe."""
+        if facts["inputs"] == "images":
+            stored = stored_size(self.image_size)
+            return torch.rand(count, 3, stored, stored)
+        if facts["inputs"] == "tokens":
+            raise SettingsError("texts that MiniLM is trained on have no fixed length: such a network is not exported")
+        numbers = torch.randn(count, len(facts["mean"])) * torch.tensor(facts["deviation"]) + torch.tensor(
+            facts["mean"]
+        )
+        if "missing" in facts:
+            numbers[torch.rand(numbers.shape) < MISSING_SHARE] = torch.nan
+        return torch.cat([numbers, torch.randn(count, facts["width"] - numbers.shape[1])], dim=1)
 
     def _view(self) -> View:
         stored, crop = stored_size(self.image_size), None if self.keep_positions else 0.8

@@ -104,9 +104,11 @@ class Regression(Method):
         return target if self.bins is None else self.bins.numbers(target).float()
 
     def predict(self, inputs: Tensor) -> Tensor:
-        prediction: Tensor = self.head(self.encoder(inputs)).squeeze(-1)
-        prediction = prediction.float() * self.scale + self.centre  # large targets overflow half precision
-        return prediction if self.transform is None else self.transform.inverse(prediction).float()
+        prediction: Tensor = self.module()(inputs)
+        return prediction
+
+    def module(self) -> nn.Module:
+        return RegressionNetwork(self.encoder, self.head, self.centre, self.scale, self.transform)
 
     def configure_optimizer(self, total_steps: int) -> tuple[Optimizer, LRScheduler]:
         optimizer = AdamW([p for part in (self.encoder, self.head) for p in _learnt(part)], lr=self.lr)
@@ -131,6 +133,26 @@ class Regression(Method):
     def epoch_log(self) -> Mapping[str, float]:
         """RankSim's share of the gradient."""
         return {} if self.share is None else {SHARE: self.share.take()}
+
+
+class RegressionNetwork(nn.Module):
+    """The network of a :class:`Regression`: inputs to predictions ``[B]`` in the unit of the targets."""
+
+    centre: Tensor
+    scale: Tensor
+
+    def __init__(
+        self, encoder: nn.Module, head: nn.Linear, centre: Tensor, scale: Tensor, transform: TargetTransform | None
+    ) -> None:
+        super().__init__()
+        self.encoder, self.head, self.transform = encoder, head, transform
+        self.register_buffer("centre", centre)
+        self.register_buffer("scale", scale)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        prediction: Tensor = self.head(self.encoder(inputs)).squeeze(-1)
+        prediction = prediction.to(self.scale.dtype) * self.scale + self.centre  # large targets overflow half precision
+        return prediction if self.transform is None else self.transform.inverse(prediction).to(self.scale.dtype)
 
 
 class ContrastedEncoder(Regression):

@@ -152,6 +152,17 @@ class RankSimRecipe(RankSimSettings, Recipe):
             raise ProblemsError(problems)
         return {name: source.texts(column) for name, column in at.items()}
 
+    def input_names(self, facts: Mapping[str, Any]) -> Sequence[str]:
+        if facts["inputs"] != "numbers":
+            return ()
+        columns = self.as_trained(facts).columns.roles.ordered
+        features = [[f"{name}={value}" for value in facts["categories"].get(name, ())] or [name] for name in columns]
+        names = [name for group in features for name in group]
+        return (*names, *(f"text feature {i}" for i in range(facts["width"] - len(names))))
+
+    def example(self, facts: Mapping[str, Any], count: int) -> Tensor:
+        return self.inputs.example(facts, count)
+
     def prediction_columns(self, predicted: Tensor, facts: Mapping[str, Any]) -> Mapping[str, Sequence[Any]]:
         return {"prediction": predicted.tolist()}
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -84,6 +85,10 @@ class ListRecipe(ListSettings, Recipe, Generic[LabelT]):
         rows = read_image_names(data, outside=self.outside)
         images, _ = self._images(data if data.is_dir() else data.parent, rows, progress)
         return Evaluation([row.path for row in rows], tensor_loader(images, batch_size=self.batch_size), unscored)
+
+    def example(self, facts: Mapping[str, Any], count: int) -> Tensor:
+        stored = stored_size(self.image_size)
+        return torch.rand(count, 3, stored, stored)
 
     def make_view(self, **options: Any) -> View:
         """The built-in view with these options, or the user's ``augment``."""

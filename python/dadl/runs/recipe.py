@@ -100,6 +100,19 @@ class Recipe(Settings, ABC):
         """Columns of unseen samples, to be kept beside the predictions; raises a :class:`.UserError` without them."""
         raise SettingsError(f"keep names columns of a table, but the samples of {self.name} are images named in a list")
 
+    def input_names(self, facts: Mapping[str, Any]) -> Sequence[str]:
+        """The columns of the method's input matrix; none if its inputs are no matrix."""
+        return ()
+
+    @abstractmethod
+    def example(self, facts: Mapping[str, Any], count: int) -> Tensor:
+        """``count`` random inputs of the method, from torch's generator; raises a :class:`.SettingsError` if it has
+        none of a fixed shape."""
+
+    def answers(self, predicted: Tensor) -> Tensor:
+        """What is predicted for each sample, as :meth:`dadl.Run.predict` gives it."""
+        return predicted
+
     @abstractmethod
     def prediction_columns(self, predicted: Tensor, facts: Mapping[str, Any]) -> Mapping[str, Sequence[Any]]:
         """Columns of ``predictions.csv``, from the predictions for all samples."""

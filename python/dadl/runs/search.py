@@ -131,6 +131,12 @@ class Search:
         return figure
 
 
+def best_trial(folder: Path) -> Path:
+    """The folder of the best trial of a search."""
+    storage = JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
+    return folder / f"trial-{optuna.load_study(study_name=None, storage=storage).best_trial.number}"
+
+
 def validation(history: Sequence[EpochLog]) -> float:
     """The best validation of a history."""
     row = history[best_epoch(history) - 1]

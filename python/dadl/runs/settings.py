@@ -4,8 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
+from cyclopts import Parameter
+
 from ..checks import check_fields
-from ..options import Device, Flag, Positive, PositiveInt, Seed, between
+from ..options import Device, Flag, Logger, Positive, PositiveInt, Seed, between
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +95,12 @@ class RunOptions:
     search: PositiveInt | None = None
     """Number of trials that tune settings on validation; the best one is tested. [default: no search]"""
 
-    tensorboard: Flag = False
-    """Also log for TensorBoard, into the folder of the run."""
+    logger: Annotated[tuple[Logger, ...], Parameter(negative=(), show_default=False)] = ()
+    """Also log for TensorBoard (into the folder of the run), Weights & Biases or MLflow; may be given several times."""
 
     trust_code: Flag = False
     """Execute the code that a config file names as backbone or augment; what the command line names always is."""
+
+    def folder(self, name: str) -> Path:
+        """The folder of a run of the recipe of that name."""
+        return Path(f"dadl-train-{name}") if self.output is None else self.output

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 import yaml
 from lightning_fabric import Fabric
-from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 from rich.console import Console
 
 from dadl_ext import build_info
@@ -34,6 +33,7 @@ from .folder import (
     read_beginning,
     read_run,
 )
+from .loggers import finished, make_loggers
 from .recipe import Recipe, RecipeData, Scores, build_method
 from .scores import prediction_rows, score_cells
 from .settings import RunOptions
@@ -47,11 +47,10 @@ def train_run(recipe: Recipe, options: RunOptions, console: Console) -> Scores:
     trial, and the best one is tested. Before training, raises a :class:`.UserError` with all problems of the data, the
     settings or the folder.
     """
-    output = Path(f"dadl-train-{recipe.name}") if options.output is None else options.output
+    output = options.folder(recipe.name)
     check_output_folder(output)
     _check_folder(output, recipe, options)
-    # Flush every few seconds, in case the process is killed.
-    loggers = [TensorBoardLogger(output, name=None, version="tensorboard", flush_secs=5)] if options.tensorboard else []
+    loggers = make_loggers(options.logger, output, settings_of(recipe))
     fabric = make_fabric(options.device, recipe.precision, loggers)
     if fabric.world_size > 1 and options.search is not None:
         raise SettingsError(f"a search trains in one process, not in {fabric.world_size}")
@@ -61,8 +60,7 @@ def train_run(recipe: Recipe, options: RunOptions, console: Console) -> Scores:
         with locked(output):  # before the data are read, which may take long
             pass
     with ExitStack() as stack:
-        for logger in loggers:
-            stack.callback(logger.finalize, "")  # writes what is still buffered
+        stack.enter_context(finished(loggers))
         progress = stack.enter_context(JobProgress(console))
         task = recipe.read(progress)
         _describe(recipe, task, fabric.world_size, console)

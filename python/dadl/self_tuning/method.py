@@ -58,8 +58,11 @@ class FineTuning(Method):
 
     def predict(self, inputs: Tensor) -> Tensor:
         """Logits ``[B, num_classes]``."""
-        logits: Tensor = self.classifier(self.backbone(self.view(inputs)))
+        logits: Tensor = self.module()(inputs)
         return logits
+
+    def module(self) -> nn.Module:
+        return nn.Sequential(self.view, self.backbone, self.classifier)
 
     def configure_optimizer(self, total_steps: int) -> tuple[Optimizer, LRScheduler]:
         from_scratch = set(self.classifier.parameters())

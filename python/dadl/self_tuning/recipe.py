@@ -86,5 +86,8 @@ class SelfTuningRecipe(SelfTuningSettings, ListRecipe[int]):
     def score(self, rows: Sequence[Row[int]], predicted: Tensor) -> Scores:
         return class_scores(predicted, torch.tensor([row.label for row in rows]))
 
+    def answers(self, predicted: Tensor) -> Tensor:
+        return predicted.argmax(dim=1)
+
     def prediction_columns(self, predicted: Tensor, facts: Mapping[str, Any]) -> Mapping[str, Sequence[Any]]:
         return class_columns(predicted)

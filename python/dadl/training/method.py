@@ -26,6 +26,13 @@ class Method(nn.Module, ABC):
     def predict(self, inputs: Tensor) -> Tensor:
         """Predictions ``[B, ...]``; called in evaluation mode, without gradients."""
 
+    def module(self) -> nn.Module:
+        """The network that predicts, without what only training needs; by default all of the method.
+
+        It shares its weights with the method, and is in evaluation mode if the method is.
+        """
+        return Predictor(self)
+
     @abstractmethod
     def configure_optimizer(self, total_steps: int) -> tuple[Optimizer, LRScheduler]:
         """The optimiser of the loss and its schedule, which advances after each of the ``total_steps`` steps."""
@@ -42,3 +49,14 @@ class Method(nn.Module, ABC):
 
         ``loader`` gives the training batches again, possibly in another order.
         """
+
+
+class Predictor(nn.Module):
+    """A method's :meth:`~Method.predict` as a module."""
+
+    def __init__(self, method: Method) -> None:
+        super().__init__()
+        self.method = method
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.method.predict(inputs)

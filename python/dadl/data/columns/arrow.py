@@ -1,6 +1,6 @@
 """Tables whose columns have types: parquet and Arrow files, and frames of pandas, polars or pyarrow in memory."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+from .arrays import TARGET, array_table, is_arrays
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -25,17 +27,24 @@ class FramePath(type(Path())):  # type: ignore[misc]
     frame: Any = None
 
 
-def as_path(data: Any) -> Path:
-    """A path as it is, and a frame of pandas, polars or pyarrow as a path that stands for it."""
+def as_path(data: Any, names: Sequence[str] | None = None, target: str = TARGET) -> Path:
+    """A path as it is; a frame of pandas, polars or pyarrow, or NumPy arrays, as a path that stands for them.
+
+    ``names`` and ``target`` are the columns of arrays without names, see :func:`.array_table`.
+    """
     if isinstance(data, Path):
         return data
     if isinstance(data, str):
         return Path(data)
+    if is_arrays(data):
+        path = FramePath("NumPy arrays")
+        path.frame = array_table(data, names, target)
+        return path
     kind = type(data).__module__.partition(".")[0]
     if not hasattr(data, "__arrow_c_stream__") and kind != "pandas":
         raise TypeError(
-            f"expected a path or a frame of pandas, polars or pyarrow, got {type(data).__name__}; a lazy frame must be "
-            "collected first"
+            f"expected a path, a frame of pandas, polars or pyarrow, or NumPy arrays, got {type(data).__name__}; a "
+            "lazy frame must be collected first"
         )
     path = FramePath(f"{kind} frame")
     path.frame = data

@@ -7,7 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..tables import read_table
-from .arrow import is_arrow, read_arrow
+from .arrays import ArrayTable
+from .arrow import FramePath, is_arrow, read_arrow
 
 
 class Source(Protocol):
@@ -40,6 +41,8 @@ def read_source(path: Path, problems: list[str], **text: Any) -> Source | None:
 
     ``text`` says how :func:`.read_table` reads a delimited file.
     """
+    if isinstance(path, FramePath) and isinstance(path.frame, ArrayTable):
+        return path.frame
     if is_arrow(path):
         return read_arrow(path, problems)
     table = read_table(path, problems, **text)
