@@ -38,9 +38,8 @@ def export(module: nn.Module, example: Callable[[int], Tensor], output: Path) ->
         try:
             with _quiet():
                 program = torch.export.export(module, (inputs,), dynamic_shapes=({0: Dim("samples")},))
-                found = (
-                    _saved_onnx(program, place, others) if output.suffix == ".onnx" else _saved(program, place, others)
-                )
+                save = _saved_onnx if output.suffix == ".onnx" else _saved
+                found = save(program, place, others)
         except Exception as error:  # whatever a network does that cannot be traced
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise SettingsError(f"this network cannot be exported as {output.suffix}: {reason[:300]}") from error
