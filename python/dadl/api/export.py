@@ -2,9 +2,10 @@
 
 import logging
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,7 +38,8 @@ def export(module: nn.Module, example: Callable[[int], Tensor], output: Path) ->
     def write(place: Path) -> None:
         try:
             with _quiet():
-                program = torch.export.export(module, (inputs,), dynamic_shapes=({0: Dim("samples")},))
+                shapes: Any = ({0: Dim("samples")},)
+                program = torch.export.export(module, (inputs,), dynamic_shapes=shapes)
                 save = _saved_onnx if output.suffix == ".onnx" else _saved
                 found = save(program, place, others)
         except Exception as error:  # whatever a network does that cannot be traced
@@ -85,14 +87,14 @@ def _check_packages() -> None:
         raise SettingsError(f"ONNX needs the package {error.name}: pip install 'dadl[export]'") from None
 
 
-class _quiet(warnings.catch_warnings):
+@contextmanager
+def _quiet() -> Iterator[None]:
     """Without the warnings and log lines of the exporters about their own insides."""
-
-    def __enter__(self) -> None:
-        super().__enter__()
+    before = logging.root.manager.disable
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
-
-    def __exit__(self, *error: object) -> None:
-        logging.disable(logging.NOTSET)
-        super().__exit__(*error)
+        try:
+            yield
+        finally:
+            logging.disable(before)

@@ -160,8 +160,9 @@ class Run:
             task = recipe.read(bar)
         own = as_json(task.facts)
         for name in recipe.shape_facts:
-            if own[name] != self.facts[name]:
-                differ = f"{short_repr(own[name])} and not {short_repr(self.facts[name])}"
+            found, known = own.get(name), self.facts.get(name)
+            if found != known:
+                differ = f"{short_repr(found)} and not {short_repr(known)}"
                 raise SettingsError(f"{recipe.data} has other {name} than the run: {differ}")
         evaluation = task.test if part == "test" else task.validation
         if evaluation is None:

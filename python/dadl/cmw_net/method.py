@@ -39,15 +39,27 @@ class CrossEntropy(Method):
         view: random views of images.
         lr: of SGD with momentum, decaying to 0 along a cosine.
         weight_decay: of SGD.
+        class_weights: of the classes in the loss, ``[C]``, a weighted mean; ``None`` is 1.
     """
 
-    def __init__(self, network: nn.Module, view: nn.Module, *, lr: float, weight_decay: float = 5e-4) -> None:
+    class_weights: Tensor | None
+
+    def __init__(
+        self,
+        network: nn.Module,
+        view: nn.Module,
+        *,
+        lr: float,
+        weight_decay: float = 5e-4,
+        class_weights: Tensor | None = None,
+    ) -> None:
         super().__init__()
+        self.register_buffer("class_weights", class_weights, persistent=False)
         self.network, self.view, self.lr, self.weight_decay = network, view, lr, weight_decay
 
     def forward(self, batch: Sequence[Tensor]) -> Tensor:
         images, target = batch[:2]
-        return F.cross_entropy(self.network(self.view(images)), target)
+        return F.cross_entropy(self.network(self.view(images)), target, weight=self.class_weights)
 
     def predict(self, inputs: Tensor) -> Tensor:
         """Logits ``[B, num_classes]``."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..data.arrays.idx_cifar import ImageFileError, read_image_files
+from ..data.class_folders import has_class_folders, read_class_folders
 from ..data.fingerprint import fingerprint, image_fingerprint
 from ..data.image_lists import TRAIN, Row, read_noisy_lists
 from ..data.images import load_images
@@ -40,7 +41,7 @@ class ImageSamples:
 class Parts:
     """The contents of a data folder, possibly without meta or validation samples, and the size of a view.
 
-    ``fingerprints`` are those of a :class:`.RecipeData`, of the unchanged folder.
+    ``fingerprints`` are those of a :class:`.RecipeData`, of the unchanged folder. ``names`` are those of the classes.
     """
 
     train: ImageSamples
@@ -49,6 +50,7 @@ class Parts:
     test: ImageSamples
     view_size: int
     fingerprints: Mapping[str, str]
+    names: tuple[str, ...] = ()
 
     @property
     def image_shape(self) -> list[int]:
@@ -56,9 +58,15 @@ class Parts:
         return list(self.train.images.tensor.shape[1:])
 
 
-def read_lists(folder: Path, view_size: int, progress: JobProgress, *, outside: bool = False) -> Parts:
-    """Read the images named in ``train.txt`` and the other lists in ``folder``, stored for views of that size."""
-    lists = read_noisy_lists(folder, outside=outside)
+def read_lists(folder: Path, view_size: int, progress: JobProgress, *, seed: int = 0, outside: bool = False) -> Parts:
+    """Read the images named in ``train.txt`` and the other lists in ``folder``, stored for views of that size.
+
+    Or those in a folder for each class, which are drawn with ``seed``, see :func:`.read_class_folders`.
+    """
+    if has_class_folders(folder):
+        lists = read_class_folders(folder, seed, outside=outside).noisy()
+    else:
+        lists = read_noisy_lists(folder, outside=outside)
     given = (lists.train, lists.meta, lists.validation, lists.test)
     rows = [row for part in given for row in part]
     progress.start("Reading images", total=len(rows))
@@ -77,7 +85,7 @@ def read_lists(folder: Path, view_size: int, progress: JobProgress, *, outside: 
         name: image_fingerprint([row.path for row in part], part_digests, [row.label for row in part])
         for name, part, part_digests in zip(names, given, digests.split(sizes), strict=True)
     }
-    return Parts(train, meta, validation, test, view_size, fingerprints)
+    return Parts(train, meta, validation, test, view_size, fingerprints, lists.names)
 
 
 def read_files(folder: Path) -> Parts:

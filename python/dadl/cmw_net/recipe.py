@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..checks import check
+from ..data.class_folders import has_class_folders
 from ..data.image_lists import META, TRAIN, VALIDATION, read_image_names
 from ..data.images import load_images
 from ..data.labels import balanced_subset
@@ -27,6 +28,7 @@ from ..output import JobProgress
 from ..runs.folder import read_run, trained_state
 from ..runs.recipe import Evaluation, Recipe, RecipeData
 from ..runs.scores import class_columns, class_scores, unscored
+from .class_weights import class_weights
 from .method import CrossEntropy, LearntWeights, LowestLossMeta, meta_loader
 from .parts import ImageSamples, Parts, corrupted, read_files, read_lists
 from .settings import CMWNetSettings
@@ -36,25 +38,29 @@ LOWEST_LOSS_PER_CLASS = 10
 SMALLEST_PHOTOGRAPH = 64
 
 
-class CMWNetFacts(TypedDict):
-    """What is known of the training data."""
-
+class _Facts(TypedDict):
     classes: Annotated[int, between(1, 1_000_000)]
     class_counts: list[Count]
     image_shape: tuple[Annotated[int, between(1, 64)], PositiveInt, PositiveInt]
     view_size: Annotated[int, between(1, 4_096)]
 
 
+class CMWNetFacts(_Facts, total=False):
+    """What is known of the training data; names of classes only if they have any."""
+
+    names: list[str]
+
+
 @dataclass(frozen=True, kw_only=True)
 class CMWNetRecipe(CMWNetSettings, Recipe):
     """Image classification with sample weights that are learnt."""
 
-    shape_facts: ClassVar[tuple[str, ...]] = ("classes", "image_shape", "view_size")
+    shape_facts: ClassVar[tuple[str, ...]] = ("classes", "names", "image_shape", "view_size")
     facts_kind: ClassVar[Any] = CMWNetFacts
     search_space: ClassVar[Mapping[str, tuple[float, float]]] = {"lr": (1e-3, 0.5), "meta_lr": (1e-4, 1e-1)}
 
     def resolved(self, facts: Mapping[str, Any]) -> "CMWNetRecipe":
-        listed, chosen = (self.data / TRAIN).exists(), self.meta == "lowest-loss"
+        listed, chosen = self._lists_images, self.meta == "lowest-loss"
         return replace(
             self,
             lr=self.lr or (0.1 if self._is_resnet else 0.01),
@@ -93,6 +99,7 @@ class CMWNetRecipe(CMWNetSettings, Recipe):
                 "class_counts": torch.bincount(train.target, minlength=num_classes).tolist(),
                 "image_shape": parts.image_shape,
                 "view_size": parts.view_size,
+                **({"names": list(parts.names)} if parts.names else {}),
             },
             sizes={
                 "train": len(train.target),
@@ -111,9 +118,9 @@ class CMWNetRecipe(CMWNetSettings, Recipe):
         network = nn.Sequential(backbone, nn.Linear(features, facts["classes"]))
         view = self._view(facts["view_size"], facts["image_shape"])
         options: dict[str, Any] = {"lr": self.resolved(facts).lr, "weight_decay": self.weight_decay}
-        if not self.learns_weights:
-            return CrossEntropy(network, view, **options)
         class_counts = torch.tensor(facts["class_counts"])
+        if not self.learns_weights:
+            return CrossEntropy(network, view, class_weights=class_weights(self.class_weights, class_counts), **options)
         options |= {
             "families": 1 if self.method == "mw-net" else self.families,
             "soft_labels": self.method == "cmw-net-sl",
@@ -142,19 +149,23 @@ class CMWNetRecipe(CMWNetSettings, Recipe):
         return predicted.argmax(dim=1)
 
     def prediction_columns(self, predicted: Tensor, facts: Mapping[str, Any]) -> Mapping[str, Sequence[Any]]:
-        return class_columns(predicted)
+        return class_columns(predicted, facts.get("names", ()))
 
     def _read_parts(self, progress: JobProgress) -> Parts:
-        if (self.data / TRAIN).exists():
+        if self._lists_images:
             size = self.image_size or (32 if self._is_resnet else 224)
             # If the network or the view cannot be used, fail before images are read.
             self._check_network(size, [3, stored_size(size), stored_size(size)])
-            return read_lists(self.data, size, progress, outside=self.outside)
+            return read_lists(self.data, size, progress, seed=self.seed, outside=self.outside)
         parts = read_files(self.data)
         if self.image_size not in (None, parts.view_size):
             raise SettingsError(f"image-size is for listed images, but {self.data} has no {TRAIN}")
         self._check_network(parts.view_size, parts.image_shape)
         return parts
+
+    @property
+    def _lists_images(self) -> bool:
+        return (self.data / TRAIN).exists() or has_class_folders(self.data)
 
     def _check_network(self, view_size: int, image_shape: Sequence[int]) -> None:
         self._make_backbone(image_shape[0], view_size)

@@ -17,7 +17,9 @@ class CMWNetSettings(Settings):
     """Image classification with wrong or imbalanced labels, with sample weights learnt by CMW-Net.
 
     DATA is a folder with train.txt, test.txt and optionally meta.txt (samples with correct labels) and val.txt, with a
-    line 'relative/path class' for each image; or with idx files as of MNIST, or CIFAR's pickles.
+    line 'relative/path class' for each image; or with folders of images, train/CLASS, test/CLASS and optionally
+    val/CLASS, or CLASS alone, of which a tenth each is drawn for validation and test; or with idx files as of MNIST, or
+    CIFAR's pickles.
     """
 
     name: ClassVar[str] = "cmw-net"
@@ -82,6 +84,10 @@ class CMWNetSettings(Settings):
     families: Annotated[int, between(1, 1_000)] = 3
     """Number of groups of classes, by size, with separate weights (cmw-net, cmw-net-sl)."""
 
+    class_weights: Literal["none", "inverse", "sqrt-inverse", "effective"] = "none"
+    """Weights of classes in the cross-entropy, for imbalance: the inverse of the number of their samples, its root, or
+    the inverse effective number (Cui et al., 2019, with β = 1 − 1/N for N samples) (ce, ce-meta)."""
+
     normalize: Literal["mean", "sum"] = "mean"
     """Divide the weighted loss by the number of samples, for noise, or by the sum of weights, for imbalance."""
 
@@ -108,6 +114,8 @@ class CMWNetSettings(Settings):
             raise SettingsError("meta lowest-loss chooses samples after the first epoch: set epochs to 2 or more")
         if self.method == "ce-meta" and self.meta != "clean":
             raise SettingsError(f"ce-meta also trains on clean meta samples, but meta {self.meta} are training samples")
+        if self.learns_weights and self.class_weights != "none":
+            raise SettingsError(f"{self.method} learns the weights: leave out class-weights, or use ce or ce-meta")
         if self.learns_weights and self.accumulate > 1:
             raise SettingsError("weights are learnt for steps of one batch: leave out accumulate, or use ce or ce-meta")
         if self.learns_weights and self.precision == "16-mixed":

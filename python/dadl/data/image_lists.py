@@ -47,9 +47,10 @@ class ImageLists(Generic[LabelT]):
 
 @dataclass(frozen=True)
 class ClassLists(ImageLists[int]):
-    """Rows whose labels are classes, ``num_classes`` of them."""
+    """Rows whose labels are classes, ``num_classes`` of them, with ``names`` if they have any."""
 
     num_classes: int
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class NoisyLists:
     validation: list[Row[int]]
     test: list[Row[int]]
     num_classes: int
+    names: tuple[str, ...] = ()
 
 
 def list_name(percent: int) -> str:

@@ -39,7 +39,9 @@ def class_scores(predicted: Tensor, target: Tensor) -> Scores:
     }
 
 
-def class_columns(predicted: Tensor) -> Mapping[str, Sequence[Any]]:
-    """The predicted class of each sample and its probability, from logits ``[N, C]``."""
+def class_columns(predicted: Tensor, names: Sequence[str] = ()) -> Mapping[str, Sequence[Any]]:
+    """The predicted class of each sample, its name if there are any, and its probability, from logits ``[N, C]``."""
     confidence, label = predicted.softmax(dim=1).max(dim=1)
-    return {"label": label.tolist(), "confidence": confidence.tolist()}
+    labels = label.tolist()
+    named = {"class": [names[number] for number in labels]} if names else {}
+    return {"label": labels, **named, "confidence": confidence.tolist()}

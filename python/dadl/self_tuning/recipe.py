@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ..data.class_folders import has_class_folders, read_class_folders
 from ..data.image_lists import ClassLists, ImageLists, Row, read_lists
 from ..data.rows import ChosenRows
 from ..networks.efficientnet import FEATURES, efficientnet_lite0
@@ -22,17 +23,21 @@ from .settings import SelfTuningSettings
 METHOD_THRESHOLDS: dict[str, float] = {"self-tuning": 0.0, "fixmatch": 0.95, "fine-tuning": 0.0}
 
 
-class SelfTuningFacts(TypedDict):
-    """What is known of the training data."""
-
+class _Facts(TypedDict):
     classes: Annotated[int, between(1, 1_000_000)]
+
+
+class SelfTuningFacts(_Facts, total=False):
+    """What is known of the training data; names of classes only if they have any."""
+
+    names: list[str]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SelfTuningRecipe(SelfTuningSettings, ListRecipe[int]):
     """Fine-tuning on lists of classes, with and without labels."""
 
-    shape_facts: ClassVar[tuple[str, ...]] = ("classes",)
+    shape_facts: ClassVar[tuple[str, ...]] = ("classes", "names")
     facts_kind: ClassVar[Any] = SelfTuningFacts
     search_space: ClassVar[Mapping[str, tuple[float, float]]] = {"lr": (1e-4, 1e-1), "temperature": (0.02, 1.0)}
 
@@ -48,10 +53,13 @@ class SelfTuningRecipe(SelfTuningSettings, ListRecipe[int]):
         return self.make_view(crop_area=0.2, operations=2, cutout=0.5, flip=self.flip is not False)
 
     def read_lists(self) -> ClassLists:
+        if has_class_folders(self.data):
+            return read_class_folders(self.data, self.seed, outside=self.outside).few_labels(self.labels, self.seed)
         return read_lists(self.data, self.labels, outside=self.outside)
 
     def describe(self, lists: ImageLists[int]) -> Mapping[str, Any]:
-        return {"classes": 1 + max(row.label for row in lists.labelled)}
+        assert isinstance(lists, ClassLists)
+        return {"classes": lists.num_classes, **({"names": list(lists.names)} if lists.names else {})}
 
     def make_method(self, facts: Mapping[str, Any]) -> FineTuning:
         backbone, num_classes = efficientnet_lite0(), facts["classes"]
@@ -90,4 +98,4 @@ class SelfTuningRecipe(SelfTuningSettings, ListRecipe[int]):
         return predicted.argmax(dim=1)
 
     def prediction_columns(self, predicted: Tensor, facts: Mapping[str, Any]) -> Mapping[str, Sequence[Any]]:
-        return class_columns(predicted)
+        return class_columns(predicted, facts.get("names", ()))

@@ -10,7 +10,12 @@ from ..runs.settings import ListSettings
 
 @dataclass(frozen=True, kw_only=True)
 class SelfTuningSettings(ListSettings):
-    """Image classification with few labels on a pre-trained backbone, with Self-Tuning or a baseline."""
+    """Image classification with few labels on a pre-trained backbone, with Self-Tuning or a baseline.
+
+    DATA is a folder with train_LABELS.txt, train_100.txt, test.txt and optionally val.txt, with a line 'relative/path
+    class' for each image; or with folders of images, train/CLASS, test/CLASS and optionally val/CLASS, or CLASS alone,
+    of which a tenth each is drawn for validation and test. Of folders, LABELS percent of each class are labelled.
+    """
 
     name: ClassVar[str] = "self-tuning"
     recipe: ClassVar[str] = "dadl.self_tuning.recipe:SelfTuningRecipe"
