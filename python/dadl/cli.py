@@ -145,12 +145,12 @@ def evaluate(
 
     from .api.run import Run
     from .output import rich_table
-    from .processes import started_rank
+    from .processes import process_rank
     from .runs.scores import score_cells
 
     trained = Run.load(run, data, trust_code=trust_code)
     table = rich_table(f"{trained.folder}, {part}", score_cells(trained.evaluate(part=part, device=device)))
-    Console(quiet=started_rank() > 0).print(table)
+    Console(quiet=process_rank() > 0).print(table)
 
 
 @app.command
@@ -185,10 +185,10 @@ def predict(
     from rich.console import Console
 
     from .api.run import Run
-    from .processes import started_rank
+    from .processes import process_rank
 
     count = Run.load(run, trust_code=trust_code).write_predictions(data, output, keep, device=device)
-    Console(quiet=started_rank() > 0).print(f"Wrote {count} predictions to {output}", soft_wrap=True)
+    Console(quiet=process_rank() > 0).print(f"Wrote {count} predictions to {output}", soft_wrap=True)
 
 
 @app.command

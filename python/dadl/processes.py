@@ -1,6 +1,5 @@
 """Sums over the processes of a training run. Each process has its own rows of the batch."""
 
-import os
 from collections.abc import Mapping
 
 import torch
@@ -14,11 +13,6 @@ def process_count() -> int:
 
 def process_rank() -> int:
     return dist.get_rank() if _together() else 0
-
-
-def started_rank() -> int:
-    """The number of this process among those that torchrun started, known before they have met."""
-    return int(os.environ.get("RANK", 0))
 
 
 def _together() -> bool:

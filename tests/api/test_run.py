@@ -53,7 +53,7 @@ def test_the_command_writes_what_python_returns(run: Run, arrays: Any, tmp_path:
     named = run.predict(file, columns=True, progress=False)
     assert [float(row["prediction"]) for row in predictions_of(tmp_path / "out.csv")] == named["prediction"].tolist()
     assert named["name"][0] == "data.csv:2"
-    assert run.evaluate(file, device="cpu") == pytest.approx(run.scores, nan_ok=True)
+    assert run.evaluate(file, device="cpu")["all"] == run.scores["all"]
 
 
 def test_every_kind_of_table_is_the_same_data(run: Run, arrays: Any) -> None:
@@ -90,7 +90,7 @@ def test_arrays_hold_numbers_texts_and_dates(tmp_path: Path) -> None:
     ("data", "message"),
     [
         (np.zeros(3), r"a matrix with a row for each sample, got an array of shape \(3,\)"),
-        (np.zeros((2, 2)), r"expected 3 columns, x0, x1, x2, got 2"),
+        (np.zeros((2, 2)), r"no column 'x2'; there are 'x0', 'x1'"),
         ({"x0": np.zeros(2), "x1": np.zeros(3)}, r"columns of one length, .* got x0 \[2\], x1 \[3\]"),
         ({}, "got none"),
         (np.array([[0, np.nan, 0]]), "NumPy arrays:1: x1 is empty"),

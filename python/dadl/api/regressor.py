@@ -101,7 +101,10 @@ class ImbalancedRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         rows = np.concatenate([np.arange(len(y)), *[np.arange(HELD_OUT)] * 2])
         table = {f"x{column}": X[rows, column] for column in range(X.shape[1])}
         split = np.repeat(["train", "val", "test"], [len(y), HELD_OUT, HELD_OUT])
-        parameters = self.get_params()
+        # From a search, numbers may be NumPy's.
+        parameters = {
+            name: value.item() if isinstance(value, np.generic) else value for name, value in self.get_params().items()
+        }
         device, random_state = parameters.pop("device"), check_random_state(parameters.pop("random_state"))
         recipe = make_recipe(
             "ranksim",

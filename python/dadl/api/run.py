@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from ..checks import check, short_repr
-from ..data.columns.arrays import is_arrays
+from ..data.columns.arrays import TARGET, is_arrays, is_pair
 from ..data.columns.arrow import as_path
 from ..documents import read_json
 from ..errors import SettingsError
@@ -22,6 +22,7 @@ from ..files import check_output_file, write_csv
 from ..networks.user_code import refuse_code, user_code
 from ..options import Device
 from ..output import JobProgress, format_cell
+from ..processes import process_rank
 from ..recipes import make_recipe
 from ..runs.folder import CONFIG, JOURNAL, RESULTS, RUN, as_json, check_unchanged, read_run, trained_checkpoint
 from ..runs.recipe import Evaluation, Recipe, Scores, build_method
@@ -78,9 +79,7 @@ class Run:
 
     def on(self, data: Any) -> "Run":
         """The same run on other data of the same kind, see :meth:`evaluate`."""
-        if is_arrays(data):
-            data = as_path(data, self.inputs or None, getattr(self.recipe, "target", None) or "y")
-        recipe = replace(self.recipe, data=Path(data) if isinstance(data, str) else data)
+        recipe = replace(self.recipe, data=self._named(data))
         return Run(self.folder, recipe.as_trained(self.facts), self.facts)
 
     @property
@@ -218,7 +217,7 @@ class Run:
             raise SettingsError(
                 f"keep: the predictions have a column {repeated[0]!r} of their own; rename the one in {data}"
             )
-        if make_fabric(device).is_global_zero:
+        if process_rank() == 0:
             write_csv(output, prediction_rows(unseen, {**kept, **columns}))
         return len(unseen.names)
 
@@ -237,13 +236,20 @@ class Run:
         return output
 
     def _predicted(self, data: Any, device: Device, progress: bool) -> tuple[Evaluation, Tensor]:
-        if is_arrays(data):
-            data = as_path(data, self.inputs or None)
-        data = Path(data) if isinstance(data, str) else data
         fabric = make_fabric(device, self.recipe.precision)
         with JobProgress(Console(quiet=not (progress and fabric.is_global_zero))) as bar:
-            unseen = self.recipe.read_unseen(data, self.facts, bar)
+            unseen = self.recipe.read_unseen(self._named(data), self.facts, bar)
         return unseen, predict(fabric, self._method(), unseen.loader)
+
+    def _named(self, data: Any) -> Any:
+        """A text as a path, and a matrix with as many columns as :attr:`inputs` by their names."""
+        if isinstance(data, str):
+            return Path(data)
+        if not is_arrays(data):
+            return data
+        shape = np.shape(data[0] if is_pair(data) else data)
+        names = self.inputs if shape[1:] == (len(self.inputs),) else None
+        return as_path(data, names, getattr(self.recipe, "target", None) or TARGET)
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r}, {self.recipe.name})"

@@ -69,8 +69,6 @@ def array_table(data: Any, names: Sequence[str] | None = None, target: str = TAR
         if matrix.ndim != 2:
             raise SettingsError(f"expected a matrix with a row for each sample, got an array of shape {matrix.shape}")
         names = [f"x{column}" for column in range(matrix.shape[1])] if names is None else names
-        if len(names) != matrix.shape[1]:
-            raise SettingsError(f"expected {len(names)} columns, {', '.join(names)}, got {matrix.shape[1]}")
         columns = dict(zip([*names, *[target] * len(rest)], [*matrix.T, *rest], strict=True))
     shapes = {column.shape for column in columns.values()}
     if len(shapes) != 1 or len(next(iter(shapes))) != 1 or shapes == {(0,)}:
