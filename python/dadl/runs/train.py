@@ -50,17 +50,17 @@ def train_run(recipe: Recipe, options: RunOptions, console: Console) -> Scores:
     output = options.folder(recipe.name)
     check_output_folder(output)
     _check_folder(output, recipe, options)
-    loggers = make_loggers(options.logger, output, settings_of(recipe))
-    fabric = make_fabric(options.device, recipe.precision, loggers)
-    if fabric.world_size > 1 and options.search is not None:
-        raise SettingsError(f"a search trains in one process, not in {fabric.world_size}")
-    if not fabric.is_global_zero:
-        console = Console(quiet=True)
-    elif output.is_dir():
-        with locked(output):  # before the data are read, which may take long
-            pass
     with ExitStack() as stack:
+        loggers = make_loggers(options.logger, output, settings_of(recipe))
         stack.enter_context(finished(loggers))
+        fabric = make_fabric(options.device, recipe.precision, loggers)
+        if fabric.world_size > 1 and options.search is not None:
+            raise SettingsError(f"a search trains in one process, not in {fabric.world_size}")
+        if not fabric.is_global_zero:
+            console = Console(quiet=True)
+        elif output.is_dir():
+            with locked(output):  # before the data are read, which may take long
+                pass
         progress = stack.enter_context(JobProgress(console))
         task = recipe.read(progress)
         _describe(recipe, task, fabric.world_size, console)
