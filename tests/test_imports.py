@@ -19,7 +19,7 @@ MOST_MODULES = 12  # in a folder
 # From the bottom up. A package imports what stands in a row below its own, and of its own row nothing but itself.
 FLOORS = (
     (
-        *("_launch", "errors", "checks", "documents", "options", "processes", "metrics"),
+        *("errors", "checks", "documents", "options", "processes", "metrics"),
         *("files", "output"),
     ),
     ("data", "networks"),

@@ -4,7 +4,7 @@ Importing this package needs PyTorch and NumPy. The training loop (:mod:`dadl.tr
 packages of ``pip install 'dadl[train]'``.
 """
 
-from . import _launch as _launch  # first of all
+from . import processes as _processes  # noqa: F401  # first of all
 from .cmw_net import (
     CMWNet,
     MetaReweighter,

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import json
-import os
 import signal
 import sys
 import warnings
@@ -17,6 +16,7 @@ from cyclopts.config import Dict
 from .errors import UserError
 from .options import BenchmarkName, Device, Flag, Positive, PositiveInt
 from .output import forgive_streams, lost_output
+from .processes.signals import stop_on_signals, stopped_by
 
 DemoName = Literal["ranksim", "self-tuning", "chi-model", "cmw-net"]
 Folder = Annotated[Path, Parameter(validator=validators.Path(exists=True, file_okay=False))]
@@ -266,31 +266,18 @@ def _given(setting: str, tokens: Sequence[str]) -> bool:
     return any(token.partition("=")[0] in (option, f"--{setting}") for token in tokens)
 
 
-def _stop(number: int, frame: object) -> None:
-    raise KeyboardInterrupt(number)
-
-
-def _stop_on_signals() -> None:
-    """Let signals end the command as Ctrl-C does, so that it leaves no half-written files."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        return  # a process that waits for others could not act on a signal; torchrun ends them all
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
-            signal.signal(number, _stop)
-
-
 def main() -> None:
     """Entry point of the ``dadl`` command."""
     warnings.formatwarning = lambda message, *_, **__: f"{message}\n"  # a sentence, without a line of code
     forgive_streams()
-    _stop_on_signals()
+    stop_on_signals()
     try:
         app.meta(result_action="return_none")
     except UserError as error:
         sys.exit(str(error))
     except KeyboardInterrupt as error:
         number = error.args[0] if error.args else signal.SIGINT
-        print(f"stopped by {signal.Signals(number).name}; a training run continues with --resume", file=sys.stderr)
+        print(stopped_by(number), file=sys.stderr)
         sys.exit(128 + number)
     except OSError as error:
         sys.exit(f"{error.filename or 'a file'}: {error.strerror or error}")

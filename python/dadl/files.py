@@ -12,6 +12,8 @@ from .errors import OutputError, SettingsError
 
 LOCK = ".lock"
 
+_unfinished: set[Path] = set()
+
 
 def replace_file(path: Path, write: Callable[[Path], None]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then put it in place of ``path`` in one step.
@@ -26,6 +28,7 @@ def replace_file(path: Path, write: Callable[[Path], None]) -> None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    _unfinished.add(temporary)
     try:
         write(temporary)
         with temporary.open("rb") as stream:
@@ -35,6 +38,15 @@ def replace_file(path: Path, write: Callable[[Path], None]) -> None:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+    finally:
+        _unfinished.discard(temporary)
+
+
+def discard_unfinished() -> None:
+    """Remove the temporary files of this process, which is about to end without another chance to do so."""
+    for temporary in list(_unfinished):
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def remove_leftovers(folder: Path, name: str = "*") -> None:

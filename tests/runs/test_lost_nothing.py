@@ -157,6 +157,43 @@ def test_signals_end_a_command_as_ctrl_c_does(
     assert list(tmp_path.iterdir()) == []
 
 
+WRITES_AND_WAITS = """
+import os, sys
+from pathlib import Path
+from dadl.files import replace_file
+from dadl.processes.signals import stop_on_signals
+
+def write(place):
+    place.write_text("half of it")
+    print("writing", flush=True)
+    os.read(os.pipe()[0], 1)  # as in a collective, where no Python code runs
+
+stop_on_signals()
+replace_file(Path(sys.argv[1]), write)
+"""
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_one_of_several_processes_ends_at_once_and_leaves_no_half_file(
+    number: signal.Signals, rank: int, tmp_path: Path
+) -> None:
+    environment = os.environ | {"WORLD_SIZE": "2", "RANK": str(rank)}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    command = [sys.executable, "-c", WRITES_AND_WAITS, str(tmp_path / "file")]
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "writing\n"
+        process.send_signal(number)
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert error.count(f"stopped by {number.name}") == (rank == 0)
+    assert "Traceback" not in error
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("lr", [1e20, 1e38])
 def test_a_run_that_diverges_is_an_error(tmp_path: Path, lr: float) -> None:
     data = tmp_path / "data.csv"

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from dadl_ext import RankSimLoss
 
-from ..processes import total
+from ..processes.sums import total
 
 WARM_UP = 300
 """Steps of the task alone before shares are compared: at first the head is zero, and with it the task's gradient."""

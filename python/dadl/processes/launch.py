@@ -15,6 +15,3 @@ def leave_current_folder_out() -> None:
     )
     if started and not getattr(sys.flags, "safe_path", False) and sys.path[:1] == [os.getcwd()]:
         del sys.path[0]
-
-
-leave_current_folder_out()
