@@ -160,7 +160,7 @@ def test_signals_end_a_command_as_ctrl_c_does(
 WRITES_AND_WAITS = """
 import os, sys
 from pathlib import Path
-from dadl.files import replace_file
+from dadl.files import locked, replace_file
 from dadl.processes.signals import stop_on_signals
 
 def write(place):
@@ -169,7 +169,8 @@ def write(place):
     os.read(os.pipe()[0], 1)  # as in a collective, where no Python code runs
 
 stop_on_signals()
-replace_file(Path(sys.argv[1]), write)
+with locked(Path(sys.argv[1])):
+    replace_file(Path(sys.argv[1], "file"), write)
 """
 
 
@@ -180,7 +181,7 @@ def test_one_of_several_processes_ends_at_once_and_leaves_no_half_file(
 ) -> None:
     environment = os.environ | {"WORLD_SIZE": "2", "RANK": str(rank)}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
-    command = [sys.executable, "-c", WRITES_AND_WAITS, str(tmp_path / "file")]
+    command = [sys.executable, "-c", WRITES_AND_WAITS, str(tmp_path)]
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:

@@ -6,7 +6,7 @@ import sys
 import threading
 from types import FrameType
 
-from ..files import discard_unfinished
+from ..files import discard_temporary
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -43,7 +43,7 @@ def _leave_to_the_thread(number: int, frame: FrameType | None) -> None:
 
 def _end_process(reading: int) -> None:
     number = next(number for number in iter(lambda: os.read(reading, 1)[0], None) if number in STOPPING)
-    discard_unfinished()
+    discard_temporary()
     if int(os.environ.get("RANK", 0)) == 0:
         print(stopped_by(number), file=sys.stderr, flush=True)
     os._exit(128 + number)
