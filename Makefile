@@ -30,7 +30,7 @@ install: $(VENV)/.train
 
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) --upgrade pip "setuptools>=77" wheel
+	$(PIP) --upgrade pip "setuptools>=77" ninja
 	$(PIP) $(TORCH)
 	touch $@
 

@@ -1,13 +1,20 @@
-"""The sources and the compiler flags. setup.py builds with them, and the tests compile with them."""
+"""The two compiled libraries: sources, compiler flags, linking. setup.py builds them, and so do the tests."""
 
+import os
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
+
+from graph import Library, Object, compiler
 
 CSRC = Path(__file__).parent
 # The slowest to compile come first, so that no core waits for a long one at the end.
 CPU_SOURCES = [
-    "cpu/dropout.cpp",
-    "cpu/disagreement.cpp",
     "cpu/ranksim.cpp",
+    "cpu/dropout_linear.cpp",
+    "cpu/dropout_disagreement.cpp",
+    "cpu/disagreement_measures.cpp",
+    "cpu/disagreement.cpp",
     "cpu/rank_n_contrast.cpp",
     "cpu/ranking.cpp",
     "cpu/contrast.cpp",
@@ -30,7 +37,8 @@ STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020b000000000000"]
 # -ffast-math: NaN and ties are part of the semantics.
 CXX_FLAGS = [
     "-O3",
-    "-g0",  # Python's own flags may include -g, which would take most of the compile time and of the wheel
+    "-DNDEBUG",
+    "-fPIC",
     "-std=c++20",
     "-fopenmp-simd",
     "-fno-math-errno",
@@ -40,8 +48,11 @@ CXX_FLAGS = [
     "-Wall",
     *STABLE_ABI,
 ]
-# Beyond vectorisation, -O3 doubles the compile time of this file and does not speed up its code.
-SOURCE_FLAGS = {"cpu/disagreement.cpp": ["-O2", "-fvect-cost-model=dynamic"]}
+LINK_FLAGS = ["-shared", "-Wl,--no-as-needed"]
+TORCH = ["-lc10", "-ltorch_cpu", "-ltorch"]
+# Beyond vectorisation, -O3 doubles the compile time of these files and does not speed up their code.
+DISAGREEMENT = ["-O2", "-fvect-cost-model=dynamic"]
+SOURCE_FLAGS = {"cpu/disagreement.cpp": DISAGREEMENT, "cpu/disagreement_measures.cpp": DISAGREEMENT}
 NVCC_FLAGS = [
     "-O3",
     "-std=c++20",
@@ -50,10 +61,12 @@ NVCC_FLAGS = [
     "-Xcompiler",
     "-fPIC,-fvisibility=hidden",
     "-DUSE_CUDA",
+    "-Xptxas",
+    "-v",  # registers and spills of each kernel, for the log
     *STABLE_ABI,
 ]
 # The runtime that PyTorch has loaded: a second one would have errors and a current device of its own.
-NVCC_LINK_FLAGS = ["-shared", "-cudart", "shared", "-Xlinker", "--no-as-needed", "-lc10", "-ltorch_cpu", "-ltorch"]
+NVCC_LINK_FLAGS = ["-shared", "-cudart", "shared", "-Xlinker", "--no-as-needed"]
 
 # 8.0 serves 8.6 and 8.9 too, and the PTX of 10.0 serves 11.0. Before 8.0 there are no asynchronous copies and no tensor
 # cores for bfloat16.
@@ -78,3 +91,21 @@ def gencode(architectures: str) -> list[str]:
         if architecture.endswith("+PTX"):
             flags += ["-gencode", f"arch=compute_{number},code=compute_{number}"]
     return flags
+
+
+def cpu_library(include_paths: Sequence[str], library_paths: Sequence[str], *flags: str) -> Library:
+    """The schemas and the CPU operators; ``flags`` are for the compiler and the linker, such as a sanitizer's."""
+    given = shlex.split(os.environ.get("CXXFLAGS", ""))
+    command = [*compiler(), *CXX_FLAGS, *(f"-I{path}" for path in include_paths), *given, *flags]
+    objects = [Object(CSRC / source, [*command, *SOURCE_FLAGS.get(source, [])]) for source in CPU_SOURCES]
+    link = [*compiler(), *LINK_FLAGS, *(f"-L{path}" for path in library_paths), *flags]
+    return Library("_C.so", objects, [*link, *shlex.split(os.environ.get("LDFLAGS", ""))], TORCH)
+
+
+def cuda_library(nvcc: str, architectures: str, include_paths: Sequence[str], library_paths: Sequence[str]) -> Library:
+    """The CUDA operators. nvcc's own variable is in the command, so that its change compiles again."""
+    appended = f"NVCC_APPEND_FLAGS={os.environ.get('NVCC_APPEND_FLAGS', '')}"
+    command = ["env", appended, nvcc, *NVCC_FLAGS, *gencode(architectures), *(f"-I{path}" for path in include_paths)]
+    objects = [Object(CSRC / source, command) for source in CUDA_SOURCES]
+    link = [nvcc, *NVCC_LINK_FLAGS, *(f"-L{path}" for path in library_paths)]
+    return Library("_C_cuda.so", objects, link, TORCH)
