@@ -10,14 +10,15 @@ from graph import Library, Object, compiler
 CSRC = Path(__file__).parent
 # The slowest to compile come first, so that no core waits for a long one at the end.
 CPU_SOURCES = [
+    "cpu/contrast.cpp",
+    "cpu/ranksim_kernels.cpp",
+    "cpu/disagreement.cpp",
+    "cpu/rank_n_contrast.cpp",
     "cpu/ranksim.cpp",
     "cpu/dropout_linear.cpp",
     "cpu/dropout_disagreement.cpp",
-    "cpu/disagreement_measures.cpp",
-    "cpu/disagreement.cpp",
-    "cpu/rank_n_contrast.cpp",
     "cpu/ranking.cpp",
-    "cpu/contrast.cpp",
+    "cpu/disagreement_measures.cpp",
     "ops.cpp",
     "scale_gradient.cpp",
 ]
