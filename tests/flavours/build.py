@@ -13,9 +13,10 @@ sys.path.insert(0, str(ROOT / "csrc"))
 import graph  # noqa: E402
 import libraries  # noqa: E402
 
+SANITIZED = ["-O1", "-g", "-DDADL_CLONES=", "-fno-omit-frame-pointer"]
 FLAVOURS = {
-    "address": ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"],
-    "thread": ["-O1", "-g", "-fsanitize=thread"],
+    "address": [*SANITIZED, "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
+    "thread": [*SANITIZED, "-fsanitize=thread"],
     "tiles": ["-include", str(HERE / "plain_tiles.h")],
 }
 

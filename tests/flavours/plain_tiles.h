@@ -62,18 +62,20 @@ inline void zero(int tile) { std::memset(registers.tiles[tile], 0, sizeof(regist
 // count as zero, and results do not become one.
 #pragma GCC push_options
 #pragma GCC target("arch=x86-64-v4")
+inline __m512 low_of(__m512i words) { return _mm512_castsi512_ps(_mm512_slli_epi32(words, 16)); }
+inline __m512 high_of(__m512i words) {
+  return _mm512_castsi512_ps(_mm512_and_si512(words, _mm512_set1_epi32(static_cast<int>(0xFFFF0000u))));
+}
+
 inline void multiply(int result, int a, int b) {
   constexpr unsigned kSubnormalsAreZero = 1u << 6 | 1u << 15;
   const unsigned before = _mm_getcsr();
   _mm_setcsr(before | kSubnormalsAreZero);
   Registers& r = registers;
-  const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xFFFF0000u));
   for (int m = 0; m < r.rows[result]; ++m) {
     __m512 low = _mm512_setzero_ps(), high = low;
     for (int k = 0; k < r.words[a]; ++k) {
       const __m512i x = _mm512_set1_epi32(static_cast<int>(r.tiles[a][m][k])), y = _mm512_loadu_si512(r.tiles[b][k]);
-      const auto low_of = [](__m512i words) { return _mm512_castsi512_ps(_mm512_slli_epi32(words, 16)); };
-      const auto high_of = [&](__m512i words) { return _mm512_castsi512_ps(_mm512_and_si512(words, upper)); };
       low = _mm512_add_ps(low, _mm512_mul_ps(low_of(x), low_of(y)));
       high = _mm512_add_ps(high, _mm512_mul_ps(high_of(x), high_of(y)));
     }
@@ -84,6 +86,11 @@ inline void multiply(int result, int a, int b) {
   _mm_setcsr(before);
 }
 #pragma GCC pop_options
+
+template <typename... Arguments>
+long granted(Arguments...) {
+  return 0;
+}
 
 }  // namespace plain_tiles
 
@@ -107,4 +114,4 @@ inline void multiply(int result, int a, int b) {
 // The processor has the matrix units, and the system grants them.
 #undef __get_cpuid_count
 #define __get_cpuid_count(leaf, sub, a, b, c, d) (*(a) = *(b) = *(c) = 0, *(d) = 1u << 22 | 1u << 24, 1)
-#define syscall(...) 0L
+#define syscall(...) plain_tiles::granted(__VA_ARGS__)
