@@ -1,6 +1,7 @@
 """The arms of a comparison: ways to train, each a name and overrides of a recipe's settings."""
 
 import math
+import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,20 +20,38 @@ OWN = ("data", "seed", "split_seed", "criterion", "retrain_from")
 """Settings that the comparison sets itself, the same for all arms."""
 THEN = "then "
 MOST_NAME = 60
+RELATIVE = re.compile(r"(\d+\.?\d*(?:[eE][-+]?\d+)?)x")
+
+Scales = Mapping[str, Mapping[str, float]]
+"""``scales[setting]["0.1x"]`` is the value that such a text stands for, see :meth:`.Recipe.relative_values`."""
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """Values of a setting to choose among: a list of them, or a range on a logarithmic scale."""
+    """Values of a setting to choose among: a list of them, or a range on a logarithmic scale.
+
+    A text such as ``0.1x`` is relative to what the recipe says of the setting for these data.
+    """
 
     choices: tuple[Any, ...] = ()
-    low: float = 0.0
-    high: float = 0.0
+    low: Any = 0.0
+    high: Any = 0.0
 
     @property
     def ends(self) -> tuple[Any, ...]:
         """The choices, or the ends of the range."""
         return self.choices or (self.low, self.high)
+
+    @property
+    def factors(self) -> dict[str, float]:
+        """The relative values, and of how many times something they speak."""
+        found = [RELATIVE.fullmatch(value) for value in self.ends if isinstance(value, str)]
+        return {match[0]: float(match[1]) for match in found if match}
+
+    def scaled(self, scale: Mapping[str, float]) -> "Tuned":
+        """With values in place of what is relative."""
+        choices, low, high = tuple(scale.get(v, v) for v in self.choices), self.low, self.high
+        return Tuned(choices, scale.get(low, low), scale.get(high, high))
 
     def at(self, place: float) -> Any:
         """The value at a place in [0, 1)."""
@@ -91,7 +110,7 @@ class Arm:
         chosen = {name: values[prefix + name] for name in stage.tune if prefix + name in values}
         return {**base, **stage.settings, **chosen}
 
-    def trials(self, number: int, split: int) -> list[dict[str, Any]]:
+    def trials(self, number: int, split: int, scales: Scales) -> list[dict[str, Any]]:
         """Values of the tuned settings for each trial: a Latin hypercube over the space.
 
         A setting has the same places in all arms, so that no arm is luckier than another with, say, its learning rates.
@@ -101,7 +120,8 @@ class Arm:
             draw = np.random.default_rng([zlib.crc32(name.encode()), split])
             return (draw.permutation(number) + draw.random(number)) / number
 
-        columns = {name: [tuned.at(place) for place in places(name)] for name, tuned in self.space.items()}
+        space = {name: tuned.scaled(scales.get(name.removeprefix(THEN), {})) for name, tuned in self.space.items()}
+        columns = {name: [tuned.at(place) for place in places(name)] for name, tuned in space.items()}
         return [{name: values[i] for name, values in columns.items()} for i in range(number if columns else 0)]
 
     def recipes(
@@ -164,24 +184,27 @@ def plain_arms(arms: Sequence[Arm]) -> dict[str, Any]:
     }
 
 
-def check_arms(arms: Sequence[Arm], base: Recipe, trials: int, splits: int, *, trust_code: bool) -> None:
-    """Make every recipe that will be trained; raises a :class:`.SettingsError` that names arm and settings."""
+def check_arms(arms: Sequence[Arm], base: Recipe, *, trust_code: bool) -> None:
+    """Make a recipe with each value that is tuned; raises a :class:`.SettingsError` that names arm and setting."""
     for arm in arms:
         if not trust_code:
             for stage in arm.stages:
                 refuse_code(user_code(stage.settings), f"arm {arm.name}")
         if len(arm.stages) > 1 and "retrain_from" not in base.__dataclass_fields__:
             raise SettingsError(f"arm {arm.name}: {base.name} has no second stage; leave out then")
-        for values in _tried(arm, trials, splits):
+        known = [(name, v) for name, tuned in arm.space.items() for v in tuned.ends if v not in tuned.factors]
+        for values in ({}, *({name: value} for name, value in known)):
             arm.recipes(base, values, Path(arm.folder), split=0, seed=0)
 
 
-def _tried(arm: Arm, trials: int, splits: int) -> Iterator[Mapping[str, Any]]:
-    yield {}
-    for name, tuned in arm.space.items():  # first each alone, as what is wrong with one names it
-        yield from ({name: value} for value in tuned.ends)
-    for split in range(splits):
-        yield from arm.trials(trials, split)
+def factors_of(arms: Sequence[Arm]) -> dict[str, dict[str, float]]:
+    """For each setting the relative values in any arm."""
+    found: dict[str, dict[str, float]] = {}
+    for arm in arms:
+        for name, tuned in arm.space.items():
+            if tuned.factors:
+                found.setdefault(name.removeprefix(THEN), {}).update(tuned.factors)
+    return found
 
 
 def _arm(name: str, plain: Any, kind: type[Recipe] | None, shared: Mapping[str, Tuned]) -> Arm:
@@ -222,6 +245,11 @@ def _tuned(plain: Any, kind: type[Recipe] | None, where: str) -> dict[str, Tuned
 
 
 def _range(low: Any, high: Any, name: str, kind: type[Recipe] | None, where: str) -> Tuned:
+    if (relative := Tuned(low=low, high=high)).factors:
+        low_x, *high_x = relative.factors.values()
+        if not high_x or not 0 < low_x < high_x[0]:
+            raise SettingsError(f"{where}: {name} is from {low} to {high}; expected both relative, and 0 < from < to")
+        return relative
     if not all(_is_number(end) for end in (low, high)) or not 0 < low < high:
         raise SettingsError(f"{where}: {name} is from {short_repr(low)} to {short_repr(high)}; expected 0 < from < to")
     types = {int, float} if kind is None else {int, float} & set(_types(get_type_hints(kind)[name]))

@@ -143,6 +143,15 @@ class Recipe(ABC):
         """The ranges of ``search_space`` for these data."""
         return self.search_space
 
+    def relative_values(
+        self, setting: str, factors: Sequence[float], task: RecipeData, device: torch.device
+    ) -> list[float]:
+        """Values of a setting that are so many times what it is by default on these data."""
+        default = getattr(self.resolved(task.facts), setting)
+        if not isinstance(default, int | float) or not default > 0:
+            raise SettingsError(f"{setting} is {default} by default, so there are no multiples of it; give its values")
+        return [factor * default for factor in factors]
+
     def region_facts(self, facts: Mapping[str, Any], test: Evaluation) -> Mapping[str, Mapping[str, Any]]:
         """What each row of the test scores is about, such as its number of ``test`` samples."""
         return {row: {"test": size} for row, size in test.region_sizes.items()}
