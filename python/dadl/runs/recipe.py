@@ -177,7 +177,9 @@ def typed_settings(kind: type[Recipe], settings: Mapping[str, Any]) -> dict[str,
     """Settings as in ``config.yaml`` as arguments of a recipe; raises a :class:`.SettingsError` for an unknown one."""
     hints = {name: hint for name, hint in get_type_hints(kind).items() if name in kind.__dataclass_fields__}
     if unknown := [key for key in settings if key not in hints]:
-        raise SettingsError(f"{kind.name} has no setting {short_repr(unknown[0])}{did_you_mean(unknown[0], hints)}")
+        raise SettingsError(
+            f"{kind.name} has no setting {short_repr(unknown[0])}{did_you_mean(str(unknown[0]), hints)}"
+        )
 
     def value(key: str) -> Any:
         plain, types = settings[key], (hints[key], *get_args(hints[key]))
