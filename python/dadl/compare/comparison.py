@@ -225,7 +225,11 @@ def write_results(comparison: Comparison) -> None:
                 for arm in comparison.arms
             },
             "failures": [
-                {"arm": failure.arm, "folder": str(failure.folder), "reason": failure.reason}
+                {
+                    "arm": failure.arm,
+                    "folder": str(failure.folder.relative_to(comparison.folder)),
+                    "reason": failure.reason,
+                }
                 for failure in comparison.failures
             ],
         },

@@ -92,15 +92,17 @@ class Study:
 
     def _train(self, progress: JobProgress, console: Console) -> None:
         tests = self._tests({})
-        if all(self._is_done(job) for job in tests):
+        complete = all(self._is_done(job) for job in tests)
+        if not complete:
+            self._check_data(progress, console)
+        write_text(self.folder / COMPARE, yaml.safe_dump(self._plan, sort_keys=False, allow_unicode=True))
+        if complete:
             return
-        self._check_data(progress, console)
         trials = [
             self._job(arm, split, f"trial-{i}", values, seed=0)
             for split, arm in self._cells
             for i, values in enumerate(arm.trials(self.options.trials, split, self._scales.get(str(split), {})))
         ]
-        write_text(self.folder / COMPARE, yaml.safe_dump(self._plan, sort_keys=False, allow_unicode=True))
         done = {job.name: job.epochs for job in [*trials, *tests] if self._is_done(job)}
         progress.start("Comparing", total=sum(job.epochs for job in [*trials, *tests]))
         progress.begin_at(sum(done.values()))
