@@ -4,6 +4,8 @@ Importing this package needs PyTorch and NumPy. The training loop (:mod:`dadl.tr
 packages of ``pip install 'dadl[train]'``.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from . import processes as _processes  # noqa: F401  # first of all
 from .cmw_net import (
     CMWNet,
@@ -31,6 +33,14 @@ from .ranksim import (
     weighted_l1_loss,
     weighted_mse_loss,
 )
+
+if TYPE_CHECKING:
+    from .recipes import compare
+else:
+    # The name is the function's, see below. Imports from the package of that name find it in sys.modules.
+    from . import compare
+
+    del compare
 
 __all__ = [
     "BalancedMSE",
@@ -60,3 +70,12 @@ __all__ = [
     "weighted_l1_loss",
     "weighted_mse_loss",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What needs the packages of ``dadl[train]`` is imported when it is asked for, and so not part of ``__all__``."""
+    if name != "compare":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .recipes import compare
+
+    return compare
