@@ -26,7 +26,9 @@ FLOORS = (
     ("training",),
     ("runs",),
     METHODS,
-    ("report", "demos", "benchmarks", "recipes"),
+    ("demos", "benchmarks", "recipes"),
+    ("compare",),
+    ("report",),
     ("cli", "__init__"),
     ("__main__",),
 )

@@ -20,10 +20,9 @@ def with_error(value: float, error: float) -> str:
     return f"({mean.partition('e')[0]} ± {spread.partition('e')[0]})e{mean.partition('e')[2]}"
 
 
-def interval(low: float, high: float) -> str:
-    """``"−10.4 to −5.1"``, with three digits of its width."""
-    decimals = _decimals(high - low, math.nan)
-    return " to ".join(_written([low, high], decimals))
+def span(low: int, high: int) -> str:
+    """``"38 to 45"``; one number where both are equal."""
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def _decimals(value: float, error: float) -> int:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .numbers import rounded, with_error
+from .numbers import rounded, span, with_error
 from .statistics import LEVEL, MOST_REPETITIONS, POWER, Difference, detectable, repetitions
 
 REGION_NAMES = {"all": "overall", "many": "many-shot", "medium": "medium-shot", "few": "few-shot"}
@@ -12,12 +12,12 @@ REGION_NAMES = {"all": "overall", "many": "many-shot", "medium": "medium-shot", 
 
 @dataclass(frozen=True)
 class Verdict:
-    """``sentences``: one for each arm. ``notes``: what these sentences hold for, and what was left out.
+    """``sentences``: one for each arm, by its name. ``notes``: what these sentences hold for, and what was left out.
 
     ``method``: how the numbers were made.
     """
 
-    sentences: Sequence[str]
+    sentences: Mapping[str, str]
     notes: Sequence[str]
     method: str
 
@@ -48,11 +48,10 @@ def verdict(
     for difference in differences:
         of_arms.setdefault(difference.arm, []).append(difference)
     most_certain = lambda of_arm: min((math.inf if math.isnan(d.p) else d.p) for d in of_arm)
-    sentences = [_sentence(of_arm, reference, row) for of_arm in sorted(of_arms.values(), key=most_certain)]
+    sentences = {d[0].arm: _sentence(d, reference, row) for d in sorted(of_arms.values(), key=most_certain)}
     if not sentences:
-        sentences = [
-            f"Nothing can be compared with {reference} yet: no pair of split and seed has a test of every arm."
-        ]
+        nothing = f"Nothing can be compared with {reference} yet: no pair of split and seed has a test of every arm."
+        sentences = {reference: nothing}
     return Verdict(sentences, _notes(differences, rows, samples or {}), _method(differences))
 
 
@@ -131,7 +130,7 @@ def _notes(differences: Sequence[Difference], rows: Sequence[str], samples: Mapp
         elif tested:
             note += " The chance of training anew is counted, that of drawing these test samples is not."
         notes.append(note)
-    counts = {row: _range(*samples[row]) for row in rows if samples.get(row, (0, 0))[1] > 0}
+    counts = {row: span(*samples[row]) for row in rows if samples.get(row, (0, 0))[1] > 0}
     if counts:
         named = [f"{count} {row_name(row)}" if len(counts) > 1 else count for row, count in counts.items()]
         notes.append(f"Test samples: {', '.join(named)}.")
@@ -144,17 +143,16 @@ def _notes(differences: Sequence[Difference], rows: Sequence[str], samples: Mapp
     fewest = min((d.left_out for d in differences), default=0)
     if left_out:
         some = "" if fewest == left_out else " in some rows"
-        notes.append(
-            f"{left_out} of {units} pairs of split and seed are left out{some}, for all arms: one arm has no number there."
-        )
+        out = f"{left_out} of {units} pairs of split and seed are left out{some}, for all arms"
+        notes.append(f"{out}: one arm has no number there.")
     return notes
 
 
 def _method(differences: Sequence[Difference]) -> str:
     """How the numbers were made, in two sentences."""
     first = (
-        "Differences are paired by split and seed and given as mean ± standard error; each bar is the t interval of the "
-        f"difference, and together they are corrected by Holm's method, so that equal arms would show any in at most "
+        "Differences are paired by split and seed and given as mean ± standard error; each bar is the t interval of "
+        f"a difference, and together they are corrected by Holm's method, so that equal arms would show any in at most "
         f"{LEVEL:.0%} of comparisons."
     )
     tested = [d for d in differences if d.error > 0]
@@ -167,10 +165,6 @@ def _method(differences: Sequence[Difference]) -> str:
         )
     added = ", to which that over the test samples is added" if any(d.samples is not None for d in tested) else ""
     return f"{first} The variance is that over the seeds of one split{added}."
-
-
-def _range(low: int, high: int) -> str:
-    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def _listed(parts: Sequence[str]) -> str:
