@@ -26,9 +26,9 @@ FLOORS = (
     ("training",),
     ("runs",),
     METHODS,
-    ("demos", "benchmarks", "recipes"),
     ("compare",),
-    ("report",),
+    ("report", "demos", "benchmarks"),
+    ("recipes",),
     ("cli", "__init__"),
     ("__main__",),
 )

@@ -1,1 +1,1 @@
-"""``dadl compare``: ways to train compared on one's own data, and what chance says about their differences."""
+"""``dadl compare``: does a method help on these data? Ways to train, compared fairly."""
