@@ -3,7 +3,12 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypedDict
 
+from ..checks import check
+from ..documents import read_json
+from ..options import Count
+from ..runs.folder import RESULTS
 from .comparison import Comparison
 from .numbers import span
 from .samples import Array, Regions, read_predictions, row_errors
@@ -11,20 +16,33 @@ from .statistics import Difference, Sampling, Values, differences
 from .verdict import Verdict, verdict
 
 
+class _Counted(TypedDict):
+    test: Count
+
+
+class _Region(_Counted, total=False):
+    train: Count
+    labels: list[tuple[float, float]]
+
+
 @dataclass(frozen=True)
 class RegionSize:
-    """The fewest and the most ``test`` and ``training`` samples of a row over the splits, and its ``labels``."""
+    """The fewest and the most ``test`` and ``train`` samples of a row over the splits, and the ranges of its labels."""
 
     test: tuple[int, int]
-    training: tuple[int, int] | None = None
-    labels: str = ""
+    train: tuple[int, int] | None = None
+    labels: Sequence[tuple[float, float]] = ()
 
     @property
     def text(self) -> str:
-        """``"42 test samples, 210 training samples, labels above 61"``."""
+        """``"42 test samples, 210 training samples, labels 3 to 20 and 61 to 90"``."""
         parts = [f"{span(*self.test)} test samples"]
-        parts += [] if self.training is None else [f"{span(*self.training)} training samples"]
-        return ", ".join([*parts, *([f"labels {self.labels}"] if self.labels else [])])
+        parts += [] if self.train is None else [f"{span(*self.train)} training samples"]
+        if self.labels:
+            named = [f"{low:.4g} to {high:.4g}" for low, high in self.labels]
+            many = f"{self.labels[0][0]:.4g} to {self.labels[-1][1]:.4g} in {len(named)} stretches"
+            parts.append(f"labels {' and '.join(named) if len(named) < 3 else many}")
+        return ", ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -49,11 +67,12 @@ def judge(comparison: Comparison) -> Judgement:
 
     Raises a :class:`.SettingsError` if files of a run cannot be read.
     """
-    row, column = criterion_of(comparison)
+    row, column = _criterion(comparison)
     scores = scores_of(comparison, column)
     sampling = _sampling(comparison, scores, column)
-    found = differences(scores, comparison.reference, column, test_share=comparison.test_share, sampling=sampling)
-    sizes = _sizes(comparison, list(scores))
+    share = comparison.test_share if math.isfinite(comparison.test_share) else 0.0  # nothing has been tested yet
+    found = differences(scores, comparison.reference, column, test_share=share, sampling=sampling)
+    sizes = _sizes(comparison)
     samples = {name: size.test for name, size in sizes.items()}
     told = verdict(found, reference=comparison.reference, row=row, rows=list(scores), samples=samples)
     return Judgement(row, column, scores, found, sizes, told)
@@ -65,7 +84,7 @@ def columns_of(comparison: Comparison) -> list[str]:
     return list(dict.fromkeys(column for table in tables for cells in table.values() for column in cells))
 
 
-def criterion_of(comparison: Comparison) -> tuple[str, str]:
+def _criterion(comparison: Comparison) -> tuple[str, str]:
     """Row and column of the criterion; without one, the first score."""
     tables = [table for arm in comparison.arms for table in arm.scores.values()]
     cells = [(row, column) for table in tables for row, cells in table.items() for column in cells]
@@ -98,10 +117,10 @@ def _sampling(comparison: Comparison, scores: Mapping[str, Values], column: str)
     for arm in arms.values():
         for unit in units:
             predictions = read_predictions(arm.runs[unit])
-            if predictions is None or predictions.target is None:
+            if predictions is None:
                 return {}
             names.add(tuple(predictions.names))
-            members = regions.members(predictions.target) if regions else {}
+            members = regions.members(predictions.target) if regions and predictions.target is not None else {}
             for row, values in scores.items():
                 found = row_errors(predictions, members.get(row), row, column, values[arm.name].get(unit, math.nan))
                 if found is not None:
@@ -116,23 +135,21 @@ def _sampling(comparison: Comparison, scores: Mapping[str, Values], column: str)
     }
 
 
-def _sizes(comparison: Comparison, rows: Sequence[str]) -> dict[str, RegionSize]:
+def _sizes(comparison: Comparison) -> dict[str, RegionSize]:
     """The samples of each row, from the runs of the reference, one for each split."""
     reference = next(arm for arm in comparison.arms if arm.name == comparison.reference)
-    of_splits = list({unit.split: run for unit, run in reference.runs.items()}.values())
-    everything = comparison.sizes.get("test", 0)
-    whole = {row: RegionSize((everything, everything)) for row in rows if row == "all" or len(rows) == 1}
-    found: dict[str, list[tuple[int, int, str]]] = {}
-    for run in of_splits:
-        regions, predictions = Regions.of_run(run), read_predictions(run)
-        if regions is None or predictions is None or predictions.target is None:
-            return whole
-        for row, chosen in regions.members(predictions.target).items():
-            if row in rows:
-                found.setdefault(row, []).append((int(chosen.sum()), regions.training(row), regions.labels(row)))
-    sizes = {}
-    for row, of_row in found.items():
-        test, training, labels = zip(*of_row, strict=True)
-        ranges = (min(test), max(test)), (min(training), max(training))
-        sizes[row] = RegionSize(*ranges, labels[0] if len(set(labels)) == 1 else "")
-    return whole | sizes
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for run in {unit.split: run for unit, run in reference.runs.items()}.values():
+        regions = read_json(run / RESULTS).get("regions", {})
+        check(regions, Mapping[str, _Region], f"{run / RESULTS}: regions")
+        for row, region in regions.items():
+            found.setdefault(row, []).append(region)
+    return {row: _size(regions) for row, regions in found.items()}
+
+
+def _size(regions: Sequence[Mapping[str, Any]]) -> RegionSize:
+    extremes = lambda key: (min(region[key] for region in regions), max(region[key] for region in regions))
+    labels = [region.get("labels", ()) for region in regions]
+    same = all(ranges == labels[0] for ranges in labels)
+    train = extremes("train") if all("train" in region for region in regions) else None
+    return RegionSize(extremes("test"), train, [(low, high) for low, high in labels[0]] if same else ())

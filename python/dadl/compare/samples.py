@@ -6,15 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Annotated, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from ..checks import check
 from ..documents import read_json
 from ..errors import SettingsError
 from ..metrics import shot_regions
-from ..ranksim.bins import LabelBins
+from ..options import Count, between
+from ..ranksim.bins import MOST_BINS, LabelBins
 from ..runs.folder import PREDICTIONS, RESULTS
 
 Array = npt.NDArray[np.float64]
@@ -23,6 +26,12 @@ Mask = npt.NDArray[np.bool_]
 NAME, TARGET, PREDICTION, LABEL, CONFIDENCE = "name", "target", "prediction", "label", "confidence"
 AGREEMENT = 1e-4
 """Errors of single samples are used only if their mean is the score up to this share of it."""
+
+
+class _BinFacts(TypedDict):
+    bins: tuple[float, float, Annotated[int, between(1, MOST_BINS)]]
+    counts: list[Count]
+    limits: tuple[Count, Count]
 
 
 @dataclass(frozen=True)
@@ -37,18 +46,26 @@ class Predictions:
         """The true value or class of each sample; None in what earlier versions wrote."""
         return self.columns.get(TARGET)
 
-    def errors(self, column: str) -> Array | None:
-        """Of each sample, such that their mean is the score in that column; None if it is no such mean."""
+    def errors(self, row: str, column: str) -> Array | None:
+        """Of each sample, such that their mean may be the score in that row and column; None if it is no such mean."""
         target = self.target
-        if target is None:
-            return None
-        if LABEL in self.columns:
+        if target is not None and LABEL in self.columns:
             wrong = 100.0 * (self.columns[LABEL] != target)
             return {"error %": wrong, "accuracy %": 100.0 - wrong}.get(column)
-        if PREDICTION in self.columns:
+        if target is not None and PREDICTION in self.columns:
             error = np.abs(self.columns[PREDICTION] - target)
             return {"MAE": error, "MSE": error**2}.get(column)
+        if column == "MAE %":  # of several numbers
+            of_numbers = {name: 100 * np.abs(self.columns[name] - true) for name, true in self._several.items()}
+            return np.mean([*of_numbers.values()], axis=0) if row == "all" and of_numbers else of_numbers.get(row)
         return None
+
+    @property
+    def _several(self) -> Mapping[str, Array]:
+        """The true values of predictions named ``column 0``, ``column 1``..."""
+        names = [name for name in self.columns if name.startswith("column ")]
+        true = {name: self.columns.get(name.replace("column", TARGET), self.target) for name in names}
+        return {name: values for name, values in true.items() if values is not None}
 
 
 def read_predictions(run: Path) -> Predictions | None:
@@ -77,78 +94,42 @@ class Regions:
 
     bins: LabelBins
     counts: list[int]
-    many: int
-    few: int
+    limits: tuple[int, int]
 
     @classmethod
     def of_run(cls, run: Path) -> "Regions | None":
-        """From the facts and settings of a tested run; None if its labels have no bins."""
-        results = read_json(run / RESULTS)
-        facts, settings = (results.get(key) or {} for key in ("facts", "settings"))
-        if "bins" not in facts or "counts" not in facts:
-            return None
-        many, few = (facts.get(key, settings.get(key)) for key in ("many", "few"))
-        if not isinstance(many, int) or not isinstance(few, int):
+        """From the facts of a tested run; None if its labels have no bins, or an earlier version wrote it.
+
+        Raises a :class:`.SettingsError` if they cannot be read.
+        """
+        facts = read_json(run / RESULTS).get("facts") or {}
+        if "limits" not in facts:
             return None
         try:
-            low, high, count = facts["bins"]
-            bins = LabelBins(low, high, count, tuple(facts["edges"]) if "edges" in facts else None)
-            edges = [bins.bounds(number)[1] for number in range(bins.count)]
-            if len(facts["counts"]) != bins.count or not all(map(math.isfinite, edges)):
-                raise ValueError(f"{len(facts['counts'])} counts of {bins.count} bins")
-        except (TypeError, ValueError, IndexError) as error:
-            raise SettingsError(f"{run}: its label bins cannot be read ({error}); train this run again") from None
-        return cls(bins, facts["counts"], many, few)
+            check(facts, _BinFacts, f"{run / RESULTS}: facts")
+            return cls(LabelBins.known(facts["bins"], facts.get("edges")), facts["counts"], tuple(facts["limits"]))
+        except (TypeError, ValueError) as error:
+            raise SettingsError(f"{run / RESULTS}: its label bins cannot be read ({error}); train it again") from None
 
     @cached_property
     def edges(self) -> Array:
         """The edges of all bins, ``[count + 1]``."""
         return np.array([self.bins.bounds(0)[0], *(self.bins.bounds(i)[1] for i in range(self.bins.count))])
 
-    @cached_property
-    def _bins_of(self) -> Mapping[str, Mask]:
-        regions = shot_regions(self.counts, many=self.many, few=self.few)
-        return {name: chosen.numpy() for name, chosen in regions.items()}
-
     def members(self, target: Array) -> Mapping[str, Mask]:
         """Which samples belong to each region."""
-        numbers = self.bins.numbers(torch.from_numpy(target)).numpy()
-        return {name: chosen[numbers] for name, chosen in self._bins_of.items()}
-
-    def training(self, region: str) -> int:
-        """The number of training samples in a region."""
-        return int(np.array(self.counts)[self._bins_of[region]].sum())
-
-    def labels(self, region: str) -> str:
-        """The labels of a region, ``"below 20 and above 61"``; of more than two stretches only the outer ends."""
-        chosen = np.concatenate([[False], self._bins_of[region], [False]])
-        starts, ends = (chosen[1:] & ~chosen[:-1]).nonzero()[0], (~chosen[1:] & chosen[:-1]).nonzero()[0]
-        if not len(starts):
-            return "none"
-        stretches = [(int(start), int(end)) for start, end in zip(starts, ends, strict=True)]
-        if len(stretches) <= 2:
-            return " and ".join(self._stretch(*stretch) for stretch in stretches)
-        return f"{self._stretch(stretches[0][0], stretches[-1][1])}, in {len(stretches)} stretches"
-
-    def _stretch(self, start: int, end: int) -> str:
-        if (start, end) == (0, self.bins.count):
-            return f"{self.edges[0]:.4g} to {self.edges[-1]:.4g}"
-        if start == 0:
-            return f"below {self.edges[end]:.4g}"
-        if end == self.bins.count:
-            return f"above {self.edges[start]:.4g}"
-        return f"{self.edges[start]:.4g} to {self.edges[end]:.4g}"
+        numbers = self.bins.numbers(torch.from_numpy(target).float())
+        regions = shot_regions(self.counts, many=self.limits[0], few=self.limits[1])
+        return {name: chosen[numbers].numpy() for name, chosen in regions.items()}
 
 
 def row_errors(predictions: Predictions, members: Mask | None, row: str, column: str, score: float) -> Array | None:
     """The errors of the test samples in a row of the scores; None if their mean is not the ``score``.
 
-    ``members``: which samples belong to the row; None if that is not known.
+    ``members``: which samples belong to the row; None if all do.
     """
-    errors = predictions.errors(column)
-    if errors is None or (members is None and row != "all"):
-        return None
-    chosen = errors if members is None else errors[members]
-    if not len(chosen) or not math.isclose(float(chosen.mean()), score, rel_tol=AGREEMENT):
+    errors = predictions.errors(row, column)
+    chosen = errors if errors is None or members is None else errors[members]
+    if chosen is None or not len(chosen) or not math.isclose(float(chosen.mean()), score, rel_tol=AGREEMENT):
         return None
     return chosen

@@ -21,6 +21,11 @@ class Verdict:
     notes: Sequence[str]
     method: str
 
+    @property
+    def text(self) -> list[str]:
+        """Sentences and notes."""
+        return [*self.sentences.values(), *self.notes]
+
 
 def row_name(row: str) -> str:
     """A row of the scores in a sentence: ``"few-shot"`` for ``"few"``."""

@@ -40,6 +40,11 @@ def comparison_of(recipe: str, runs: Sequence[Run]) -> tuple[Comparison, Mapping
             )
             for label, of_arm in arms.items()
         ],
+        settings={},
+        trials=0,
+        planned=sorted({unit for of_arm in arms.values() for unit in of_arm}),
+        environment={},
+        failures=(),
         sizes=sizes,
         test_share=tested / trained if trained else 0.0,
     )

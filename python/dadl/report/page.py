@@ -1,18 +1,18 @@
 """The page of ``dadl report`` and ``dadl compare``, made from the files in folders of runs."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
 
-from ..compare.comparison import ArmRuns, Comparison, Unit
+from ..compare.comparison import COMPARE, ArmRuns, Comparison, Unit
 from ..compare.judgement import judge
 from ..errors import ProblemsError
 from ..files import check_output_file, write_text
 from ..output import save_figure
-from ..recipes import RECIPES
 from ..runs.folder import RESULTS
 from ..training.loop import LOG
 from .arm import Arm
@@ -23,10 +23,13 @@ from .results import Run, read_results
 from .section import Section
 
 CURVES_IN_SIGHT = 3  # the others are collapsed
-COMPARISON = "compare.yaml"
 
 
-def write_report(folders: Sequence[Path], output: Path) -> None:
+Pictures = Callable[[str, Path], Sequence[tuple[str, Figure]]]
+"""What a recipe, by its name, shows of a run: titles and figures."""
+
+
+def write_report(folders: Sequence[Path], output: Path, pictures: Pictures | None = None) -> None:
     """Compare runs on one self-contained HTML page.
 
     Args:
@@ -34,6 +37,7 @@ def write_report(folders: Sequence[Path], output: Path) -> None:
             runs that differ only in the seed are one arm; the first is the reference. Unfinished runs are shown by
             their learning curves.
         output: the file to write; its folder is created if necessary.
+        pictures: shown at the end, of one run of each arm.
 
     Raises:
         ProblemsError: no runs, a folder that is not a run or is given twice, results that cannot be read, or an
@@ -54,8 +58,8 @@ def write_report(folders: Sequence[Path], output: Path) -> None:
     shared = Counter(place.name for place in places)
     sections, found = [], []
     for given, place in zip(folders, places, strict=True):
-        if (given / COMPARISON).exists():
-            sections.append(_section(Comparison.load(given), problems))
+        if (given / COMPARE).exists():
+            sections.append(_section(Comparison.load(given), problems, pictures))
         else:
             found.append(read_results(given, place.name if shared[place.name] == 1 else str(given), problems))
     if problems:
@@ -64,19 +68,19 @@ def write_report(folders: Sequence[Path], output: Path) -> None:
     unfinished = [run for run in found if run is not None and not run.finished]
     for recipe in dict.fromkeys(run.recipe for run in finished):
         comparison, runs = comparison_of(recipe, [run for run in finished if run.recipe == recipe])
-        sections.append(Section(comparison, runs, {}, _pictures(comparison)))
+        sections.append(Section(comparison, runs, {}, _pictures(comparison, pictures)))
     _write(sections, unfinished, output)
 
 
-def write_page(comparison: Comparison, output: Path) -> None:
-    """Write a comparison's page, also while it is unfinished.
+def write_page(comparison: Comparison, output: Path, pictures: Pictures | None = None) -> None:
+    """Write a comparison's page, also while it is unfinished; ``pictures`` as for :func:`write_report`.
 
     Raises:
         ProblemsError: results of runs cannot be read; then nothing is written.
         OutputError: the page cannot be written.
     """
     problems: list[str] = []
-    section = _section(comparison, problems)
+    section = _section(comparison, problems, pictures)
     if problems:
         raise ProblemsError(problems)
     _write([section], [], output)
@@ -91,7 +95,7 @@ def write_figure(comparison: Comparison, stem: Path) -> None:
     save_figure(difference_figure(judge(comparison), arms, comparison.reference), stem)
 
 
-def _section(comparison: Comparison, problems: list[str]) -> Section:
+def _section(comparison: Comparison, problems: list[str], pictures: Pictures | None) -> Section:
     runs: dict[str, dict[Unit, Run]] = {}
     unfinished: dict[str, list[Run]] = {}
     for arm in comparison.arms:
@@ -105,17 +109,16 @@ def _section(comparison: Comparison, problems: list[str]) -> Section:
             name = f"{arm.name}, {folder.parent.name.replace('-', ' ')}, {folder.name.replace('-', ' ')}"
             if begun and (run := read_results(folder, name, problems)) is not None:
                 unfinished.setdefault(arm.name, []).append(run)
-    return Section(comparison, runs, unfinished, _pictures(comparison))
+    return Section(comparison, runs, unfinished, _pictures(comparison, pictures))
 
 
-def _pictures(comparison: Comparison) -> list[tuple[str, Any]]:
-    """What a recipe shows of its own: of one run of each arm."""
-    kind = next((kind for kind in RECIPES if kind.name == comparison.recipe), None)
-    show = getattr(kind, "pictures", None)
-    if show is None:
+def _pictures(comparison: Comparison, pictures: Pictures | None) -> list[tuple[str, Figure]]:
+    if pictures is None:
         return []
     first = {arm.name: run for arm in comparison.arms for run in list(arm.runs.values())[:1]}
-    return [(f"{name}: {title}", figure) for name, run in first.items() for title, figure in show(run)]
+    return [
+        (f"{name}: {title}", shown) for name, run in first.items() for title, shown in pictures(comparison.recipe, run)
+    ]
 
 
 class _Unfinished:

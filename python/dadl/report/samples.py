@@ -90,9 +90,7 @@ def label_panels(name: str, samples: TestSamples) -> list[Panel]:
 
 def prediction_panels(name: str, samples: TestSamples) -> list[Panel]:
     """Predictions against truth, a panel for each arm, all with the same axes."""
-    found = [
-        (arm, *_joined(parts[:1], TARGET, PREDICTION)) for arm, parts in samples.arms if PREDICTION in parts[0].columns
-    ]
+    found = samples.regression(runs=1)
     if not found:
         return []
     everything = np.concatenate([values for _, *both in found for values in both])

@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from ..compare.comparison import Comparison, Unit
@@ -89,7 +90,9 @@ class Section:
         ]
         self.runs = [run for arm in self.arms for run in arm.runs.values()]
         self.judgement: Judgement = judge(comparison)
-        self.failures = list(comparison.failures)
+        self.failures = [
+            f"{failure.arm}, {_place(failure.folder)}: {failure.reason}" for failure in comparison.failures
+        ]
         self.unfinished = [run for arm in self.arms for run in arm.unfinished]
         self.pictures = [
             Panel(title, svg(figure, f"{self.name} picture {i}", title)) for i, (title, figure) in enumerate(pictures)
@@ -171,14 +174,18 @@ class Section:
 
     @property
     def missing(self) -> Sequence[str]:
-        """Arms that lack runs which another arm has."""
-        units = {unit for arm in self.arms for unit in arm.arm.runs}
-        lacking = {arm.name: sorted(units - arm.arm.runs.keys()) for arm in self.arms}
-        return [
-            f"{name}: no test yet of {', '.join(f'split {unit.split}, seed {unit.seed}' for unit in units)}"
-            for name, units in lacking.items()
-            if units
-        ]
+        """The planned runs that have neither a test nor failed."""
+        failed = {failure.folder for failure in self.comparison.failures}
+        lacking = {
+            arm.name: [
+                f"split {unit.split}, seed {unit.seed}"
+                for unit in self.comparison.planned
+                if unit not in arm.arm.runs
+                and arm.arm.folder / f"split-{unit.split}" / f"seed-{unit.seed}" not in failed
+            ]
+            for arm in self.arms
+        }
+        return [f"{name}: no test yet of {'; '.join(units)}" for name, units in lacking.items() if units]
 
     @property
     def every_run(self) -> Sequence[tuple[str, Sequence[str]]]:
@@ -261,6 +268,11 @@ def _settings(arm: Arm) -> dict[str, str]:
         str(name): ", ".join(dict.fromkeys(_text(run.settings[name]) for run in runs if name in run.settings))
         for name in names
     }
+
+
+def _place(folder: Path) -> str:
+    """``"split 0, seed 1"`` for ``split-0/seed-1``."""
+    return f"{folder.parent.name}, {folder.name}".replace("-", " ")
 
 
 def _texts(facts: Mapping[str, Any]) -> dict[str, str]:
