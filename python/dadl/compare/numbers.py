@@ -4,7 +4,7 @@ import math
 
 
 def rounded(value: float, error: float = math.nan) -> str:
-    """A value with the digits of its standard error, ``"7.7"`` for 7.6543 ± 1.3; without one, three digits."""
+    """A value with the digits of its standard error, ``"7.7"`` for 7.6543 ± 1.3; without one, at least three digits."""
     return _written([value], _decimals(value, error))[0]
 
 
@@ -26,12 +26,12 @@ def span(low: int, high: int) -> str:
 
 
 def _decimals(value: float, error: float) -> int:
-    """Digits behind the point. Of an error one is shown, or two if it begins with 1 or 2; of other numbers three."""
+    """Digits behind the point. Of an error one is shown, or two if it begins with 1 or 2; of other numbers three digits at least."""
     size = error if error > 0 and math.isfinite(error) else value
     if size == 0 or not math.isfinite(size):
         return 0
     if size is value:
-        return 2 - _exponent(value)
+        return max(0, 2 - _exponent(value))
     two = 1 - _exponent(error)
     return two if round(error * 10.0**two) < 30 else two - 1
 
