@@ -1,4 +1,4 @@
-"""``dadl train chi-model``: regression of values in [0, 1] from images with few labels, on EfficientNet-Lite0."""
+"""``dadl train chi-model``: regression of values in [0, 1] from images with few labels."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,8 @@ from typing import Annotated, Any, ClassVar, Literal, TypedDict
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from cyclopts import Parameter, validators
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..data.fingerprint import fingerprint
@@ -16,7 +17,7 @@ from ..data.image_lists import ImageLists, Row, Values, read_value_lists
 from ..data.rows import ChosenRows, tensor_loader
 from ..data.sprites import read_sprites
 from ..errors import SettingsError
-from ..networks.efficientnet import FEATURES, efficientnet_lite0
+from ..networks.image_network import image_network
 from ..networks.views import View, stored_size
 from ..options import NonNegative, between
 from ..output import JobProgress
@@ -72,6 +73,9 @@ class ChiModelRecipe(ListRecipe[Values]):
     eta: NonNegative = 0.1
     """Weight of the disagreement."""
 
+    dropout: Annotated[float, Parameter(validator=validators.Number(gte=0, lt=1))] = 0.5
+    """Probability of dropout before each layer of a head."""
+
     columns: tuple[Annotated[int, between(0, 1_000_000)], ...] | None = None
     """The values of a row to learn, numbered from 0. [default: all]"""
 
@@ -89,7 +93,7 @@ class ChiModelRecipe(ListRecipe[Values]):
     def read(self, progress: JobProgress) -> RecipeData:
         if not any(self.data.glob("*.npz")):
             return super().read(progress)
-        self.view()  # what is wrong with it shows before images are read
+        self.check_images()
         drawn = read_sprites(self.data, self.images, self.seed)
         columns = self._columns(len(drawn.names))
         if max(columns) >= len(drawn.names):
@@ -118,6 +122,9 @@ class ChiModelRecipe(ListRecipe[Values]):
     def view(self) -> View:
         return self.make_view(crop_area=None, operations=2, cutout=0.5)
 
+    def make_network(self) -> tuple[nn.Module, int]:
+        return image_network(self.network, self.backbone, self.image_size, positions=True)
+
     def read_lists(self) -> ImageLists[Values]:
         return read_value_lists(self.data, self.labels, self.columns, outside=self.outside)
 
@@ -127,8 +134,9 @@ class ChiModelRecipe(ListRecipe[Values]):
     def make_method(self, facts: Mapping[str, Any]) -> FewLabels:
         if self.columns is not None and len(self.columns) != facts["values"]:
             raise SettingsError(f"{len(self.columns)} columns, but data with {facts['values']} values")
-        head = partial(mlp_head, FEATURES, HIDDEN, facts["values"], bounded=True)
-        return METHODS[self.method](efficientnet_lite0(), head, self.view(), REGRESSION, lr=self.lr, eta=self.eta)
+        network, features = self.make_network()
+        head = partial(mlp_head, features, HIDDEN, facts["values"], bounded=True, dropout=self.dropout)
+        return METHODS[self.method](network, head, self.view(), REGRESSION, lr=self.lr, eta=self.eta)
 
     def make_loader(self, lists: ImageLists[Values], images: ChosenRows) -> DataLoader[Any]:
         labelled, unlabelled = images.split([len(lists.labelled), len(lists.unlabelled)])

@@ -17,10 +17,7 @@ from ..data.images import load_images
 from ..data.labels import balanced_subset
 from ..data.rows import ChosenRows, tensor_loader
 from ..errors import SettingsError
-from ..networks.efficientnet import FEATURES, efficientnet_lite0
-from ..networks.resnet import FEATURES as RESNET_FEATURES
-from ..networks.resnet import resnet
-from ..networks.user_networks import load_backbone
+from ..networks.image_network import Network, image_network
 from ..networks.user_views import training_view
 from ..networks.views import View, stored_size
 from ..options import Count, Flag, Fraction, ImageSize, NonNegative, Positive, PositiveInt, between, finite
@@ -74,8 +71,9 @@ class CMWNetRecipe(Recipe):
     weight_decay: NonNegative = 5e-4
     """Weight decay of SGD."""
 
-    network: Literal["resnet32", "efficientnet-lite0"] = "resnet32"
-    """resnet32 for small images, from scratch; efficientnet-lite0 for photographs, with ImageNet weights."""
+    network: Network = "resnet32"
+    """resnet32 and the much faster small-cnn for small images, from scratch; efficientnet-lite0 for photographs, with
+    ImageNet weights."""
 
     backbone: str | None = None
     """Another network: module:callable without arguments, images [B, C, H, W] in [0, 1] to features [B, F]; or
@@ -87,7 +85,8 @@ class CMWNetRecipe(Recipe):
     generator. S is image-size for listed images, and otherwise the smaller side of the images."""
 
     image_size: ImageSize | None = None
-    """Height and width of a view of listed images, in pixels. [default: resnet32 32, other networks 224]"""
+    """Height and width of a view of listed images, in pixels. [default: resnet32 and small-cnn 32, other networks
+    224]"""
 
     outside: Flag = False
     """Let lists name images out of their folder: by '..', absolute paths or links."""
@@ -242,7 +241,8 @@ class CMWNetRecipe(Recipe):
 
     def _read_parts(self, progress: JobProgress) -> Parts:
         if (self.data / TRAIN).exists():
-            size = self.image_size or (32 if self._is_resnet else 224)
+            small = self.backbone is None and self.network != "efficientnet-lite0"
+            size = self.image_size or (32 if small else 224)
             # If the network or the view cannot be used, fail before images are read.
             self._check_network(size, [3, stored_size(size), stored_size(size)])
             return read_lists(self.data, size, progress, outside=self.outside)
@@ -262,16 +262,13 @@ class CMWNetRecipe(Recipe):
 
     def _make_backbone(self, channels: int, size: int) -> tuple[nn.Module, int]:
         """The network from images to features, and the number of features."""
-        if self.backbone is not None:
-            return load_backbone(self.backbone, size, channels)
-        if self.network == "resnet32":
-            return resnet(32, channels), RESNET_FEATURES
-        if channels != 3 or size < SMALLEST_PHOTOGRAPH:
+        photographs = self.backbone is None and self.network == "efficientnet-lite0"
+        if photographs and (channels != 3 or size < SMALLEST_PHOTOGRAPH):
             raise SettingsError(
                 f"efficientnet-lite0 is for images of 3 colours and at least {SMALLEST_PHOTOGRAPH} pixels, but these "
-                f"have {channels} and {size}: choose network resnet32"
+                f"have {channels} and {size}: choose network resnet32 or small-cnn"
             )
-        return efficientnet_lite0(), FEATURES
+        return image_network(self.network, self.backbone, size, channels)
 
     def _view(self, size: int, image_shape: Sequence[int]) -> View:
         return training_view(self.augment, size, image_shape, crop_area=0.8, operations=1, flip=self.flip is not False)

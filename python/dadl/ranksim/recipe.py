@@ -23,6 +23,7 @@ from ..data.regression import RegressionData, Split
 from ..data.rows import Rows, TensorRows, as_fetched, tensor_loader
 from ..errors import ProblemsError, SettingsError
 from ..metrics import shot_metrics
+from ..networks.image_network import Network
 from ..options import Count, Flag, NonNegative, Positive, PositiveInt, Width, between
 from ..output import JobProgress
 from ..runs.folder import as_json, read_run, trained_state
@@ -203,10 +204,13 @@ class RankSimRecipe(Recipe):
     fine_tune: bool = False
     """Train MiniLM itself on the texts, instead of two layers on its frozen features."""
 
+    network: Network = "efficientnet-lite0"
+    """Network for images: efficientnet-lite0 with ImageNet weights; resnet32 and the much faster small-cnn for small
+    images, from scratch."""
+
     backbone: str | None = None
-    """Network for images: module:callable without arguments, images [B, 3, H, W] in [0, 1] to features [B, F];
-    or timm:NAME, timm's network of that name with random weights.
-    [default: EfficientNet-Lite0 with ImageNet weights]"""
+    """Another network for images: module:callable without arguments, images [B, 3, H, W] in [0, 1] to features [B, F];
+    or timm:NAME, timm's network of that name with random weights."""
 
     image_size: Annotated[int, between(16, 4_096)] = 224
     """Height and width of a view, in pixels."""
@@ -430,6 +434,8 @@ class RankSimRecipe(Recipe):
             raise SettingsError("fine-tune trains MiniLM, but there are no texts")
         if self.backbone is not None and not images:
             raise SettingsError(f"backbone {self.backbone} is for images, but there are none")
+        if self.network != "efficientnet-lite0" and not images:
+            raise SettingsError(f"network {self.network} is for images, but there are none")
         if self.augment is not None and not images:
             raise SettingsError(f"augment {self.augment} is for images, but there are none")
 
@@ -496,6 +502,7 @@ class RankSimRecipe(Recipe):
         return Inputs(
             hidden=self.hidden,
             fine_tune=self.fine_tune,
+            network=self.network,
             backbone=self.backbone,
             image_size=self.image_size,
             augment=self.augment,
