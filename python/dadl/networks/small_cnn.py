@@ -5,7 +5,7 @@ from torch import nn
 
 FEATURES = 256
 CELLS = 6  # along each side, where positions matter
-SUBSAMPLED = 32  # the first convolution has stride 2 on larger images
+SUBSAMPLED = 24  # the first convolution has stride 2 on larger images
 SMALLEST = 16
 
 
