@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test docs install lint format types bench wheel mutate-barriers fuzz gpu-wheel gpu-check clean
 
-demo: $(VENV)/.train
+demo: $(VENV)/.demo
 	$(BIN)/dadl demo
 
 # A process for each core, whose threads wait asleep: they share the cores.
@@ -38,9 +38,13 @@ $(VENV)/.train: $(VENV)/.torch $(SOURCES)
 	$(PIP) --no-build-isolation --editable ".[train]"
 	touch $@
 
+$(VENV)/.demo: $(VENV)/.torch $(SOURCES)
+	$(PIP) --no-build-isolation --editable ".[demo]"
+	touch $@ $(VENV)/.train
+
 $(VENV)/.dev: $(VENV)/.torch $(SOURCES)
 	$(PIP) --no-build-isolation --editable ".[dev]"
-	touch $@ $(VENV)/.train
+	touch $@ $(VENV)/.demo $(VENV)/.train
 
 CXX_FILES := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh')
 

