@@ -22,7 +22,7 @@ from ..data.fingerprint import image_fingerprint
 from ..data.regression import RegressionData, Split
 from ..data.rows import Rows, TensorRows, as_fetched, tensor_loader
 from ..errors import ProblemsError, SettingsError
-from ..metrics import shot_metrics
+from ..metrics import FEW, MANY, fitting_limits, shot_metrics, shot_regions
 from ..networks.image_network import Network
 from ..options import Count, Flag, NonNegative, Positive, PositiveInt, Width, between
 from ..output import JobProgress
@@ -86,6 +86,7 @@ class RankSimFacts(_Facts, total=False):
     missing: MissingFacts
     ranksim: NonNegative
     edges: list[float]
+    limits: tuple[Count, Count]
     transform: Transform
     quantiles: tuple[list[float], list[float]]
 
@@ -102,6 +103,7 @@ class RankSimRecipe(Recipe):
     name: ClassVar[str] = "ranksim"
     shape_facts: ClassVar[tuple[str, ...]] = ("kind", "inputs", "categories")
     facts_kind: ClassVar[Any] = RankSimFacts
+    score_columns: ClassVar[tuple[str, ...]] = ("MAE", "MSE", "GM", "bMAE", "Pearson", "Spearman")
     search_space: ClassVar[Mapping[str, tuple[float, float]]] = {
         "ranksim": (1e-4, 1e3),
         "interp_strength": (0.1, 10.0),
@@ -189,11 +191,12 @@ class RankSimRecipe(Recipe):
     bin_width: Positive | None = None
     """Width of the label bins. [default: ages 1, STS-B 0.1, other data a 50th of the range, rounded up for integers]"""
 
-    many: PositiveInt = 100
-    """Bins with more training samples are many-shot."""
+    many: PositiveInt | None = None
+    """Bins with more training samples are many-shot. [default: 100; see few]"""
 
-    few: PositiveInt = 20
-    """Bins with fewer training samples are few-shot."""
+    few: PositiveInt | None = None
+    """Bins with fewer training samples are few-shot. [default: 20; but where 100 and 20 leave many, medium or few
+    without a bin, each has a third of the bins, by their number of training samples]"""
 
     target_scale: Positive | None = None
     """Divisor of the targets in the loss. [default: ages 1, STS-B 5, other data their standard deviation]"""
@@ -260,8 +263,8 @@ class RankSimRecipe(Recipe):
             raise SettingsError(f"bin-width is for bins by width, not by {self.bins_by}: leave out one of the two")
         if self.ks % 2 == 0:
             raise SettingsError(f"ks must be odd, so that the window has a centre, got {self.ks}")
-        if self.few > self.many:
-            raise SettingsError(f"few={self.few} must not be above many={self.many}")
+        if (self.few or FEW) > (self.many or MANY):
+            raise SettingsError(f"few={self.few or FEW} must not be above many={self.many or MANY}")
         if self.augment is not None and self.keep_positions:
             raise SettingsError("augment replaces the view that keep-positions configures: leave out one of the two")
         if self.retrain_from is not None and self.ranksim:
@@ -273,6 +276,10 @@ class RankSimRecipe(Recipe):
         if self.rnc_encoder and (self.ranksim or self.rnc):
             raise SettingsError("rnc-encoder trains by Rank-N-Contrast alone: leave out ranksim and rnc")
 
+    @property
+    def draws_test(self) -> bool:
+        return self.target is not None and self.split is None
+
     def resolved(self, facts: Mapping[str, Any]) -> "RankSimRecipe":
         kind = KINDS[facts["kind"]]
         return replace(
@@ -280,12 +287,14 @@ class RankSimRecipe(Recipe):
             lr=self.lr or (1e-3 if facts["inputs"] == "numbers" else 1e-4),
             loss=self._loss(kind),
             ranksim=self._ranksim(kind, facts),
+            many=self.many or facts.get("limits", (MANY, FEW))[0],
+            few=self.few or facts.get("limits", (MANY, FEW))[1],
         )
 
     def read(self, progress: JobProgress) -> RecipeData:
         kind = kind_of(self.data, self._columns)
         known = None if self._trained is None else self._trained["categories"]
-        data = kind.read(self.data, self._columns, self.seed, known)
+        data = kind.read(self.data, self._columns, self.split_seed, known)
         self._check_inputs(bool(data.train.texts), bool(data.train.images))
         if data.train.images:
             self._inputs.check_images()
@@ -316,17 +325,22 @@ class RankSimRecipe(Recipe):
             else (0, bins.count, bins.count),
             "bins": astuple(bins)[:3],
             "counts": counts.tolist(),
+            "limits": self._limits(counts),
         }
         if bins.edges is not None:
             facts["edges"] = bins.edges
         if self._loss(kind) == "gai":
-            facts["mixture"] = _fitted_mixture((learnt - learnt.mean()) / scale, self.seed)
+            facts["mixture"] = _fitted_mixture((learnt - learnt.mean()) / scale, self.split_seed)
         weights = self._weights(kind, counts)[bin_numbers["train"]]
+        limits = {"many": facts["limits"][0], "few": facts["limits"][1]}
+        regions = shot_regions(counts, **limits)
 
         def evaluation(name: Split) -> Evaluation:
             part = parts[name]
-            score = partial(self._score, target=part.target, bins=bin_numbers[name], counts=counts)
-            return Evaluation(sample_names(part), tensor_loader(rows[name], batch_size=self.batch_size), score)
+            loader = tensor_loader(rows[name], batch_size=self.batch_size)
+            score = partial(self._score, target=part.target, bins=bin_numbers[name], counts=counts, **limits)
+            sizes = {str(region): int(mask[bin_numbers[name]].sum()) for region, mask in regions.items()}
+            return Evaluation(sample_names(part), loader, score, {"target": part.target.tolist()}, sizes)
 
         return RecipeData(
             facts=facts,
@@ -404,6 +418,22 @@ class RankSimRecipe(Recipe):
         if self.ranksim:  # one's own γ is tried first
             low, high = min(low, self.ranksim), max(high, self.ranksim)
         return {**self.search_space, "ranksim": (low, high)}
+
+    def region_facts(self, facts: Mapping[str, Any], test: Evaluation) -> Mapping[str, Mapping[str, Any]]:
+        """The number of test and training samples of each region, and the ranges of its labels."""
+        if "limits" not in facts:  # of an earlier version
+            return super().region_facts(facts, test)
+        bins = LabelBins.known(facts["bins"], facts.get("edges"))
+        counts = torch.tensor(facts["counts"])
+        regions = shot_regions(counts, many=facts["limits"][0], few=facts["limits"][1])
+        return {
+            region: {
+                "test": test.region_sizes[region],
+                "train": int(counts[mask].sum()),
+                "labels": bins.ranges(mask),
+            }
+            for region, mask in regions.items()
+        }
 
     def remarks(self, history: Sequence[Mapping[str, float]]) -> Sequence[str]:
         """Say so once if RankSim's gradient exceeds the task's.
@@ -493,6 +523,12 @@ class RankSimRecipe(Recipe):
         labels = [(sample_names(part), part.target) for part in (data.train, data.val, data.test)]
         if warning := skew_warning(bins, counts, labels):
             notes.append(f"Warning: {warning}")
+        if self.many is None and self.few is None and facts["limits"] != [MANY, FEW]:
+            many, few = facts["limits"]
+            notes.append(
+                f"The limits {MANY} and {FEW} would leave many, medium or few without a label bin. Instead each has "
+                f"about a third of the bins, many with more than {many} training samples and few with fewer than {few}"
+            )
         if facts.get("ranksim") == 0.0 and self.retrain_from is None:
             notes.append("RankSim is off, as it is for numbers alone unless --ranksim says its weight")
         return notes
@@ -539,17 +575,16 @@ class RankSimRecipe(Recipe):
         # Halfway between no error and the error of a constant prediction.
         return BalancedMSE(facts["target_deviation"] / facts["target_scale"] / 2, mixture=mixture)
 
-    def _score(self, predicted: Tensor, *, target: Tensor, bins: Tensor, counts: Tensor) -> Scores:
-        metrics = shot_metrics(predicted, target, bins, counts, many=self.many, few=self.few)
+    def _limits(self, counts: Tensor) -> list[int]:
+        """Above and below which training samples a bin is many-shot and few-shot."""
+        if self.many is None and self.few is None:
+            return fitting_limits(counts)
+        return [self.many or MANY, self.few or FEW]
+
+    def _score(self, predicted: Tensor, *, target: Tensor, bins: Tensor, counts: Tensor, **limits: int) -> Scores:
+        metrics = shot_metrics(predicted, target, bins, counts, **limits)
         return {
-            region: {
-                "MAE": values.mae,
-                "MSE": values.mse,
-                "GM": values.gm,
-                "bMAE": values.bmae,
-                "Pearson": values.pearson,
-                "Spearman": values.spearman,
-            }
+            region: {column: getattr(values, column.lower()) for column in self.score_columns}
             for region, values in metrics.items()
         }
 
