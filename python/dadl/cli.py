@@ -108,7 +108,8 @@ def demo(
         command = demo_command(name, options, quick=quick, output=folder, progress=progress)
     command += ["--resume"] * resume
     app.meta(command, result_action="return_none")
-    console.print(f"The same comparison, to change it or to put data of your own in:\n  dadl {shlex.join(command)}")
+    told = f"The same comparison, to change it or to put data of your own in:\n  dadl {shlex.join(command)}"
+    console.print(told, soft_wrap=True, markup=False, highlight=False)
 
 
 @app.command

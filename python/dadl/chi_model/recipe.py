@@ -4,7 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal, TypedDict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,7 @@ from ..networks.views import View, stored_size
 from ..options import NonNegative, between
 from ..output import JobProgress
 from ..runs.list_recipe import ListRecipe
+from ..runs.pictures import OpenedRun, draw_examples
 from ..runs.recipe import Evaluation, RecipeData, Scores
 from .method import (
     MCD,
@@ -36,7 +38,11 @@ from .method import (
     uneven_loader,
 )
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 HIDDEN = 256
+SMALL_ERROR = 0.1  # of every value, in the pictures
 METHODS: dict[str, type[FewLabels]] = {
     "chi-model": ChiModel,
     "mcd": MCD,
@@ -148,6 +154,19 @@ class ChiModelRecipe(ListRecipe[Values]):
         labelled, unlabelled = images.split([len(lists.labelled), len(lists.unlabelled)])
         target = torch.tensor([row.label for row in lists.labelled])
         return uneven_loader(labelled, target, unlabelled, batch_size=self.batch_size)
+
+    @classmethod
+    def pictures(cls, run: Path) -> "list[tuple[str, Figure]]":
+        """For the page of a comparison: test images with their values, and what was predicted."""
+        if (opened := OpenedRun.of(cls, run)) is None:
+            return []
+        images, predicted = opened.test_images(), opened.predicted()
+        target = torch.tensor(list(opened.task.test.targets.values())).T
+        show = lambda values: " ".join(f"{value:.2f}" for value in values.tolist())
+        rows = list(zip(target, predicted, strict=True))[: len(images)]
+        captions = [f"{show(true)}\n{show(found)}" for true, found in rows]
+        right = [bool(((true - found).abs() < SMALL_ERROR).all()) for true, found in rows]
+        return [("test images, true values above predicted ones", draw_examples(images, captions, right))]
 
     def score(self, rows: Sequence[Row[Values]], predicted: Tensor) -> Scores:
         return self._table(predicted, torch.tensor([row.label for row in rows]))

@@ -16,14 +16,14 @@ FAMILY_COLORS = ("#D55E00", "#CC79A7", "#0072B2", "#009E73", "#E69F00")
 CLEAN, CORRUPTED = "#0072B2", "#D55E00"
 
 
-def draw_weights(weight_net: CMWNet, losses: Tensor, labels: Tensor, wrong: Tensor) -> "Figure":
+def draw_weights(weight_net: CMWNet, losses: Tensor, labels: Tensor, wrong: Tensor | None) -> "Figure":
     """The weight of a loss for each family of classes, and a histogram of the training samples' weights.
 
     Args:
         weight_net: on the CPU.
         losses: of the training samples at the end, ``[N]``.
         labels: their given labels, ``[N]``.
-        wrong: whether the given label is not the true one, ``[N]``.
+        wrong: whether the given label is not the true one, ``[N]``; ``None`` if that is not known.
     """
     from matplotlib.figure import Figure
 
@@ -39,11 +39,12 @@ def draw_weights(weight_net: CMWNet, losses: Tensor, labels: Tensor, wrong: Tens
     curve_axes.grid(color="#dddddd")
     curve_axes.legend(fontsize=8)
     edges = torch.linspace(0, 1, BINS + 1).numpy()
-    parts = ((~wrong, CLEAN, "right label"), (wrong, CORRUPTED, "wrong label"))
-    for chosen, color, name in parts:
-        if bool(chosen.any()):
-            counts = torch.histc(weights[chosen], BINS, 0, 1).numpy()
-            histogram.stairs(counts, edges, fill=True, color=color, alpha=0.55, label=name)
+    parts = {"all": (weights, CLEAN)}
+    if wrong is not None:
+        parts = {"right label": (weights[~wrong], CLEAN), "wrong label": (weights[wrong], CORRUPTED)}
+    for name, (chosen, color) in parts.items():
+        counts = torch.histc(chosen, BINS, 0, 1).numpy()
+        histogram.stairs(counts, edges, fill=True, color=color, alpha=0.55, label=name)
     histogram.set(xlabel="weight", ylabel="training samples", xlim=(0, 1))
     histogram.legend(fontsize=8)
     return figure

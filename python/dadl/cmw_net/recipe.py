@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypedDict
 
 import torch
 from cyclopts import Parameter, validators
+from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -23,12 +24,17 @@ from ..networks.views import View, stored_size
 from ..options import Count, Flag, Fraction, ImageSize, NonNegative, Positive, PositiveInt, between, finite
 from ..output import JobProgress
 from ..runs.folder import read_run, trained_state
+from ..runs.pictures import OpenedRun
 from ..runs.recipe import Evaluation, Recipe, RecipeData
 from ..runs.scores import CLASS_COLUMNS, class_columns, class_scores, class_truth, unscored
 from .meta_gradient import Normalize
 from .method import CrossEntropy, LearntWeights, LowestLossMeta, meta_loader
 from .parts import ImageSamples, Noise, Parts, corrupted, read_files, read_lists
+from .pictures import draw_weights
 from .weight_net import CMWNet
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 LOWEST_LOSS_PER_CLASS = 10
 SMALLEST_PHOTOGRAPH = 64
@@ -169,14 +175,7 @@ class CMWNetRecipe(Recipe):
         given = self._read_parts(progress)
         num_classes = int(given.train.target.max()) + 1
         try:
-            parts = corrupted(
-                self._held_out(given),
-                imbalance=self.imbalance,
-                noise=self.noise,
-                rate=self.noise_rate,
-                num_classes=num_classes,
-                seed=self.split_seed,
-            )
+            parts = self._corrupted(self._held_out(given), num_classes)
         except SettingsError:
             raise
         except ValueError as error:
@@ -238,6 +237,22 @@ class CMWNetRecipe(Recipe):
         images, _ = load_images(folder, rows, min(height, width), progress.advance, channels=channels)
         return Evaluation([row.path for row in rows], tensor_loader(images, batch_size=self.batch_size), unscored)
 
+    @classmethod
+    def pictures(cls, run: Path) -> "list[tuple[str, Figure]]":
+        """For the page of a comparison: the learnt weights, those of right and of wrong labels apart if noise was
+        added."""
+        opened = OpenedRun.of(cls, run)
+        if opened is None or not opened.recipe.learns_weights:
+            return []
+        recipe: CMWNetRecipe = opened.recipe
+        clean = recipe._held_out(recipe._read_parts(JobProgress(Console(quiet=True))))
+        train = recipe._corrupted(clean, opened.facts["classes"]).train
+        losses = nn.functional.cross_entropy(opened.predicted(train.images), train.target, reduction="none")
+        true = dict(zip(clean.train.names, clean.train.target.tolist(), strict=True))
+        wrong = train.target != torch.tensor([true[name] for name in train.names])
+        known = wrong if recipe.noise != "none" else None
+        return [("learnt weights", draw_weights(opened.method.weight_net.cpu(), losses, train.target, known))]
+
     def prediction_columns(self, predicted: Tensor, facts: Mapping[str, Any]) -> Mapping[str, Sequence[Any]]:
         return class_columns(predicted)
 
@@ -298,6 +313,16 @@ class CMWNetRecipe(Recipe):
                 "correct; or learn the weights on training samples: meta lowest-loss for noise, balanced for imbalance"
             )
         return replace(parts, train=train, meta=meta, validation=validation)
+
+    def _corrupted(self, parts: Parts, num_classes: int) -> Parts:
+        return corrupted(
+            parts,
+            imbalance=self.imbalance,
+            noise=self.noise,
+            rate=self.noise_rate,
+            num_classes=num_classes,
+            seed=self.split_seed,
+        )
 
     def _loader(self, train: ImageSamples, meta: ImageSamples | None) -> DataLoader[Any]:
         images, target = train.images, train.target

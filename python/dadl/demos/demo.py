@@ -52,7 +52,7 @@ def demo_command(
     """
     demo = DEMOS[name]
     data = demo.data if isinstance(demo.data, Path) else demo.data.prepare(quick, progress)
-    given = {"data": data, "output": output} | (QUICK if quick else {})
+    given: dict[str, object] = {"data": data, "output": output, **(QUICK if quick else {})}
     given |= {option: value for option, value in options.items() if value is not None}
     files = {"config": HERE / name / "settings.yaml", "arms": HERE / name / "arms.yaml"}
     named = [part for option, value in {**files, **given}.items() for part in (f"--{option}", str(value))]

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypedDict
 
 import torch
 from cyclopts import Parameter, validators
@@ -27,6 +27,7 @@ from ..networks.image_network import Network
 from ..options import Count, Flag, NonNegative, Positive, PositiveInt, Width, between
 from ..output import JobProgress
 from ..runs.folder import as_json, read_run, trained_state
+from ..runs.pictures import OpenedRun
 from ..runs.recipe import Evaluation, Recipe, RecipeData, Scores
 from ..runs.scores import unscored
 from .bins import MOST_BINS, LabelBins, skew_warning
@@ -36,6 +37,7 @@ from .gradient_share import weights_of_shares
 from .inputs import Inputs, MissingFacts, missing_facts, sample_names, standard_facts
 from .losses import BalancedMSE, GaussianMixture, focal_l1_loss, focal_mse_loss, weighted_huber_loss
 from .method import SHARE, ContrastedEncoder, Regression, RegressionLoss, Retraining
+from .pictures import draw_similarities
 from .reweighting import (
     Kernel,
     LabelDistributionSmoothing,
@@ -45,6 +47,9 @@ from .reweighting import (
     weighted_mse_loss,
 )
 from .target_transform import Transform, fitted_transform, known_transform, transform_facts
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ColumnNames = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=(), show_default=False)]
 
@@ -447,6 +452,16 @@ class RankSimRecipe(Recipe):
             f"Warning: RankSim's gradient at the features is {shares[-1]:.3g} times the task's, so that it rules the "
             "training; a smaller --ranksim lessens it",
         )
+
+    @classmethod
+    def pictures(cls, run: Path) -> "list[tuple[str, Figure]]":
+        """For the page of a comparison: do the features order the test samples as their labels do?"""
+        if (opened := OpenedRun.of(cls, run)) is None:
+            return []
+        target = torch.tensor(opened.task.test.targets["target"], dtype=torch.float64)
+        bins = LabelBins.known(opened.facts["bins"], opened.facts.get("edges")).numbers(target)
+        figure = draw_similarities(opened.predicted(output=opened.method.encoder), target, bins)
+        return [] if figure is None else [("similarity of labels and of features, ranks", figure)]
 
     def read_columns(self, data: Path, names: Sequence[str], facts: Mapping[str, Any]) -> Mapping[str, Sequence[str]]:
         problems: list[str] = []

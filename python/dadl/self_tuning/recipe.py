@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Literal, TypedDict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +16,13 @@ from ..networks.image_network import image_network
 from ..networks.views import View
 from ..options import Fraction, Positive, Width, between
 from ..runs.list_recipe import ListRecipe
+from ..runs.pictures import class_examples
 from ..runs.recipe import Scores
 from ..runs.scores import CLASS_COLUMNS, class_columns, class_scores, class_truth
 from .method import UNLABELLED, FineTuning, FixMatch, SelfTuning, paired_loader
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 METHOD_THRESHOLDS: dict[str, float] = {"self-tuning": 0.0, "fixmatch": 0.95, "fine-tuning": 0.0}
 
@@ -115,6 +120,11 @@ class SelfTuningRecipe(ListRecipe[int]):
             labelled = slice(len(lists.labelled))
             images, target = images.take(labelled), target[labelled]
         return paired_loader(images, target, batch_size=self.batch_size, pairs=pairs)
+
+    @classmethod
+    def pictures(cls, run: Path) -> "list[tuple[str, Figure]]":
+        """For the page of a comparison: test images with their classes."""
+        return class_examples(cls, run)
 
     def score(self, rows: Sequence[Row[int]], predicted: Tensor) -> Scores:
         return class_scores(predicted, torch.tensor([row.label for row in rows]))
