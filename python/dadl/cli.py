@@ -184,18 +184,19 @@ def predict(
 
 @app.command
 def report(runs: Annotated[list[Folder], Parameter(negative=())], /, *, output: Path = Path("report.html")) -> None:
-    """Compare runs on one HTML page: tables, learning curves, and the settings that differ.
+    """Compare runs on one HTML page: what is better, and whether that is more than chance; errors, curves, settings.
 
     Parameters
     ----------
     runs
-        Folders of runs; runs that differ only in the seed are averaged.
+        Folders of comparisons or of runs. Runs that differ only in the seed are one arm; the first is the reference.
     output
         The page, which needs nothing but a browser.
     """
+    from .recipes import pictures
     from .report.page import write_report
 
-    write_report(runs, output)
+    write_report(runs, output, pictures)
     print(f"Wrote {output}")
 
 

@@ -1,10 +1,10 @@
 """The one list of methods: their recipes, and the commands of ``dadl train`` and ``dadl compare``."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 from rich.console import Console
@@ -24,6 +24,9 @@ from .runs.folder import CONFIG, RUN, check_unchanged, read_run
 from .runs.recipe import Recipe, typed_settings
 from .runs.train import RunOptions, train_run
 from .self_tuning.recipe import SelfTuningRecipe
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ARMS = "arms.yaml"
 
@@ -57,6 +60,11 @@ def open_run(folder: Path, data: Any = None, *, trust_code: bool = False) -> Tra
     check_unchanged(folder)
     recipe = recipe if data is None else replace(recipe, data=data)
     return TrainedRun(folder, recipe.as_trained(facts), facts)
+
+
+def pictures(name: str, run: Path) -> Sequence[tuple[str, "Figure"]]:
+    """What a recipe shows of a run beyond its scores: titles and figures."""
+    return _kind(name).pictures(run)
 
 
 def _kind(name: str) -> type[Recipe]:
@@ -119,6 +127,8 @@ def compare(
     Raises:
         UserError: everything that is wrong with settings, arms, data or the folder, before anything is trained.
     """
+    from .report.page import write_figure, write_page  # slow to import, and not to be missing at the end
+
     names = {field.name for field in fields(CompareOptions)}
     options = CompareOptions(**{name: value for name, value in settings.items() if name in names})
     settings = {name: value for name, value in settings.items() if name not in names}
@@ -138,7 +148,12 @@ def compare(
         study = Study(recipe, plain, replace(options, trust_code=trusted))
     except SettingsError as error:
         raise SettingsError(f"{source}: {error}") from None
-    return study.run(Console() if console is None else console)
+    console = Console() if console is None else console
+    comparison = study.run(console)
+    write_page(comparison, comparison.folder / "report.html", pictures)
+    write_figure(comparison, comparison.folder / "figure")
+    console.print(f"Wrote {comparison.folder / 'report.html'}, to open in a browser", soft_wrap=True)
+    return comparison
 
 
 def _compare_command(kind: type[Recipe]) -> Callable[..., None]:

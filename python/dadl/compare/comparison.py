@@ -198,8 +198,8 @@ def best_trial(trials: Sequence[Trial], criterion: str) -> Trial | None:
     return min(able, key=lambda trial: sign * trial.score, default=None)
 
 
-def write_results(comparison: Comparison) -> None:
-    """Write ``results.json`` and ``table.md`` to the folder of the comparison."""
+def write_results(comparison: Comparison, verdict: Sequence[str], differences: Sequence[Mapping[str, Any]]) -> None:
+    """Write ``results.json`` and ``table.md``, with the sentences of the verdict, to the folder of the comparison."""
     units = comparison.units
     write_json(
         comparison.folder / RESULTS,
@@ -207,6 +207,8 @@ def write_results(comparison: Comparison) -> None:
             "recipe": comparison.recipe,
             "reference": comparison.reference,
             "criterion": comparison.criterion,
+            "verdict": verdict,
+            "differences": differences,
             "settings": comparison.settings,
             "samples": comparison.sizes,
             "environment": comparison.environment,
@@ -229,8 +231,8 @@ def write_results(comparison: Comparison) -> None:
             ],
         },
     )
-    # The place for the verdict and its statistics.
-    write_text(comparison.folder / TABLE, table_text(comparison))
+    told = "\n".join(f"- {sentence}" for sentence in verdict)
+    write_text(comparison.folder / TABLE, f"{told}\n\n{table_text(comparison)}")
 
 
 def table_cells(comparison: Comparison, column: str) -> Cells:

@@ -1,7 +1,7 @@
 """A comparison carried out: what is to be trained, in which folders, and in which order."""
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from ..runs.train import check_criterion, check_data, settings_of
 from .arms import Arm, check_arms, plain_arms, read_arms
 from .comparison import COMPARE, Comparison, read_plan, table_cells, trial_of, write_results
 from .jobs import FAILED, Job, Workers, most_workers
+from .judgement import judge
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,12 +75,15 @@ class Study:
             with JobProgress(console) as progress:
                 self._train(progress, console)
             comparison = Comparison.load(self.folder)
-            write_results(comparison)
+            judgement = judge(comparison)
+            write_results(comparison, judgement.verdict.text, [asdict(found) for found in judgement.differences])
         for failure in comparison.failures:
             console.print(f"Diverged: {failure.folder}: {failure.reason}", soft_wrap=True)
         if comparison.units:
             column = comparison.criterion_cell[1]
             console.print(rich_table(f"Test of {self.base.name}, {column}", table_cells(comparison, column)))
+        for sentence in judgement.verdict.text:
+            console.print(sentence, soft_wrap=True, markup=False, highlight=False)
         console.print(f"Wrote tables and results to {self.folder}", soft_wrap=True)
         return comparison
 

@@ -8,7 +8,7 @@ from types import NoneType
 from typing import Any
 
 from ..data.tables import TableRow, read_table
-from ..documents import read_json
+from ..documents import read_json, read_yaml
 from ..errors import SettingsError
 from ..runs.folder import CONFIG, RESULTS
 from ..training.loop import LOG, VALIDATION
@@ -28,12 +28,13 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Run:
-    """The contents of a run folder; for an unfinished run only the name and the history.
+    """The contents of a run folder; for an unfinished run only its name, its place, the history and the settings.
 
     Without validation there is no best epoch.
     """
 
     name: str
+    folder: Path
     history: list[dict[str, float]]
     finished: bool = False
     recipe: str = ""
@@ -79,6 +80,7 @@ def _read_json(path: Path, name: str, problems: list[str]) -> Run | None:
         validated = any(key.startswith(VALIDATION) for epoch in history for key in epoch)
         return Run(
             name=name,
+            folder=path.parent,
             history=history,
             finished=True,
             recipe=results["recipe"],
@@ -99,7 +101,13 @@ def _read_log(path: Path, name: str, problems: list[str]) -> Run | None:
     table = read_table(path, found)
     history = [_logged(table.header, row, found) for row in table.rows]
     problems += [problem if problem.startswith(str(path)) else f"{path.parent}/{problem}" for problem in found]
-    return None if found else Run(name=name, history=history)
+    config = path.parent / CONFIG
+    settings: Mapping[str, Any] = {}
+    try:
+        settings = read_yaml(config) if config.exists() else {}
+    except SettingsError as error:
+        problems.append(str(error))
+    return None if found else Run(name=name, folder=path.parent, history=history, settings=settings)
 
 
 def _logged(header: list[str], row: TableRow, problems: list[str]) -> dict[str, float]:

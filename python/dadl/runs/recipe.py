@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_type_hints
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from ..errors import SettingsError, UserError
 from ..options import Keep, Positive, PositiveInt, Seed
 from ..output import JobProgress
 from ..training.method import Method
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Scores = Mapping[str, Mapping[str, float]]
 """``table[row][column]``, e.g. ``table["few"]["MAE"]``."""
@@ -146,6 +149,11 @@ class Recipe(ABC):
     def region_facts(self, facts: Mapping[str, Any], test: Evaluation) -> Mapping[str, Mapping[str, Any]]:
         """What each row of the test scores is about, such as its number of ``test`` samples."""
         return {row: {"test": size} for row, size in test.region_sizes.items()}
+
+    @classmethod
+    def pictures(cls, run: Path) -> Sequence[tuple[str, "Figure"]]:
+        """Titles and figures of a tested run that only this recipe can draw, for the page of a comparison."""
+        return ()
 
     def remarks(self, history: Sequence[Mapping[str, float]]) -> Sequence[str]:
         """Sentences about the last epoch of a history, to show as it ends."""
