@@ -94,6 +94,7 @@ def test_one_wheel_for_every_python(source: Path, tmp_path: Path) -> None:
         "dadl_ext/reference/ranksim.py",
         "dadl/benchmarks/run.py",
         "dadl/report/page.html",
+        "dadl/report/page.css",
     ):
         assert name in names
 

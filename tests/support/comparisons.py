@@ -44,13 +44,15 @@ def regression_comparison(
             region: {
                 "test": int(chosen[numbers].sum()),
                 "train": int(counts[chosen].sum()),
-                "labels": [[5.0 * i, 5.0 * i + 5] for i in chosen.nonzero()[0].tolist()][:1],
+                "labels": [[5.0 * float(chosen.nonzero()[0].min()), 5.0 * float(chosen.nonzero()[0].max()) + 5]],
             }
             for region, chosen in regions.items()
         }
         hard = draw.normal(0, 1, len(target))  # the same in all trainings
         for a, (arm, effects) in enumerate(arms.items()):
-            place = folder / arm.replace(" ", "-").lower() / f"split-{split}"
+            place = (
+                folder / "-".join("".join(c if c.isalnum() else " " for c in arm.casefold()).split()) / f"split-{split}"
+            )
             for trial in range(trials):
                 _write_log(place / f"trial-{trial}", settings, a + trial)
             for seed in range(1, 1 + seeds):
@@ -116,7 +118,6 @@ def _write_plan(
     folder: Path, settings: Mapping[str, Any], arms: Mapping[str, Any], *, seeds: int, splits: int, trials: int
 ) -> None:
     folder.mkdir(parents=True)
-    tune = {"tune": {"lr": {"from": 0.0003, "to": 0.01}}} if trials else {}
     plan = {
         "recipe": "ranksim",
         "settings": dict(settings),
@@ -124,7 +125,10 @@ def _write_plan(
         "seeds": seeds,
         "splits": splits,
         "reference": next(iter(arms)),
-        "arms": {name: {**overrides, **tune} for name, overrides in arms.items()},
+        "arms": {
+            name: {**overrides, **({"tune": {"lr": {"from": 0.0003, "to": 0.01}}} if trials else {})}
+            for name, overrides in arms.items()
+        },
     }
     (folder / "compare.yaml").write_text(yaml.safe_dump(plan, sort_keys=False), encoding="utf-8")
 
@@ -163,3 +167,7 @@ def _write_run(folder: Path, results: Mapping[str, Any], columns: Mapping[str, A
         writer = csv.writer(file)
         writer.writerow(["name", *columns])
         writer.writerows([f"houses.csv:{i + 2}", *row] for i, row in enumerate(zip(*columns.values(), strict=True)))
+
+
+def _slug(name: str) -> str:
+    return "-".join("".join(c if c.isalnum() else " " for c in name.casefold()).split())

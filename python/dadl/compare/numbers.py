@@ -33,12 +33,7 @@ def _decimals(value: float, error: float) -> int:
     if size is value:
         return 2 - _exponent(value)
     two = 1 - _exponent(error)
-    return two if round(error * 10.0**two) < 30 else _one(error)
-
-
-def _one(error: float) -> int:
-    decimals = -_exponent(error)
-    return decimals - 1 if round(error * 10.0**decimals) == 10 else decimals
+    return two if round(error * 10.0**two) < 30 else two - 1
 
 
 def _exponent(value: float) -> int:

@@ -139,7 +139,7 @@ def differences(
     if missing:
         raise ValueError(f"the reference {reference!r} has no scores in {missing[0]!r}: name one of the arms")
     names = dict.fromkeys(arm for of_arms in scores.values() for arm in of_arms if arm != reference)
-    shared = {row: _shared(of_arms) for row, of_arms in scores.items()}
+    shared = {row: shared_units(of_arms) for row, of_arms in scores.items()}
     measured = [
         _with_error(
             _difference(arm, row, column, of_arms, reference, *shared[row]),
@@ -196,7 +196,7 @@ def repetitions(difference: Difference, size: float) -> int | None:
     return high
 
 
-def _shared(values: Values) -> tuple[list[Unit], int]:
+def shared_units(values: Values) -> tuple[list[Unit], int]:
     """The units for which every arm has a finite number, and how many other units there are."""
     every = sorted({unit for of_arm in values.values() for unit in of_arm}, key=lambda unit: (unit.split, unit.seed))
     shared = [unit for unit in every if all(math.isfinite(of_arm.get(unit, math.nan)) for of_arm in values.values())]

@@ -11,6 +11,7 @@ from typing import Any
 from ..compare.comparison import Comparison, Unit
 from ..compare.judgement import Judgement, columns_of, judge, scores_of
 from ..compare.numbers import with_error
+from ..compare.statistics import Values, shared_units
 from ..compare.verdict import row_name
 from ..metrics import higher_is_better
 from ..output import mean_and_standard_error
@@ -225,7 +226,7 @@ class Section:
         tables = []
         for row, of_arms in (self.judgement.scores if told else scores_of(self.comparison, column)).items():
             size = self.judgement.sizes.get(row)
-            means = {name: _mean(values)[0] for name, values in of_arms.items()}
+            means = {name: _mean(of_arms, name)[0] for name in of_arms}
             finite = [mean for mean in means.values() if math.isfinite(mean)]
             best = (max if higher_is_better(column) else min)(finite) if len(finite) > 1 and self.comparable else None
             cells = [self._cell(arm, of_arms, row if told else "", [] if best is None else [best]) for arm in self.arms]
@@ -233,8 +234,8 @@ class Section:
                 tables.append(RowTable(f"{row_name(row)} {column}", "" if size is None else size.text, cells))
         return tables
 
-    def _cell(self, arm: Arm, of_arms: Mapping[str, Mapping[Unit, float]], row: str, best: Sequence[float]) -> Cell:
-        mean, error = _mean(of_arms[arm.name])
+    def _cell(self, arm: Arm, of_arms: Values, row: str, best: Sequence[float]) -> Cell:
+        mean, error = _mean(of_arms, arm.name)
         difference = self.judgement.difference(arm.name, row) if self.comparable else None
         if arm.name == self.comparison.reference and row and len(self.arms) > 1:
             text = "reference"
@@ -248,11 +249,15 @@ class Section:
         return Cell(arm, with_error(mean, error), text, side, mean in best)
 
 
-def _mean(values: Mapping[Unit, float]) -> tuple[float, float]:
-    """Mean and standard error over the seeds; with several splits over the splits."""
+def _mean(of_arms: Values, name: str) -> tuple[float, float]:
+    """Mean and standard error over the seeds; with several splits over the splits.
+
+    Of the units that are compared, so that means differ by the differences; of all its own if none is.
+    """
+    shared = shared_units(of_arms)[0] if len(of_arms) > 1 else []
     of_splits: dict[int, list[float]] = {}
-    for unit, value in values.items():
-        if math.isfinite(value):
+    for unit, value in of_arms[name].items():
+        if math.isfinite(value) and (not shared or unit in shared):
             of_splits.setdefault(unit.split, []).append(value)
     if not of_splits:
         return math.nan, math.nan
