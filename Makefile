@@ -1,5 +1,6 @@
 # make demo      set up everything and run the demo          make test    set up everything and run every test
 # make docs      set up everything and build the documentation site in build/docs
+# make demos     run every demo, for the pages
 # The rest: install, lint, format, types, bench, wheel, mutate-barriers, fuzz, gpu-wheel, gpu-check, clean.
 
 PYTHON ?= python3
@@ -12,10 +13,17 @@ GPU_ARCHITECTURE := 9.0
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f -not -name '*.pyc')
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test docs install lint format types bench wheel mutate-barriers fuzz gpu-wheel gpu-check clean
+.PHONY: demo demos test docs install lint format types bench wheel mutate-barriers fuzz gpu-wheel gpu-check clean
 
-demo: $(VENV)/.train
+demo: $(VENV)/.demo
 	$(BIN)/dadl demo
+
+# What the pages show of them; the folders stay, so that a second call only does what is missing.
+demos: $(VENV)/.demo
+	for name in ranksim strokes self-tuning chi-model cmw-net; do \
+	  $(BIN)/dadl demo $$name --device cpu --resume --output build/dadl-demo-$$name || exit; done
+	$(BIN)/python tools/record_demos.py build/dadl-demo-*
+	$(BIN)/python tools/insert_measured.py
 
 # A process for each core, whose threads wait asleep: they share the cores.
 test: $(VENV)/.dev
@@ -38,9 +46,13 @@ $(VENV)/.train: $(VENV)/.torch $(SOURCES)
 	$(PIP) --no-build-isolation --editable ".[train]"
 	touch $@
 
+$(VENV)/.demo: $(VENV)/.torch $(SOURCES)
+	$(PIP) --no-build-isolation --editable ".[demo]"
+	touch $@ $(VENV)/.train
+
 $(VENV)/.dev: $(VENV)/.torch $(SOURCES)
 	$(PIP) --no-build-isolation --editable ".[dev]"
-	touch $@ $(VENV)/.train
+	touch $@ $(VENV)/.demo $(VENV)/.train
 
 CXX_FILES := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh')
 

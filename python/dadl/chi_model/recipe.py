@@ -1,14 +1,16 @@
-"""``dadl train chi-model``: regression of values in [0, 1] from images with few labels, on EfficientNet-Lite0."""
+"""``dadl train chi-model``: regression of values in [0, 1] from images with few labels."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal, TypedDict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypedDict
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from cyclopts import Parameter, validators
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..data.fingerprint import fingerprint
@@ -16,11 +18,12 @@ from ..data.image_lists import ImageLists, Row, Values, read_value_lists
 from ..data.rows import ChosenRows, tensor_loader
 from ..data.sprites import read_sprites
 from ..errors import SettingsError
-from ..networks.efficientnet import FEATURES, efficientnet_lite0
+from ..networks.image_network import image_network
 from ..networks.views import View, stored_size
 from ..options import NonNegative, between
 from ..output import JobProgress
 from ..runs.list_recipe import ListRecipe
+from ..runs.pictures import OpenedRun, draw_examples
 from ..runs.recipe import Evaluation, RecipeData, Scores
 from .method import (
     MCD,
@@ -35,7 +38,11 @@ from .method import (
     uneven_loader,
 )
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 HIDDEN = 256
+SMALL_ERROR = 0.1  # of every value, in the pictures
 METHODS: dict[str, type[FewLabels]] = {
     "chi-model": ChiModel,
     "mcd": MCD,
@@ -73,6 +80,9 @@ class ChiModelRecipe(ListRecipe[Values]):
     eta: NonNegative = 0.1
     """Weight of the disagreement."""
 
+    dropout: Annotated[float, Parameter(validator=validators.Number(gte=0, lt=1))] = 0.5
+    """Probability of dropout before each layer of a head."""
+
     columns: tuple[Annotated[int, between(0, 1_000_000)], ...] | None = None
     """The values of a row to learn, numbered from 0. [default: all]"""
 
@@ -94,7 +104,7 @@ class ChiModelRecipe(ListRecipe[Values]):
     def read(self, progress: JobProgress) -> RecipeData:
         if not self.draws_test:
             return super().read(progress)
-        self.view()  # what is wrong with it shows before images are read
+        self.check_images()
         drawn = read_sprites(self.data, self.images, self.split_seed)
         columns = self._columns(len(drawn.names))
         if max(columns) >= len(drawn.names):
@@ -124,6 +134,9 @@ class ChiModelRecipe(ListRecipe[Values]):
     def view(self) -> View:
         return self.make_view(crop_area=None, operations=2, cutout=0.5)
 
+    def make_network(self) -> tuple[nn.Module, int]:
+        return image_network(self.network, self.backbone, self.image_size, positions=True)
+
     def read_lists(self) -> ImageLists[Values]:
         return read_value_lists(self.data, self.labels, self.columns, outside=self.outside)
 
@@ -133,13 +146,27 @@ class ChiModelRecipe(ListRecipe[Values]):
     def make_method(self, facts: Mapping[str, Any]) -> FewLabels:
         if self.columns is not None and len(self.columns) != facts["values"]:
             raise SettingsError(f"{len(self.columns)} columns, but data with {facts['values']} values")
-        head = partial(mlp_head, FEATURES, HIDDEN, facts["values"], bounded=True)
-        return METHODS[self.method](efficientnet_lite0(), head, self.view(), REGRESSION, lr=self.lr, eta=self.eta)
+        network, features = self.make_network()
+        head = partial(mlp_head, features, HIDDEN, facts["values"], bounded=True, dropout=self.dropout)
+        return METHODS[self.method](network, head, self.view(), REGRESSION, lr=self.lr, eta=self.eta)
 
     def make_loader(self, lists: ImageLists[Values], images: ChosenRows) -> DataLoader[Any]:
         labelled, unlabelled = images.split([len(lists.labelled), len(lists.unlabelled)])
         target = torch.tensor([row.label for row in lists.labelled])
         return uneven_loader(labelled, target, unlabelled, batch_size=self.batch_size)
+
+    @classmethod
+    def pictures(cls, run: Path) -> "list[tuple[str, Figure]]":
+        """For the page of a comparison: test images with their values, and what was predicted."""
+        if (opened := OpenedRun.of(cls, run)) is None:
+            return []
+        images, predicted = opened.test_images(), opened.predicted()
+        target = torch.tensor(list(opened.task.test.targets.values())).T
+        show = lambda values: " ".join(f"{value:.2f}" for value in values.tolist())
+        rows = list(zip(target, predicted, strict=True))[: len(images)]
+        captions = [f"{show(true)}\n{show(found)}" for true, found in rows]
+        right = [bool(((true - found).abs() < SMALL_ERROR).all()) for true, found in rows]
+        return [("test images, true values above predicted ones", draw_examples(images, captions, right))]
 
     def score(self, rows: Sequence[Row[Values]], predicted: Tensor) -> Scores:
         return self._table(predicted, torch.tensor([row.label for row in rows]))

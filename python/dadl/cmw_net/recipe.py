@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypedDict
 
 import torch
 from cyclopts import Parameter, validators
+from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -17,21 +18,23 @@ from ..data.images import load_images
 from ..data.labels import balanced_subset
 from ..data.rows import ChosenRows, tensor_loader
 from ..errors import SettingsError
-from ..networks.efficientnet import FEATURES, efficientnet_lite0
-from ..networks.resnet import FEATURES as RESNET_FEATURES
-from ..networks.resnet import resnet
-from ..networks.user_networks import load_backbone
+from ..networks.image_network import Network, image_network
 from ..networks.user_views import training_view
 from ..networks.views import View, stored_size
 from ..options import Count, Flag, Fraction, ImageSize, NonNegative, Positive, PositiveInt, between, finite
 from ..output import JobProgress
 from ..runs.folder import read_run, trained_state
+from ..runs.pictures import OpenedRun
 from ..runs.recipe import Evaluation, Recipe, RecipeData
 from ..runs.scores import CLASS_COLUMNS, class_columns, class_scores, class_truth, unscored
 from .meta_gradient import Normalize
 from .method import CrossEntropy, LearntWeights, LowestLossMeta, meta_loader
 from .parts import ImageSamples, Noise, Parts, corrupted, read_files, read_lists
+from .pictures import draw_weights
 from .weight_net import CMWNet
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 LOWEST_LOSS_PER_CLASS = 10
 SMALLEST_PHOTOGRAPH = 64
@@ -75,8 +78,9 @@ class CMWNetRecipe(Recipe):
     weight_decay: NonNegative = 5e-4
     """Weight decay of SGD."""
 
-    network: Literal["resnet32", "efficientnet-lite0"] = "resnet32"
-    """resnet32 for small images, from scratch; efficientnet-lite0 for photographs, with ImageNet weights."""
+    network: Network = "resnet32"
+    """resnet32 and the much faster small-cnn for small images, from scratch; efficientnet-lite0 for photographs, with
+    ImageNet weights."""
 
     backbone: str | None = None
     """Another network: module:callable without arguments, images [B, C, H, W] in [0, 1] to features [B, F]; or
@@ -88,7 +92,8 @@ class CMWNetRecipe(Recipe):
     generator. S is image-size for listed images, and otherwise the smaller side of the images."""
 
     image_size: ImageSize | None = None
-    """Height and width of a view of listed images, in pixels. [default: resnet32 32, other networks 224]"""
+    """Height and width of a view of listed images, in pixels. [default: resnet32 and small-cnn 32, other networks
+    224]"""
 
     outside: Flag = False
     """Let lists name images out of their folder: by '..', absolute paths or links."""
@@ -170,14 +175,7 @@ class CMWNetRecipe(Recipe):
         given = self._read_parts(progress)
         num_classes = int(given.train.target.max()) + 1
         try:
-            parts = corrupted(
-                self._held_out(given),
-                imbalance=self.imbalance,
-                noise=self.noise,
-                rate=self.noise_rate,
-                num_classes=num_classes,
-                seed=self.split_seed,
-            )
+            parts = self._corrupted(self._held_out(given), num_classes)
         except SettingsError:
             raise
         except ValueError as error:
@@ -239,12 +237,29 @@ class CMWNetRecipe(Recipe):
         images, _ = load_images(folder, rows, min(height, width), progress.advance, channels=channels)
         return Evaluation([row.path for row in rows], tensor_loader(images, batch_size=self.batch_size), unscored)
 
+    @classmethod
+    def pictures(cls, run: Path) -> "list[tuple[str, Figure]]":
+        """For the page of a comparison: the learnt weights, those of right and of wrong labels apart if noise was
+        added."""
+        opened = OpenedRun.of(cls, run)
+        if opened is None or not opened.recipe.learns_weights:
+            return []
+        recipe: CMWNetRecipe = opened.recipe
+        clean = recipe._held_out(recipe._read_parts(JobProgress(Console(quiet=True))))
+        train = recipe._corrupted(clean, opened.facts["classes"]).train
+        losses = nn.functional.cross_entropy(opened.predicted(train.images), train.target, reduction="none")
+        true = dict(zip(clean.train.names, clean.train.target.tolist(), strict=True))
+        wrong = train.target != torch.tensor([true[name] for name in train.names])
+        known = wrong if recipe.noise != "none" else None
+        return [("learnt weights", draw_weights(opened.method.weight_net.cpu(), losses, train.target, known))]
+
     def prediction_columns(self, predicted: Tensor, facts: Mapping[str, Any]) -> Mapping[str, Sequence[Any]]:
         return class_columns(predicted)
 
     def _read_parts(self, progress: JobProgress) -> Parts:
         if (self.data / TRAIN).exists():
-            size = self.image_size or (32 if self._is_resnet else 224)
+            small = self.backbone is None and self.network != "efficientnet-lite0"
+            size = self.image_size or (32 if small else 224)
             # If the network or the view cannot be used, fail before images are read.
             self._check_network(size, [3, stored_size(size), stored_size(size)])
             return read_lists(self.data, size, progress, outside=self.outside)
@@ -264,16 +279,13 @@ class CMWNetRecipe(Recipe):
 
     def _make_backbone(self, channels: int, size: int) -> tuple[nn.Module, int]:
         """The network from images to features, and the number of features."""
-        if self.backbone is not None:
-            return load_backbone(self.backbone, size, channels)
-        if self.network == "resnet32":
-            return resnet(32, channels), RESNET_FEATURES
-        if channels != 3 or size < SMALLEST_PHOTOGRAPH:
+        photographs = self.backbone is None and self.network == "efficientnet-lite0"
+        if photographs and (channels != 3 or size < SMALLEST_PHOTOGRAPH):
             raise SettingsError(
                 f"efficientnet-lite0 is for images of 3 colours and at least {SMALLEST_PHOTOGRAPH} pixels, but these "
-                f"have {channels} and {size}: choose network resnet32"
+                f"have {channels} and {size}: choose network resnet32 or small-cnn"
             )
-        return efficientnet_lite0(), FEATURES
+        return image_network(self.network, self.backbone, size, channels)
 
     def _view(self, size: int, image_shape: Sequence[int]) -> View:
         return training_view(self.augment, size, image_shape, crop_area=0.8, operations=1, flip=self.flip is not False)
@@ -301,6 +313,16 @@ class CMWNetRecipe(Recipe):
                 "correct; or learn the weights on training samples: meta lowest-loss for noise, balanced for imbalance"
             )
         return replace(parts, train=train, meta=meta, validation=validation)
+
+    def _corrupted(self, parts: Parts, num_classes: int) -> Parts:
+        return corrupted(
+            parts,
+            imbalance=self.imbalance,
+            noise=self.noise,
+            rate=self.noise_rate,
+            num_classes=num_classes,
+            seed=self.split_seed,
+        )
 
     def _loader(self, train: ImageSamples, meta: ImageSamples | None) -> DataLoader[Any]:
         images, target = train.images, train.target

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from ..data.columns.samples import RegressionSamples
 from ..data.images import find_images, load_images
 from ..data.rows import Rows
-from ..networks.efficientnet import FEATURES, efficientnet_lite0
-from ..networks.user_networks import load_backbone
+from ..networks.image_network import Network, image_network
 from ..networks.user_views import training_view
 from ..networks.views import View, stored_size
 from ..options import Count
@@ -37,6 +36,7 @@ class Inputs:
 
     hidden: int
     fine_tune: bool
+    network: Network
     backbone: str | None
     image_size: int
     augment: str | None
@@ -91,9 +91,7 @@ class Inputs:
         return training_view(self.augment, self.image_size, (3, stored, stored), **options)
 
     def _network(self) -> tuple[nn.Module, int]:
-        if self.backbone is None:
-            return efficientnet_lite0(), FEATURES
-        return load_backbone(self.backbone, self.image_size)
+        return image_network(self.network, self.backbone, self.image_size, positions=self.keep_positions)
 
 
 class _Standardize(nn.Module):

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypedDict
 
 import torch
 from cyclopts import Parameter, validators
@@ -23,9 +23,11 @@ from ..data.regression import RegressionData, Split
 from ..data.rows import Rows, TensorRows, as_fetched, tensor_loader
 from ..errors import ProblemsError, SettingsError
 from ..metrics import FEW, MANY, fitting_limits, shot_metrics, shot_regions
+from ..networks.image_network import Network
 from ..options import Count, Flag, NonNegative, Positive, PositiveInt, Width, between
 from ..output import JobProgress
 from ..runs.folder import as_json, read_run, trained_state
+from ..runs.pictures import OpenedRun
 from ..runs.recipe import Evaluation, Recipe, RecipeData, Scores
 from ..runs.scores import unscored
 from .bins import MOST_BINS, LabelBins, skew_warning
@@ -35,6 +37,7 @@ from .gradient_share import weights_of_shares
 from .inputs import Inputs, MissingFacts, missing_facts, sample_names, standard_facts
 from .losses import BalancedMSE, GaussianMixture, focal_l1_loss, focal_mse_loss, weighted_huber_loss
 from .method import SHARE, ContrastedEncoder, Regression, RegressionLoss, Retraining
+from .pictures import draw_similarities
 from .reweighting import (
     Kernel,
     LabelDistributionSmoothing,
@@ -44,6 +47,9 @@ from .reweighting import (
     weighted_mse_loss,
 )
 from .target_transform import Transform, fitted_transform, known_transform, transform_facts
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ColumnNames = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=(), show_default=False)]
 
@@ -206,10 +212,13 @@ class RankSimRecipe(Recipe):
     fine_tune: bool = False
     """Train MiniLM itself on the texts, instead of two layers on its frozen features."""
 
+    network: Network = "efficientnet-lite0"
+    """Network for images: efficientnet-lite0 with ImageNet weights; resnet32 and the much faster small-cnn for small
+    images, from scratch."""
+
     backbone: str | None = None
-    """Network for images: module:callable without arguments, images [B, 3, H, W] in [0, 1] to features [B, F];
-    or timm:NAME, timm's network of that name with random weights.
-    [default: EfficientNet-Lite0 with ImageNet weights]"""
+    """Another network for images: module:callable without arguments, images [B, 3, H, W] in [0, 1] to features [B, F];
+    or timm:NAME, timm's network of that name with random weights."""
 
     image_size: Annotated[int, between(16, 4_096)] = 224
     """Height and width of a view, in pixels."""
@@ -457,6 +466,16 @@ class RankSimRecipe(Recipe):
             "training; a smaller --ranksim lessens it",
         )
 
+    @classmethod
+    def pictures(cls, run: Path) -> "list[tuple[str, Figure]]":
+        """For the page of a comparison: do the features order the test samples as their labels do?"""
+        if (opened := OpenedRun.of(cls, run)) is None:
+            return []
+        target = torch.tensor(opened.task.test.targets["target"], dtype=torch.float64)
+        bins = LabelBins.known(opened.facts["bins"], opened.facts.get("edges")).numbers(target)
+        figure = draw_similarities(opened.predicted(output=opened.method.encoder), target, bins)
+        return [] if figure is None else [("similarity of labels and of features, ranks", figure)]
+
     def read_columns(self, data: Path, names: Sequence[str], facts: Mapping[str, Any]) -> Mapping[str, Sequence[str]]:
         problems: list[str] = []
         source = read_source(as_path(data), problems, **KINDS[facts["kind"]].unseen_format)
@@ -473,6 +492,8 @@ class RankSimRecipe(Recipe):
             raise SettingsError("fine-tune trains MiniLM, but there are no texts")
         if self.backbone is not None and not images:
             raise SettingsError(f"backbone {self.backbone} is for images, but there are none")
+        if self.network != "efficientnet-lite0" and not images:
+            raise SettingsError(f"network {self.network} is for images, but there are none")
         if self.augment is not None and not images:
             raise SettingsError(f"augment {self.augment} is for images, but there are none")
 
@@ -545,6 +566,7 @@ class RankSimRecipe(Recipe):
         return Inputs(
             hidden=self.hidden,
             fine_tune=self.fine_tune,
+            network=self.network,
             backbone=self.backbone,
             image_size=self.image_size,
             augment=self.augment,

@@ -1,4 +1,4 @@
-"""What recipes on image lists share: few labels, EfficientNet-Lite0, and images decoded once."""
+"""What recipes on image lists share: few labels, the network, and images decoded once."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..data.fingerprint import image_fingerprint
@@ -14,6 +14,7 @@ from ..data.image_lists import ImageLists, Row, read_image_names
 from ..data.images import ImageRow, load_images
 from ..data.rows import ChosenRows, tensor_loader
 from ..errors import SettingsError
+from ..networks.image_network import Network
 from ..networks.user_views import training_view
 from ..networks.views import View, stored_size
 from ..options import Flag, Positive, PositiveInt, between
@@ -40,7 +41,15 @@ class ListRecipe(Recipe, Generic[LabelT]):
     lr: Positive = 1e-3
     """Learning rate of the backbone; layers trained from scratch have ten times as much."""
 
-    image_size: Annotated[int, between(32, 4_096)] = 224
+    network: Network = "efficientnet-lite0"
+    """efficientnet-lite0 with ImageNet weights; or, for small images, resnet32 and the much faster small-cnn, from
+    scratch."""
+
+    backbone: str | None = None
+    """Another network: module:callable without arguments, images [B, 3, H, W] in [0, 1] to features [B, F]; or
+    timm:NAME, timm's network of that name with random weights."""
+
+    image_size: Annotated[int, between(16, 4_096)] = 224
     """Height and width of a view, in pixels."""
 
     augment: str | None = None
@@ -54,6 +63,10 @@ class ListRecipe(Recipe, Generic[LabelT]):
     @abstractmethod
     def view(self) -> View:
         """The random view of training images; raises a :class:`.SettingsError` if ``augment`` cannot be used."""
+
+    @abstractmethod
+    def make_network(self) -> tuple[nn.Module, int]:
+        """The network from views to features, and the number of features."""
 
     @abstractmethod
     def read_lists(self) -> ImageLists[LabelT]:
@@ -76,7 +89,7 @@ class ListRecipe(Recipe, Generic[LabelT]):
         """The true labels of the rows, as arguments of an :class:`.Evaluation`."""
 
     def read(self, progress: JobProgress) -> RecipeData:
-        self.view()  # fails before images are read, if at all
+        self.check_images()
         lists = self.read_lists()
         if self.patience is not None and not lists.validation:
             raise SettingsError(f"patience needs validation images: {self.data} has no val.txt")
@@ -111,6 +124,11 @@ class ListRecipe(Recipe, Generic[LabelT]):
         rows = read_image_names(data, outside=self.outside)
         images, _ = self._images(data if data.is_dir() else data.parent, rows, progress)
         return Evaluation([row.path for row in rows], tensor_loader(images, batch_size=self.batch_size), unscored)
+
+    def check_images(self) -> None:
+        """Raise an error if the network or the view cannot be used, before images are read."""
+        self.make_network()
+        self.view()
 
     def make_view(self, **options: Any) -> View:
         """The built-in view with these options, or the user's ``augment``."""

@@ -1,23 +1,28 @@
-"""``dadl train self-tuning``: fine-tune EfficientNet-Lite0 on lists of classes, with and without labels."""
+"""``dadl train self-tuning``: fine-tune a network on lists of classes, with and without labels."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Literal, TypedDict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypedDict
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..data.image_lists import ClassLists, ImageLists, Row, read_lists
 from ..data.rows import ChosenRows
 from ..errors import SettingsError
-from ..networks.efficientnet import FEATURES, efficientnet_lite0
+from ..networks.image_network import image_network
 from ..networks.views import View
 from ..options import Fraction, Positive, Width, between
 from ..runs.list_recipe import ListRecipe
+from ..runs.pictures import class_examples
 from ..runs.recipe import Scores
 from ..runs.scores import CLASS_COLUMNS, class_columns, class_scores, class_truth
 from .method import UNLABELLED, FineTuning, FixMatch, SelfTuning, paired_loader
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 METHOD_THRESHOLDS: dict[str, float] = {"self-tuning": 0.0, "fixmatch": 0.95, "fine-tuning": 0.0}
 
@@ -50,6 +55,9 @@ class SelfTuningRecipe(ListRecipe[int]):
     temperature: Positive = 0.07
     """Temperature of the contrast (self-tuning)."""
 
+    momentum: Fraction = 0.999
+    """Momentum of the key encoder (self-tuning)."""
+
     threshold: Fraction | None = None
     """Lowest confidence of a pseudo-label. [default: self-tuning 0, fixmatch 0.95]"""
 
@@ -73,6 +81,9 @@ class SelfTuningRecipe(ListRecipe[int]):
     def view(self) -> View:
         return self.make_view(crop_area=0.2, operations=2, cutout=0.5, flip=self.flip is not False)
 
+    def make_network(self) -> tuple[nn.Module, int]:
+        return image_network(self.network, self.backbone, self.image_size)
+
     def read_lists(self) -> ClassLists:
         return read_lists(self.data, self.labels, outside=self.outside)
 
@@ -80,24 +91,25 @@ class SelfTuningRecipe(ListRecipe[int]):
         return {"classes": 1 + max(row.label for row in lists.labelled)}
 
     def make_method(self, facts: Mapping[str, Any]) -> FineTuning:
-        backbone, num_classes = efficientnet_lite0(), facts["classes"]
+        (backbone, features), num_classes = self.make_network(), facts["classes"]
         view = self.view()
         threshold = self.resolved(facts).threshold
         assert threshold is not None
         if self.method == "fine-tuning":
-            return FineTuning(backbone, FEATURES, num_classes, view, lr=self.lr)
+            return FineTuning(backbone, features, num_classes, view, lr=self.lr)
         if self.method == "fixmatch":
             weak_view = View(self.image_size, crop_area=0.6, flip=self.flip is not False)
-            return FixMatch(backbone, FEATURES, num_classes, view, lr=self.lr, weak_view=weak_view, threshold=threshold)
+            return FixMatch(backbone, features, num_classes, view, lr=self.lr, weak_view=weak_view, threshold=threshold)
         return SelfTuning(
             backbone,
-            FEATURES,
+            features,
             num_classes,
             view,
             lr=self.lr,
             projection_size=self.projection_size,
             slots=self.slots,
             temperature=self.temperature,
+            momentum=self.momentum,
             threshold=threshold,
         )
 
@@ -108,6 +120,11 @@ class SelfTuningRecipe(ListRecipe[int]):
             labelled = slice(len(lists.labelled))
             images, target = images.take(labelled), target[labelled]
         return paired_loader(images, target, batch_size=self.batch_size, pairs=pairs)
+
+    @classmethod
+    def pictures(cls, run: Path) -> "list[tuple[str, Figure]]":
+        """For the page of a comparison: test images with their classes."""
+        return class_examples(cls, run)
 
     def score(self, rows: Sequence[Row[int]], predicted: Tensor) -> Scores:
         return class_scores(predicted, torch.tensor([row.label for row in rows]))
