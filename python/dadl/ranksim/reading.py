@@ -1,6 +1,6 @@
 """Regression data, read and checked for a training, and the facts that a method needs of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import astuple
 from functools import partial
 from typing import Annotated, Any, Literal, TypedDict
@@ -31,12 +31,11 @@ SMALLEST_DEVIATION = 1e-30
 
 class _Facts(TypedDict):
     kind: Literal["ages", "sts-b", "table"]
-    inputs: Literal["numbers", "images", "tokens"]
+    inputs: Literal["numbers", "images", "tokens", "words"]
     categories: Mapping[str, list[str]]
     mean: list[float]
     deviation: list[Positive]
     target_mean: float
-    target_deviation: NonNegative
     target_scale: Positive
     buckets: tuple[float, float, Annotated[int, between(1, MOST_BINS)]]
     bins: tuple[float, float, Annotated[int, between(1, MOST_BINS)]]
@@ -48,6 +47,7 @@ class RankSimFacts(_Facts, total=False):
 
     width: Annotated[int, between(0, 1_000_000)]
     texts: Annotated[int, between(1, 1_000)]
+    word_vectors: str
     mixture: tuple[list[Positive], list[float], list[Positive]]
     columns: Mapping[str, list[str]]
     missing: MissingFacts
@@ -57,11 +57,10 @@ class RankSimFacts(_Facts, total=False):
     quantiles: tuple[list[float], list[float]]
 
 
-def read_task(
-    settings: RankSimSettings, known: Mapping[str, Sequence[str]] | None, progress: JobProgress
-) -> RecipeData:
-    """Read and check the data of these settings; ``known`` are the categories of an earlier training."""
+def read_task(settings: RankSimSettings, trained: Mapping[str, Any] | None, progress: JobProgress) -> RecipeData:
+    """Read and check the data of these settings; ``trained`` are the facts of an earlier training."""
     kind = kind_of(settings.data, settings.columns)
+    known = None if trained is None else trained["categories"]
     data = kind.read(settings.data, settings.columns, settings.seed, known)
     settings.check_inputs(bool(data.train.texts), bool(data.train.images))
     if data.train.images:
@@ -76,7 +75,7 @@ def read_task(
     bins = _bins(settings, kind, target, width)
     bin_numbers = {name: bins.numbers(part.target) for name, part in parts.items()}
     counts = bins.counts(bin_numbers["train"])
-    inputs = settings.inputs.read(list(parts.values()), data.folder, progress)
+    inputs = settings.inputs.read(list(parts.values()), data.folder, progress, trained)
     rows = dict(zip(parts, inputs.rows, strict=True))
     facts = {
         **inputs.facts,
@@ -86,7 +85,6 @@ def read_task(
         "kind": kind.name,
         "categories": data.categories,
         "target_mean": float(learnt.mean()),
-        "target_deviation": float(learnt.std()),
         "target_scale": scale,
         "buckets": astuple(kind.smoothing_bins(bins, width))[:3] if bins.edges is None else (0, bins.count, bins.count),
         "bins": astuple(bins)[:3],
@@ -115,7 +113,7 @@ def read_task(
         loader=_loader(settings, rows["train"], target.float(), weights),
         validation=evaluation("val"),
         test=evaluation("test"),
-        notes=_notes(settings, data, facts, bins, counts),
+        notes=[*inputs.notes, *_notes(settings, data, facts, bins, counts)],
     )
 
 

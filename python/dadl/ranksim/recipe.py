@@ -67,13 +67,13 @@ class RankSimRecipe(RankSimSettings):
         kind = KINDS[facts["kind"]]
         return replace(
             self,
-            lr=self.lr or (1e-3 if facts["inputs"] == "numbers" else 1e-4),
+            lr=self.lr or (1e-3 if facts["inputs"] in ("numbers", "words") else 1e-4),
             loss=self.loss_for(kind),
             ranksim=self.ranksim_for(kind, facts),
         )
 
     def read(self, progress: JobProgress) -> RecipeData:
-        return read_task(self, None if self._trained is None else self._trained["categories"], progress)
+        return read_task(self, self._trained, progress)
 
     def make_method(self, facts: Mapping[str, Any]) -> Regression:
         kind = KINDS[facts["kind"]]
@@ -113,7 +113,7 @@ class RankSimRecipe(RankSimSettings):
     def read_unseen(self, data: Path, facts: Mapping[str, Any], progress: JobProgress) -> Evaluation:
         data = as_path(data)
         samples = KINDS[facts["kind"]].read_unseen(data, self.as_trained(facts).columns, facts["categories"])
-        (inputs,) = self.inputs.read([samples], data.parent, progress).rows
+        (inputs,) = self.inputs.read([samples], data.parent, progress, facts).rows
         return Evaluation(sample_names(samples), tensor_loader(inputs, batch_size=self.batch_size), unscored)
 
     def as_trained(self, facts: Mapping[str, Any]) -> "RankSimRecipe":
@@ -165,9 +165,7 @@ class RankSimRecipe(RankSimSettings):
         name = self.loss_for(KINDS[facts["kind"]])
         if name in LOSSES:
             return LOSSES[name]
-        mixture = GaussianMixture(*map(torch.tensor, facts["mixture"])) if name == "gai" else None
-        # Halfway between no error and the error of a constant prediction.
-        return BalancedMSE(facts["target_deviation"] / facts["target_scale"] / 2, mixture=mixture)
+        return BalancedMSE(mixture=GaussianMixture(*map(torch.tensor, facts["mixture"])) if name == "gai" else None)
 
 
 def _restore_encoder(run: Path, facts: Mapping[str, Any], encoder: nn.Module) -> None:

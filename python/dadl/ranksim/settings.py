@@ -14,11 +14,13 @@ from ..errors import SettingsError
 from ..options import Flag, NonNegative, Positive, PositiveInt, Width, between
 from ..runs.recipe import Recipe
 from .data_kinds import Columns, DataKind, Loss
-from .inputs import Inputs
+from .inputs import Inputs, TextEncoderName
 from .reweighting import Kernel
 from .target_transform import Transform
 
 ColumnNames = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=(), show_default=False)]
+
+ExistingFile = Annotated[Path, Parameter(validator=validators.Path(exists=True, dir_okay=False))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +28,7 @@ class RankSimSettings(Recipe):
     """Everything that the result of a run of :class:`.RankSimRecipe` depends on."""
 
     lr: Positive | None = None
-    """Peak learning rate. [default: 0.001; for image and text networks 0.0001]"""
+    """Peak learning rate. [default: 0.001; for image networks and fine-tuning 0.0001]"""
 
     target: str | None = None
     """Column to predict."""
@@ -122,6 +124,16 @@ class RankSimSettings(Recipe):
     fine_tune: bool = False
     """Train MiniLM itself on the texts, instead of two layers on its frozen features."""
 
+    text_encoder: TextEncoderName = "minilm"
+    """What reads texts: MiniLM, pre-trained, or a bidirectional LSTM on word vectors, which is trained."""
+
+    word_vectors: ExistingFile | None = None
+    """File of word vectors for the LSTM: lines of a word and its numbers, as GloVe's text files have them. Words
+    without a vector count as zeros. Prediction needs the same file."""
+
+    lstm_width: Width = 128
+    """Units in each direction of the LSTM's two layers."""
+
     backbone: str | None = None
     """Network for images: module:callable without arguments, images [B, 3, H, W] in [0, 1] to features [B, F];
     or timm:NAME, timm's network of that name with random weights.
@@ -164,6 +176,10 @@ class RankSimSettings(Recipe):
             raise SettingsError("images cannot be combined with text, features or one-hot: leave out one side")
         if self.fine_tune and (self.features or self.dates or self.one_hot):
             raise SettingsError("texts and numbers can be combined only with a frozen MiniLM: leave out fine-tune")
+        if (self.text_encoder == "bilstm") != (self.word_vectors is not None):
+            raise SettingsError("text-encoder bilstm and word-vectors go together: set both or neither")
+        if self.text_encoder == "bilstm" and (self.features or self.dates or self.one_hot or self.fine_tune):
+            raise SettingsError("bilstm reads texts alone: leave out fine-tune and columns of numbers or categories")
         if self.lds and self.reweighting == "none":
             raise SettingsError("lds smooths the counts of a reweighting: set reweighting too")
         if self.loss in ("bmc", "gai") and self.reweighting != "none":
@@ -189,6 +205,8 @@ class RankSimSettings(Recipe):
         """Refuse settings of networks for inputs that are not there."""
         if self.fine_tune and not texts:
             raise SettingsError("fine-tune trains MiniLM, but there are no texts")
+        if self.text_encoder == "bilstm" and not texts:
+            raise SettingsError("text-encoder bilstm reads texts, but there are none")
         if self.backbone is not None and not images:
             raise SettingsError(f"backbone {self.backbone} is for images, but there are none")
         if self.augment is not None and not images:
@@ -211,6 +229,9 @@ class RankSimSettings(Recipe):
         return Inputs(
             hidden=self.hidden,
             fine_tune=self.fine_tune,
+            text_encoder=self.text_encoder,
+            word_vectors=self.word_vectors,
+            lstm_width=self.lstm_width,
             backbone=self.backbone,
             image_size=self.image_size,
             augment=self.augment,
