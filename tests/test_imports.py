@@ -26,7 +26,9 @@ FLOORS = (
     ("training",),
     ("runs",),
     METHODS,
-    ("report", "demos", "benchmarks", "recipes"),
+    ("compare",),
+    ("report", "demos", "benchmarks"),
+    ("recipes",),
     ("cli", "__init__"),
     ("__main__",),
 )

@@ -4,6 +4,8 @@ Importing this package needs PyTorch and NumPy. The training loop (:mod:`dadl.tr
 packages of ``pip install 'dadl[train]'``.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from . import _launch as _launch  # first of all
 from .cmw_net import (
     CMWNet,
@@ -32,6 +34,14 @@ from .ranksim import (
     weighted_mse_loss,
 )
 
+if TYPE_CHECKING:
+    from .recipes import compare
+else:
+    # The name is the function's, see below. Imports from the package of that name find it in sys.modules.
+    from . import compare
+
+    del compare
+
 __all__ = [
     "BalancedMSE",
     "CMWNet",
@@ -47,6 +57,7 @@ __all__ = [
     "bin_labels",
     "bin_weights",
     "candidate_confidence",
+    "compare",
     "disambiguate",
     "focal_l1_loss",
     "focal_mse_loss",
@@ -60,3 +71,12 @@ __all__ = [
     "weighted_l1_loss",
     "weighted_mse_loss",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What needs the packages of ``dadl[train]`` is imported when it is asked for."""
+    if name != "compare":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .recipes import compare
+
+    return compare

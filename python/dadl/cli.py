@@ -52,6 +52,7 @@ app = App(
 )
 app.register_install_completion_command()
 app.command("dadl.recipes:app", name="train")
+app.command("dadl.recipes:compare_app", name="compare")
 
 
 @app.command
@@ -252,8 +253,11 @@ def _with_config(
     if config is not None:
         from .documents import read_yaml
         from .networks.user_code import refuse_code, user_code
+        from .runs.folder import RUN, with_split_seed
 
         settings = read_yaml(config)
+        if config.with_name(RUN).exists():
+            settings = with_split_seed(settings)
         if TRUST not in tokens:
             refuse_code(user_code({key: value for key, value in settings.items() if not _given(key, tokens)}), config)
         app.config = (Dict(settings, use_commands_as_keys=False, source=str(config)),)

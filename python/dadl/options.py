@@ -36,4 +36,5 @@ Flag = Annotated[bool, Parameter(negative=())]
 """Off by default, so there is no option to turn it off."""
 
 Device = Literal["auto", "cpu", "cuda"]
+Keep = Literal["best", "last"]
 BenchmarkName = Literal["ranksim", "rank-n-contrast", "contrast", "disagreement", "cmw-net", "all"]

@@ -1,9 +1,10 @@
-"""The one list of methods: their recipes, and the commands of ``dadl train``."""
+"""The one list of methods: their recipes, and the commands of ``dadl train`` and ``dadl compare``."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, replace
+from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 from rich.console import Console
@@ -11,14 +12,20 @@ from rich.console import Console
 from .checks import check, short_repr
 from .chi_model.recipe import ChiModelRecipe
 from .cmw_net.recipe import CMWNetRecipe
+from .compare.comparison import Comparison
+from .compare.study import CompareOptions, Study
+from .documents import parse_yaml, read_yaml
 from .errors import SettingsError
 from .networks.user_code import refuse_code, user_code
+from .options import Flag
 from .ranksim.recipe import RankSimRecipe
 from .runs.evaluate import TrainedRun
 from .runs.folder import CONFIG, RUN, check_unchanged, read_run
-from .runs.recipe import Recipe
+from .runs.recipe import Recipe, typed_settings
 from .runs.train import RunOptions, train_run
 from .self_tuning.recipe import SelfTuningRecipe
+
+ARMS = "arms.yaml"
 
 RECIPES: tuple[type[Recipe], ...] = (RankSimRecipe, SelfTuningRecipe, ChiModelRecipe, CMWNetRecipe)
 
@@ -26,21 +33,10 @@ RECIPES: tuple[type[Recipe], ...] = (RankSimRecipe, SelfTuningRecipe, ChiModelRe
 def make_recipe(name: str, settings: Mapping[str, Any]) -> Recipe:
     """The recipe of that name, with settings as in ``config.yaml``; they pass the checks of the command line's."""
     kind = _kind(name)
-    hints = get_type_hints(kind)
-    known = {field.name: field for field in fields(kind)}
-    if unknown := [key for key in settings if key not in known]:
-        raise SettingsError(f"{name} has no setting {short_repr(unknown[0])}")
-    required = [key for key, field in known.items() if field.default is MISSING and key not in settings]
+    required = [field.name for field in fields(kind) if field.default is MISSING and field.name not in settings]
     if required:
         raise SettingsError(f"{name} needs the setting {required[0]}")
-
-    def value(key: str) -> Any:
-        plain, types = settings[key], (hints[key], *get_args(hints[key]))
-        if Path in types and isinstance(plain, str):
-            return Path(plain)
-        return tuple(plain) if isinstance(plain, list) else plain
-
-    return kind(**{key: value(key) for key in settings})
+    return kind(**typed_settings(kind, settings))
 
 
 def open_run(folder: Path, data: Any = None, *, trust_code: bool = False) -> TrainedRun:
@@ -91,5 +87,91 @@ def _command(kind: type[Recipe]) -> Callable[..., None]:
     return command
 
 
+compare_app = App(
+    name="compare",
+    help="Compare ways to train on your own data: choose the settings of each on validation, with as many trials for "
+    "each, then train and test each with several seeds, and say which differences are more than chance.",
+)
+
+
+def default_arms(kind: type[Recipe]) -> str:
+    """The ``arms.yaml`` that comes with a recipe."""
+    return (files(kind.__module__.rpartition(".")[0]) / ARMS).read_text(encoding="utf-8")
+
+
+def compare(
+    recipe: Recipe | str,
+    arms: Mapping[str, Any] | Path | str | None = None,
+    *,
+    console: Console | None = None,
+    **settings: Any,
+) -> Comparison:
+    """Compare ways to train a recipe, as ``dadl compare`` does, and return the results.
+
+    >>> comparison = dadl.compare("ranksim", data="houses.csv", target="price", features="*", seeds=5)
+
+    Args:
+        recipe: the recipe that all arms share, or its name.
+        arms: a mapping as in an ``arms.yaml``, or the path of such a file; without one the recipe's own.
+        console: where to show progress; by default the standard output.
+        settings: of :class:`.CompareOptions` and of the recipe.
+
+    Raises:
+        UserError: everything that is wrong with settings, arms, data or the folder, before anything is trained.
+    """
+    names = {field.name for field in fields(CompareOptions)}
+    options = CompareOptions(**{name: value for name, value in settings.items() if name in names})
+    settings = {name: value for name, value in settings.items() if name not in names}
+    if isinstance(recipe, str):
+        recipe = make_recipe(recipe, settings)
+    elif settings:
+        recipe = replace(recipe, **typed_settings(type(recipe), settings))
+    plain: Mapping[str, Any]
+    trusted = options.trust_code
+    if arms is None:
+        plain, source, trusted = parse_yaml(default_arms(type(recipe))), ARMS, True
+    elif isinstance(arms, Mapping):
+        plain, source, trusted = arms, "arms", True
+    else:
+        plain, source = read_yaml(Path(arms)), str(arms)
+    try:
+        study = Study(recipe, plain, replace(options, trust_code=trusted))
+    except SettingsError as error:
+        raise SettingsError(f"{source}: {error}") from None
+    return study.run(Console() if console is None else console)
+
+
+def _compare_command(kind: type[Recipe]) -> Callable[..., None]:
+    """The command that compares arms of a recipe; its options are the recipe's settings."""
+
+    def command(
+        recipe: Recipe | None = None,
+        *,
+        arms: Path | None = None,
+        show_arms: Flag = False,
+        options: CompareOptions = CompareOptions(),  # noqa: B008 (frozen)
+    ) -> None:
+        if show_arms:
+            print(default_arms(kind), end="")
+        elif recipe is None:
+            raise SettingsError(f"{kind.name} needs the setting data: name a file or folder with --data")
+        else:
+            compare(recipe, arms, **vars(options))
+
+    command.__annotations__["recipe"] = Annotated[kind | None, Parameter(name="*")]
+    command.__annotations__["options"] = Annotated[CompareOptions, Parameter(name="*")]
+    command.__doc__ = f"""Compare ways to train. {kind.__doc__}
+
+    Parameters
+    ----------
+    arms
+        YAML file with the arms: names and the settings of each. [default: the recipe's own, see show-arms]
+    show_arms
+        Only show the recipe's own arms, to be copied and changed.
+    """
+    return command
+
+
 for kind in RECIPES:
     app.command(_command(kind), name=kind.name)
+    compare_app.command(_compare_command(kind), name=kind.name)

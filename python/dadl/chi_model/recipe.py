@@ -64,6 +64,7 @@ class ChiModelRecipe(ListRecipe[Values]):
     name: ClassVar[str] = "chi-model"
     shape_facts: ClassVar[tuple[str, ...]] = ("values",)
     facts_kind: ClassVar[Any] = ChiModelFacts
+    score_columns: ClassVar[tuple[str, ...]] = ("MAE %",)
     search_space: ClassVar[Mapping[str, tuple[float, float]]] = {"lr": (1e-4, 1e-1), "eta": (1e-3, 1.0)}
 
     method: Literal["chi-model", "mcd", "pi-model", "r-drop", "mean-teacher", "labels-only"] = "chi-model"
@@ -83,27 +84,32 @@ class ChiModelRecipe(ListRecipe[Values]):
         if self.columns is not None and len(set(self.columns)) != max(len(self.columns), 1):
             raise SettingsError(f"columns is {list(self.columns)}; name at least one, and each once")
 
+    @property
+    def draws_test(self) -> bool:
+        return any(self.data.glob("*.npz"))
+
     def resolved(self, facts: Mapping[str, Any]) -> "ChiModelRecipe":
         return replace(self, columns=tuple(self._columns(facts["values"])))
 
     def read(self, progress: JobProgress) -> RecipeData:
-        if not any(self.data.glob("*.npz")):
+        if not self.draws_test:
             return super().read(progress)
         self.view()  # what is wrong with it shows before images are read
-        drawn = read_sprites(self.data, self.images, self.seed)
+        drawn = read_sprites(self.data, self.images, self.split_seed)
         columns = self._columns(len(drawn.names))
         if max(columns) >= len(drawn.names):
             names = ", ".join(drawn.names)
             raise SettingsError(f"there is no column {max(columns)}: the columns, numbered from 0, are {names}")
         target = drawn.target[:, columns]
         images = _resized(drawn.images, stored_size(self.image_size))
-        order = torch.randperm(len(target), generator=torch.Generator().manual_seed(self.seed))
+        order = torch.randperm(len(target), generator=torch.Generator().manual_seed(self.split_seed))
         test, validation, train = order.split([len(order) // 5, len(order) // 10, len(order) - len(order) * 3 // 10])
         labelled, unlabelled = train.split([count := math.ceil(len(train) * self.labels / 100), len(train) - count])
 
         def evaluation(rows: Tensor) -> Evaluation:
             loader = tensor_loader(images[rows], batch_size=self.batch_size)
-            return Evaluation([str(row) for row in rows.tolist()], loader, partial(self._table, target=target[rows]))
+            score = partial(self._table, target=target[rows])
+            return Evaluation([str(row) for row in rows.tolist()], loader, score, **self._truth(target[rows]))
 
         parts = {"labelled": labelled, "unlabelled": unlabelled, "validation": validation, "test": test}
         return RecipeData(
@@ -137,6 +143,16 @@ class ChiModelRecipe(ListRecipe[Values]):
 
     def score(self, rows: Sequence[Row[Values]], predicted: Tensor) -> Scores:
         return self._table(predicted, torch.tensor([row.label for row in rows]))
+
+    def truth(self, rows: Sequence[Row[Values]]) -> dict[str, Any]:
+        return self._truth(torch.tensor([row.label for row in rows]))
+
+    def _truth(self, target: Tensor) -> dict[str, Any]:
+        names = ["target"] if target.shape[1] == 1 else [f"target {i}" for i in self._columns(target.shape[1])]
+        return {
+            "targets": dict(zip(names, target.T.tolist(), strict=True)),
+            "region_sizes": dict.fromkeys(["all", *self._names(target.shape[1])], len(target)),
+        }
 
     def _table(self, predicted: Tensor, target: Tensor) -> Scores:
         errors = 100 * (predicted - target).abs().mean(dim=0)

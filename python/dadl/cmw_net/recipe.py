@@ -27,7 +27,7 @@ from ..options import Count, Flag, Fraction, ImageSize, NonNegative, Positive, P
 from ..output import JobProgress
 from ..runs.folder import read_run, trained_state
 from ..runs.recipe import Evaluation, Recipe, RecipeData
-from ..runs.scores import class_columns, class_scores, unscored
+from ..runs.scores import CLASS_COLUMNS, class_columns, class_scores, class_truth, unscored
 from .meta_gradient import Normalize
 from .method import CrossEntropy, LearntWeights, LowestLossMeta, meta_loader
 from .parts import ImageSamples, Noise, Parts, corrupted, read_files, read_lists
@@ -57,6 +57,7 @@ class CMWNetRecipe(Recipe):
     name: ClassVar[str] = "cmw-net"
     shape_facts: ClassVar[tuple[str, ...]] = ("classes", "image_shape", "view_size")
     facts_kind: ClassVar[Any] = CMWNetFacts
+    score_columns: ClassVar[tuple[str, ...]] = CLASS_COLUMNS
     search_space: ClassVar[Mapping[str, tuple[float, float]]] = {"lr": (1e-3, 0.5), "meta_lr": (1e-4, 1e-1)}
 
     method: Literal["cmw-net", "mw-net", "cmw-net-sl", "ce", "ce-meta"] = "cmw-net"
@@ -175,7 +176,7 @@ class CMWNetRecipe(Recipe):
                 noise=self.noise,
                 rate=self.noise_rate,
                 num_classes=num_classes,
-                seed=self.seed,
+                seed=self.split_seed,
             )
         except SettingsError:
             raise
@@ -188,6 +189,7 @@ class CMWNetRecipe(Recipe):
             part.names,
             tensor_loader(part.images, batch_size=self.batch_size),
             partial(class_scores, target=part.target),
+            **class_truth(part.target),
         )
         return RecipeData(
             facts={
@@ -282,7 +284,7 @@ class CMWNetRecipe(Recipe):
         if self.val_fraction is not None:
             if validation is not None:
                 raise SettingsError(f"{self.data} has {VALIDATION}: leave out val-fraction")
-            order = torch.randperm(len(train.target), generator=torch.Generator().manual_seed(self.seed))
+            order = torch.randperm(len(train.target), generator=torch.Generator().manual_seed(self.split_seed))
             drawn = order[: max(1, int(self.val_fraction * len(order)))].sort().values
             train, validation = train.without(drawn), train.take(drawn)
         if self.meta != "clean":
@@ -290,7 +292,7 @@ class CMWNetRecipe(Recipe):
         elif self.meta_per_class is not None:
             if meta is not None:
                 raise SettingsError(f"{self.data} has {META}: leave out meta-per-class")
-            drawn = balanced_subset(train.target, self.meta_per_class, seed=self.seed)
+            drawn = balanced_subset(train.target, self.meta_per_class, seed=self.split_seed)
             train, meta = train.without(drawn), train.take(drawn)
         elif meta is None and self.method != "ce":
             raise SettingsError(

@@ -52,10 +52,10 @@ class LabelBins:
         return cls(float(ordered[0]), float(ordered[-1]), len(edges) + 1, tuple(edges.tolist()))
 
     @classmethod
-    def known(cls, bins: tuple[float, float, int], edges: Sequence[float]) -> "LabelBins":
+    def known(cls, bins: tuple[float, float, int], edges: Sequence[float] | None) -> "LabelBins":
         """From facts of a run."""
         low, high, count = bins
-        return cls(low, high, count, tuple(edges))
+        return cls(low, high, count, None if edges is None else tuple(edges))
 
     def numbers(self, labels: Tensor) -> Tensor:
         """The bin of each label, see :func:`dadl.bin_labels`."""
@@ -71,6 +71,18 @@ class LabelBins:
             return self.low + number * width, self.low + (number + 1) * width
         edges = (self.low, *self.edges, self.high)
         return edges[number], edges[number + 1]
+
+    def ranges(self, mask: Tensor) -> list[tuple[float, float]]:
+        """The ranges of labels in the bins of a mask ``[count]``, where neighbours are joined."""
+        ranges: list[tuple[float, float]] = []
+        before = -2
+        for number in mask.nonzero().flatten().tolist():
+            low, high = self.bounds(number)
+            if number == before + 1:
+                low = ranges.pop()[0]
+            ranges.append((low, high))
+            before = number
+        return ranges
 
     def counts(self, numbers: Tensor) -> Tensor:
         """The number of samples in each bin, from the bin of each sample."""

@@ -13,7 +13,7 @@ from ..data.columns.data_set import RegressionData, Split
 from ..data.fingerprint import image_fingerprint
 from ..data.rows import Rows, TensorRows, as_fetched, tensor_loader
 from ..errors import SettingsError
-from ..metrics import shot_metrics
+from ..metrics import FEW, MANY, fitting_limits, shot_metrics, shot_regions
 from ..options import Count, NonNegative, Positive, between
 from ..output import JobProgress
 from ..runs.recipe import Evaluation, RecipeData, Scores
@@ -53,6 +53,7 @@ class RankSimFacts(_Facts, total=False):
     missing: MissingFacts
     ranksim: NonNegative
     edges: list[float]
+    limits: tuple[Count, Count]
     transform: Transform
     quantiles: tuple[list[float], list[float]]
 
@@ -61,7 +62,7 @@ def read_task(settings: RankSimSettings, trained: Mapping[str, Any] | None, prog
     """Read and check the data of these settings; ``trained`` are the facts of an earlier training."""
     kind = kind_of(settings.data, settings.columns)
     known = None if trained is None else trained["categories"]
-    data = kind.read(settings.data, settings.columns, settings.seed, known)
+    data = kind.read(settings.data, settings.columns, settings.split_seed, known)
     settings.check_inputs(bool(data.train.texts), bool(data.train.images))
     if data.train.images:
         settings.inputs.check_images()
@@ -89,17 +90,22 @@ def read_task(settings: RankSimSettings, trained: Mapping[str, Any] | None, prog
         "buckets": astuple(kind.smoothing_bins(bins, width))[:3] if bins.edges is None else (0, bins.count, bins.count),
         "bins": astuple(bins)[:3],
         "counts": counts.tolist(),
+        "limits": _limits(settings, counts),
     }
     if bins.edges is not None:
         facts["edges"] = bins.edges
     if settings.loss_for(kind) == "gai":
-        facts["mixture"] = _fitted_mixture((learnt - learnt.mean()) / scale, settings.seed)
+        facts["mixture"] = _fitted_mixture((learnt - learnt.mean()) / scale, settings.split_seed)
     weights = _weights(settings, kind, counts)[bin_numbers["train"]]
+    limits = {"many": facts["limits"][0], "few": facts["limits"][1]}
+    regions = shot_regions(counts, **limits)
 
     def evaluation(name: Split) -> Evaluation:
         part = parts[name]
-        score = partial(_score, settings, target=part.target, bins=bin_numbers[name], counts=counts)
-        return Evaluation(sample_names(part), tensor_loader(rows[name], batch_size=settings.batch_size), score)
+        loader = tensor_loader(rows[name], batch_size=settings.batch_size)
+        score = partial(_score, settings, target=part.target, bins=bin_numbers[name], counts=counts, **limits)
+        sizes = {str(region): int(mask[bin_numbers[name]].sum()) for region, mask in regions.items()}
+        return Evaluation(sample_names(part), loader, score, {"target": part.target.tolist()}, sizes)
 
     return RecipeData(
         facts=facts,
@@ -167,6 +173,12 @@ def _notes(
     labels = [(sample_names(part), part.target) for part in (data.train, data.val, data.test)]
     if warning := skew_warning(bins, counts, labels):
         notes.append(f"Warning: {warning}")
+    if settings.many is None and settings.few is None and facts["limits"] != [MANY, FEW]:
+        many, few = facts["limits"]
+        notes.append(
+            f"The limits {MANY} and {FEW} would leave many, medium or few without a label bin. Instead each has "
+            f"about a third of the bins, many with more than {many} training samples and few with fewer than {few}"
+        )
     if facts.get("ranksim") == 0.0 and settings.retrain_from is None:
         notes.append("RankSim is off, as it is for numbers alone unless --ranksim says its weight")
     return notes
@@ -188,17 +200,19 @@ def _loader(settings: RankSimSettings, inputs: Rows, target: Tensor, weights: Te
     return DataLoader(rows, settings.batch_size, shuffle=True, drop_last=drop_last, collate_fn=as_fetched)
 
 
-def _score(settings: RankSimSettings, predicted: Tensor, *, target: Tensor, bins: Tensor, counts: Tensor) -> Scores:
-    metrics = shot_metrics(predicted, target, bins, counts, many=settings.many, few=settings.few)
+def _limits(settings: RankSimSettings, counts: Tensor) -> list[int]:
+    """Above and below which training samples a bin is many-shot and few-shot."""
+    if settings.many is None and settings.few is None:
+        return fitting_limits(counts)
+    return [settings.many or MANY, settings.few or FEW]
+
+
+def _score(
+    settings: RankSimSettings, predicted: Tensor, *, target: Tensor, bins: Tensor, counts: Tensor, **limits: int
+) -> Scores:
+    metrics = shot_metrics(predicted, target, bins, counts, **limits)
     return {
-        region: {
-            "MAE": values.mae,
-            "MSE": values.mse,
-            "GM": values.gm,
-            "bMAE": values.bmae,
-            "Pearson": values.pearson,
-            "Spearman": values.spearman,
-        }
+        region: {column: getattr(values, column.lower()) for column in settings.score_columns}
         for region, values in metrics.items()
     }
 

@@ -16,6 +16,7 @@ from ..data.columns.arrow import as_path
 from ..data.columns.source import positions, read_source
 from ..data.rows import tensor_loader
 from ..errors import ProblemsError, SettingsError
+from ..metrics import FEW, MANY, shot_regions
 from ..output import JobProgress
 from ..runs.folder import as_json, read_run, trained_state
 from ..runs.recipe import Evaluation, RecipeData
@@ -55,6 +56,7 @@ class RankSimRecipe(RankSimSettings):
     name: ClassVar[str] = "ranksim"
     shape_facts: ClassVar[tuple[str, ...]] = ("kind", "inputs", "categories")
     facts_kind: ClassVar[Any] = RankSimFacts
+    score_columns: ClassVar[tuple[str, ...]] = ("MAE", "MSE", "GM", "bMAE", "Pearson", "Spearman")
     search_space: ClassVar[Mapping[str, tuple[float, float]]] = {
         "ranksim": (1e-4, 1e3),
         "interp_strength": (0.1, 10.0),
@@ -70,6 +72,8 @@ class RankSimRecipe(RankSimSettings):
             lr=self.lr or (1e-3 if facts["inputs"] in ("numbers", "words") else 1e-4),
             loss=self.loss_for(kind),
             ranksim=self.ranksim_for(kind, facts),
+            many=self.many or facts.get("limits", (MANY, FEW))[0],
+            few=self.few or facts.get("limits", (MANY, FEW))[1],
         )
 
     def read(self, progress: JobProgress) -> RecipeData:
@@ -136,6 +140,22 @@ class RankSimRecipe(RankSimSettings):
         if self.ranksim:  # one's own γ is tried first
             low, high = min(low, self.ranksim), max(high, self.ranksim)
         return {**self.search_space, "ranksim": (low, high)}
+
+    def region_facts(self, facts: Mapping[str, Any], test: Evaluation) -> Mapping[str, Mapping[str, Any]]:
+        """The number of test and training samples of each region, and the ranges of its labels."""
+        if "limits" not in facts:  # of an earlier version
+            return super().region_facts(facts, test)
+        bins = LabelBins.known(facts["bins"], facts.get("edges"))
+        counts = torch.tensor(facts["counts"])
+        regions = shot_regions(counts, many=facts["limits"][0], few=facts["limits"][1])
+        return {
+            region: {
+                "test": test.region_sizes[region],
+                "train": int(counts[mask].sum()),
+                "labels": bins.ranges(mask),
+            }
+            for region, mask in regions.items()
+        }
 
     def remarks(self, history: Sequence[Mapping[str, float]]) -> Sequence[str]:
         """Say so once if RankSim's gradient exceeds the task's.

@@ -11,6 +11,7 @@ from ..data.columns.arrow import as_path
 from ..data.columns.number_format import Decimal, NumberFormat, Thousands
 from ..data.columns.roles import Roles
 from ..errors import SettingsError
+from ..metrics import FEW, MANY
 from ..options import Flag, NonNegative, Positive, PositiveInt, Width, between
 from ..runs.recipe import Recipe
 from .data_kinds import Columns, DataKind, Loss
@@ -109,11 +110,12 @@ class RankSimSettings(Recipe):
     bin_width: Positive | None = None
     """Width of the label bins. [default: ages 1, STS-B 0.1, other data a 50th of the range, rounded up for integers]"""
 
-    many: PositiveInt = 100
-    """Bins with more training samples are many-shot."""
+    many: PositiveInt | None = None
+    """Bins with more training samples are many-shot. [default: 100; see few]"""
 
-    few: PositiveInt = 20
-    """Bins with fewer training samples are few-shot."""
+    few: PositiveInt | None = None
+    """Bins with fewer training samples are few-shot. [default: 20; but where 100 and 20 leave many, medium or few
+    without a bin, each has a third of the bins, by their number of training samples]"""
 
     target_scale: Positive | None = None
     """Divisor of the targets in the loss. [default: ages 1, STS-B 5, other data their standard deviation]"""
@@ -188,8 +190,8 @@ class RankSimSettings(Recipe):
             raise SettingsError(f"bin-width is for bins by width, not by {self.bins_by}: leave out one of the two")
         if self.ks % 2 == 0:
             raise SettingsError(f"ks must be odd, so that the window has a centre, got {self.ks}")
-        if self.few > self.many:
-            raise SettingsError(f"few={self.few} must not be above many={self.many}")
+        if (self.few or FEW) > (self.many or MANY):
+            raise SettingsError(f"few={self.few or FEW} must not be above many={self.many or MANY}")
         if self.augment is not None and self.keep_positions:
             raise SettingsError("augment replaces the view that keep-positions configures: leave out one of the two")
         if self.retrain_from is not None and self.ranksim:
@@ -211,6 +213,10 @@ class RankSimSettings(Recipe):
             raise SettingsError(f"backbone {self.backbone} is for images, but there are none")
         if self.augment is not None and not images:
             raise SettingsError(f"augment {self.augment} is for images, but there are none")
+
+    @property
+    def draws_test(self) -> bool:
+        return self.target is not None and self.split is None
 
     @property
     def columns(self) -> Columns:

@@ -71,6 +71,10 @@ class ListRecipe(Recipe, Generic[LabelT]):
     def score(self, rows: Sequence[Row[LabelT]], predicted: Tensor) -> Scores:
         """Evaluate the predictions for the rows."""
 
+    @abstractmethod
+    def truth(self, rows: Sequence[Row[LabelT]]) -> dict[str, Any]:
+        """The true labels of the rows, as arguments of an :class:`.Evaluation`."""
+
     def read(self, progress: JobProgress) -> RecipeData:
         self.view()  # fails before images are read, if at all
         lists = self.read_lists()
@@ -115,7 +119,8 @@ class ListRecipe(Recipe, Generic[LabelT]):
 
     def _evaluation(self, rows: Sequence[Row[LabelT]], images: ChosenRows) -> Evaluation:
         score = lambda predicted: self.score(rows, predicted)
-        return Evaluation([row.path for row in rows], tensor_loader(images, batch_size=self.batch_size), score)
+        loader = tensor_loader(images, batch_size=self.batch_size)
+        return Evaluation([row.path for row in rows], loader, score, **self.truth(rows))
 
     def _images(self, folder: Path, rows: Sequence[ImageRow], progress: JobProgress) -> tuple[ChosenRows, Tensor]:
         progress.start("Reading images", total=len(rows))

@@ -2,17 +2,18 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..checks import check_fields
+from ..checks import check_fields, short_repr
+from ..data.text import did_you_mean
 from ..errors import SettingsError, UserError
-from ..options import Positive, PositiveInt, Seed
+from ..options import Keep, Positive, PositiveInt, Seed
 from ..output import JobProgress
 from ..training.method import Method
 
@@ -25,13 +26,15 @@ class Evaluation:
     """A part of the data for a trained method to predict.
 
     ``names``: of the samples, such as the path of an image, or a file and line. ``loader``: unshuffled; the first
-    element of a batch is the method's input. ``score`` evaluates the predictions of all samples, in order; validation
-    minimises the first number of its first row.
+    element of a batch is the method's input. ``score`` evaluates the predictions of all samples, in order. ``targets``
+    are the columns of true values, ``region_sizes`` the number of samples of each row of scores.
     """
 
     names: Sequence[str]
     loader: DataLoader[Any]
     score: Callable[[Tensor], Scores]
+    targets: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    region_sizes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,9 @@ class Recipe(ABC):
     facts_kind: ClassVar[Any] = Mapping[str, Any]
     """The type of its facts, by which those in the folder of a run are checked."""
 
+    score_columns: ClassVar[tuple[str, ...]] = ()
+    """The columns of its scores."""
+
     search_space: ClassVar[Mapping[str, tuple[float, float]]] = {}
     """Settings that ``--search`` tunes on validation, each in a range of positive numbers."""
 
@@ -93,11 +99,26 @@ class Recipe(ABC):
     checkpoint_every: PositiveInt = 1000
     """Steps between checkpoints, in addition to the one after each epoch."""
 
+    criterion: str | None = None
+    """Validation score that says which epoch is best: a row and a column of the scores, such as 'few MAE'.
+    [default: the first score]"""
+
+    keep: Keep = "best"
+    """Whether the method is tested as it was after its best epoch on validation, or after its last."""
+
+    split_seed: Seed = 0
+    """Seed of what is drawn of the data: validation and test samples, labelled samples, noise."""
+
     seed: Seed = 0
-    """Seed of everything random."""
+    """Seed of everything else that is random."""
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+    @property
+    def draws_test(self) -> bool:
+        """Whether ``split_seed`` draws the test samples, and the data do not say themselves which these are."""
+        return False
 
     def resolved(self, facts: Mapping[str, Any]) -> "Recipe":
         """These settings with a value in place of each default that depends on the kind of data or on other settings.
@@ -122,6 +143,10 @@ class Recipe(ABC):
         """The ranges of ``search_space`` for these data."""
         return self.search_space
 
+    def region_facts(self, facts: Mapping[str, Any], test: Evaluation) -> Mapping[str, Mapping[str, Any]]:
+        """What each row of the test scores is about, such as its number of ``test`` samples."""
+        return {row: {"test": size} for row, size in test.region_sizes.items()}
+
     def remarks(self, history: Sequence[Mapping[str, float]]) -> Sequence[str]:
         """Sentences about the last epoch of a history, to show as it ends."""
         return ()
@@ -137,6 +162,21 @@ class Recipe(ABC):
     @abstractmethod
     def prediction_columns(self, predicted: Tensor, facts: Mapping[str, Any]) -> Mapping[str, Sequence[Any]]:
         """Columns of ``predictions.csv``, from the predictions for all samples."""
+
+
+def typed_settings(kind: type[Recipe], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as in ``config.yaml`` as arguments of a recipe; raises a :class:`.SettingsError` for an unknown one."""
+    hints = {name: hint for name, hint in get_type_hints(kind).items() if name in kind.__dataclass_fields__}
+    if unknown := [key for key in settings if key not in hints]:
+        raise SettingsError(f"{kind.name} has no setting {short_repr(unknown[0])}{did_you_mean(unknown[0], hints)}")
+
+    def value(key: str) -> Any:
+        plain, types = settings[key], (hints[key], *get_args(hints[key]))
+        if Path in types and isinstance(plain, str):
+            return Path(plain)
+        return tuple(plain) if isinstance(plain, list) else plain
+
+    return {key: value(key) for key in settings}
 
 
 def build_method(recipe: Recipe, facts: Mapping[str, Any]) -> Method:

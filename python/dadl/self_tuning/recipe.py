@@ -16,7 +16,7 @@ from ..networks.views import View
 from ..options import Fraction, Positive, Width, between
 from ..runs.list_recipe import ListRecipe
 from ..runs.recipe import Scores
-from ..runs.scores import class_columns, class_scores
+from ..runs.scores import CLASS_COLUMNS, class_columns, class_scores, class_truth
 from .method import UNLABELLED, FineTuning, FixMatch, SelfTuning, paired_loader
 
 METHOD_THRESHOLDS: dict[str, float] = {"self-tuning": 0.0, "fixmatch": 0.95, "fine-tuning": 0.0}
@@ -35,6 +35,7 @@ class SelfTuningRecipe(ListRecipe[int]):
     name: ClassVar[str] = "self-tuning"
     shape_facts: ClassVar[tuple[str, ...]] = ("classes",)
     facts_kind: ClassVar[Any] = SelfTuningFacts
+    score_columns: ClassVar[tuple[str, ...]] = CLASS_COLUMNS
     search_space: ClassVar[Mapping[str, tuple[float, float]]] = {"lr": (1e-4, 1e-1), "temperature": (0.02, 1.0)}
 
     method: Literal["self-tuning", "fixmatch", "fine-tuning"] = "self-tuning"
@@ -110,6 +111,9 @@ class SelfTuningRecipe(ListRecipe[int]):
 
     def score(self, rows: Sequence[Row[int]], predicted: Tensor) -> Scores:
         return class_scores(predicted, torch.tensor([row.label for row in rows]))
+
+    def truth(self, rows: Sequence[Row[int]]) -> dict[str, Any]:
+        return class_truth(torch.tensor([row.label for row in rows]))
 
     def prediction_columns(self, predicted: Tensor, facts: Mapping[str, Any]) -> Mapping[str, Sequence[Any]]:
         return class_columns(predicted)
