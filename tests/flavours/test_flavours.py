@@ -3,11 +3,9 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-
 from flavours import build
 
 OPERATORS = ("ranking", "ranksim", "rank_n_contrast", "contrast", "disagreement", "dropout")

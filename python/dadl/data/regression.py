@@ -1,53 +1,25 @@
 """Regression data from files: images, texts or numbers with a numeric target. All problems are reported at once."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
-from torch import Tensor
+from typing import Any
 
 from ..errors import ProblemsError
 from .columns.arrow import as_path
+from .columns.data_set import SPLITS, RegressionData, assembled, named_parts, random_parts, unseen
 from .columns.number_format import Decimal, NumberFormat, Thousands
 from .columns.roles import Roles
 from .columns.samples import Layout, RegressionSamples, SampleReader
 from .columns.source import Source, positions, read_source
 from .images import image_problems
 from .tables import Table, read_table
-from .text import did_you_mean
 
-Split = Literal["train", "val", "test"]
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
 STS_B_FILES = ("train", "dev", "test")
 STS_B_COLUMNS = 10
 STS_B_FORMAT: dict[str, Any] = {"delimiter": "\t", "quoted": False}
 STATED = NumberFormat(".")
-
-
-@dataclass(frozen=True)
-class RegressionData:
-    """Three splits; image paths are relative to ``folder``, ``feature_names`` are the columns of ``features``.
-
-    ``categories`` are those of each one-hot column, as :func:`read_unseen_csv` takes them. ``roles`` are the columns
-    that were read, with names in place of patterns; ``feature_columns`` name the column of each feature.
-    """
-
-    train: RegressionSamples
-    val: RegressionSamples
-    test: RegressionSamples
-    folder: Path
-    feature_names: tuple[str, ...]
-    feature_columns: tuple[str, ...]
-    categories: Mapping[str, tuple[str, ...]]
-    roles: Roles
-
-    @property
-    def splits(self) -> dict[Split, RegressionSamples]:
-        """The three splits by name."""
-        return {"train": self.train, "val": self.val, "test": self.test}
 
 
 def read_csv(
@@ -116,10 +88,10 @@ def read_csv(
     source, roles, at = _opened(path, roles, problems)
     form = NumberFormat(decimal, thousands)
     reader = SampleReader(source, Layout.of(roles, at), form, missing, unknown, problems)
-    parts = _random_parts(len(source), seed) if split is None else _named_parts(source, at[split], problems)
+    parts = random_parts(len(source), seed) if split is None else named_parts(source, at[split], problems)
     if image is not None and check_images:
         problems += image_problems(path.parent, reader.images(), on_image, outside=outside)
-    return _assembled(reader, roles, path.parent, parts, known)
+    return assembled(reader, roles, path.parent, parts, known)
 
 
 def read_agedb(
@@ -156,7 +128,7 @@ def read_sts_b(folder: Path) -> RegressionData:
     ends = list(accumulate(map(len, tables)))
     parts = {split: list(range(start, end)) for split, start, end in zip(SPLITS, [0, *ends], ends, strict=False)}
     layout = Layout(target=9, texts=(7, 8))
-    return _assembled(SampleReader(whole, layout, STATED, False, False, problems), Roles(), folder, parts)
+    return assembled(SampleReader(whole, layout, STATED, False, False, problems), Roles(), folder, parts)
 
 
 def read_unseen_csv(
@@ -197,7 +169,7 @@ def read_unseen_csv(
     source, roles, at = _opened(as_path(path), roles, problems)
     form = NumberFormat(decimal, thousands)
     reader = SampleReader(source, Layout.of(roles, at), form if form.stated else STATED, missing, unknown, problems)
-    return _unseen(reader, known)
+    return unseen(reader, known)
 
 
 def read_unseen_sts_b(path: Path) -> RegressionSamples:
@@ -211,7 +183,7 @@ def read_unseen_sts_b(path: Path) -> RegressionSamples:
     at = positions(table, roles.names, problems) if table.header else {}
     if len(at) < len(roles.names):
         raise ProblemsError(problems)
-    return _unseen(SampleReader(table, Layout.of(roles, at), STATED, False, False, problems), {})
+    return unseen(SampleReader(table, Layout.of(roles, at), STATED, False, False, problems), {})
 
 
 def _opened(path: Path, roles: Roles, problems: list[str]) -> tuple[Source, Roles, dict[str, int]]:
@@ -227,79 +199,3 @@ def _opened(path: Path, roles: Roles, problems: list[str]) -> tuple[Source, Role
     dates = [*roles.dates, *(name for name in roles.features if source.is_time(at[name]))]
     roles = replace(roles, dates=tuple(name for name in dict.fromkeys(dates) if name not in roles.one_hot))
     return source, roles, at
-
-
-def _random_parts(count: int, seed: int) -> dict[Split, list[int]]:
-    """A tenth of the rows each for validation and test, but two rows each if there are few; the rest trains."""
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    held_out = max(count // 10, min(2, count // 3))
-    parts = order.split([count - 2 * held_out, held_out, held_out])
-    return {split: part.sort().values.tolist() for split, part in zip(SPLITS, parts, strict=True)}
-
-
-def _named_parts(source: Source, column: int, problems: list[str]) -> dict[Split, list[int]]:
-    parts: dict[Split, list[int]] = {split: [] for split in SPLITS}
-    unknown: dict[str, list[str]] = {}
-    for row, name in enumerate(source.texts(column)):
-        if name in SPLITS:
-            parts[name].append(row)
-        else:
-            unknown.setdefault(name, []).append(source.where(row))
-    problems += [
-        f"{wheres[0]}: {source.header[column]} {name!r} is none of {', '.join(SPLITS)}; {len(wheres)} rows have it"
-        f"{did_you_mean(name, SPLITS)}"
-        for name, wheres in unknown.items()
-    ]
-    return parts
-
-
-def _assembled(
-    reader: SampleReader,
-    roles: Roles,
-    folder: Path,
-    parts: Mapping[Split, list[int]],
-    known: Mapping[str, Sequence[str]] | None = None,
-) -> RegressionData:
-    """The data set, or an error with the reader's problems so far and those of the columns."""
-    problems, header = reader.problems, reader.source.header
-    target = reader.target()
-    if known is None:
-        categories = reader.categories(parts["train"])
-    else:
-        categories = {name: tuple(values) for name, values in known.items()}
-        reader.check_categories(categories)
-    advice, hint = "leave it out or ask for it one-hot", "; --missing mean or zero fills it in"
-    features = reader.features(categories, advice, hint)
-    reader.check_texts()
-    _check_parts(reader.source.path, parts, target, problems)
-    if reader.missing and not problems:
-        empty = features.values[parts["train"]].isnan().all(dim=0).tolist()
-        problems += [
-            f"{reader.source.path}: {name} has no value in train; leave the column out"
-            for name, is_empty in zip(features.names, empty, strict=True)
-            if is_empty
-        ]
-    if problems:
-        raise ProblemsError(problems)
-    train, val, test = (reader.samples(parts[split], target, features.values) for split in SPLITS)
-    columns = tuple(header[column] for column in features.columns)
-    return RegressionData(train, val, test, folder, features.names, columns, categories, roles)
-
-
-def _unseen(reader: SampleReader, categories: Mapping[str, tuple[str, ...]]) -> RegressionSamples:
-    """All samples of the table, or an error as above."""
-    reader.check_categories(categories)
-    features = reader.features(categories, "the training had numbers there")
-    reader.check_texts()
-    if reader.problems:
-        raise ProblemsError(reader.problems)
-    return reader.samples(range(len(reader.source)), None, features.values)
-
-
-def _check_parts(path: Path, parts: Mapping[Split, list[int]], target: Tensor, problems: list[str]) -> None:
-    for split, rows in parts.items():
-        if len(rows) < 2:
-            problems.append(f"{path}: {split} has {'one sample' if rows else 'no samples'}; at least two are needed")
-    values = target[parts["train"]]
-    if len(values) >= 2 and bool((values == values[0]).all()):
-        problems.append(f"{path}: every target in train is {values[0].item():g}, so there is nothing to learn")

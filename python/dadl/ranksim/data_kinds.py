@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
+from ..data.columns.data_set import RegressionData
 from ..data.columns.number_format import Decimal, Thousands
 from ..data.columns.roles import Roles
 from ..data.columns.samples import RegressionSamples
@@ -16,7 +17,6 @@ from ..data.columns.source import read_source
 from ..data.regression import (
     STS_B_FILES,
     STS_B_FORMAT,
-    RegressionData,
     read_agedb,
     read_csv,
     read_sts_b,

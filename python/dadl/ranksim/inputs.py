@@ -11,23 +11,29 @@ from torch import Tensor, nn
 from ..data.columns.samples import RegressionSamples
 from ..data.images import find_images, load_images
 from ..data.rows import Rows
+from ..data.word_vectors import MEGABYTE, WordRows, read_word_vectors, unknown_words, words_of
+from ..errors import SettingsError
+from ..networks.bilstm import BiLSTM
 from ..networks.image_network import Network, image_network
 from ..networks.user_views import training_view
 from ..networks.views import View, stored_size
 from ..options import Count
 from ..output import JobProgress
 
+TextEncoderName = Literal["minilm", "bilstm"]
+
 
 @dataclass(frozen=True)
 class EncoderInputs:
     """For each part of the data, the ``rows`` to encode and the ``digests`` of its images (empty without images).
 
-    ``facts`` describe the rows for :meth:`Inputs.encoder`.
+    ``facts`` describe the rows for :meth:`Inputs.encoder`, ``notes`` are sentences about them to show.
     """
 
     rows: Sequence[Rows]
     digests: Sequence[Tensor]
     facts: Mapping[str, Any]
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,9 @@ class Inputs:
 
     hidden: int
     fine_tune: bool
+    text_encoder: TextEncoderName
+    word_vectors: Path | None
+    lstm_width: int
     network: Network
     backbone: str | None
     image_size: int
@@ -48,8 +57,17 @@ class Inputs:
         self._network()
         self._view()
 
-    def read(self, parts: Sequence[RegressionSamples], folder: Path, progress: JobProgress) -> EncoderInputs:
-        """Decode images, tokenise texts, or join numbers and the features of texts."""
+    def read(
+        self,
+        parts: Sequence[RegressionSamples],
+        folder: Path,
+        progress: JobProgress,
+        trained: Mapping[str, Any] | None = None,
+    ) -> EncoderInputs:
+        """Decode images, tokenise texts, or join numbers and the features of texts.
+
+        ``trained`` are the facts of an earlier training, whose word vectors must be the same.
+        """
         sizes = [len(part.where) for part in parts]
         if parts[0].images:
             files = [image for part in parts for image in part.images]
@@ -60,6 +78,8 @@ class Inputs:
         no_digests = [torch.empty(0)] * len(parts)
         numbers = torch.cat([part.features for part in parts]).float()
         texts = [sample for part in parts for sample in part.texts]
+        if texts and self.text_encoder == "bilstm":
+            return self._words(texts, sizes, progress, trained)
         if texts:
             from ..networks.text_encoder import encode, tokenize  # importing it takes seconds
 
@@ -80,10 +100,36 @@ class Inputs:
             from ..networks.text_encoder import TextEncoder, num_features
 
             return TextEncoder(), num_features(facts["texts"])
+        if facts["inputs"] == "words":
+            lstm = BiLSTM(facts["width"], self.lstm_width, facts["texts"])
+            return lstm, lstm.num_features
         missing = facts.get("missing")
         standardize = _Standardize(facts["mean"], facts["deviation"], facts["width"], missing)
         layers = [nn.Linear(standardize.width, self.hidden), nn.ReLU(), nn.Linear(self.hidden, self.hidden), nn.ReLU()]
         return nn.Sequential(standardize, *layers), self.hidden
+
+    def _words(
+        self,
+        texts: Sequence[Sequence[str]],
+        sizes: Sequence[int],
+        progress: JobProgress,
+        trained: Mapping[str, Any] | None,
+    ) -> EncoderInputs:
+        """Texts as the vectors of their words."""
+        assert self.word_vectors is not None
+        file = self.word_vectors
+        samples = [[words_of(text) for text in sample] for sample in texts]
+        if file.exists():
+            progress.start("Reading word vectors, MB", total=file.stat().st_size // MEGABYTE)
+        wanted = {word for sample in samples for text in sample for word in text}
+        vectors = read_word_vectors(file, wanted, progress.advance)
+        if trained is not None and trained["word_vectors"] != vectors.digest:
+            raise SettingsError(f"{file}: other word vectors than those of the training; put its file back")
+        facts = {"inputs": "words", "texts": len(texts[0]), "width": vectors.table.shape[1]}
+        note = unknown_words(samples, vectors)
+        rows = WordRows.of(samples, vectors).split(sizes)
+        empty = [torch.empty(0)] * len(sizes)
+        return EncoderInputs(rows, empty, facts | {"word_vectors": vectors.digest}, [note] if note else [])
 
     def _view(self) -> View:
         stored, crop = stored_size(self.image_size), None if self.keep_positions else 0.8

@@ -16,12 +16,16 @@ from ..training.method import Method
 from .bins import LabelBins
 from .feature_smoothing import FeatureDistributionSmoothing
 from .gradient_share import GradientShare
+from .losses import BalancedMSE
 from .retraining import FrozenEncoder
 from .reweighting import weighted_l1_loss
 from .target_transform import TargetTransform
 
 SHARE = "RankSim share"
 """In the log: the norm of RankSim's gradient at the features over that of the task's."""
+
+SIGMA = "sigma"
+"""In the log: the deviation of the errors that Balanced MSE reckons with."""
 
 RegressionLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """The mean loss of predictions ``[B]``, targets ``[B]`` and weights ``[B]``."""
@@ -39,8 +43,7 @@ class Regression(Method):
         head: the last linear layer, ``[B, d]`` to ``[B, 1]``.
         ranksim: the regulariser, or ``None``.
         lr: peak learning rate.
-        loss: of predictions and scaled targets; if it is a module, such as :class:`dadl.BalancedMSE`, its parameters
-            are learnt with ten times the learning rate.
+        loss: of predictions and scaled targets. The log tells the σ of :class:`dadl.BalancedMSE`, times ``scale``.
         smoothing: feature distribution smoothing, in the units of the targets; from the second epoch on, with
             statistics of the features after the previous epoch.
         bins: label bins for the smoothing that are not of equal width; its buckets are then their numbers.
@@ -110,10 +113,7 @@ class Regression(Method):
 
     def configure_optimizer(self, total_steps: int) -> tuple[Optimizer, LRScheduler]:
         optimizer = AdamW([p for part in (self.encoder, self.head) for p in _learnt(part)], lr=self.lr)
-        if own := _learnt(self.loss):
-            # These few parameters have far to go, and weight decay would pull them towards one.
-            optimizer.add_param_group({"params": own, "lr": 10 * self.lr, "weight_decay": 0.0})
-        return optimizer, OneCycleLR(optimizer, [group["lr"] for group in optimizer.param_groups], total_steps)
+        return optimizer, OneCycleLR(optimizer, self.lr, total_steps)
 
     @torch.no_grad()
     def after_epoch(self, epoch: int, loader: DataLoader[Any]) -> None:
@@ -129,8 +129,9 @@ class Regression(Method):
             self.share.end_step()
 
     def epoch_log(self) -> Mapping[str, float]:
-        """RankSim's share of the gradient."""
-        return {} if self.share is None else {SHARE: self.share.take()}
+        """RankSim's share of the gradient, and σ of Balanced MSE in the unit of the labels."""
+        log = {} if self.share is None else {SHARE: self.share.take()}
+        return log | ({SIGMA: self.loss.sigma * float(self.scale)} if isinstance(self.loss, BalancedMSE) else {})
 
 
 class ContrastedEncoder(Regression):
@@ -169,5 +170,5 @@ class Retraining(Regression):
         return super().configure_optimizer(total_steps)
 
 
-def _learnt(part: object) -> list[nn.Parameter]:
-    return [p for p in part.parameters() if p.requires_grad] if isinstance(part, nn.Module) else []
+def _learnt(part: nn.Module) -> list[nn.Parameter]:
+    return [p for p in part.parameters() if p.requires_grad]

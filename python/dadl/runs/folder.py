@@ -17,7 +17,7 @@ CONFIG, RUN, RESULTS, TABLE, PREDICTIONS = "config.yaml", "run.json", "results.j
 
 JOURNAL = "search.journal"
 
-PATHS = ("data", "retrain_from")
+PATHS = ("data", "retrain_from", "word_vectors")
 """Settings that may change after a run: data may be moved."""
 
 
