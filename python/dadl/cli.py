@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import json
-import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from cyclopts.config import Dict
 from .errors import UserError
 from .options import BenchmarkName, Device, Flag, Positive, PositiveInt
 from .output import forgive_streams, lost_output
-from .processes.signals import stop_on_signals, stopped_by
+from .processes.signals import received, stop_on_signals, stopped_by
 
 DemoName = Literal["ranksim", "strokes", "self-tuning", "chi-model", "cmw-net"]
 Folder = Annotated[Path, Parameter(validator=validators.Path(exists=True, file_okay=False))]
@@ -277,8 +276,8 @@ def main() -> None:
         app.meta(result_action="return_none")
     except UserError as error:
         sys.exit(str(error))
-    except KeyboardInterrupt as error:
-        number = error.args[0] if error.args else signal.SIGINT
+    except KeyboardInterrupt:
+        number = received()
         print(stopped_by(number), file=sys.stderr)
         sys.exit(128 + number)
     except OSError as error:

@@ -17,7 +17,7 @@ from ..documents import read_json
 from ..errors import SettingsError
 from ..metrics import shot_regions
 from ..options import Count, between
-from ..ranksim.bins import MOST_BINS, LabelBins
+from ..ranksim.labels.bins import MOST_BINS, LabelBins
 from ..runs.folder import PREDICTIONS, RESULTS
 
 Array = npt.NDArray[np.float64]

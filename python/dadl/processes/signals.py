@@ -10,9 +10,11 @@ from ..files import discard_temporary
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
+_received = signal.SIGINT
+
 
 def stop_on_signals() -> None:
-    """Let these signals raise a ``KeyboardInterrupt`` with their number; ignored ones, as under nohup, stay ignored.
+    """Let these signals raise a ``KeyboardInterrupt``; ignored ones, as under nohup, stay ignored.
 
     One of several processes may be waiting for the others in a collective, where no exception reaches it. There a
     thread of its own removes the files that are being written and ends the process.
@@ -28,13 +30,20 @@ def stop_on_signals() -> None:
         signal.signal(number, _leave_to_the_thread if together else _interrupt)
 
 
+def received() -> signal.Signals:
+    """The last signal that raised a ``KeyboardInterrupt``, which need not have come through as it was."""
+    return _received
+
+
 def stopped_by(number: int) -> str:
     """The sentence to end with."""
     return f"stopped by {signal.Signals(number).name}; a training run continues with --resume"
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt(number)
+    global _received
+    _received = signal.Signals(number)
+    raise KeyboardInterrupt
 
 
 def _leave_to_the_thread(number: int, frame: FrameType | None) -> None:

@@ -24,7 +24,7 @@ from ..data.regression import (
     read_unseen_sts_b,
 )
 from ..errors import ProblemsError, SettingsError
-from .bins import BINS, LabelBins
+from .labels.bins import BINS, LabelBins
 
 Loss = Literal["l1", "mse", "huber", "focal-l1", "focal-mse", "bmc", "gai"]
 

@@ -13,13 +13,13 @@ from torch.utils.data import DataLoader
 from dadl_ext import RankNContrastLoss, RankSimLoss
 
 from ..training.method import Method
-from .bins import LabelBins
 from .feature_smoothing import FeatureDistributionSmoothing
 from .gradient_share import GradientShare
+from .labels.bins import LabelBins
+from .labels.transform import TargetTransform
 from .losses import BalancedMSE
 from .retraining import FrozenEncoder
 from .reweighting import weighted_l1_loss
-from .target_transform import TargetTransform
 
 SHARE = "RankSim share"
 """In the log: the norm of RankSim's gradient at the features over that of the task's."""

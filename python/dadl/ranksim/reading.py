@@ -17,12 +17,12 @@ from ..metrics import FEW, MANY, fitting_limits, shot_metrics, shot_regions
 from ..options import Count, NonNegative, Positive, between
 from ..output import JobProgress
 from ..runs.recipe import Evaluation, RecipeData, Scores
-from .bins import MOST_BINS, LabelBins, skew_warning
 from .data_kinds import DataKind, kind_of
 from .inputs import MissingFacts, missing_facts, sample_names, standard_facts
+from .labels.bins import MOST_BINS, LabelBins, skew_warning
+from .labels.transform import Transform, fitted_transform, transform_facts
 from .reweighting import LabelDistributionSmoothing, Reweighting, bin_weights
 from .settings import RankSimSettings
-from .target_transform import Transform, fitted_transform, transform_facts
 
 REWEIGHTING: dict[str, Reweighting] = {"inverse": "inverse", "sqrt-inverse": "sqrt_inv"}
 MIXTURE_COMPONENTS = 8

@@ -22,18 +22,18 @@ from ..runs.folder import as_json, read_run, trained_state
 from ..runs.pictures import OpenedRun
 from ..runs.recipe import Evaluation, RecipeData
 from ..runs.scores import unscored
-from .bins import LabelBins
 from .data_kinds import KINDS
 from .feature_smoothing import FeatureDistributionSmoothing
 from .gradient_share import weights_of_shares
 from .inputs import sample_names
+from .labels.bins import LabelBins
+from .labels.transform import known_transform
 from .losses import BalancedMSE, GaussianMixture, focal_l1_loss, focal_mse_loss, weighted_huber_loss
 from .method import SHARE, ContrastedEncoder, Regression, RegressionLoss, Retraining
 from .pictures import draw_similarities
 from .reading import RankSimFacts, read_task
 from .reweighting import weighted_l1_loss, weighted_mse_loss
 from .settings import RankSimSettings
-from .target_transform import known_transform
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

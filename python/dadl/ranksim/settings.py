@@ -17,8 +17,8 @@ from ..options import Flag, NonNegative, Positive, PositiveInt, Width, between
 from ..runs.recipe import Recipe
 from .data_kinds import Columns, DataKind, Loss
 from .inputs import Inputs, TextEncoderName
+from .labels.transform import Transform
 from .reweighting import Kernel
-from .target_transform import Transform
 
 ColumnNames = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=(), show_default=False)]
 

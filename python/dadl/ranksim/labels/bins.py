@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import SettingsError
+from ...errors import SettingsError
 from .reweighting import bin_labels
 
 BINS = 50
