@@ -206,7 +206,13 @@ def test_a_second_stage_starts_from_the_first(tmp_path: Path, trained: list[str]
         assert torch.equal(encoders[0][key], encoders[1][key.replace("encoder.", "encoder.encoder.", 1)])
 
 
-def test_relative_values_are_multiples_of_the_default(tmp_path: Path, trained: list[str]) -> None:
+def test_relative_values_are_multiples_of_what_the_data_say(
+    tmp_path: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Trainings as short as these have hardly a gradient to compare with; see the tests of gradient shares.
+    monkeypatch.setattr(
+        RankSimRecipe, "_weights_of_shares", lambda self, task, device, *shares: [s / 4 for s in shares]
+    )
     arms = {
         "tune": {"lr": {"from": "0.5x", "to": "2x"}},
         "arms": {"plain": {"ranksim": 0}, "RankSim": {"tune": {"ranksim": [0, "0.1x", "1x"]}}},
@@ -215,9 +221,9 @@ def test_relative_values_are_multiples_of_the_default(tmp_path: Path, trained: l
     comparison = compare(recipe(tmp_path), output, arms, trials=3, seeds=1)
     scales = yaml.safe_load((output / "compare.yaml").read_text())["scales"]["0"]
     assert scales["lr"] == {"0.5x": 0.0005, "2x": 0.002}
-    assert 0 < scales["ranksim"]["0.1x"] < scales["ranksim"]["1x"]
+    assert scales["ranksim"] == {"0.1x": 0.025, "1x": 0.25}
     tried = [trial.settings for trial in comparison.arms[1].trials[0]]
-    assert {settings["ranksim"] for settings in tried} == {0, *scales["ranksim"].values()}
+    assert {settings["ranksim"] for settings in tried} == {0, 0.025, 0.25}
     assert all(0.0005 <= settings["lr"] <= 0.002 for settings in tried)
 
 
