@@ -54,7 +54,7 @@ def recipe_of(films: Path, vectors: Path, **settings: Any) -> RankSimRecipe:
 
 
 def test_texts_are_learnt_and_new_ones_predicted(films: Path, vectors: Path, tmp_path: Path) -> None:
-    recipe, folder = recipe_of(films, vectors, fds=True), tmp_path / "run"
+    recipe, folder = recipe_of(films, vectors, fds=True, ranksim=0.0, epochs=30), tmp_path / "run"
     task = recipe.read(JobProgress(QUIET))
     assert task.facts["inputs"] == "words"
     assert any("1 of 10 different words have no vector" in note and "such as !" in note for note in task.notes)

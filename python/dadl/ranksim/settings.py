@@ -22,8 +22,6 @@ from .reweighting import Kernel
 
 ColumnNames = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=(), show_default=False)]
 
-ExistingFile = Annotated[Path, Parameter(validator=validators.Path(exists=True, dir_okay=False))]
-
 
 @dataclass(frozen=True, kw_only=True)
 class RankSimSettings(Recipe):
@@ -130,7 +128,7 @@ class RankSimSettings(Recipe):
     text_encoder: TextEncoderName = "minilm"
     """What reads texts: MiniLM, pre-trained, or a bidirectional LSTM on word vectors, which is trained."""
 
-    word_vectors: ExistingFile | None = None
+    word_vectors: Path | None = None
     """File of word vectors for the LSTM: lines of a word and its numbers, as GloVe's text files have them. Words
     without a vector count as zeros. Prediction needs the same file."""
 

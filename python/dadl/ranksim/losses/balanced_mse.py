@@ -49,7 +49,8 @@ class BalancedMSE(nn.Module):
         \qquad p(y' \mid x) \propto p(y') \exp\left( -\frac{\lVert x - y' \rVert^2}{2 \sigma^2} \right),
 
     the mean over batches running, from :math:`\sqrt{\pi / 2} \, \mathrm{E} \lvert y - x \rvert` of the first batch on;
-    of normal errors that is the deviation. For BMC :math:`\mathrm{E}[y' \mid x]` is over the other labels of the batch.
+    of normal errors that is the deviation. For BMC :math:`\mathrm{E}[y' \mid x]` is over x and
+    the other labels of the batch; where these are further apart than σ, it comes out somewhat too large.
     σ so has the unit of the labels, needs neither an optimiser nor a learning rate, and changes in training mode only.
     *Our choice:* the paper learns σ by gradient. That takes as long as its initial value and its learning rate say, and
     meanwhile a σ that is too large drives predictions apart, which keeps it large. :math:`\mathrm{E}[y' \mid x]` fits
@@ -136,11 +137,12 @@ class BalancedMSE(nn.Module):
         if self.has_mixture:
             log_density, means = self._components(x, variance)
             return (log_density.softmax(dim=1) * means).sum(dim=1)
-        if len(y) == 1:
-            return x
-        others = _log_likelihood(x, y, variance).fill_diagonal_(-torch.inf).softmax(dim=1)
+        share = _log_likelihood(x, y, variance).fill_diagonal_(0).softmax(dim=1)  # x stands in for its own label
+        own = share.diagonal()
         # No matrix product, which autocast would form in half precision.
-        return (others * y if y.dim() == 1 else others[:, :, None] * y).sum(dim=1)
+        if y.dim() == 1:
+            return (share * y).sum(dim=1) + own * (x - y)
+        return (share[:, :, None] * y).sum(dim=1) + own[:, None] * (x - y)
 
     def _components(self, x: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
         """For each prediction and component, the logarithm of its share of p(x), but for a constant, and the mean of
