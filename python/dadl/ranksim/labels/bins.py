@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...errors import SettingsError
-from .reweighting import bin_labels
+from ..reweighting import bin_labels
 
 BINS = 50
 MOST_BINS = 10_000
