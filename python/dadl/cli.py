@@ -47,6 +47,7 @@ app = App(
     version=lambda: importlib.metadata.version("dadl"),
     suppress_keyboard_interrupt=False,
 )
+app.meta.suppress_keyboard_interrupt = False  # which would end in silence
 app.register_install_completion_command()
 app.command("dadl.recipes:app", name="train")
 app.command("dadl.recipes:compare_app", name="compare")

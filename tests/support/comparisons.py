@@ -123,6 +123,7 @@ def _write_plan(
         "seeds": seeds,
         "splits": splits,
         "reference": next(iter(arms)),
+        "scales": {},
         "arms": {
             name: {**overrides, **({"tune": {"lr": {"from": 0.0003, "to": 0.01}}} if trials else {})}
             for name, overrides in arms.items()
