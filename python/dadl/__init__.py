@@ -57,7 +57,6 @@ __all__ = [
     "bin_labels",
     "bin_weights",
     "candidate_confidence",
-    "compare",
     "disambiguate",
     "focal_l1_loss",
     "focal_mse_loss",
@@ -74,7 +73,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """What needs the packages of ``dadl[train]`` is imported when it is asked for."""
+    """What needs the packages of ``dadl[train]`` is imported when it is asked for, and so not part of ``__all__``."""
     if name != "compare":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from .recipes import compare

@@ -134,10 +134,7 @@ def compare(
         plain, source, trusted = arms, "arms", True
     else:
         plain, source = read_yaml(Path(arms)), str(arms)
-    try:
-        study = Study(recipe, plain, replace(options, trust_code=trusted))
-    except SettingsError as error:
-        raise SettingsError(f"{source}: {error}") from None
+    study = Study(recipe, plain, replace(options, trust_code=trusted), source)
     return study.run(Console() if console is None else console)
 
 

@@ -1,6 +1,6 @@
 """The arms of a comparison: ways to train, each a name and overrides of a recipe's settings."""
 
-import math
+import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ from typing import Any, get_args, get_type_hints
 
 import numpy as np
 
-from ..checks import short_repr
+from ..checks import LARGEST, short_repr
 from ..data.text import did_you_mean
 from ..errors import SettingsError
 from ..networks.user_code import refuse_code, user_code
@@ -19,20 +19,37 @@ OWN = ("data", "seed", "split_seed", "criterion", "retrain_from")
 """Settings that the comparison sets itself, the same for all arms."""
 THEN = "then "
 MOST_NAME = 60
+RELATIVE = re.compile(r"\d+\.?\d*([eE][-+]?\d+)?x", re.ASCII)
+
+Scales = Mapping[str, Mapping[str, float]]
+"""``scales[setting]["0.1x"]`` is the value that such a text stands for, see :meth:`.Recipe.relative_values`."""
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """Values of a setting to choose among: a list of them, or a range on a logarithmic scale."""
+    """Values of a setting to choose among: a list of them, or a range on a logarithmic scale.
+
+    A text such as ``0.1x`` is relative to what the recipe says of the setting for these data.
+    """
 
     choices: tuple[Any, ...] = ()
-    low: float = 0.0
-    high: float = 0.0
+    low: Any = 0.0
+    high: Any = 0.0
 
     @property
     def ends(self) -> tuple[Any, ...]:
         """The choices, or the ends of the range."""
         return self.choices or (self.low, self.high)
+
+    @property
+    def factors(self) -> dict[str, float]:
+        """The relative values, and of how many times something they speak."""
+        return {value: float(value[:-1]) for value in self.ends if _is_relative(value)}
+
+    def scaled(self, scale: Mapping[str, float]) -> "Tuned":
+        """With values in place of what is relative."""
+        scaled = lambda value: scale.get(value, value) if _is_relative(value) else value
+        return Tuned(tuple(map(scaled, self.choices)), scaled(self.low), scaled(self.high))
 
     def at(self, place: float) -> Any:
         """The value at a place in [0, 1)."""
@@ -91,7 +108,7 @@ class Arm:
         chosen = {name: values[prefix + name] for name in stage.tune if prefix + name in values}
         return {**base, **stage.settings, **chosen}
 
-    def trials(self, number: int, split: int) -> list[dict[str, Any]]:
+    def trials(self, number: int, split: int, scales: Scales) -> list[dict[str, Any]]:
         """Values of the tuned settings for each trial: a Latin hypercube over the space.
 
         A setting has the same places in all arms, so that no arm is luckier than another with, say, its learning rates.
@@ -101,7 +118,8 @@ class Arm:
             draw = np.random.default_rng([zlib.crc32(name.encode()), split])
             return (draw.permutation(number) + draw.random(number)) / number
 
-        columns = {name: [tuned.at(place) for place in places(name)] for name, tuned in self.space.items()}
+        space = {name: tuned.scaled(scales.get(name.removeprefix(THEN), {})) for name, tuned in self.space.items()}
+        columns = {name: [tuned.at(place) for place in places(name)] for name, tuned in space.items()}
         return [{name: values[i] for name, values in columns.items()} for i in range(number if columns else 0)]
 
     def recipes(
@@ -151,7 +169,7 @@ def read_arms(
             raise SettingsError(f"arms {folders[arm.folder]!r} and {arm.name!r} would share the folder {arm.folder}")
         folders[arm.folder] = arm.name
     reference = plain.get("reference", arms[0].name)
-    if reference not in listed:
+    if reference not in [arm.name for arm in arms]:
         raise SettingsError(f"the reference {short_repr(reference)} is none of the arms: {', '.join(listed)}")
     return arms, reference
 
@@ -164,29 +182,33 @@ def plain_arms(arms: Sequence[Arm]) -> dict[str, Any]:
     }
 
 
-def check_arms(arms: Sequence[Arm], base: Recipe, trials: int, splits: int, *, trust_code: bool) -> None:
-    """Make every recipe that will be trained; raises a :class:`.SettingsError` that names arm and settings."""
+def check_arms(arms: Sequence[Arm], base: Recipe, *, trust_code: bool) -> None:
+    """Make a recipe with each value that is tuned; raises a :class:`.SettingsError` that names arm and setting."""
     for arm in arms:
-        if not trust_code:
-            for stage in arm.stages:
-                refuse_code(user_code(stage.settings), f"arm {arm.name}")
+        for stage in () if trust_code else arm.stages:
+            tuned = ({name: value} for name, tuned in stage.tune.items() for value in tuned.ends)
+            for settings in (stage.settings, *tuned):
+                refuse_code(user_code(settings), f"arm {arm.name}")
         if len(arm.stages) > 1 and "retrain_from" not in base.__dataclass_fields__:
             raise SettingsError(f"arm {arm.name}: {base.name} has no second stage; leave out then")
-        for values in _tried(arm, trials, splits):
+        known = [(name, v) for name, tuned in arm.space.items() for v in tuned.ends if not _is_relative(v)]
+        for values in ({}, *({name: value} for name, value in known)):
             arm.recipes(base, values, Path(arm.folder), split=0, seed=0)
 
 
-def _tried(arm: Arm, trials: int, splits: int) -> Iterator[Mapping[str, Any]]:
-    yield {}
-    for name, tuned in arm.space.items():  # first each alone, as what is wrong with one names it
-        yield from ({name: value} for value in tuned.ends)
-    for split in range(splits):
-        yield from arm.trials(trials, split)
+def factors_of(arms: Sequence[Arm]) -> dict[str, dict[str, float]]:
+    """For each setting the relative values in any arm."""
+    found: dict[str, dict[str, float]] = {}
+    for arm in arms:
+        for name, tuned in arm.space.items():
+            if tuned.factors:
+                found.setdefault(name.removeprefix(THEN), {}).update(tuned.factors)
+    return found
 
 
-def _arm(name: str, plain: Any, kind: type[Recipe] | None, shared: Mapping[str, Tuned]) -> Arm:
-    if len(name) > MOST_NAME:
-        raise SettingsError(f"arm {short_repr(name)} has a name of more than {MOST_NAME} characters")
+def _arm(name: Any, plain: Any, kind: type[Recipe] | None, shared: Mapping[str, Tuned]) -> Arm:
+    if not isinstance(name, str) or len(name) > MOST_NAME:
+        raise SettingsError(f"arm {short_repr(name)} needs a text of at most {MOST_NAME} characters as its name")
     where = f"arm {name}"
     settings = _mapping(plain, where)
     stages = [_stage({key: value for key, value in settings.items() if key != "then"}, kind, shared, where)]
@@ -222,7 +244,12 @@ def _tuned(plain: Any, kind: type[Recipe] | None, where: str) -> dict[str, Tuned
 
 
 def _range(low: Any, high: Any, name: str, kind: type[Recipe] | None, where: str) -> Tuned:
-    if not all(_is_number(end) for end in (low, high)) or not 0 < low < high:
+    if (relative := Tuned(low=low, high=high)).factors:
+        low_x, *high_x = relative.factors.values()
+        if not high_x or not 0 < low_x < high_x[0]:
+            raise SettingsError(f"{where}: {name} is from {low} to {high}; expected both relative, and 0 < from < to")
+        return relative
+    if not (_is_positive(low) and _is_positive(high) and low < high):
         raise SettingsError(f"{where}: {name} is from {short_repr(low)} to {short_repr(high)}; expected 0 < from < to")
     types = {int, float} if kind is None else {int, float} & set(_types(get_type_hints(kind)[name]))
     if not types:
@@ -258,5 +285,9 @@ def _types(hint: Any) -> Iterator[Any]:
         yield from _types(argument)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < LARGEST
+
+
+def _is_relative(value: Any) -> bool:
+    return isinstance(value, str) and RELATIVE.fullmatch(value) is not None

@@ -33,6 +33,7 @@ class Plan(TypedDict):
     splits: PositiveInt
     reference: str
     arms: Mapping[str, Any]
+    scales: Mapping[str, Mapping[str, Mapping[str, float]]]
 
 
 @dataclass(frozen=True, order=True)
@@ -224,7 +225,11 @@ def write_results(comparison: Comparison) -> None:
                 for arm in comparison.arms
             },
             "failures": [
-                {"arm": failure.arm, "folder": str(failure.folder), "reason": failure.reason}
+                {
+                    "arm": failure.arm,
+                    "folder": str(failure.folder.relative_to(comparison.folder)),
+                    "reason": failure.reason,
+                }
                 for failure in comparison.failures
             ],
         },
@@ -260,7 +265,7 @@ def _arm_runs(folder: Path, arm: Arm, plan: Plan, planned: Sequence[Unit]) -> Ar
     place = folder / arm.folder
     trials, chosen = {}, {}
     for split in range(plan["splits"]):
-        drawn = arm.trials(plan["trials"], split)
+        drawn = arm.trials(plan["trials"], split, plan["scales"].get(str(split), {}))
         found = [
             trial_of(place / f"split-{split}" / f"trial-{i}", values, arm.last_settings(plan["settings"], values))
             for i, values in enumerate(drawn)

@@ -58,9 +58,10 @@ class Workers:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process, _connection in self._workers:
+        processes = [process for process, _ in self._workers]
+        for process in processes:
             process.terminate()
-        for process, _connection in self._workers:
+        for process in processes:
             process.join()
 
     def run(
@@ -75,7 +76,7 @@ class Workers:
         while len(self._workers) < min(self._number, len(jobs)):
             self._workers.append(_spawned(self._device))
         running: dict[Connection, Job] = {}
-        for _process, connection in self._workers:
+        for _, connection in self._workers:
             _give(connection, left, running)
         while running:
             ready = wait(list(running))
@@ -83,11 +84,8 @@ class Workers:
                 job = running[connection]
                 try:
                     what, value = connection.recv()
-                except EOFError:
-                    raise UserError(
-                        f"{job.name}: its process was killed, perhaps for want of memory: go on with --resume, and "
-                        "fewer --jobs"
-                    ) from None
+                except (EOFError, OSError):
+                    raise _ended(job) from None
                 if what == "epoch":
                     on_epoch(job, value)
                     continue
@@ -100,14 +98,27 @@ class Workers:
 
 def most_workers(device: Device) -> int:
     """One for each core that this process may use; one on a GPU."""
-    on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
-    return 1 if on_gpu else len(os.sched_getaffinity(0))
+    return 1 if _on_gpu(device) else len(os.sched_getaffinity(0))
+
+
+def _on_gpu(device: Device) -> bool:
+    return device == "cuda" or (device == "auto" and torch.cuda.is_available())
 
 
 def _give(connection: Connection, left: list[Job], running: dict[Connection, Job]) -> None:
     if left:
-        running[connection] = left.pop()
-        connection.send(running[connection])
+        job = running[connection] = left.pop()
+        try:
+            connection.send(job)
+        except OSError:
+            raise _ended(job) from None
+
+
+def _ended(job: Job) -> UserError:
+    return UserError(
+        f"{job.name}: its process has ended, perhaps killed for want of memory: go on with --resume and fewer --jobs. "
+        "A script that compares must do so under: if __name__ == '__main__'"
+    )
 
 
 def _spawned(device: Device) -> tuple[Any, Connection]:
@@ -123,7 +134,7 @@ def _work(connection: Connection, device: Device) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends the others
     threading.Thread(target=_die_with_parent, daemon=True).start()
     warnings.simplefilter("ignore")  # the parent has read the same data and warned
-    if most_workers(device) > 1 or device == "cpu":
+    if not _on_gpu(device):
         torch.set_num_threads(1)
     while True:
         job = connection.recv()

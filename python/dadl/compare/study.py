@@ -14,9 +14,10 @@ from ..files import check_output_folder, locked, write_text
 from ..options import Device, Flag, PositiveInt
 from ..output import JobProgress, rich_table
 from ..runs.folder import PATHS, RESULTS, as_json
-from ..runs.recipe import Recipe, build_method
+from ..runs.recipe import Recipe, RecipeData, build_method
 from ..runs.train import check_criterion, check_data, settings_of
-from .arms import Arm, check_arms, plain_arms, read_arms
+from ..training.fabric import make_fabric
+from .arms import Arm, check_arms, factors_of, plain_arms, read_arms
 from .comparison import COMPARE, Comparison, read_plan, table_cells, trial_of, write_results
 from .jobs import FAILED, Job, Workers, most_workers
 
@@ -54,16 +55,22 @@ class CompareOptions:
 class Study:
     """A recipe, the arms, and the folder."""
 
-    def __init__(self, base: Recipe, plain: Mapping[str, Any], options: CompareOptions) -> None:
+    def __init__(
+        self, base: Recipe, plain: Mapping[str, Any], options: CompareOptions, source: object = "arms"
+    ) -> None:
         self.base, self.options = base, options
+        self._scales: dict[str, dict[str, dict[str, float]]] = {}
         self.folder = Path(f"dadl-compare-{base.name}") if options.output is None else options.output
         if (base.seed, base.split_seed) != (0, 0):
             raise SettingsError("a comparison sets seed and split-seed itself: leave them out; see seeds and splits")
         if options.splits > 1 and not base.draws_test:
             raise SettingsError(f"{base.data} says itself which samples are for the test: leave out splits")
         given = [field.name for field in fields(base) if getattr(base, field.name) != field.default]
-        self.arms, self.reference = read_arms(plain, type(base), given)
-        check_arms(self.arms, base, options.trials, options.splits, trust_code=options.trust_code)
+        try:
+            self.arms, self.reference = read_arms(plain, type(base), given)
+            check_arms(self.arms, base, trust_code=options.trust_code)
+        except SettingsError as error:
+            raise SettingsError(f"{source}: {error}") from None
 
     def run(self, console: Console) -> Comparison:
         """Train what is missing, and write the results."""
@@ -84,15 +91,18 @@ class Study:
         return comparison
 
     def _train(self, progress: JobProgress, console: Console) -> None:
+        tests = self._tests({})
+        complete = all(self._is_done(job) for job in tests)
+        if not complete:
+            self._check_data(progress, console)
+        write_text(self.folder / COMPARE, yaml.safe_dump(self._plan, sort_keys=False, allow_unicode=True))
+        if complete:
+            return
         trials = [
             self._job(arm, split, f"trial-{i}", values, seed=0)
             for split, arm in self._cells
-            for i, values in enumerate(arm.trials(self.options.trials, split))
+            for i, values in enumerate(arm.trials(self.options.trials, split, self._scales.get(str(split), {})))
         ]
-        tests = self._tests({})
-        if any(not self._is_done(job) for job in [*trials, *tests]):
-            self._check_data(progress, console)
-        write_text(self.folder / COMPARE, yaml.safe_dump(self._plan, sort_keys=False, allow_unicode=True))
         done = {job.name: job.epochs for job in [*trials, *tests] if self._is_done(job)}
         progress.start("Comparing", total=sum(job.epochs for job in [*trials, *tests]))
         progress.begin_at(sum(done.values()))
@@ -158,17 +168,29 @@ class Study:
             for folder in (self.folder / arm.folder / f"split-{split}").glob("*-*"):
                 check_data(recipe, task, folder)
             if arm is self.arms[0]:
+                self._scale(split, recipe, task)
                 parts = ", ".join(f"{count} {part}" for part, count in task.sizes.items())
                 console.print(f"{recipe.data}: {parts}", soft_wrap=True)
                 for note in task.notes:
                     console.print(note, soft_wrap=True)
+
+    def _scale(self, split: int, recipe: Recipe, task: RecipeData) -> None:
+        """Find out what relative values are on this split, unless that is known from earlier."""
+        scales = self._scales.setdefault(str(split), {})
+        device = make_fabric(self.options.device).device
+        for name, factors in factors_of(self.arms).items():
+            own = scales.setdefault(name, {})
+            new = {text: factor for text, factor in factors.items() if text not in own}
+            if new:
+                values = recipe.relative_values(name, list(new.values()), task, device)
+                own |= dict(zip(new, values, strict=True))
 
     @property
     def _plan(self) -> dict[str, Any]:
         options = self.options
         counts = {"trials": options.trials, "seeds": options.seeds, "splits": options.splits}
         plan = {"recipe": self.base.name, "settings": settings_of(self.base), **counts}
-        return plan | {"reference": self.reference, "arms": plain_arms(self.arms)}
+        return plan | {"reference": self.reference, "arms": plain_arms(self.arms), "scales": self._scales}
 
     def _check_plan(self) -> None:
         """Refuse a folder that holds another comparison, or this one if it is not to be resumed."""
@@ -179,6 +201,9 @@ class Study:
                 f"{self.folder} holds a comparison: --resume continues it, or choose another folder with --output"
             )
         before, _ = read_plan(self.folder)
+        self._scales = {
+            split: {name: dict(values) for name, values in scales.items()} for split, scales in before["scales"].items()
+        }
         now = self._plan
         defaults = {field.name: field.default for field in fields(self.base) if field.default is not MISSING}
         settings = lambda plan: {**defaults, **{k: v for k, v in plan["settings"].items() if k not in PATHS}}

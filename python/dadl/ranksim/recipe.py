@@ -132,14 +132,27 @@ class RankSimRecipe(RankSimSettings):
         """Of γ, relative to the task's gradient on these data: from a hundredth of it to all of it."""
         if self.retrain_from is not None:
             return self.search_space
-        torch.manual_seed(self.seed)
-        method = replace(self, ranksim=0.0).make_method(as_json(task.facts))
-        ranksim = RankSimLoss(interp_strength=self.interp_strength)
-        found = weights_of_shares(method, ranksim, task.loader, self.epochs, device, *SEARCHED_SHARES)
-        low, high = found or self.search_space["ranksim"]
+        low, high = self._weights_of_shares(task, device, *SEARCHED_SHARES) or (0.0, 0.0)
+        if low >= high:
+            low, high = self.search_space["ranksim"]
         if self.ranksim:  # one's own γ is tried first
             low, high = min(low, self.ranksim), max(high, self.ranksim)
         return {**self.search_space, "ranksim": (low, high)}
+
+    def relative_values(
+        self, setting: str, factors: Sequence[float], task: RecipeData, device: torch.device
+    ) -> list[float]:
+        """Of γ: those at which RankSim's gradient at the features is about so many times the task's."""
+        if setting != "ranksim":
+            return super().relative_values(setting, factors, task, device)
+        found = self._weights_of_shares(task, device, *factors)
+        return [factor * KINDS[task.facts["kind"]].ranksim for factor in factors] if found is None else found
+
+    def _weights_of_shares(self, task: RecipeData, device: torch.device, *shares: float) -> list[float] | None:
+        torch.manual_seed(self.seed)
+        method = replace(self, ranksim=0.0).make_method(as_json(task.facts))
+        ranksim = RankSimLoss(interp_strength=self.interp_strength)
+        return weights_of_shares(method, ranksim, task.loader, self.epochs, device, *shares)
 
     def region_facts(self, facts: Mapping[str, Any], test: Evaluation) -> Mapping[str, Mapping[str, Any]]:
         """The number of test and training samples of each region, and the ranges of its labels."""

@@ -143,6 +143,15 @@ class Recipe(ABC):
         """The ranges of ``search_space`` for these data."""
         return self.search_space
 
+    def relative_values(
+        self, setting: str, factors: Sequence[float], task: RecipeData, device: torch.device
+    ) -> list[float]:
+        """Values of a setting that are so many times what it is by default on these data."""
+        default = getattr(self.resolved(task.facts), setting)
+        if not isinstance(default, int | float) or not default > 0:
+            raise SettingsError(f"{setting} is {default} by default, so there are no multiples of it; give its values")
+        return [factor * default for factor in factors]
+
     def region_facts(self, facts: Mapping[str, Any], test: Evaluation) -> Mapping[str, Mapping[str, Any]]:
         """What each row of the test scores is about, such as its number of ``test`` samples."""
         return {row: {"test": size} for row, size in test.region_sizes.items()}
@@ -168,7 +177,9 @@ def typed_settings(kind: type[Recipe], settings: Mapping[str, Any]) -> dict[str,
     """Settings as in ``config.yaml`` as arguments of a recipe; raises a :class:`.SettingsError` for an unknown one."""
     hints = {name: hint for name, hint in get_type_hints(kind).items() if name in kind.__dataclass_fields__}
     if unknown := [key for key in settings if key not in hints]:
-        raise SettingsError(f"{kind.name} has no setting {short_repr(unknown[0])}{did_you_mean(unknown[0], hints)}")
+        raise SettingsError(
+            f"{kind.name} has no setting {short_repr(unknown[0])}{did_you_mean(str(unknown[0]), hints)}"
+        )
 
     def value(key: str) -> Any:
         plain, types = settings[key], (hints[key], *get_args(hints[key]))

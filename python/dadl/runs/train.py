@@ -148,8 +148,9 @@ def check_criterion(recipe: Recipe, task: RecipeData) -> None:
 
 
 def check_data(recipe: Recipe, task: RecipeData, folder: Path) -> None:
-    """Raise a :class:`.SettingsError` if the run in the folder began with data other than those of the task."""
-    _begun(recipe, _beginning(recipe, task), folder)
+    """Raise a :class:`.SettingsError` if there is a run in the folder that began with data other than the task's."""
+    if (folder / RUN).exists() and read_beginning(folder)["fingerprints"] != dict(task.fingerprints):
+        raise SettingsError(f"{recipe.data} has changed since the run in {folder} began; choose another --output")
 
 
 class _Run:

@@ -24,6 +24,10 @@ class FramePath(type(Path())):  # type: ignore[misc]
 
     frame: Any = None
 
+    def __reduce__(self) -> Any:
+        """A copy in another process has the frame too."""
+        return as_path, (self.frame,)
+
 
 def as_path(data: Any) -> Path:
     """A path as it is, and a frame of pandas, polars or pyarrow as a path that stands for it."""
