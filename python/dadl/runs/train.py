@@ -307,14 +307,14 @@ def _beginning(recipe: Recipe, task: RecipeData) -> dict[str, Any]:
 def _begun(recipe: Recipe, beginning: dict[str, Any], folder: Path) -> dict[str, Any]:
     """What the run in the folder recorded as it began; if it has no checkpoint yet, ``beginning``.
 
-    Refuses to continue with data other than those it started with. Facts that it does not have are not compared: a run
-    of an earlier version goes on without them.
+    Refuses to continue with data other than those it started with. Facts that only one of
+    the two has are not compared: a run of an earlier version goes on with its own.
     """
     if not (folder / LAST).exists():
         return beginning
     began = read_beginning(folder)
     facts = {name: fact for name, fact in beginning["facts"].items() if name in began["facts"]}
-    beginning = beginning | {"facts": facts}
+    beginning = beginning | {"facts": began["facts"] | facts}
     if all(began[key] == value for key, value in beginning.items()):
         return {key: began[key] for key in beginning}
     differ = lambda key: [part for part in beginning[key] if began[key].get(part) != beginning[key][part]]

@@ -83,7 +83,7 @@ class BalancedMSE(nn.Module):
         self,
         sigma: float | None = None,
         *,
-        momentum: float = 0.01,
+        momentum: float = 0.1,
         mixture: GaussianMixture | None = None,
         reduction: Reduction = "mean",
     ) -> None:
