@@ -1,4 +1,5 @@
-# make demo      set up everything and run the demo          make test    set up everything and run every test
+# make demo      set up everything and run the demo          make test    set up everything and run the tests
+# make test-all  the tests, and those that compile for minutes: what a change must pass
 # make docs      set up everything and build the documentation site in build/docs
 # make demos     run every demo, for the pages
 # The rest: install, lint, format, types, bench, wheel, mutate-barriers, fuzz, gpu-wheel, gpu-check, clean.
@@ -13,7 +14,7 @@ GPU_ARCHITECTURE := 9.0
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f -not -name '*.pyc')
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo demos test docs install lint format types bench wheel mutate-barriers fuzz gpu-wheel gpu-check clean
+.PHONY: demo demos test test-all docs install lint format types bench wheel mutate-barriers fuzz gpu-wheel gpu-check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/dadl demo
@@ -26,8 +27,13 @@ demos: $(VENV)/.demo
 	$(BIN)/python tools/insert_measured.py
 
 # A process for each core, whose threads wait asleep: they share the cores.
+PYTEST := OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest --numprocesses auto --dist worksteal --durations 20
 test: $(VENV)/.dev
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest --numprocesses auto --dist worksteal
+	$(PYTEST) -m "not slow"
+
+# Also those that compile for minutes: the CUDA kernels for every architecture, the CPU library under sanitizers.
+test-all: $(VENV)/.dev
+	$(PYTEST)
 
 # Into build/docs, warnings being errors; then every link on the pages is followed within the site.
 docs: $(VENV)/.dev

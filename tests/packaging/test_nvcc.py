@@ -11,7 +11,10 @@ from torch.utils import cpp_extension
 
 ROOT = Path(__file__).parents[2]
 NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
-pytestmark = pytest.mark.skipif(NVCC is None, reason="no nvcc on PATH or in /usr/local/cuda/bin")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(NVCC is None, reason="no nvcc on PATH or in /usr/local/cuda/bin"),
+]
 
 sys.path.insert(0, str(ROOT / "csrc"))
 import graph  # noqa: E402
