@@ -206,19 +206,12 @@ class Section:
 
     @property
     def chosen(self) -> Facts:
-        """The tuned settings of each arm, as chosen in each split."""
-        several = len({split for arm in self.arms for split in arm.arm.chosen}) > 1
+        """The tuned settings of each arm, as chosen in each split in turn."""
         tuned = list(dict.fromkeys(key for arm in self.arms for values in arm.arm.chosen.values() for key in values))
+        chosen = {arm.name: arm.arm.chosen for arm in self.arms if arm.arm.chosen}
+        own = lambda splits, key: [_text(splits[split][key]) for split in sorted(splits) if key in splits[split]]
         return Facts(
-            {},
-            tuned,
-            {
-                f"{arm.name}, split {split}" if several else arm.name: [
-                    _text(values[key]) if key in values else "–" for key in tuned
-                ]
-                for arm in self.arms
-                for split, values in arm.arm.chosen.items()
-            },
+            {}, tuned, {name: [", ".join(own(splits, key)) or "–" for key in tuned] for name, splits in chosen.items()}
         )
 
     def _tables(self, column: str) -> list[RowTable]:
