@@ -198,7 +198,10 @@ class RankSimRecipe(RankSimSettings):
         name = self.loss_for(KINDS[facts["kind"]])
         if name in LOSSES:
             return LOSSES[name]
-        return BalancedMSE(mixture=GaussianMixture(*map(torch.tensor, facts["mixture"])) if name == "gai" else None)
+        mixture = GaussianMixture(*map(torch.tensor, facts["mixture"])) if name == "gai" else None
+        if "target_deviation" in facts:  # of an earlier version, which learnt σ from here on
+            return BalancedMSE(facts["target_deviation"] / facts["target_scale"] / 2, learn=True, mixture=mixture)
+        return BalancedMSE(mixture=mixture)
 
 
 def _restore_encoder(run: Path, facts: Mapping[str, Any], encoder: nn.Module) -> None:
