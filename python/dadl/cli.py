@@ -50,6 +50,7 @@ app = App(
     version=lambda: importlib.metadata.version("dadl"),
     suppress_keyboard_interrupt=False,
 )
+app.meta.suppress_keyboard_interrupt = False  # it has a setting of its own
 app.register_install_completion_command()
 app.command("dadl.recipes:app", name="train")
 app.command("dadl.recipes:compare_app", name="compare")

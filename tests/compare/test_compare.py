@@ -345,6 +345,7 @@ def test_killed_and_resumed_it_ends_as_if_it_had_never_been(tmp_path: Path) -> N
     stopped.send_signal(signal.SIGTERM)
     output, _ = stopped.communicate(timeout=60)
     assert stopped.returncode in (0, 128 + signal.SIGTERM), output
+    assert stopped.returncode == 0 or b"stopped by SIGTERM; a training run continues with --resume" in output
     resumed = start(tmp_path, tmp_path / "killed", epochs)
     whole, _ = resumed.communicate(timeout=240)
     assert resumed.returncode == 0, whole

@@ -210,7 +210,7 @@ def _restore_encoder(run: Path, facts: Mapping[str, Any], encoder: nn.Module) ->
     if name == RankSimRecipe.name:
         check(earlier, RankSimFacts, f"{run}: facts")
     if name != RankSimRecipe.name or any(earlier.get(key) != facts[key] for key in ("inputs", "target_mean")):
-        raise SettingsError(f"{run} was not trained on these data: retrain on the same file, with the same seed")
+        raise SettingsError(f"{run} was not trained on these data: retrain on the same file, with the same split-seed")
     try:
         encoder.load_state_dict(trained_state(run, "encoder"))
     except RuntimeError:
