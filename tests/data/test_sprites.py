@@ -132,7 +132,7 @@ def test_dadl_train_reads_sprites_and_splits_them(tmp_path: Path, monkeypatch: p
     npz(tmp_path / "mpi3d.npz", "images", images)
 
     def task(**settings: Any) -> RecipeData:
-        recipe = ChiModelRecipe(data=tmp_path, labels=10, images=100, image_size=32, seed=3, **settings)
+        recipe = ChiModelRecipe(data=tmp_path, labels=10, images=100, image_size=32, split_seed=3, **settings)
         return recipe.read(JobProgress(Console(quiet=True)))
 
     both = task()

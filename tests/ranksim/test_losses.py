@@ -119,6 +119,22 @@ def test_gradients_of_balanced_mse(mixture: GaussianMixture | None) -> None:
     assert torch.autograd.gradcheck(lambda x: loss(x, y), x)
 
 
+@pytest.mark.parametrize("mixture", [None, MIXTURE])
+def test_a_learnt_sigma_has_the_gradient_of_the_likelihood(mixture: GaussianMixture | None) -> None:
+    """The factor 2 σ² is a constant."""
+    x, y = torch.randn(5, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
+    loss = BalancedMSE(1.3, learn=True, mixture=mixture).double()
+
+    def log_likelihood(log_sigma: Tensor) -> Tensor:
+        value: Tensor = torch.func.functional_call(loss, {"log_sigma": log_sigma}, (x, y))
+        return value / (2 * (2 * log_sigma).exp())
+
+    step, s = 1e-5, loss.log_sigma.detach()
+    slope = (log_likelihood(s + step) - log_likelihood(s - step)) / (2 * step)
+    (gradient,) = torch.autograd.grad(loss(x, y), loss.log_sigma)
+    assert gradient.item() == pytest.approx(2 * 1.3**2 * slope.item(), rel=1e-5)
+
+
 @pytest.mark.parametrize("batch", ["bmc", "gai", "vectors"])
 def test_a_step_of_sigma_against_loops(batch: str) -> None:
     """From the first batch's errors, towards those of the labels that are expected at each prediction."""
@@ -215,6 +231,7 @@ def test_half_precision_does_not_overflow(device: str) -> None:
         (lambda: focal_mse_loss(torch.ones(1), torch.ones(1), gamma=-1), "gamma must not be negative, got -1"),
         (lambda: focal_mse_loss(torch.ones(2), torch.ones(2, 1)), "squeeze"),
         (lambda: BalancedMSE(0), "sigma must be positive, got 0"),
+        (lambda: BalancedMSE(learn=True), "learn needs an initial sigma"),
         (lambda: BalancedMSE(momentum=0), "momentum must be above 0 and at most 1, got 0"),
         (lambda: BalancedMSE()(torch.ones(2), torch.ones(2, 1)), "squeeze"),
         (lambda: BalancedMSE()(torch.ones(2, 1, 1), torch.ones(2, 1, 1)), r"\[n\] or \[n, k\]"),

@@ -420,7 +420,7 @@ def test_the_two_stages_of_rank_n_contrast(prices: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"seed": 1}, "not trained on these data"),
+        ({"split_seed": 1}, "not trained on these data"),
         ({"features": ("area",), "one_hot": ()}, "another encoder"),
         ({"hidden": 5}, "another encoder"),
     ],

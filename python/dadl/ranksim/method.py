@@ -43,7 +43,8 @@ class Regression(Method):
         head: the last linear layer, ``[B, d]`` to ``[B, 1]``.
         ranksim: the regulariser, or ``None``.
         lr: peak learning rate.
-        loss: of predictions and scaled targets. The log tells the σ of :class:`dadl.BalancedMSE`, times ``scale``.
+        loss: of predictions and scaled targets; if it is a module with parameters, they are learnt with ten times the
+            learning rate. The log tells the σ of :class:`dadl.BalancedMSE`, times ``scale``.
         smoothing: feature distribution smoothing, in the units of the targets; from the second epoch on, with
             statistics of the features after the previous epoch.
         bins: label bins for the smoothing that are not of equal width; its buckets are then their numbers.
@@ -113,7 +114,10 @@ class Regression(Method):
 
     def configure_optimizer(self, total_steps: int) -> tuple[Optimizer, LRScheduler]:
         optimizer = AdamW([p for part in (self.encoder, self.head) for p in _learnt(part)], lr=self.lr)
-        return optimizer, OneCycleLR(optimizer, self.lr, total_steps)
+        if own := _learnt(self.loss):
+            # These few parameters have far to go, and weight decay would pull them towards one.
+            optimizer.add_param_group({"params": own, "lr": 10 * self.lr, "weight_decay": 0.0})
+        return optimizer, OneCycleLR(optimizer, [group["lr"] for group in optimizer.param_groups], total_steps)
 
     @torch.no_grad()
     def after_epoch(self, epoch: int, loader: DataLoader[Any]) -> None:
@@ -170,5 +174,5 @@ class Retraining(Regression):
         return super().configure_optimizer(total_steps)
 
 
-def _learnt(part: nn.Module) -> list[nn.Parameter]:
-    return [p for p in part.parameters() if p.requires_grad]
+def _learnt(part: object) -> list[nn.Parameter]:
+    return [p for p in part.parameters() if p.requires_grad] if isinstance(part, nn.Module) else []

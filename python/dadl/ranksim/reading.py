@@ -48,6 +48,7 @@ class RankSimFacts(_Facts, total=False):
     width: Annotated[int, between(0, 1_000_000)]
     texts: Annotated[int, between(1, 1_000)]
     word_vectors: str
+    target_deviation: NonNegative  # of an earlier version
     mixture: tuple[list[Positive], list[float], list[Positive]]
     columns: Mapping[str, list[str]]
     missing: MissingFacts

@@ -213,7 +213,10 @@ class RankSimRecipe(RankSimSettings):
         name = self.loss_for(KINDS[facts["kind"]])
         if name in LOSSES:
             return LOSSES[name]
-        return BalancedMSE(mixture=GaussianMixture(*map(torch.tensor, facts["mixture"])) if name == "gai" else None)
+        mixture = GaussianMixture(*map(torch.tensor, facts["mixture"])) if name == "gai" else None
+        if "target_deviation" in facts:  # of an earlier version, which learnt σ from here on
+            return BalancedMSE(facts["target_deviation"] / facts["target_scale"] / 2, learn=True, mixture=mixture)
+        return BalancedMSE(mixture=mixture)
 
 
 def _restore_encoder(run: Path, facts: Mapping[str, Any], encoder: nn.Module) -> None:
@@ -222,7 +225,7 @@ def _restore_encoder(run: Path, facts: Mapping[str, Any], encoder: nn.Module) ->
     if name == RankSimRecipe.name:
         check(earlier, RankSimFacts, f"{run}: facts")
     if name != RankSimRecipe.name or any(earlier.get(key) != facts[key] for key in ("inputs", "target_mean")):
-        raise SettingsError(f"{run} was not trained on these data: retrain on the same file, with the same seed")
+        raise SettingsError(f"{run} was not trained on these data: retrain on the same file, with the same split-seed")
     try:
         encoder.load_state_dict(trained_state(run, "encoder"))
     except RuntimeError:

@@ -59,6 +59,8 @@ class BalancedMSE(nn.Module):
 
     Args:
         sigma: a fixed σ, positive; ``None`` follows the errors, as above.
+        learn: learn the logarithm of σ by gradient, as the paper learns σ, from ``sigma`` on: give ``parameters()`` to
+            an optimiser, without weight decay.
         momentum: the weight of a batch in the running mean, in (0, 1].
         mixture: the density of the training labels, or ``None`` for the labels of each batch.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
@@ -68,8 +70,8 @@ class BalancedMSE(nn.Module):
         computed in float32.
 
     Raises:
-        ValueError: a σ that is not positive, a momentum out of range, an invalid mixture, wrong shapes, an unknown
-            reduction.
+        ValueError: a σ that is not positive, or none to learn from, a momentum out of range, an invalid mixture, wrong
+            shapes, an unknown reduction.
 
     Source: Ren, Zhang, Yu, Liu, "Balanced MSE for Imbalanced Visual Regression", CVPR 2022.
     """
@@ -83,6 +85,7 @@ class BalancedMSE(nn.Module):
         self,
         sigma: float | None = None,
         *,
+        learn: bool = False,
         momentum: float = 0.1,
         mixture: GaussianMixture | None = None,
         reduction: Reduction = "mean",
@@ -90,20 +93,26 @@ class BalancedMSE(nn.Module):
         super().__init__()
         if sigma is not None:
             check_positive(sigma=sigma)
+        elif learn:
+            raise ValueError("learn needs an initial sigma")
         if not 0 < momentum <= 1:
             raise ValueError(f"momentum must be above 0 and at most 1, got {momentum}")
         if mixture is not None:
             _check_mixture(mixture)
             for name, value in mixture._asdict().items():
                 self.register_buffer(f"mixture_{name}", value.detach().clone())
-        self.register_buffer("log_sigma", torch.tensor(math.nan if sigma is None else math.log(sigma)))
-        self.fixed, self.momentum = sigma is not None, momentum
+        log_sigma = torch.tensor(math.nan if sigma is None else math.log(sigma))
+        if learn:
+            self.log_sigma = nn.Parameter(log_sigma)
+        else:
+            self.register_buffer("log_sigma", log_sigma)
+        self.follows, self.momentum = sigma is None, momentum
         self.has_mixture, self.reduction = mixture is not None, reduction
 
     @property
     def sigma(self) -> float:
         """The current σ; NaN before the first batch if none was given."""
-        return float(self.log_sigma.exp())
+        return float(self.log_sigma.detach().exp())
 
     def forward(self, input: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         if input.dim() not in ((1,) if self.has_mixture else (1, 2)):
@@ -112,25 +121,25 @@ class BalancedMSE(nn.Module):
         error = difference(input, target)
         dtype = torch.promote_types(error.dtype, torch.float32)
         x, y = input.to(dtype), target.to(dtype)
-        variance = self._variance(x.detach(), y)
+        follows = self.follows and x.numel() > 0
+        variance = (2 * (self._followed(x.detach(), y) if follows else self.log_sigma.to(dtype))).exp()
         if self.has_mixture:
             log_density, _ = self._components(x, variance)
             loss = (x - y).square() / (2 * variance) + variance.log() / 2 + log_density.logsumexp(dim=1)
         else:
             classes = torch.arange(len(x), device=x.device)
             loss = F.cross_entropy(_log_likelihood(x, y, variance), classes, reduction="none")
-        return weighted_mean(loss * (2 * variance), weight, self.reduction)
+        return weighted_mean(loss * (2 * variance.detach()), weight, self.reduction)
 
     @torch.no_grad()
-    def _variance(self, x: Tensor, y: Tensor) -> Tensor:
-        """σ², after a step of its running mean in training mode."""
+    def _followed(self, x: Tensor, y: Tensor) -> Tensor:
+        """The logarithm of a σ that follows the errors, after a step of its running mean in training mode."""
         sigma = self.log_sigma.to(x.dtype).exp()
-        if not self.fixed and x.numel():
-            sigma = torch.where(sigma.isnan(), _deviation(y - x), sigma)
-            if self.training:
-                sigma = sigma.lerp(_deviation(y - self._expected(x, y, sigma.square())), self.momentum)
-                self.log_sigma.copy_(sigma.log())
-        return sigma.square()
+        sigma = torch.where(sigma.isnan(), _deviation(y - x), sigma)
+        if self.training:
+            sigma = sigma.lerp(_deviation(y - self._expected(x, y, sigma.square())), self.momentum)
+            self.log_sigma.copy_(sigma.log())
+        return sigma.log()
 
     def _expected(self, x: Tensor, y: Tensor, variance: Tensor) -> Tensor:
         """The mean label at each prediction, under the density of the training labels."""
@@ -155,7 +164,7 @@ class BalancedMSE(nn.Module):
         return log_density, (x[:, None] * variances + means * variance) / wider
 
     def extra_repr(self) -> str:
-        return f"sigma={self.sigma:g}, fixed={self.fixed}, mixture={self.has_mixture}, reduction={self.reduction!r}"
+        return f"sigma={self.sigma:g}, follows={self.follows}, mixture={self.has_mixture}, reduction={self.reduction!r}"
 
 
 def _log_likelihood(x: Tensor, y: Tensor, variance: Tensor) -> Tensor:
