@@ -107,8 +107,12 @@ class Regions:
             return None
         try:
             check(facts, _BinFacts, f"{run / RESULTS}: facts")
-            return cls(LabelBins.known(facts["bins"], facts.get("edges")), facts["counts"], tuple(facts["limits"]))
-        except (TypeError, ValueError) as error:
+            bins = LabelBins.known(facts["bins"], facts.get("edges"))
+            regions = cls(bins, facts["counts"], tuple(facts["limits"]))
+            if len(regions.counts) != bins.count or not bool((np.diff(regions.edges) > 0).all()):
+                raise ValueError(f"{bins.count} bins in no order, or counts of {len(regions.counts)}")
+            return regions
+        except (IndexError, TypeError, ValueError) as error:
             raise SettingsError(f"{run / RESULTS}: its label bins cannot be read ({error}); train it again") from None
 
     @cached_property
