@@ -91,6 +91,7 @@ def test_train_evaluate_and_predict(tmp_path: Path) -> None:
     file = tmp_path / "predicted.csv"
     predicted = dadl("predict", str(output), "--data", str(data / "some.txt"), "--output", str(file))
     assert predicted.returncode == 0, predicted.stderr
+    assert [row.pop("target") for row in predictions] == ["0", "1", "0", "1"]
     assert predictions_of(file) == [predictions[1], predictions[0]]
 
 

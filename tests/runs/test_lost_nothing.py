@@ -277,3 +277,20 @@ def test_python_m_dadl_imports_nothing_of_the_current_folder(tmp_path: Path) -> 
     command = [sys.executable, "-m", "dadl", "--version"]
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_the_imports_is_a_sentence(number: signal.Signals, tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text(f"import os, time\nos.kill(os.getpid(), {int(number)})\ntime.sleep(60)\n")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])}
+    command = [sys.executable, "-m", "dadl", "--version"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 128 + number
+    assert result.stderr == f"stopped by {number.name} before anything had begun\n"
+
+
+def test_who_imports_the_package_keeps_the_signals() -> None:
+    code = "import signal, dadl; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert result.stdout == "True\n"

@@ -1,5 +1,5 @@
 """The processes of a command: how one starts, how it ends, and sums over several."""
 
-from .launch import leave_current_folder_out
+from .launch import begin
 
-leave_current_folder_out()
+begin()
