@@ -1,8 +1,8 @@
 """How the command starts, before PyTorch is imported.
 
-``python -m dadl`` imports nothing of the folder it is started in, where files of others may lie: Python puts that folder
-first on ``sys.path`` before it imports this package, and after that all the rest. A signal ends the imports, which take
-seconds, with a sentence.
+``python -m dadl`` imports nothing of the folder it is started in, where files of others may lie: Python puts that
+folder first on ``sys.path`` before it imports this package, and after that all the rest. A signal ends the imports,
+which take seconds, with a sentence.
 """
 
 import os
