@@ -50,9 +50,7 @@ def regression_comparison(
         }
         hard = draw.normal(0, 1, len(target))  # the same in all trainings
         for a, (arm, effects) in enumerate(arms.items()):
-            place = (
-                folder / "-".join("".join(c if c.isalnum() else " " for c in arm.casefold()).split()) / f"split-{split}"
-            )
+            place = folder / _slug(arm) / f"split-{split}"
             for trial in range(trials):
                 _write_log(place / f"trial-{trial}", settings, a + trial)
             for seed in range(1, 1 + seeds):

@@ -2,9 +2,11 @@
 
 import math
 
+MOST_DIGITS = 6  # before the point, and a power of ten takes over
+
 
 def rounded(value: float, error: float = math.nan) -> str:
-    """A value with the digits of its standard error, ``"7.7"`` for 7.6543 ± 1.3; without one, three digits."""
+    """A value with the digits of its standard error, ``"7.7"`` for 7.6543 ± 1.3; without one, at least three digits."""
     return _written([value], _decimals(value, error))[0]
 
 
@@ -26,12 +28,12 @@ def span(low: int, high: int) -> str:
 
 
 def _decimals(value: float, error: float) -> int:
-    """Digits behind the point. Of an error one is shown, or two if it begins with 1 or 2; of other numbers three."""
+    """Digits behind the point: of an error one is shown, or two if it begins with 1 or 2; of other numbers three."""
     size = error if error > 0 and math.isfinite(error) else value
     if size == 0 or not math.isfinite(size):
         return 0
     if size is value:
-        return 2 - _exponent(value)
+        return 2 - _exponent(value) if _exponent(value) > MOST_DIGITS else max(0, 2 - _exponent(value))
     two = 1 - _exponent(error)
     return two if round(error * 10.0**two) < 30 else two - 1
 
@@ -45,7 +47,7 @@ def _written(values: list[float], decimals: int) -> list[str]:
     largest = max(map(abs, values))
     if not all(map(math.isfinite, values)):
         return [f"{value:g}" for value in values]
-    if largest and (decimals > 5 or _exponent(largest) > 6):
+    if largest and (decimals > 5 or _exponent(largest) > MOST_DIGITS):
         power = _exponent(largest)
         texts = [f"{value / 10.0**power:.{max(0, decimals + power)}f}e{power}" for value in values]
     else:
