@@ -16,6 +16,7 @@ from dadl.recipes import make_recipe
 from rich.console import Console
 from support.cli import dadl, results_of
 
+PATIENCE = 600  # seconds: a demo trains in several processes, which a busy machine slows down
 COMPARING = ("trials", "seeds", "splits")
 
 
@@ -63,7 +64,9 @@ def test_a_quick_demo_compares_all_arms(name: str, tmp_path: Path) -> None:
     if name == "ranksim":
         pytest.importorskip("rdkit", reason="needs pip install 'dadl[demo]'")
     output = tmp_path / "output"
-    result = dadl("demo", name, "--quick", "--device", "cpu", "--output", str(output), cache=tmp_path / "cache")
+    result = dadl(
+        "demo", name, "--quick", "--device", "cpu", "--output", str(output), cache=tmp_path / "cache", seconds=PATIENCE
+    )
     assert result.returncode == 0, result.stderr
     assert DEMOS[name].source in result.stdout
     arms = read_yaml(HERE / name / "arms.yaml")["arms"]
@@ -74,11 +77,13 @@ def test_a_quick_demo_compares_all_arms(name: str, tmp_path: Path) -> None:
 
 def test_a_demo_says_which_command_does_the_same(tmp_path: Path) -> None:
     output, cache = tmp_path / "output", tmp_path / "cache"
-    result = dadl("demo", "strokes", "--quick", "--device", "cpu", "--output", str(output), cache=cache)
+    result = dadl(
+        "demo", "strokes", "--quick", "--device", "cpu", "--output", str(output), cache=cache, seconds=PATIENCE
+    )
     assert result.returncode == 0, result.stderr
     told = shlex.split(result.stdout.strip().splitlines()[-1])
     assert told[:3] == ["dadl", "compare", "ranksim"]
     again = told[1:]
     again[again.index(str(output))] = str(tmp_path / "again")
-    assert dadl(*again, cache=cache).returncode == 0
+    assert dadl(*again, cache=cache, seconds=PATIENCE).returncode == 0
     assert results_of(tmp_path / "again")["arms"] == results_of(output)["arms"]
