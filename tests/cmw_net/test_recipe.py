@@ -54,7 +54,7 @@ def list_folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """A small network in place of ResNet-32, whose 32 layers take their time."""
-    monkeypatch.setattr("dadl.cmw_net.recipe.resnet", small_network)
+    monkeypatch.setattr("dadl.networks.image_network.resnet", small_network)
 
 
 def read(recipe: CMWNetRecipe) -> RecipeData:

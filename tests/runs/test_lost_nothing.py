@@ -146,6 +146,7 @@ def test_signals_end_a_command_as_ctrl_c_does(
     handlers = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     monkeypatch.setattr(type(cli.app), "meta", property(lambda app: command))
     monkeypatch.setattr(cli, "forgive_streams", lambda: None)
+    signal.signal(number, signal.SIG_DFL)  # the tests may have been started by nohup
     try:
         with pytest.raises(SystemExit) as ended:
             cli.main()
