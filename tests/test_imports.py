@@ -26,7 +26,7 @@ FLOORS = (
     ("training",),
     ("runs",),
     METHODS,
-    ("compare",),
+    ("comparison",),
     ("report", "demos", "benchmarks"),
     ("recipes",),
     ("cli", "__init__"),

@@ -1,4 +1,5 @@
-// The measures as templates: measure_elements and measure_classes, to be inlined where shapes are known.
+// The measures as templates, for callers whose shapes they are to be inlined with; disagreement_measures.h has them
+// compiled, under the names measure_elements and measure_classes.
 #pragma once
 
 #include <algorithm>

@@ -35,12 +35,7 @@ from .ranksim import (
 )
 
 if TYPE_CHECKING:
-    from .recipes import compare
-else:
-    # The name is the function's, see below. Imports from the package of that name find it in sys.modules.
-    from . import compare
-
-    del compare
+    from .recipes import compare as compare
 
 __all__ = [
     "BalancedMSE",

@@ -12,8 +12,8 @@ from rich.console import Console
 from .checks import check, short_repr
 from .chi_model.recipe import ChiModelRecipe
 from .cmw_net.recipe import CMWNetRecipe
-from .compare.comparison import Comparison
-from .compare.study import CompareOptions, Study
+from .comparison.results import Comparison
+from .comparison.study import CompareOptions, Study
 from .documents import parse_yaml, read_yaml
 from .errors import SettingsError
 from .networks.user_code import refuse_code, user_code

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("resvg_py", reason="needs pip install 'dadl[demo]'")
 
-from dadl.compare.study import CompareOptions, Study
+from dadl.comparison.study import CompareOptions, Study
 from dadl.demos.data import HERE, DemoData
 from dadl.demos.demo import DEMOS, QUICK, demo_command
 from dadl.documents import read_yaml

@@ -8,8 +8,8 @@ import pytest
 
 pytest.importorskip("matplotlib", reason="needs pip install 'dadl[train]'")
 
-from dadl.compare.comparison import Comparison
-from dadl.compare.judgement import judge
+from dadl.comparison.judgement import judge
+from dadl.comparison.results import Comparison
 from dadl.report.page import write_figure, write_page, write_report
 from matplotlib.figure import Figure
 from support.comparisons import class_run, regression_comparison

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.image_lists import FULL, TEST, VALIDATION, list_name
 from ..files import write_csv
 from ..output import JobProgress
 from . import kanji
-from .splits import choose_labelled, split_stratified
+from .splits import write_lists
 
 IMAGES, STROKES, RADICALS = "images", "strokes.csv", "radicals.txt"
 STORED = 48  # pixels: of views of 42
@@ -51,14 +50,5 @@ def _write_radicals(folder: Path, names: list[str], radicals: list[str], every: 
     classes = [radical for radical, count in Counter(radicals).most_common() if count >= least]
     chosen = [i for i, radical in enumerate(radicals) if radical in classes]
     labels = np.array([classes.index(radicals[i]) for i in chosen], dtype=np.int64)
-    split = split_stratified(labels)
-    lists = {
-        list_name(RADICAL_LABELS): split.train[choose_labelled(labels[split.train], RADICAL_LABELS)],
-        list_name(FULL): split.train,
-        VALIDATION: split.validation,
-        TEST: split.test,
-    }
-    for name, samples in lists.items():
-        lines = [f"{names[chosen[i]]} {labels[i]}\n" for i in samples]
-        (folder / name).write_text("".join(lines), encoding="utf-8")
+    write_lists(folder, [names[i] for i in chosen], labels.astype(str).tolist(), labels, RADICAL_LABELS)
     (folder / RADICALS).write_text("\n".join(classes) + "\n", encoding="utf-8")

@@ -5,10 +5,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..data.image_lists import FULL, TEST, VALIDATION, list_name
 from ..data.sprites import generate_sprites
 from ..output import JobProgress
-from .splits import choose_labelled, split_stratified
+from .splits import write_lists
 
 IMAGES = "images"
 COUNT = 4000
@@ -25,14 +24,5 @@ def write_sprites(folder: Path, every: int, progress: JobProgress) -> None:
     for name, image in zip(names, sprites.images.permute(0, 2, 3, 1).numpy(), strict=True):
         Image.fromarray(image).save(folder / name)
         progress.advance()
-    one = np.zeros(len(names), dtype=np.int64)
-    split = split_stratified(one)
-    lists = {
-        list_name(LABELS): split.train[choose_labelled(one[split.train], LABELS)],
-        list_name(FULL): split.train,
-        VALIDATION: split.validation,
-        TEST: split.test,
-    }
-    for list_file, samples in lists.items():
-        lines = [f"{names[i]} {' '.join(f'{value:.6f}' for value in sprites.target[i].tolist())}\n" for i in samples]
-        (folder / list_file).write_text("".join(lines), encoding="utf-8")
+    values = [" ".join(f"{value:.6f}" for value in row) for row in sprites.target.tolist()]
+    write_lists(folder, names, values, np.zeros(len(names), dtype=np.int64), LABELS)

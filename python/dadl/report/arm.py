@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..compare.comparison import ArmRuns, Unit
+from ..comparison.results import ArmRuns, Unit
 from .figure import color_variable, dashes
 from .results import Run
 

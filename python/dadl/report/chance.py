@@ -6,10 +6,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..compare.judgement import Judgement
-from ..compare.numbers import span
-from ..compare.statistics import Difference
-from ..compare.verdict import row_name
+from ..comparison.judgement import Judgement
+from ..comparison.numbers import span
+from ..comparison.statistics import Difference
+from ..comparison.verdict import row_name
 from ..metrics import higher_is_better
 from .arm import Arm
 from .figure import PAPER, SCREEN, Panel, Theme, dress, new_figure, plain_text, style, svg

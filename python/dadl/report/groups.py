@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
 
-from ..compare.comparison import ArmRuns, Comparison, Unit
+from ..comparison.results import ArmRuns, Comparison, Unit
 from ..errors import SettingsError
 from ..runs.folder import read_beginning
 from .results import Run

@@ -8,8 +8,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from ..compare.comparison import COMPARE, ArmRuns, Comparison, Unit
-from ..compare.judgement import judge
+from ..comparison.judgement import judge
+from ..comparison.results import COMPARE, ArmRuns, Comparison, Unit
 from ..errors import ProblemsError
 from ..files import check_output_file, write_text
 from ..output import save_figure

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from markupsafe import Markup
 from matplotlib.ticker import NullFormatter
 
-from ..compare.samples import CONFIDENCE, LABEL, PREDICTION, TARGET, Array, Predictions, Regions, read_predictions
+from ..comparison.samples import CONFIDENCE, LABEL, PREDICTION, TARGET, Array, Predictions, Regions, read_predictions
 from ..metrics import risk_coverage
 from .arm import Arm
 from .figure import INK, Panel, dress, new_figure, style, svg

@@ -8,11 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..compare.comparison import Comparison, Unit
-from ..compare.judgement import Judgement, columns_of, judge, scores_of
-from ..compare.numbers import with_error
-from ..compare.statistics import Values, shared_units
-from ..compare.verdict import row_name
+from ..comparison.judgement import Judgement, judge
+from ..comparison.numbers import with_error
+from ..comparison.results import Comparison, Unit
+from ..comparison.statistics import Values, shared_units
+from ..comparison.verdict import row_name
 from ..metrics import higher_is_better
 from ..output import mean_and_standard_error
 from .arm import Arm
@@ -161,9 +161,7 @@ class Section:
 
     @cached_property
     def other_columns(self) -> Mapping[str, Sequence[RowTable]]:
-        return {
-            column: self._tables(column) for column in columns_of(self.comparison) if column != self.judgement.column
-        }
+        return {column: self._tables(column) for column in self.comparison.columns if column != self.judgement.column}
 
     @property
     def several_splits(self) -> bool:
@@ -217,7 +215,7 @@ class Section:
     def _tables(self, column: str) -> list[RowTable]:
         told = column == self.judgement.column
         tables = []
-        for row, of_arms in (self.judgement.scores if told else scores_of(self.comparison, column)).items():
+        for row, of_arms in (self.judgement.scores if told else self.comparison.values(column)).items():
             size = self.judgement.sizes.get(row)
             means = {name: _mean(of_arms, name)[0] for name in of_arms}
             finite = [mean for mean in means.values() if math.isfinite(mean)]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from ..compare.comparison import Trial
+from ..comparison.results import Trial
 from .arm import Arm
 from .figure import Panel, dress, new_figure, plain_text, style, svg
 

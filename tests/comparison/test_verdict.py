@@ -7,10 +7,10 @@ import pytest
 
 pytest.importorskip("scipy", reason="needs pip install 'dadl[train]'")
 
-from dadl.compare.comparison import Unit
-from dadl.compare.numbers import rounded, span, with_error
-from dadl.compare.statistics import Difference, Sampling, Values, detectable, differences, repetitions
-from dadl.compare.verdict import Verdict, verdict
+from dadl.comparison.numbers import rounded, span, with_error
+from dadl.comparison.results import Unit
+from dadl.comparison.statistics import Difference, Sampling, Values, detectable, differences, repetitions
+from dadl.comparison.verdict import Verdict, verdict
 
 PLAIN = (10.0, 12.0, 11.0, 13.0)
 LOWER = (2.1, 4.0, 2.9, 5.2)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 pytest.importorskip("scipy", reason="needs pip install 'dadl[train]'")
 
-from dadl.compare.comparison import Unit
-from dadl.compare.statistics import LEVEL, POWER, Difference, Sampling, Values, detectable, differences, repetitions
+from dadl.comparison.results import Unit
+from dadl.comparison.statistics import LEVEL, POWER, Difference, Sampling, Values, detectable, differences, repetitions
 from scipy import stats
 
 ROWS = ("all", "many", "medium", "few")

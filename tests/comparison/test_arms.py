@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("cyclopts", reason="needs pip install 'dadl[train]'")
 
-from dadl.compare.arms import check_arms, factors_of, plain_arms, read_arms
+from dadl.comparison.arms import check_arms, factors_of, plain_arms, read_arms
 from dadl.documents import parse_yaml
 from dadl.errors import SettingsError
 from dadl.ranksim.recipe import RankSimRecipe

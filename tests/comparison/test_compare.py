@@ -18,10 +18,10 @@ import yaml
 pytest.importorskip("lightning_fabric", reason="needs pip install 'dadl[train]'")
 
 import dadl
-from dadl.compare import jobs as compare_jobs
-from dadl.compare import study as compare_study
-from dadl.compare.comparison import Comparison, Unit
-from dadl.compare.jobs import FAILED, Job, Workers
+from dadl.comparison import jobs as compare_jobs
+from dadl.comparison import study as compare_study
+from dadl.comparison.jobs import FAILED, Job, Workers
+from dadl.comparison.results import Comparison, Unit
 from dadl.errors import SettingsError, UserError
 from dadl.ranksim.recipe import RankSimRecipe
 from dadl.runs.folder import read_run
@@ -278,7 +278,7 @@ def test_a_planted_effect_is_found(tmp_path: Path, trained: list[str]) -> None:
         "arms": {"right": {"ranksim": 0, "epochs": 30, "lr": 0.02}, "hardly": {"ranksim": 0, "epochs": 1, "lr": 1e-5}}
     }
     comparison = compare(recipe(tmp_path), tmp_path / "out", arms, seeds=3)
-    scores = comparison.values("all", "MAE")
+    scores = comparison.values("MAE")["all"]
     assert all(scores["right"][unit] < scores["hardly"][unit] / 2 for unit in comparison.units)
 
 

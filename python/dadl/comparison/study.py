@@ -18,9 +18,9 @@ from ..runs.recipe import Recipe, RecipeData, build_method
 from ..runs.train import check_criterion, check_data, settings_of
 from ..training.fabric import make_fabric
 from .arms import Arm, check_arms, factors_of, plain_arms, read_arms
-from .comparison import COMPARE, Comparison, read_plan, table_cells, trial_of, write_results
 from .jobs import FAILED, Job, Workers, most_workers
 from .judgement import judge
+from .results import COMPARE, Comparison, read_plan, table_cells, trial_of, write_results
 
 
 @dataclass(frozen=True, kw_only=True)

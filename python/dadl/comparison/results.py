@@ -1,6 +1,5 @@
 """The results of a comparison, read from its folder: also while it is unfinished."""
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,12 +8,13 @@ from typing import Any, TypedDict
 
 from ..checks import check
 from ..documents import read_json, read_yaml
-from ..errors import SettingsError
+from ..errors import ProblemsError, SettingsError
 from ..files import write_text
 from ..metrics import higher_is_better
 from ..options import PositiveInt
 from ..output import Cells, markdown_table, write_json
 from ..runs.folder import RESULTS, TABLE
+from ..runs.log import as_number, read_log
 from ..runs.recipe import Scores
 from ..training.loop import LOG, VALIDATION, EpochLog, criterion_of, has_ended, kept_epoch
 from .arms import Arm, read_arms
@@ -109,21 +109,33 @@ class Comparison:
         return [unit for unit in self.planned if all(unit in arm.scores for arm in self.arms)]
 
     @property
-    def criterion_cell(self) -> tuple[str, str]:
-        """The row and the column of the criterion in the scores."""
-        for arm in self.arms:
-            for table in arm.scores.values():
-                for row, columns in table.items():
-                    for column in columns:
-                        if f"{row} {column}" == self.criterion:
-                            return row, column
-        raise SettingsError(f"{self.folder} has no test scores yet")
+    def cells(self) -> list[tuple[str, str]]:
+        """All rows and columns of the scores."""
+        tables = [table for arm in self.arms for table in arm.scores.values()]
+        return list(
+            dict.fromkeys((row, column) for table in tables for row, cells in table.items() for column in cells)
+        )
 
-    def values(self, row: str, column: str) -> dict[str, dict[Unit, float]]:
-        """A test score of each arm in each of the :attr:`units`."""
+    @property
+    def columns(self) -> list[str]:
+        """All columns of the scores."""
+        return list(dict.fromkeys(column for _, column in self.cells))
+
+    @property
+    def criterion_cell(self) -> tuple[str, str]:
+        """The row and the column of the criterion in the scores; without one, the first."""
+        first = self.cells[0] if self.cells else ("all", "")
+        return next((cell for cell in self.cells if " ".join(cell) == self.criterion), first)
+
+    def values(self, column: str) -> dict[str, dict[str, dict[Unit, float]]]:
+        """The scores in a column, by row, arm and unit, of every unit that an arm was tested in."""
         return {
-            arm.name: {unit: arm.scores[unit].get(row, {}).get(column, math.nan) for unit in self.units}
-            for arm in self.arms
+            row: {
+                arm.name: {unit: table.get(row, {}).get(column, math.nan) for unit, table in arm.scores.items()}
+                for arm in self.arms
+            }
+            for row, of_row in self.cells
+            if of_row == column
         }
 
     @classmethod
@@ -173,11 +185,14 @@ def read_plan(folder: Path) -> tuple[Plan, list[Arm]]:
 
 
 def history_of(folder: Path) -> list[EpochLog]:
-    """The log of a run so far."""
+    """The log of a run so far; raises a :class:`.ProblemsError` if it cannot be read."""
     if not (folder / LOG).exists():
         return []
-    with (folder / LOG).open(encoding="utf-8", newline="") as file:
-        return [{name: float(value or "nan") for name, value in row.items()} for row in csv.DictReader(file)]
+    problems: list[str] = []
+    history = read_log(folder / LOG, problems)
+    if problems:
+        raise ProblemsError([f"{folder / LOG} cannot be read: remove its folder, and it is trained again", *problems])
+    return history
 
 
 def trial_of(folder: Path, values: Mapping[str, Any], settings: Mapping[str, Any]) -> Trial | None:
@@ -241,11 +256,11 @@ def write_results(comparison: Comparison, verdict: Sequence[str], differences: S
 
 
 def table_cells(comparison: Comparison, column: str) -> Cells:
-    """One column of the scores: arms by rows."""
-    rows = list(dict.fromkeys(row for arm in comparison.arms for table in arm.scores.values() for row in table))
-    cells = {row: comparison.values(row, column) for row in rows}
+    """One column of the scores in the units that all arms share: arms by rows."""
+    values = comparison.values(column)
     return {
-        arm.name: {row: list(values[arm.name].values()) for row, values in cells.items()} for arm in comparison.arms
+        arm.name: {row: [of_arms[arm.name][unit] for unit in comparison.units] for row, of_arms in values.items()}
+        for arm in comparison.arms
     }
 
 
@@ -253,10 +268,7 @@ def table_text(comparison: Comparison) -> str:
     """All test scores, a table for each column of them, the criterion's first."""
     if not comparison.units:
         return "No arm has been tested in a unit that all others have finished.\n"
-    first = comparison.criterion_cell[1]
-    tables = [table for arm in comparison.arms for table in arm.scores.values()]
-    every = [column for table in tables for row in table.values() for column in row]
-    columns = list(dict.fromkeys([first, *every]))
+    columns = dict.fromkeys([comparison.criterion_cell[1], *comparison.columns])
     parts = [f"**{column}**\n\n{markdown_table(table_cells(comparison, column))}\n" for column in columns]
     count = len(comparison.units)
     note = f"Test, mean ± standard error over {count} {'unit' if count == 1 else 'units'} of split and seed.\n"
@@ -291,5 +303,4 @@ def _first_criterion(trials: Sequence[Trial]) -> str:
 
 def _scores(run: Path) -> Scores:
     table = read_json(run / RESULTS)["test"]
-    number = lambda value: math.nan if value is None else float(value)
-    return {row: {column: number(value) for column, value in columns.items()} for row, columns in table.items()}
+    return {row: {column: as_number(value) for column, value in columns.items()} for row, columns in table.items()}

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..metrics import higher_is_better
-from .comparison import Unit
+from .results import Unit
 
 LEVEL = 0.05
 """How many comparisons of equal arms may find a difference."""

@@ -9,8 +9,8 @@ from ..checks import check
 from ..documents import read_json
 from ..options import Count
 from ..runs.folder import RESULTS
-from .comparison import Comparison
 from .numbers import span
+from .results import Comparison
 from .samples import Array, Regions, read_predictions, row_errors
 from .statistics import Difference, Sampling, Values, differences
 from .verdict import Verdict, verdict
@@ -67,8 +67,8 @@ def judge(comparison: Comparison) -> Judgement:
 
     Raises a :class:`.SettingsError` if files of a run cannot be read.
     """
-    row, column = _criterion(comparison)
-    scores = scores_of(comparison, column)
+    row, column = comparison.criterion_cell
+    scores = comparison.values(column)
     sampling = _sampling(comparison, scores, column)
     share = comparison.test_share if math.isfinite(comparison.test_share) else 0.0  # nothing has been tested yet
     found = differences(scores, comparison.reference, column, test_share=share, sampling=sampling)
@@ -76,33 +76,6 @@ def judge(comparison: Comparison) -> Judgement:
     samples = {name: size.test for name, size in sizes.items()}
     told = verdict(found, reference=comparison.reference, row=row, rows=list(scores), samples=samples)
     return Judgement(row, column, scores, found, sizes, told)
-
-
-def columns_of(comparison: Comparison) -> list[str]:
-    """All columns of the scores."""
-    tables = [table for arm in comparison.arms for table in arm.scores.values()]
-    return list(dict.fromkeys(column for table in tables for cells in table.values() for column in cells))
-
-
-def _criterion(comparison: Comparison) -> tuple[str, str]:
-    """Row and column of the criterion; without one, the first score."""
-    tables = [table for arm in comparison.arms for table in arm.scores.values()]
-    cells = [(row, column) for table in tables for row, cells in table.items() for column in cells]
-    first = cells[0] if cells else ("all", "")
-    return next(((row, column) for row, column in cells if f"{row} {column}" == comparison.criterion), first)
-
-
-def scores_of(comparison: Comparison, column: str) -> dict[str, Values]:
-    """``scores[row][arm][unit]`` in a column."""
-    tables = [table for arm in comparison.arms for table in arm.scores.values()]
-    rows = dict.fromkeys(row for table in tables for row, cells in table.items() if column in cells)
-    return {
-        row: {
-            arm.name: {unit: table.get(row, {}).get(column, math.nan) for unit, table in arm.scores.items()}
-            for arm in comparison.arms
-        }
-        for row in rows
-    }
 
 
 def _sampling(comparison: Comparison, scores: Mapping[str, Values], column: str) -> dict[tuple[str, str], Sampling]:
