@@ -2,7 +2,7 @@
 # make test-all  the tests, and those that compile for minutes: what a change must pass
 # make docs      set up everything and build the documentation site in build/docs
 # make demos     run every demo, for the pages
-# The rest: install, lint, format, types, bench, wheel, mutate-barriers, fuzz, gpu-wheel, gpu-check, clean.
+# The rest: install, lint, format, types, bench, wheel, mutate, fuzz, gpu-wheel, gpu-check, clean.
 
 PYTHON ?= python3
 VENV := .venv
@@ -14,7 +14,7 @@ GPU_ARCHITECTURE := 9.0
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f -not -name '*.pyc')
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo demos test test-all docs install lint format types bench wheel mutate-barriers fuzz gpu-wheel gpu-check clean
+.PHONY: demo demos test test-all docs install lint format types bench wheel mutate fuzz gpu-wheel gpu-check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/dadl demo
@@ -81,9 +81,9 @@ bench: $(VENV)/.dev
 wheel: $(VENV)/.torch
 	$(BIN)/python -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
 
-# Without each of the CUDA kernels' barriers in turn the simulator's tests must fail.
-mutate-barriers: $(VENV)/.dev
-	$(BIN)/python tools/mutate_barriers.py
+# The tests must notice each of the faults in tools/mutants, and the CUDA kernels without each of their barriers.
+mutate: $(VENV)/.dev
+	$(BIN)/python tools/mutate.py --jobs 2
 
 # Random sizes of every function under every transform, against the reference, for SECONDS.
 SECONDS := 3600
