@@ -33,7 +33,7 @@ ROOT = Path(__file__).parent.parent
 LISTS = Path(__file__).with_name("mutants")
 WORK = ROOT / "build" / "mutate"
 BARRIER = re.compile(r"^[^/]*\b(__syncthreads|__syncwarp)\(")
-SECONDS = 300  # for a fault's tests, which take seconds: one that never ends is noticed
+SECONDS = 600  # for a fault's tests, which take seconds: one that never ends is noticed
 
 
 @dataclass(frozen=True)
