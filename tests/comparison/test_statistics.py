@@ -253,8 +253,9 @@ def test_what_cannot_be_compared_is_refused() -> None:
     values: Values = {"a": {Unit(0, 1): 1.0}}
     with pytest.raises(ValueError, match="the reference 'plain' has no scores in 'all'"):
         differences({"all": values}, "plain", "MAE")
-    with pytest.raises(ValueError, match="test_share must be a finite number"):
-        differences({"all": values}, "a", "MAE", test_share=math.nan)
+    for share in (-0.1, math.inf, math.nan):
+        with pytest.raises(ValueError, match="test_share must be a finite number"):
+            differences({"all": values}, "a", "MAE", test_share=share)
     with pytest.raises(ValueError, match=r"two matrices \[seeds, samples\]"):
         Sampling.of(np.zeros((2, 3)), np.zeros((2, 4)))
 
