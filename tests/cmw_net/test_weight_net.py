@@ -160,3 +160,9 @@ def test_bad_batches_are_named() -> None:
     for wrong in (-1, 2):
         with pytest.raises(ValueError, match=f"batch row 1 is {wrong}; there are 2 classes"):
             net(torch.rand(3), torch.tensor([0, wrong, 1]))
+
+
+def test_a_centre_is_the_mean_of_classes_not_of_sizes() -> None:
+    sizes = [100, 100, 100, 100, 50, 10]
+    assert CMWNet(sizes, families=1).centers.tolist() == pytest.approx([4.6 / 6])
+    assert CMWNet([*sizes, 0], families=2).centers.tolist() == pytest.approx([0.3, 1.0])
