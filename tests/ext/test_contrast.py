@@ -662,3 +662,21 @@ def test_keys_without_numbers_count(device: str, dtype: torch.dtype, slot_count:
         torch.testing.assert_close(loss.double(), torch.full_like(loss, 1 + keys).double().log())
         lse = module.similarity_logsumexp(query, torch.zeros(5, 0, dtype=dtype, device=device))
         torch.testing.assert_close(lse.double(), torch.full_like(lse, 5).double().log())
+
+
+def test_sample_weights_and_reductions_by_hand(device: str) -> None:
+    """The reference shares the reduction with the functions, so that numbers must say what it is."""
+    query, key, queue, target = group_batch(3, 6, 4, 2, 8, torch.float64, device)
+    target[1] = target[4] = -1
+    weight = torch.rand(6, dtype=torch.float64, device=device)
+    contrast = functional.pseudo_group_contrast
+    rows = contrast(query, key, queue, target, reduction="none").tolist()
+    weighted = [w * row for w, row in zip(weight.tolist(), rows, strict=True)]
+    for given_weight, expected in ((None, rows), (weight, weighted)):
+        loss = {
+            name: contrast(query, key, queue, target, sample_weight=given_weight, reduction=name)
+            for name in ("none", "sum", "mean")
+        }
+        assert loss["none"].tolist() == pytest.approx(expected)
+        assert loss["sum"].item() == pytest.approx(sum(expected))
+        assert loss["mean"].item() == pytest.approx(sum(expected) / 4)
