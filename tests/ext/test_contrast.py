@@ -386,6 +386,7 @@ BAD_GROUP_INPUT: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"key": torch.randn(4, 8).to_sparse()}, TypeError, r"key.*to_dense"),
     ({"query": [1.0]}, TypeError, r"query must be a torch\.Tensor, got list"),
     ({"target": [0, 1, 2, 0]}, TypeError, r"target must be a torch\.Tensor, got list"),
+    ({"ignore_index": 0}, ValueError, "ignore_index must not be a class"),
     ({"slot_count": torch.zeros(4, dtype=torch.int64)}, ValueError, r"slot_count must be of shape \(3,\)"),
     ({"slot_count": torch.zeros(3)}, TypeError, "slot_count must be of an integer dtype"),
     ({"temperature": 0.0}, ValueError, "temperature"),
