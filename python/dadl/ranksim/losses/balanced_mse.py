@@ -4,6 +4,7 @@ Source: Ren, Zhang, Yu, Liu, "Balanced MSE for Imbalanced Visual Regression", CV
 """
 
 import math
+from statistics import NormalDist
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 
 from ..reweighting import Reduction, difference, weighted_mean
 from .pointwise import check_positive
+
+NORMAL_QUARTILE = NormalDist().inv_cdf(0.75)
+"""Half of the errors of a standard normal distribution are smaller."""
 
 SMALLEST_SIGMA = 1e-15
 """Of errors that are all zero, so that they can be divided by it."""
@@ -45,12 +49,14 @@ class BalancedMSE(nn.Module):
     :math:`\sigma` is the deviation of the errors that no prediction avoids. By default it follows them,
 
     .. math::
-        \sigma = \sqrt{\pi / 2} \; \mathrm{E} \lvert y - \mathrm{E}[y' \mid x] \rvert,
+        \sigma = \mathrm{median} \lvert y - \mathrm{E}[y' \mid x] \rvert / \Phi^{-1}(3/4),
         \qquad p(y' \mid x) \propto p(y') \exp\left( -\frac{\lVert x - y' \rVert^2}{2 \sigma^2} \right),
 
-    the mean over batches running, from :math:`\sqrt{\pi / 2} \, \mathrm{E} \lvert y - x \rvert` of the first batch on;
-    of normal errors that is the deviation. For BMC :math:`\mathrm{E}[y' \mid x]` is over x and
-    the other labels of the batch; where these are further apart than σ, it comes out somewhat too large.
+    the mean over batches running, from the median of :math:`\lvert y - x \rvert` of the first batch on;
+    of normal errors that is the deviation. A mean or a square instead of the median would follow the largest errors: a
+    few make σ too large, which drives predictions apart and makes more of them. Where labels pile up at an end of their
+    range, the errors there are small, and σ comes out smaller. For BMC :math:`\mathrm{E}[y' \mid x]` is over x and the
+    other labels of the batch; where these are further apart than σ, it comes out somewhat too large.
     σ so has the unit of the labels, needs neither an optimiser nor a learning rate, and changes in training mode only.
     *Our choice:* the paper learns σ by gradient. That takes as long as its initial value and its learning rate say, and
     meanwhile a σ that is too large drives predictions apart, which keeps it large. :math:`\mathrm{E}[y' \mid x]` fits
@@ -174,8 +180,8 @@ def _log_likelihood(x: Tensor, y: Tensor, variance: Tensor) -> Tensor:
 
 
 def _deviation(errors: Tensor) -> Tensor:
-    """The deviation of normal errors, by their mean size."""
-    return (errors.abs().mean() * math.sqrt(math.pi / 2)).clamp_min(SMALLEST_SIGMA)
+    """The deviation of normal errors, by the median of their size: a few large errors do not change it."""
+    return (errors.abs().median() / NORMAL_QUARTILE).clamp_min(SMALLEST_SIGMA)
 
 
 def _check_mixture(mixture: GaussianMixture) -> None:
