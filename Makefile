@@ -1,6 +1,8 @@
-# make demo      set up everything and run the demo          make test    set up everything and run every test
+# make demo      set up everything and run the demo          make test    set up everything and run the tests
+# make test-all  the tests, and those that compile for minutes: what a change must pass
 # make docs      set up everything and build the documentation site in build/docs
-# The rest: install, lint, format, types, bench, wheel, mutate-barriers, fuzz, gpu-wheel, gpu-check, clean.
+# make demos     run every demo, for the pages
+# The rest: install, lint, format, types, bench, wheel, mutate, fuzz, gpu-wheel, gpu-check, clean.
 
 PYTHON ?= python3
 VENV := .venv
@@ -12,14 +14,26 @@ GPU_ARCHITECTURE := 9.0
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f -not -name '*.pyc')
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test docs install lint format types bench wheel mutate-barriers fuzz gpu-wheel gpu-check clean
+.PHONY: demo demos test test-all docs install lint format types bench wheel mutate fuzz gpu-wheel gpu-check clean
 
-demo: $(VENV)/.train
+demo: $(VENV)/.demo
 	$(BIN)/dadl demo
 
+# What the pages show of them; the folders stay, so that a second call only does what is missing.
+demos: $(VENV)/.demo
+	for name in ranksim strokes self-tuning chi-model cmw-net; do \
+	  $(BIN)/dadl demo $$name --device cpu --resume --output build/dadl-demo-$$name || exit; done
+	$(BIN)/python tools/record_demos.py build/dadl-demo-*
+	$(BIN)/python tools/insert_measured.py
+
 # A process for each core, whose threads wait asleep: they share the cores.
+PYTEST := OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest --numprocesses auto --dist worksteal --durations 20
 test: $(VENV)/.dev
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest --numprocesses auto --dist worksteal
+	$(PYTEST) -m "not slow"
+
+# Also those that compile for minutes: the CUDA kernels for every architecture, the CPU library under sanitizers.
+test-all: $(VENV)/.dev
+	$(PYTEST)
 
 # Into build/docs, warnings being errors; then every link on the pages is followed within the site.
 docs: $(VENV)/.dev
@@ -30,7 +44,7 @@ install: $(VENV)/.train
 
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) --upgrade pip "setuptools>=77" wheel
+	$(PIP) --upgrade pip "setuptools>=77" ninja
 	$(PIP) $(TORCH)
 	touch $@
 
@@ -38,9 +52,13 @@ $(VENV)/.train: $(VENV)/.torch $(SOURCES)
 	$(PIP) --no-build-isolation --editable ".[train]"
 	touch $@
 
+$(VENV)/.demo: $(VENV)/.torch $(SOURCES)
+	$(PIP) --no-build-isolation --editable ".[demo]"
+	touch $@ $(VENV)/.train
+
 $(VENV)/.dev: $(VENV)/.torch $(SOURCES)
 	$(PIP) --no-build-isolation --editable ".[dev]"
-	touch $@ $(VENV)/.train
+	touch $@ $(VENV)/.demo $(VENV)/.train
 
 CXX_FILES := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh')
 
@@ -63,9 +81,9 @@ bench: $(VENV)/.dev
 wheel: $(VENV)/.torch
 	$(BIN)/python -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
 
-# Without each of the CUDA kernels' barriers in turn the simulator's tests must fail.
-mutate-barriers: $(VENV)/.dev
-	$(BIN)/python tools/mutate_barriers.py
+# The tests must notice each of the faults in tools/mutants, and the CUDA kernels without each of their barriers.
+mutate: $(VENV)/.dev
+	$(BIN)/python tools/mutate.py --jobs 2
 
 # Random sizes of every function under every transform, against the reference, for SECONDS.
 SECONDS := 3600

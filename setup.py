@@ -1,4 +1,4 @@
-"""Builds _C.abi3.so (schemas and CPU operators) and, if requested, _C_cuda.so (CUDA operators).
+"""Builds _C.so (schemas and CPU operators) and, if requested, _C_cuda.so (CUDA operators).
 
 Environment:
     DADL_CUDA               auto (default): with CUDA if torch is a CUDA build and nvcc is found; 0: without CUDA;
@@ -11,16 +11,18 @@ import re
 import shutil
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import sysconfig
 from pathlib import Path
 from typing import NoReturn
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
 sys.path.insert(0, str(ROOT / "csrc"))
-import flags  # noqa: E402
+import graph  # noqa: E402
+import libraries  # noqa: E402
 
 
 def stop(sentence: str) -> NoReturn:
@@ -33,7 +35,7 @@ def require_torch():
         from torch.utils import cpp_extension
     except ImportError:
         stop(
-            "torch is not installed here; run `pip install 'torch>=2.11' setuptools wheel` first, then "
+            "torch is not installed here; run `pip install 'torch>=2.11' setuptools ninja` first, then "
             "`pip install --no-build-isolation .`"
         )
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 11):
@@ -41,10 +43,12 @@ def require_torch():
     return torch, cpp_extension
 
 
-def require_compiler() -> None:
-    compiler = os.environ.get("CXX", "g++").split()[0]
+def require_tools() -> None:
+    compiler, *_ = graph.compiler()
     if shutil.which(compiler) is None:
         stop(f"no C++ compiler ({compiler}); install one (`apt-get install g++`) or set CXX to one")
+    if graph.ninja() is None:
+        stop("ninja is not installed here; run `pip install ninja` first")
 
 
 def find_nvcc() -> str | None:
@@ -73,8 +77,8 @@ def wanted_nvcc(torch) -> str | None:
     match = re.search(r"release (\d+)\.(\d+)", output)
     version = (int(match[1]), int(match[2])) if match else (0, 0)
     found = ".".join(map(str, version))
-    if version < flags.MINIMUM_NVCC:
-        needed = ".".join(map(str, flags.MINIMUM_NVCC))
+    if version < libraries.MINIMUM_NVCC:
+        needed = ".".join(map(str, libraries.MINIMUM_NVCC))
         stop(f"{nvcc} is version {found}, {needed} is needed; set CUDA_HOME to a newer toolkit, or DADL_CUDA=0")
     if torch.version.cuda is not None and int(torch.version.cuda.split(".")[0]) != version[0]:
         stop(
@@ -85,68 +89,48 @@ def wanted_nvcc(torch) -> str | None:
 
 
 class BuildLibraries(build_ext):
+    """Builds both libraries, which are loaded by PyTorch and use nothing of Python, with ninja."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return str(Path(*fullname.split("."))) + ".so"
+
     def build_extensions(self) -> None:
         torch, cpp_extension = require_torch()
-        require_compiler()
+        require_tools()
         nvcc = wanted_nvcc(torch)
-        for extension in self.extensions:
-            extension.include_dirs = cpp_extension.include_paths()
-            extension.library_dirs = cpp_extension.library_paths()
-        compile_one_by_one = self.compiler.compile
+        paths = cpp_extension.include_paths(), cpp_extension.library_paths()
+        target = Path(self.get_ext_fullpath("dadl_ext._C"))
+        self.install(libraries.cpu_library(*paths), target)
 
-        def compile_side_by_side(sources: list[str], *, extra_postargs: list[str], **options) -> list[str]:
-            def compile_one(source: str) -> list[str]:
-                own = flags.SOURCE_FLAGS.get(Path(source).relative_to("csrc").as_posix(), [])
-                return compile_one_by_one([source], extra_postargs=[*extra_postargs, *own], **options)
-
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
-                compiled = list(pool.map(compile_one, sources))
-            return [path for paths in compiled for path in paths]
-
-        self.compiler.compile = compile_side_by_side
-        super().build_extensions()
-
-        target = Path(self.get_ext_fullpath("dadl_ext._C")).parent
-        library, architectures = target / "_C_cuda.so", target / "_C_cuda.architectures"
-        library.unlink(missing_ok=True)
+        cuda, architectures = target.with_name("_C_cuda.so"), target.with_name("_C_cuda.architectures")
+        cuda.unlink(missing_ok=True)
         architectures.unlink(missing_ok=True)
         if nvcc:
-            wanted = os.environ.get("TORCH_CUDA_ARCH_LIST") or flags.DEFAULT_ARCHITECTURES
-            self.build_cuda(nvcc, wanted, library, cpp_extension)
+            wanted = os.environ.get("TORCH_CUDA_ARCH_LIST") or libraries.DEFAULT_ARCHITECTURES
+            self.install(libraries.cuda_library(nvcc, wanted, *paths), cuda)
             architectures.write_text(" ".join(wanted.replace(";", " ").split()) + "\n")
 
-    def build_cuda(self, nvcc: str, architectures: str, library: Path, cpp_extension) -> None:
-        objects = Path(self.build_temp) / "cuda"
-        objects.mkdir(parents=True, exist_ok=True)
-        includes = [f"-I{path}" for path in cpp_extension.include_paths()]
-
-        def compile_one(source: str) -> str:
-            target = str(objects / (Path(source).stem + ".o"))
-            command = [nvcc, *flags.NVCC_FLAGS, *flags.gencode(architectures), *includes]
-            subprocess.run([*command, "-c", str(flags.CSRC / source), "-o", target], check=True)
-            return target
-
+    def install(self, library: graph.Library, target: Path) -> None:
+        """Build a library and copy it to its place."""
+        folder = ROOT / "build" / sysconfig.get_platform() / library.name.removesuffix(".so")
         try:
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
-                compiled = list(pool.map(compile_one, flags.CUDA_SOURCES))
-            paths = [f"-L{path}" for path in cpp_extension.library_paths()]
-            subprocess.run([nvcc, *compiled, *paths, *flags.NVCC_LINK_FLAGS, "-o", str(library)], check=True)
+            built = graph.build(library, folder)
         except subprocess.CalledProcessError as error:
-            stop(f"nvcc failed with exit code {error.returncode} (messages above); DADL_CUDA=0 builds without CUDA")
+            advice = "; DADL_CUDA=0 builds without CUDA" if target.name == "_C_cuda.so" else ""
+            stop(f"{error.stdout}\n{' '.join(library.command)} failed (messages above){advice}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)  # it may be loaded
+        shutil.copy(built, target)
+
+
+class AnyPython(bdist_wheel):
+    """A wheel for every Python 3, but for one platform."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
 
 
 setup(
-    ext_modules=[
-        Extension(
-            "dadl_ext._C",
-            [str(Path("csrc") / source) for source in flags.CPU_SOURCES],
-            depends=[str(path.relative_to(ROOT)) for kind in ("*.h", "*.inc") for path in flags.CSRC.rglob(kind)],
-            extra_compile_args=flags.CXX_FLAGS,
-            libraries=["c10", "torch_cpu", "torch"],
-            language="c++",
-            py_limited_api=True,
-        )
-    ],
-    cmdclass={"build_ext": BuildLibraries},
-    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+    ext_modules=[Extension("dadl_ext._C", [])],
+    cmdclass={"build_ext": BuildLibraries, "bdist_wheel": AnyPython},
 )

@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 import torch
 
 _FOLDER = Path(__file__).parent
-_CPU_LIBRARY = _FOLDER / "_C.abi3.so"
+_CPU_LIBRARY = _FOLDER / "_C.so"
 _CUDA_LIBRARY = _FOLDER / "_C_cuda.so"
 _ARCHITECTURES = _FOLDER / "_C_cuda.architectures"
 

@@ -14,6 +14,7 @@ from support.folders import class_idx_folder
 
 # Compiled kernels answer in microseconds, but the first example may compile or load.
 hypothesis.settings.register_profile("dadl", deadline=None, max_examples=60, derandomize=True)
+hypothesis.settings.register_profile("short", deadline=None, max_examples=10, derandomize=True)
 hypothesis.settings.load_profile("dadl")
 
 

@@ -22,15 +22,17 @@ MOST_MODULES = 12  # in a folder
 # From the bottom up. A package imports what stands in a row below its own, and of its own row nothing but itself.
 FLOORS = (
     (
-        *("_launch", "errors", "checks", "documents", "options", "processes", "metrics"),
+        *("errors", "checks", "documents", "options", "processes", "metrics", "lazy"),
         *("files", "output"),
     ),
     ("data", "networks"),
     ("training",),
     ("runs",),
     METHODS,
+    ("comparison",),
     ("report", "demos", "benchmarks", "recipes"),
     ("api",),
+    ("commands",),
     ("cli", "__init__"),
     ("__main__",),
 )

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from dadl import ErrorMetrics, shot_metrics, shot_regions
+from dadl import ErrorMetrics, risk_coverage, shot_metrics, shot_regions
 
 COUNTS = [500, 101, 100, 20, 19, 0]
 
@@ -101,3 +101,9 @@ def test_errors_say_what_is_expected(arguments: Any, message: str) -> None:
 def test_regions_must_not_overlap() -> None:
     with pytest.raises(ValueError, match="few=30 and many=20"):
         shot_regions(COUNTS, many=20, few=30)
+
+
+def test_the_largest_coverage_within_a_risk() -> None:
+    curve = risk_coverage([4, 3, 2, 1], [1, 1, 0, 0])
+    assert curve.risk.tolist() == pytest.approx([0, 0, 1 / 3, 1 / 2])
+    assert [curve.coverage_at(risk) for risk in (-1, 0, 0.3, 0.34, 0.5)] == [0, 0.5, 0.5, 0.75, 1]

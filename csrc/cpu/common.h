@@ -15,7 +15,9 @@
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
 #define DADL_X86
 #include <immintrin.h>
+#ifndef DADL_CLONES  // builds with a sanitizer do without, or they would take many minutes
 #define DADL_CLONES __attribute__((flatten, target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#endif
 #else
 #define DADL_CLONES
 #endif

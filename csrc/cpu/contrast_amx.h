@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <limits>
 #include <memory>
@@ -173,6 +174,12 @@ class Query {
     });
   }
 
+  // The product of a query and a key, without parts.
+  template <typename T>
+  float logit(int64_t row, const T* key) const {
+    return sum_over<float>(d, [&](int64_t e) { return values_[row * d + e] * scale_ * to_float(key[e]); });
+  }
+
   Factor crossed(int64_t first) const {
     return {crossed_ + first / kSide * depth * kCrossed, depth * kCrossed, kCrossed};
   }
@@ -334,11 +341,27 @@ class KeyTile {
                      query_.depth, logits + j * kBlock, kBlock, std::min(kBlock, count_ - j), kBlock, false,
                      [&] { meanwhile.step(); });
     }
-    for (int64_t j = 0; keys_.mask && j < count_; ++j) {
-      if (!keys_.mask[first_ + j]) std::fill_n(logits + j * kBlock, kBlock, kLeftOut);
+    for (int64_t j = 0; j < count_; ++j) {
+      if (!keys_.mask || keys_.mask[first_ + j]) {
+        repair(logits + j * kBlock, q, first_ + j);
+      } else {
+        std::fill_n(logits + j * kBlock, kBlock, kLeftOut);
+      }
     }
     for (int64_t j = std::max(first_, q); keys_.exclude_self && j < std::min(first_ + count_, q + kBlock); ++j) {
       logits[(j - first_) * kBlock + j - q] = kLeftOut;
+    }
+  }
+
+  // An infinite number falls into the parts inf, NaN and NaN. The products of its row that came out as NaN are formed
+  // once more without parts.
+  void repair(float* logits, int64_t query, int64_t key) const {
+    for (int64_t first = 0; first < kBlock; first += kSide) {
+      const __m512 row = _mm512_load_ps(logits + first);
+      for (unsigned left = _mm512_cmp_ps_mask(row, row, _CMP_UNORD_Q); left; left &= left - 1) {
+        const int64_t l = first + std::countr_zero(left);
+        if (query + l < query_.count) logits[l] = query_.logit(query + l, keys_.values + key * keys_.d);
+      }
     }
   }
 

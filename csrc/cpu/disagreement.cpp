@@ -52,7 +52,8 @@ void measure_lines(const Task<T>& task, int64_t begin, int64_t end) {
     const int64_t width = std::min(kElements, end * outputs - first);
     load_members(task, first, width, block.data(), kElements);
     const Gradients<A> gradient = Gradients<A>{task.gradient, stride}.from(first);
-    measure_elements(task.measure, Members<A>{block.data(), kElements, task.members}, width, part, gradient, scratch);
+    elements_of_members(task.measure, Members<A>{block.data(), kElements, task.members}, width, part, gradient,
+                        scratch);
     scale(gradient, task.members, width, task.gain / static_cast<A>(outputs));
     for (int64_t e = 0; e < width;) {
       const int64_t sample = (first + e) / outputs, left = (sample + 1) * outputs - first;
@@ -78,7 +79,7 @@ void measure_samples(const Task<T>& task, int64_t begin, int64_t end) {
       load_members(task, first, classes, block.data(), classes);
       const Gradients<A> gradient = Gradients<A>{task.gradient, stride}.from(first);
       total +=
-          measure_classes(task.measure, Members<A>{block.data(), classes, task.members}, classes, gradient, scratch);
+          classes_of_row(task.measure, Members<A>{block.data(), classes, task.members}, classes, gradient, scratch);
       scale(gradient, task.members, classes, task.gain / static_cast<A>(task.rows));
     }
     task.loss[b] = static_cast<A>(total) * (task.gain / static_cast<A>(task.rows));

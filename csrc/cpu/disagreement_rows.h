@@ -1,5 +1,5 @@
-// The measures on rows of members in the arithmetic type, loss and gradient in one pass. A stride is the distance from
-// one member to the next; a null gradient is not computed.
+// The measures as templates, for callers whose shapes they are to be inlined with; disagreement_measures.h has them
+// compiled, under the names measure_elements and measure_classes.
 #pragma once
 
 #include <algorithm>
@@ -8,32 +8,12 @@
 #include <limits>
 #include <vector>
 
-#include "../core/disagreement.h"
 #include "common.h"
+#include "disagreement_measures.h"
 
 namespace dadl::cpu {
 
-constexpr int64_t kElements = 64;   // measured side by side
 constexpr int64_t kMostPairs = 32;  // with more members, sorting is quicker than comparing all pairs
-
-template <typename A>
-struct Members {
-  const A* values;
-  int64_t stride, count;
-
-  const A* operator[](int64_t member) const { return values + member * stride; }
-  Members from(int64_t element) const { return {values + element, stride, count}; }
-};
-
-template <typename A>
-struct Gradients {
-  A* values;
-  int64_t stride;
-
-  explicit operator bool() const { return values; }
-  A* operator[](int64_t member) const { return values + member * stride; }
-  Gradients from(int64_t element) const { return {values ? values + element : nullptr, stride}; }
-};
 
 // l1 of one element, for any number of members: sum_i (2i + 1 - K) x_(i) in ascending order, i from 0.
 template <typename A>
@@ -75,10 +55,9 @@ void add_pair(const A* a, const A* b, A share, int64_t width, A* loss, A* first,
   }
 }
 
-// Sets loss to the l1, mse or variance of `width` elements, at most kElements.
 template <typename A>
-void measure_elements(Measure measure, const Members<A>& x, int64_t width, A* loss, const Gradients<A>& gradient,
-                      std::vector<A>& scratch) {
+void elements_of_members(Measure measure, const Members<A>& x, int64_t width, A* loss, const Gradients<A>& gradient,
+                         std::vector<A>& scratch) {
   const int64_t members = x.count;
   std::fill_n(loss, width, A{0});
   if (members == 1) {
@@ -119,17 +98,6 @@ void measure_elements(Measure measure, const Members<A>& x, int64_t width, A* lo
     for (int64_t e = 0; e < width; ++e) loss[e] *= share;
   }
 }
-
-template <typename A>
-struct ClassScratch {
-  ClassScratch(int64_t members, int64_t classes)
-      : probability(members * classes), mean(classes), mean_log(classes), shift(members) {}
-
-  std::vector<A> probability;     // [K][C]
-  std::vector<A> mean, mean_log;  // [C], over members
-  std::vector<A> shift;           // [K]; a logit minus this is a log-probability
-  std::vector<A> elements;
-};
 
 template <typename A>
 void softmax_members(const Members<A>& x, int64_t classes, ClassScratch<A>& scratch) {
@@ -218,7 +186,7 @@ A softmax_l1(int64_t members, int64_t classes, const Gradients<A>& gradient, Cla
   A part[kElements];
   for (int64_t c = 0; c < classes; c += kElements) {
     const int64_t width = std::min(kElements, classes - c);
-    measure_elements(Measure::kL1, probability.from(c), width, part, gradient.from(c), scratch.elements);
+    elements_of_members(Measure::kL1, probability.from(c), width, part, gradient.from(c), scratch.elements);
     for (int64_t e = 0; e < width; ++e) loss += part[e];
   }
   const A share = 1 / static_cast<A>(classes);
@@ -231,10 +199,9 @@ A softmax_l1(int64_t members, int64_t classes, const Gradients<A>& gradient, Cla
   return share * static_cast<A>(loss);
 }
 
-// symmetric_kl, js or softmax_l1 of one row of classes.
 template <typename A>
-A measure_classes(Measure measure, const Members<A>& x, int64_t classes, const Gradients<A>& gradient,
-                  ClassScratch<A>& scratch) {
+A classes_of_row(Measure measure, const Members<A>& x, int64_t classes, const Gradients<A>& gradient,
+                 ClassScratch<A>& scratch) {
   softmax_members(x, classes, scratch);
   if (measure == Measure::kJs) return jensen_shannon(x, classes, gradient, scratch);
   if (measure == Measure::kSoftmaxL1) return softmax_l1(x.count, classes, gradient, scratch);

@@ -1,5 +1,6 @@
 // The disagreement between members with its gradient, in one launch where a sample needs no more than one team of
-// threads. The formulas are those of dadl_ext/reference/disagreement.py in the forms of csrc/cpu/disagreement_rows.h.
+// threads. The formulas are those of dadl_ext/reference/disagreement.py in the forms of
+// csrc/cpu/disagreement_measures.cpp.
 //
 // Probabilities are computed from the logits wherever they are needed, so that no row is too long: what is kept of a
 // softmax are three numbers for each member.

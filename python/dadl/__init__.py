@@ -4,6 +4,7 @@ Importing this package needs PyTorch and NumPy. The training loop (:mod:`dadl.tr
 packages of ``pip install 'dadl[train]'``.
 """
 
-from ._launch import lazy_names
+from . import processes as _processes  # noqa: F401  # first of all
+from .lazy import lazy_names
 
 __all__, __getattr__, __dir__ = lazy_names(__name__, __file__)

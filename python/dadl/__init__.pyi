@@ -1,3 +1,4 @@
+from .api.comparing import compare as compare
 from .api.regressor import ImbalancedRegressor as ImbalancedRegressor
 from .api.run import Run as Run
 from .api.training import train as train

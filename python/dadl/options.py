@@ -37,4 +37,7 @@ Flag = Annotated[bool, Parameter(negative=())]
 
 Device = Literal["auto", "cpu", "cuda"]
 Logger = Literal["tensorboard", "wandb", "mlflow"]
+Keep = Literal["best", "last"]
+Network = Literal["efficientnet-lite0", "resnet32", "small-cnn"]
+TextEncoderName = Literal["minilm", "bilstm"]
 BenchmarkName = Literal["ranksim", "rank-n-contrast", "contrast", "disagreement", "cmw-net", "all"]

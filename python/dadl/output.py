@@ -125,9 +125,9 @@ class JobProgress:
         else:
             self._console.print(text, soft_wrap=True)
 
-    def advance(self, done: str = "") -> None:
-        """Count one step; without a bar, ``done`` describes it on a line of its own."""
-        self._bar.advance(self._task)
+    def advance(self, done: str = "", steps: int = 1) -> None:
+        """Count steps; without a bar, ``done`` describes them on a line of its own."""
+        self._bar.advance(self._task, steps)
         if done and not self._console.is_terminal:
             task = self._bar.tasks[-1]
             self._console.print(f"{task.description} {task.completed:.0f}/{task.total:.0f}: {done}", soft_wrap=True)

@@ -53,7 +53,7 @@ def list_folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """A small network in place of ResNet-32, whose 32 layers take their time."""
-    monkeypatch.setattr("dadl.cmw_net.recipe.resnet", small_network)
+    monkeypatch.setattr("dadl.networks.image_network.resnet", small_network)
 
 
 def read(recipe: CMWNetRecipe) -> RecipeData:
@@ -128,7 +128,7 @@ def test_noise_is_put_on_training_labels_alone(idx_folder: Path, noise: Any, cor
         truth = torch.cat([true_classes(inputs) for inputs, *_ in part.loader])
         right = part.score(nn.functional.one_hot(truth, CLASSES).float())
         assert right["all"]["accuracy %"] == 100
-    again, other = (read(replace(recipe, seed=seed)) for seed in (0, 1))
+    again, other = (read(replace(recipe, split_seed=seed)) for seed in (0, 1))
     assert torch.equal(batches_of(again)[1], target)
     assert not torch.equal(batches_of(other)[1], target)
 

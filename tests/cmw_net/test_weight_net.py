@@ -160,3 +160,18 @@ def test_bad_batches_are_named() -> None:
     for wrong in (-1, 2):
         with pytest.raises(ValueError, match=f"batch row 1 is {wrong}; there are 2 classes"):
             net(torch.rand(3), torch.tensor([0, wrong, 1]))
+
+
+def test_a_centre_is_the_mean_of_classes_not_of_sizes() -> None:
+    sizes = [100, 100, 100, 100, 50, 10]
+    assert CMWNet(sizes, families=1).centers.tolist() == pytest.approx([4.6 / 6])
+    assert CMWNet([*sizes, 0], families=2).centers.tolist() == pytest.approx([0.3, 1.0])
+
+
+def test_bind_leaves_the_network_as_it_is() -> None:
+    network = CMWNet([100, 10, 1], families=3)
+    family = network.family.clone()
+    bound = network.bind([1, 100, 10, 10])
+    assert bound is not network
+    assert torch.equal(network.family, family)
+    assert len(bound.family) == 4

@@ -134,6 +134,18 @@ def test_transparent_pixels_show_white_and_not_their_hidden_colours(tmp_path: Pa
         assert (pixels_of(content, tmp_path, 1)[0] == WHITE).all()
 
 
+@pytest.mark.skipif("AVIF" not in Image.SAVE, reason="this Pillow does not write AVIF")
+def test_avif_has_its_colours_and_its_alpha_on_white(tmp_path: Path) -> None:
+    # At full resolution, as the format leaves open how coarser colours are interpolated; at best 3 levels are lost.
+    loss = 3
+    exact: dict[str, Any] = {"quality": 100, "subsampling": "4:4:4"}
+    alpha = np.tile(np.linspace(0, 255, SIZE).astype(np.uint8), (SIZE, 1))
+    opaque = saved(Image.fromarray(COLOURS), "AVIF", **exact)
+    assert np.abs(pixels_of(opaque, tmp_path) - COLOURS.astype(np.int64)).max() <= loss
+    transparent = saved(Image.fromarray(np.dstack([COLOURS, alpha])), "AVIF", **exact)
+    assert np.abs(pixels_of(transparent, tmp_path) - over_white(COLOURS, alpha[..., None])).max() <= loss
+
+
 @pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
 def test_a_transparent_grey_is_that_of_its_bits(bits: int, tmp_path: Path) -> None:
     values = samples(bits)

@@ -16,7 +16,7 @@ pytest.importorskip("PIL", reason="needs pip install 'dadl[train]'")
 from dadl.chi_model.recipe import ChiModelRecipe
 from dadl.data import sprites
 from dadl.data.arrays.memory import TooLargeError
-from dadl.data.sprites import COUNTS, SpriteFileError, draw_sprites, generate_sprites, read_sprites
+from dadl.data.arrays.sprites import COUNTS, SpriteFileError, draw_sprites, generate_sprites, read_sprites
 from dadl.errors import SettingsError
 from dadl.output import JobProgress
 from dadl.runs.recipe import RecipeData
@@ -132,7 +132,7 @@ def test_dadl_train_reads_sprites_and_splits_them(tmp_path: Path, monkeypatch: p
     npz(tmp_path / "mpi3d.npz", "images", images)
 
     def task(**settings: Any) -> RecipeData:
-        recipe = ChiModelRecipe(data=tmp_path, labels=10, images=100, image_size=32, seed=3, **settings)
+        recipe = ChiModelRecipe(data=tmp_path, labels=10, images=100, image_size=32, split_seed=3, **settings)
         return recipe.read(JobProgress(Console(quiet=True)))
 
     both = task()

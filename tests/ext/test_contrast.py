@@ -91,14 +91,17 @@ def test_group_contrast_matches_an_independent_float64_computation(
 
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 @pytest.mark.parametrize("form", ["cross_entropy", "kl"])
-def test_group_contrast_matches_the_reference(device: str, dtype: torch.dtype, form: str, reduction: str) -> None:
+@pytest.mark.parametrize("weighted", [False, True])
+def test_group_contrast_matches_the_reference(
+    device: str, dtype: torch.dtype, form: str, reduction: str, weighted: bool
+) -> None:
     query, key, queue, target = group_batch(0, 37, 11, 5, 48, dtype, device)
     target[::4] = -1
     options = {
         "form": form,
         "reduction": reduction,
-        "sample_weight": torch.rand(37, device=device).to(query.dtype),
-        "slot_count": torch.randint(6, (11,), device=device),
+        "sample_weight": torch.rand(37, device=device).to(query.dtype) if weighted else None,
+        "slot_count": torch.tensor([0, 1, 2, 3, 4, 5, 5, 6, 100, -1, -100], device=device),  # those outside: 0 or all
     }
     results = []
     for module in (functional, reference):
@@ -383,6 +386,7 @@ BAD_GROUP_INPUT: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"key": torch.randn(4, 8).to_sparse()}, TypeError, r"key.*to_dense"),
     ({"query": [1.0]}, TypeError, r"query must be a torch\.Tensor, got list"),
     ({"target": [0, 1, 2, 0]}, TypeError, r"target must be a torch\.Tensor, got list"),
+    ({"ignore_index": 0}, ValueError, "ignore_index must not be a class"),
     ({"slot_count": torch.zeros(4, dtype=torch.int64)}, ValueError, r"slot_count must be of shape \(3,\)"),
     ({"slot_count": torch.zeros(3)}, TypeError, "slot_count must be of an integer dtype"),
     ({"temperature": 0.0}, ValueError, "temperature"),
@@ -577,8 +581,10 @@ def test_memory_does_not_grow_with_the_similarities() -> None:
     assert max(extra) < 64, extra
 
 
-def test_what_left_out_keys_hold_does_not_show(device: str) -> None:
-    query, key = (torch.randn(n, 20, device=device, requires_grad=True) for n in (5, 70))
+@pytest.mark.parametrize("d", [3, 5, 20, 21])
+def test_what_left_out_keys_hold_does_not_show(device: str, dtype: torch.dtype, d: int) -> None:
+    """Nor as the padding of the keys before them, where d fills no vector."""
+    query, key = (torch.randn(n, d, device=device).to(dtype).requires_grad_() for n in (5, 70))
     mask = torch.rand(70, device=device) < 0.5
     spoilt = key.detach().masked_fill(~mask[:, None], torch.nan).requires_grad_()
     losses = [functional.similarity_logsumexp(query, k, key_mask=mask) for k in (key, spoilt)]
@@ -606,7 +612,7 @@ def both(loss: Callable[[ModuleType, Tensor, Tensor], Tensor], query: Tensor, ke
 
 
 @pytest.mark.parametrize("scale", [1.0, -1.0])
-@pytest.mark.parametrize("shape", [(4, 5, 8), (1, 3, 8), (70, 33, 8), (4, 200, 16), (4, 5, 300)])
+@pytest.mark.parametrize("shape", [(4, 5, 8), (4, 5, 5), (1, 3, 8), (70, 33, 8), (4, 200, 16), (4, 5, 300)])
 @pytest.mark.parametrize("place", ["query", "key", "masked key"])
 @pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
 def test_numbers_that_are_not_finite(
@@ -657,3 +663,21 @@ def test_keys_without_numbers_count(device: str, dtype: torch.dtype, slot_count:
         torch.testing.assert_close(loss.double(), torch.full_like(loss, 1 + keys).double().log())
         lse = module.similarity_logsumexp(query, torch.zeros(5, 0, dtype=dtype, device=device))
         torch.testing.assert_close(lse.double(), torch.full_like(lse, 5).double().log())
+
+
+def test_sample_weights_and_reductions_by_hand(device: str) -> None:
+    """The reference shares the reduction with the functions, so that numbers must say what it is."""
+    query, key, queue, target = group_batch(3, 6, 4, 2, 8, torch.float64, device)
+    target[1] = target[4] = -1
+    weight = torch.rand(6, dtype=torch.float64, device=device)
+    contrast = functional.pseudo_group_contrast
+    rows = contrast(query, key, queue, target, reduction="none").tolist()
+    weighted = [w * row for w, row in zip(weight.tolist(), rows, strict=True)]
+    for given_weight, expected in ((None, rows), (weight, weighted)):
+        loss = {
+            name: contrast(query, key, queue, target, sample_weight=given_weight, reduction=name)
+            for name in ("none", "sum", "mean")
+        }
+        assert loss["none"].tolist() == pytest.approx(expected)
+        assert loss["sum"].item() == pytest.approx(sum(expected))
+        assert loss["mean"].item() == pytest.approx(sum(expected) / 4)

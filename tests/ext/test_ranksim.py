@@ -376,6 +376,38 @@ def test_zero_rows_follow_normalize() -> None:
     np.testing.assert_allclose(ours, gradient, rtol=1e-10, atol=1e-10 * np.abs(gradient).max())
 
 
+@pytest.mark.parametrize("n", [9, 100])
+def test_rows_shorter_than_the_least_norm_follow_normalize(device: str, dtype: torch.dtype, n: int) -> None:
+    """Their norm is a constant, so that nothing is projected out of their gradient."""
+    if dtype == torch.float16:
+        pytest.skip("float16 holds no such rows")
+    x, labels = torch.randn(n, 6, device=device).to(dtype), torch.arange(n, device=device).float()
+    x[2], x[4] = x[2] * 1e-13, 0
+    weight = 0.1  # float64 decides the ranks
+    _, gradient = run(functional.ranksim_loss, x, labels, weight=weight)
+    _, expected = run(reference.ranksim_loss, x.double(), labels, weight=weight)
+    largest = expected.abs().amax(dim=1, keepdim=True).clamp_min(1e-9)
+    tolerance = {torch.float64: 1e-9, torch.float32: 1e-4}.get(dtype, 2e-2)
+    torch.testing.assert_close(gradient / largest, expected / largest, rtol=0, atol=tolerance, check_dtype=False)
+
+
+def test_a_small_perturbation_is_resolved_exactly(device: str) -> None:
+    """Below the documented limit of float32 products, on features that are so alike that these would swap ranks."""
+    for n in (64, 150):
+        x = 1 + 0.01 * torch.randn(n, 50, device=device)
+        labels = torch.randperm(n, device=device).float()
+        limit = 1e-3 * 3 * n / 2  # of λγ
+        for share in (0.99, 0.2):
+            options = {"interp_strength": 1.0, "weight": share * limit}
+            _, gradient = run(functional.ranksim_loss, x, labels, **options)
+            _, expected = run(functional.ranksim_loss, x.double(), labels, **options)
+            scale = expected.abs().max().item()
+            torch.testing.assert_close(gradient.double(), expected, rtol=0, atol=1e-4 * scale)
+        _, gradient = run(functional.ranksim_loss, x, labels, interp_strength=1.0, weight=limit)
+        _, expected = run(functional.ranksim_loss, x.double(), labels, interp_strength=1.0, weight=limit)
+        assert torch.cosine_similarity(gradient.double().flatten(), expected.flatten(), dim=0) > 0.9995
+
+
 def test_scale_of_a_row_does_not_matter(device: str) -> None:
     x, labels = torch.randn(20, 8, device=device), torch.rand(20)
     scale = 2.0 ** torch.randint(-30, 30, (20, 1), device=device)

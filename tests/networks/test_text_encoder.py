@@ -5,7 +5,8 @@ import torch
 
 pytest.importorskip("sentence_transformers", reason="needs pip install 'dadl[train]'")
 
-from dadl.networks.text_encoder import MAX_TOKENS, TextEncoder, combine, encode, model_folder, num_features, tokenize
+from dadl.networks.text_encoder import MAX_TOKENS, TextEncoder, encode, model_folder, num_features, tokenize
+from dadl.networks.text_pairs import combine
 from torch import nn
 
 PAIRS = [

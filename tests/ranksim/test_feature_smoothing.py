@@ -137,6 +137,14 @@ def test_equal_buckets_stay_as_they_are() -> None:
     torch.testing.assert_close(fds(z[:8], torch.arange(8)), z[:8])
 
 
+def test_buckets_without_samples_have_no_weight() -> None:
+    fds = FeatureDistributionSmoothing(1, low=0.0, high=3.0, num_buckets=3, ks=3)
+    features, labels = torch.tensor([[9.0], [11.0], [9.0], [11.0]]), torch.tensor([0.5, 0.5, 2.5, 2.5])
+    fds.observe(features, labels)
+    fds.end_epoch()
+    torch.testing.assert_close(fds(features, labels), features)
+
+
 @pytest.mark.parametrize(("spread", "changes"), [(2e-6, False), (2e-5, True)])
 def test_all_but_constant_buckets_stay_as_they_are(spread: float, changes: bool) -> None:
     fds = FeatureDistributionSmoothing(2, 0, 2, 2).double()

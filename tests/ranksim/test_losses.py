@@ -98,7 +98,7 @@ def test_mixture_balanced_mse_against_quadrature() -> None:
 def test_a_mixture_of_the_batch_labels_is_the_batch_loss() -> None:
     x, y = torch.randn(6).double(), torch.randn(6).double()
     points = GaussianMixture(torch.full((6,), 1 / 6), y, torch.zeros(6))
-    difference = BalancedMSE().double()(x, y) - BalancedMSE(mixture=points).double()(x, y)
+    difference = BalancedMSE(1.0).double()(x, y) - BalancedMSE(1.0, mixture=points).double()(x, y)
     assert difference.item() == pytest.approx(2 * math.log(6), rel=1e-6)  # the sum over labels is n times the mean
 
 
@@ -118,32 +118,122 @@ def test_gradients_of_balanced_mse(mixture: GaussianMixture | None) -> None:
     loss = BalancedMSE(1.3, mixture=mixture).double()
     assert torch.autograd.gradcheck(lambda x: loss(x, y), x)
 
-    # The factor 2 σ² is a constant, so what σ learns is the likelihood's derivative.
+
+@pytest.mark.parametrize("mixture", [None, MIXTURE])
+def test_a_learnt_sigma_has_the_gradient_of_the_likelihood(mixture: GaussianMixture | None) -> None:
+    """The factor 2 σ² is a constant."""
+    x, y = torch.randn(5, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
+    loss = BalancedMSE(1.3, learn=True, mixture=mixture).double()
+
     def log_likelihood(log_sigma: Tensor) -> Tensor:
-        value: Tensor = torch.func.functional_call(loss, {"log_sigma": log_sigma}, (x.detach(), y))
+        value: Tensor = torch.func.functional_call(loss, {"log_sigma": log_sigma}, (x, y))
         return value / (2 * (2 * log_sigma).exp())
 
-    step = 1e-5
-    s = loss.log_sigma.detach()
+    step, s = 1e-5, loss.log_sigma.detach()
     slope = (log_likelihood(s + step) - log_likelihood(s - step)) / (2 * step)
     (gradient,) = torch.autograd.grad(loss(x, y), loss.log_sigma)
     assert gradient.item() == pytest.approx(2 * 1.3**2 * slope.item(), rel=1e-5)
 
 
-def test_sigma_learns_the_noise_and_stays_positive() -> None:
-    y = torch.randn(400)
-    x = y + 0.3 * torch.randn(400)
-    loss = BalancedMSE(5.0, mixture=GaussianMixture(torch.ones(1), torch.zeros(1), torch.ones(1)))
-    optimizer = torch.optim.Adam(loss.parameters(), lr=0.2)
-    for _ in range(100):
+@pytest.mark.parametrize("batch", ["bmc", "gai", "vectors"])
+def test_a_step_of_sigma_against_loops(batch: str) -> None:
+    """From the first batch's errors, towards those of the labels that are expected at each prediction."""
+    shape = (5, 2) if batch == "vectors" else (5,)
+    x, y = torch.randn(shape, dtype=torch.float64), torch.randn(shape, dtype=torch.float64)
+    loss = BalancedMSE(momentum=0.3, mixture=MIXTURE if batch == "gai" else None).double()
+    assert math.isnan(loss.sigma)
+    first = sorted(abs(e) for e in (y - x).flatten().tolist())[(y.numel() - 1) // 2] / 0.6744898
+    known = BalancedMSE(first, mixture=MIXTURE if loss.has_mixture else None).double()
+    assert loss.eval()(x, y).item() == pytest.approx(known(x, y).item(), rel=1e-5)
+    assert math.isnan(loss.sigma)  # which evaluation does not change
+
+    def expected(i: int) -> Tensor:
+        if batch == "gai":
+            labels = torch.linspace(-15, 15, 60_001, dtype=torch.float64)
+            parts = zip(*(part.double() for part in MIXTURE), strict=True)
+            density = torch.stack([w * (-((labels - m) ** 2) / (2 * v)).exp() / v.sqrt() for w, m, v in parts]).sum(0)
+        else:
+            labels = torch.stack([x[i] if j == i else y[j] for j in range(5)])
+            density = torch.ones(len(labels), dtype=torch.float64)
+        squares = (x[i] - labels).square()
+        weights = density * (-(squares.sum(1) if batch == "vectors" else squares) / (2 * first**2)).exp()
+        return torch.tensordot(weights / weights.sum(), labels, 1)
+
+    errors = torch.stack([y[i] - expected(i) for i in range(5)])
+    median = sorted(abs(e) for e in errors.flatten().tolist())[(y.numel() - 1) // 2]
+    second = 0.7 * first + 0.3 * median / 0.6744898
+    loss.train()(x, y)
+    assert loss.sigma == pytest.approx(second, rel=1e-5)
+    fixed = BalancedMSE(0.4).double()
+    fixed(x, y)
+    assert fixed.sigma == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e-3, 1e4])
+@pytest.mark.parametrize("mixture", [False, True])
+def test_sigma_finds_the_noise_in_any_unit(unit: float, mixture: bool) -> None:
+    """Labels are skewed; the noise is normal, its deviation a fifth of theirs. Batches are large enough for BMC to see
+    labels within the noise of each other."""
+    torch.manual_seed(0)
+    y = torch.distributions.Exponential(1.0).sample((6_400,))
+    z = y + 0.2 * torch.randn(6_400)  # so under labels that are equally frequent p(y | z) = N(z, 0.2²)
+    sigma, normal = 0.2, torch.distributions.Normal(0, 1)
+    for _ in range(50):  # p(y | z) is normal around z - σ², as far as it is positive
+        place = (z - sigma**2) / sigma
+        expected = z - sigma**2 + sigma * normal.log_prob(place).exp() / normal.cdf(place)
+        sigma = float((y - expected).abs().median()) / 0.6744898
+    assert 0.17 < sigma < 0.2
+    bins = torch.linspace(-0.5, 8, 86)
+    counts = torch.histogram(y, bins).hist + 1e-3
+    means, variances = unit * (bins[1:] + bins[:-1]) / 2, torch.full((85,), (0.1 * unit) ** 2)
+    loss = BalancedMSE(mixture=GaussianMixture(counts / counts.sum(), means, variances) if mixture else None)
+    line = torch.zeros(2, requires_grad=True)
+    optimizer = torch.optim.Adam([line], lr=0.03)
+    for rows in torch.randperm(6_400).repeat(20).split(256):
         optimizer.zero_grad()
-        loss(x.float(), y).backward()
+        (loss(unit * (line[0] * z[rows] + line[1]), unit * y[rows]) / unit**2).backward()
         optimizer.step()
-        assert loss.sigma > 0
-    assert loss.sigma < 1
-    copy = BalancedMSE(mixture=MIXTURE._replace(weights=torch.ones(1), means=torch.ones(1), variances=torch.ones(1)))
+    assert loss.sigma == pytest.approx(sigma * unit, rel=0.1)
+    assert line.tolist() == pytest.approx([1, 0], abs=0.05)
+
+
+def test_a_few_large_errors_do_not_make_sigma_large() -> None:
+    """Which would drive predictions apart, and so make more of them."""
+    torch.manual_seed(0)
+    y = torch.randn(64)
+    x = y + 0.1 * torch.randn(64)
+    x[:16] = 1e3
+    loss = BalancedMSE()
+    for _ in range(100):
+        loss(x, y)
+    assert 0.05 < loss.sigma < 0.2
+
+
+@pytest.mark.parametrize("follow", [True, False])
+def test_sigma_is_in_the_state(follow: bool) -> None:
+    loss = BalancedMSE(None if follow else 0.3)
+    loss(torch.randn(8), torch.randn(8))
+    copy = BalancedMSE(None if follow else 0.5)
     copy.load_state_dict(loss.state_dict())
     assert copy.sigma == loss.sigma
+    x, y = torch.randn(8), torch.randn(8)
+    assert torch.equal(copy(x, y), loss(x, y))
+    assert copy.sigma == loss.sigma
+    assert not list(loss.parameters())
+
+
+def test_one_sample_and_exact_predictions_are_no_problem() -> None:
+    one = BalancedMSE()
+    assert one(torch.tensor([1.0]), torch.tensor([3.0])) == 0
+    assert one.sigma == pytest.approx(2 / 0.6744898)
+    x = torch.randn(6, requires_grad=True)
+    loss = BalancedMSE()
+    value = loss(x, x.detach())
+    value.backward()
+    assert value.isfinite()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
+    assert loss.sigma > 0
 
 
 def test_half_precision_does_not_overflow(device: str) -> None:
@@ -160,6 +250,8 @@ def test_half_precision_does_not_overflow(device: str) -> None:
         (lambda: focal_mse_loss(torch.ones(1), torch.ones(1), gamma=-1), "gamma must not be negative, got -1"),
         (lambda: focal_mse_loss(torch.ones(2), torch.ones(2, 1)), "squeeze"),
         (lambda: BalancedMSE(0), "sigma must be positive, got 0"),
+        (lambda: BalancedMSE(learn=True), "learn needs an initial sigma"),
+        (lambda: BalancedMSE(momentum=0), "momentum must be above 0 and at most 1, got 0"),
         (lambda: BalancedMSE()(torch.ones(2), torch.ones(2, 1)), "squeeze"),
         (lambda: BalancedMSE()(torch.ones(2, 1, 1), torch.ones(2, 1, 1)), r"\[n\] or \[n, k\]"),
         (lambda: BalancedMSE(mixture=MIXTURE)(torch.ones(2, 1), torch.ones(2, 1)), r"expected predictions \[n\]"),

@@ -32,8 +32,8 @@ def test_gaussian_window_matches_scipy(ks: int, sigma: float) -> None:
 def test_triangular_and_laplace_windows_by_hand() -> None:
     triangular = LabelDistributionSmoothing("triangular", ks=5).window
     assert triangular.tolist() == pytest.approx([1 / 3, 2 / 3, 1, 2 / 3, 1 / 3])
-    laplace = LabelDistributionSmoothing("laplace", ks=3, sigma=2).window
-    assert laplace.tolist() == pytest.approx([math.exp(-0.5), 1, math.exp(-0.5)])
+    laplace = LabelDistributionSmoothing("laplace", ks=5, sigma=2).window
+    assert laplace.tolist() == pytest.approx([math.exp(-1), math.exp(-0.5), 1, math.exp(-0.5), math.exp(-1)])
 
 
 @pytest.mark.parametrize("kernel", ["gaussian", "triangular", "laplace"])

@@ -5,8 +5,8 @@ import torch
 
 pytest.importorskip("cyclopts", reason="needs pip install 'dadl[train]'")
 
-from dadl.ranksim.bins import BINS, LabelBins, skew_warning
-from dadl.ranksim.target_transform import (
+from dadl.ranksim.labels.bins import BINS, LabelBins, skew_warning
+from dadl.ranksim.labels.transform import (
     LogTransform,
     QuantileTransform,
     fitted_transform,

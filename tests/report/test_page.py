@@ -2,7 +2,6 @@
 
 import csv
 import json
-import math
 import re
 from collections.abc import Callable, Mapping
 from html.parser import HTMLParser
@@ -135,74 +134,82 @@ def test_the_better_direction_of_metrics() -> None:
     assert all(higher_is_better(m) for m in ("Pearson", "Spearman", "accuracy", "Accuracy %", "class accuracy"))
 
 
-def test_the_best_of_each_column_is_marked(tmp_path: Path, page: Page) -> None:
+def test_the_best_of_each_row_is_marked(tmp_path: Path, page: Page) -> None:
     a = make_run(tmp_path / "a", {"all": {"MAE": 7.5, "Pearson": 0.8}, "few": {"MAE": 9.0, "Pearson": 0.5}})
     b = make_run(tmp_path / "b", {"all": {"MAE": 7.0, "Pearson": 0.7}, "few": {"MAE": None, "Pearson": 0.5}}, lr=0.1)
     c = make_run(tmp_path / "c", {"all": {"MAE": 70.0, "Pearson": 0.1}}, lr=0.2)
     found = page(a, b, c)
-    assert found.tables[0] == [
-        ["run", "all", "few"],
-        ["MAE ↓", "Pearson ↑", "MAE ↓", "Pearson ↑"],
-        ["a", "7.50", "0.8000", "9.000", "0.5000"],
-        ["b", "7.00", "0.7000", "NaN", "0.5000"],
-        ["c", "70.00", "0.1000", "–", "–"],
+    header = ["arm", "test", "difference"]
+    assert found.tables[:4] == [
+        [header, ["a", "7.50", "reference"], ["b", "7.00", "−0.500"], ["c", "70.0", "+62.5"]],
+        [header, ["a", "9.00", "reference"], ["b", "–", ""], ["c", "–", ""]],
+        [header[:2], ["a", "0.800"], ["b", "0.700"], ["c", "0.100"]],
+        [header[:2], ["a", "0.500"], ["b", "0.500"], ["c", "–"]],
     ]
-    assert found.marked == ["0.8000", "0.5000", "7.00", "0.5000"]  # no mark where only one has a number
-    assert "b has the lowest test MAE (all), 7.00: 0.50 (6.7 %) below a, the next." in found.text
-    assert "Without several seeds of both, this difference may be chance." in found.text
+    assert found.marked == ["7.00", "0.800", "0.500", "0.500"]  # no mark where only one has a number
+    assert "b: MAE is 0.500 lower than with a, but one training each says nothing about chance." in found.text
 
 
 def test_the_highest_accuracy_is_the_best(tmp_path: Path, page: Page) -> None:
     runs = [make_run(tmp_path / f"r{a}", {"all": {"Accuracy %": a}}, lr=a, recipe="self-tuning") for a in (50, 60)]
     found = page(*runs)
-    assert "r60 has the highest test Accuracy %, 60.00: 10.00 above r50, the next." in found.text
-    assert found.marked == ["60.00"]
+    assert "r60: Accuracy % is 10.0 higher than with r50, but one training each says nothing" in found.text
+    assert found.marked == ["60.0"]
 
 
-def test_seeds_are_averaged(tmp_path: Path, page: Page) -> None:
+def test_seeds_are_paired(tmp_path: Path, page: Page) -> None:
     values = {("base", 0): 1.0, ("base", 1): 2.0, ("base", 2): 6.0, ("other", 0): 4.0, ("other", 1): 8.0}
     runs = [
-        make_run(tmp_path / f"{name}-s{seed}", {"all": {"MAE": value}}, lr=float(name == "base"), seed=seed)
+        make_run(
+            tmp_path / f"{name}-s{seed}", {"all": {"MAE": value}}, lr=float(name == "base"), seed=seed, split_seed=0
+        )
         for (name, seed), value in values.items()
     ]
     found = page(*runs)
-    error = math.sqrt((4 + 1 + 9) / 2 / 3)
-    assert found.tables[0][2:] == [["base-s (3 seeds)", f"3.000 ± {error:.3f}"], ["other-s (2 seeds)", "6.000 ± 2.000"]]
+    assert found.tables[0][1:] == [
+        ["base-s (3 seeds)", "1.5 ± 0.5", "reference"],
+        ["other-s (2 seeds)", "6.0 ± 2.0", "+4.5 ± 1.5"],
+    ]
     assert found.tables[1] == [
-        ["run", "lr", "seed"],
+        ["arm", "lr", "seed"],
         ["base-s (3 seeds)", "1.0", "0, 1, 2"],
         ["other-s (2 seeds)", "0.0", "0, 1"],
     ]
-    difference = math.hypot(error, 2)
-    assert f"The standard error of this difference is {difference:.3f}, so it may be chance." in found.text
+    assert "other-s (2 seeds): no difference seen" in found.text
+    assert "1 of 3 pairs of split and seed are left out, for all arms: one arm has no number there." in found.text
+    assert "other-s (2 seeds): no test yet of split 0, seed 2" in found.text
     each = found.tables[-1]
     assert [row[0] for row in each[1:]] == [run.name for run in runs]
-    assert each[1] == ["base-s0", "3", "2", "1 h 02 min", "1.000"]
+    assert each[1] == ["base-s0", "3", "2", "1 h 02 min", "1.00"]
 
 
 def test_a_clear_difference_of_seeds(tmp_path: Path, page: Page) -> None:
     runs = [
-        make_run(tmp_path / f"{lr}" / f"{seed}", {"all": {"MAE": lr + 0.01 * seed}}, lr=lr, seed=seed)
+        make_run(
+            tmp_path / f"{lr}" / f"{seed}", {"all": {"MAE": lr + 0.01 * seed * lr}}, lr=lr, seed=seed, split_seed=0
+        )
         for lr in (1.0, 2.0)
         for seed in (0, 1)
     ]
     text = page(*runs).text
-    assert "The standard error of this difference is 0.007." in text
-    assert "chance" not in text
+    assert "raises MAE by 1.005 ± 0.005." in text
+    assert "no difference seen" not in text
 
 
 def test_a_repeated_seed_is_no_other_seed(tmp_path: Path, page: Page) -> None:
     found = page(make_run(tmp_path / "a", {"all": {"MAE": 1.0}}), make_run(tmp_path / "b", {"all": {"MAE": 1.0}}))
-    assert found.tables[0][2:] == [["a", "1.000"], ["b", "1.000"]]
-    assert "a and b share the lowest test MAE, 1.000." in found.text
+    assert found.tables[0][1:] == [["a", "1.00", "reference"], ["b", "1.00", "the same"]]
+    assert "b: the same as a, number by number." in found.text
 
 
 def test_equal_settings_are_listed_and_others_compared(tmp_path: Path, page: Page) -> None:
     a = make_run(tmp_path / "a", {"all": {"MAE": 1.0}}, lds=True)
     b = make_run(tmp_path / "b", {"all": {"MAE": 2.0}}, lr=0.1, environment={"python": "3.12.0"})
     found = page(a, b)
-    assert found.tables[1] == [["run", "lr", "lds"], ["a", "0.001", "true"], ["b", "0.1", "–"]]
-    assert "4 settings that are equal in all runs data data epochs 3 seed 0 patience none" in found.text
+    assert found.tables[1] == [["arm", "lr", "lds"], ["a", "0.001", "true"], ["b", "0.1", "–"]]
+    assert (
+        "4 settings that are equal in all runs, defaults included data data epochs 3 seed 0 patience none" in found.text
+    )
     assert "train 100 test 20" in found.text
     assert found.tables[-1] == [["run", "python", "device"], ["a", "3.11.7", "cpu (x86_64)"], ["b", "3.12.0", "–"]]
 
@@ -223,23 +230,24 @@ def test_a_caution_where_the_data_have_other_names(tmp_path: Path, page: Page) -
 
 def test_figures_of_curves_and_regions(tmp_path: Path, page: Page) -> None:
     regions = {region: {"MAE": 1.0, "GM": 0.5} for region in ("all", "many", "few")}
-    found = page(*(make_run(tmp_path / f"{seed}", regions, seed=seed) for seed in (0, 1)))
-    assert found.captions == ["MAE, lower is better", "GM, lower is better", "Training loss", "val all MAE"]
+    arms = [(lr, seed) for lr in (0.1, 0.2) for seed in (0, 1)]
+    found = page(*(make_run(tmp_path / f"{lr}-{seed}", regions, lr=lr, seed=seed) for lr, seed in arms))
+    assert found.captions == ["overall MAE", "many-shot MAE", "few-shot MAE", "Training loss", "val all MAE"]
     figures = re.findall("<figure>.*?</figure>", found.html, re.DOTALL)
-    assert [">few<" in figure for figure in figures] == [True, True, False, False]
-    assert [">medium<" in figure for figure in figures] == [False] * 4
-    # The best epoch of both seeds is marked in each curve, which the page's colour tells from lines and ticks.
-    assert [len(re.findall(r"<use [^>]*stroke: var\(--page\)", figure)) for figure in figures] == [0, 0, 2, 2]
+    assert all('role="img"' in figure and "aria-label=" in figure for figure in figures)
+    # The best epoch of each run is marked in its curve, which the page's colour tells from lines and ticks.
+    marks = [len(re.findall(r"<use [^>]*stroke: var\(--page\)", figure)) for figure in figures]
+    assert marks == [0, 0, 0, 2, 2]  # of the first split alone: without a digest of the data, a seed draws a split
 
 
 def test_a_single_run_without_validation(tmp_path: Path, page: Page) -> None:
     losses = [{"epoch": 1, "loss": 2.0, "lr": 0.1}, {"epoch": 2, "loss": None, "lr": 0.1}]
     found = page(make_run(tmp_path / "only", {"all": {"MAE": 0.01}}, history=losses, best_epoch=2))
-    assert "only has a test MAE of 0.01000." in found.text
+    assert "only has a test MAE of 0.0100." in found.text
     assert found.captions == ["Training loss"]
     assert found.marked == []
-    assert "5 settings data" in found.text
-    assert found.tables[-1][1] == ["only", "2", "–", "1 h 02 min", "0.01000"]
+    assert "5 settings, defaults included data" in found.text
+    assert found.tables[-1][1] == ["only", "2", "–", "1 h 02 min", "0.0100"]
     assert "var(--page)" not in found.html.split("<figure>")[1]
 
 
@@ -248,8 +256,8 @@ def test_a_section_for_each_recipe_and_for_unfinished_runs(tmp_path: Path, page:
     b = make_run(tmp_path / "b", {"all": {"Accuracy %": 90.0}}, recipe="self-tuning")
     running = make_unfinished(tmp_path / "running", 2)
     found = page(a, running, b)
-    assert re.findall("<h2>(.*)</h2>", found.html) == ["ranksim", "self-tuning", "Not finished"]
-    assert found.tables[-1] == [["run", "last epoch", "Training loss", "val all MAE"], ["running", "2", "2.5", "7"]]
+    assert re.findall("<h2>(.*)</h2>", found.html) == ["ranksim, data", "self-tuning, data", "Not finished"]
+    assert found.tables[-1] == [["run", "epochs so far"], ["running", "2"]]
     assert found.marked == []
     assert page(running).captions == ["Training loss", "val all MAE"]
 
@@ -268,7 +276,7 @@ def test_everything_of_runs_is_escaped(tmp_path: Path, page: Page) -> None:
     assert found.count("script") == 0
     assert "<script" not in found.html
     assert evil in found.captions
-    assert found.tables[0][2][0] == f"0{evil}"
+    assert found.tables[0][1][0] == f"0{evil}"
 
 
 def test_the_page_needs_nothing_besides_itself(tmp_path: Path, page: Page) -> None:
@@ -286,7 +294,7 @@ def test_the_page_needs_nothing_besides_itself(tmp_path: Path, page: Page) -> No
     assert {"script", "link", "img", "iframe", "object"}.isdisjoint(tag for tag, _ in found.tags)
     ids = [attributes["id"] for _, attributes in found.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
-    assert found.count("table") == sum(a.get("class") == "scroll" for _, a in found.tags)
+    assert "overflow-x" not in found.html  # nothing hides behind a scroll
     assert "prefers-color-scheme: dark" in found.html
 
 
@@ -297,7 +305,7 @@ def test_equal_runs_give_equal_pages(tmp_path: Path, page: Page) -> None:
 
 def test_runs_of_one_name_are_told_apart(tmp_path: Path, page: Page) -> None:
     runs = [make_run(tmp_path / str(lr) / "run", {"all": {"MAE": lr}}, lr=lr) for lr in (1.0, 2.0)]
-    assert [row[0] for row in page(*runs).tables[0][2:]] == [str(run) for run in runs]
+    assert [row[0] for row in page(*runs).tables[0][1:]] == [str(run) for run in runs]
 
 
 def test_every_folder_that_tells_nothing_is_named(tmp_path: Path) -> None:
@@ -340,7 +348,9 @@ def test_every_folder_that_tells_nothing_is_named(tmp_path: Path) -> None:
 
 def test_what_else_is_refused(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", {"all": {"MAE": 1.0}})
-    assert problems(tmp_path / "report.html") == ["no runs: name at least one folder that `dadl train` wrote"]
+    assert problems(tmp_path / "report.html") == [
+        "no runs: name at least one folder that `dadl train` or `dadl compare` wrote"
+    ]
     twice = problems(tmp_path / "report.html", run, tmp_path / "run" / ".." / "run")
     assert twice == [f"{run}: given 2 times; name every run once"]
     assert problems(run, run) == [f"{run}: is a folder; name a file for the report, such as {run / 'report.html'}"]
@@ -355,8 +365,12 @@ def test_many_runs_stay_distinct(tmp_path: Path, page: Page) -> None:
         if name == "path" and "stroke-dasharray" in tag
     ]
     assert len(set(styles)) == 9  # each run's in every table and key
-    assert len(styles) % 9 == 0
-    bars, loss = (figure for figure in re.findall("<figure>.*?</figure>", found.html, re.DOTALL)[:2])
-    assert len(re.findall(r"fill: var\(--color-\d\)", bars)) == 7 * 2
-    assert bars.count("stroke-dasharray") == 2 * 2
+    loss = re.findall("<figure>.*?</figure>", found.html, re.DOTALL)[2]
     assert loss.count("stroke-dasharray") == 2
+
+
+def test_losses_of_different_definitions_have_axes_of_their_own(tmp_path: Path, page: Page) -> None:
+    score = {"all": {"MAE": 1.0}}
+    settings: list[dict[str, Any]] = [{"loss": "l1"}, {"loss": "mse"}, {"loss": "l1", "lr": 0.5}]
+    found = page(*(make_run(tmp_path / f"r{i}", score, **own) for i, own in enumerate(settings)))
+    assert found.captions[1:] == ["Training loss: r0, r2", "Training loss: r1", "val all MAE"]

@@ -144,6 +144,7 @@ def test_signals_end_a_command_as_ctrl_c_does(
     handlers = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     monkeypatch.setattr(type(cli.app), "meta", property(lambda app: command))
     monkeypatch.setattr(cli, "forgive_streams", lambda: None)
+    signal.signal(number, signal.SIG_DFL)  # the tests may have been started by nohup
     try:
         with pytest.raises(SystemExit) as ended:
             cli.main()
@@ -152,6 +153,44 @@ def test_signals_end_a_command_as_ctrl_c_does(
             signal.signal(one, handler)
     assert ended.value.code == 128 + number
     assert f"stopped by {number.name}" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+WRITES_AND_WAITS = """
+import os, sys
+from pathlib import Path
+from dadl.files import locked, replace_file
+from dadl.processes.signals import stop_on_signals
+
+def write(place):
+    place.write_text("half of it")
+    print("writing", flush=True)
+    os.read(os.pipe()[0], 1)  # as in a collective, where no Python code runs
+
+stop_on_signals()
+with locked(Path(sys.argv[1])):
+    replace_file(Path(sys.argv[1], "file"), write)
+"""
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_one_of_several_processes_ends_at_once_and_leaves_no_half_file(
+    number: signal.Signals, rank: int, tmp_path: Path
+) -> None:
+    environment = os.environ | {"WORLD_SIZE": "2", "RANK": str(rank)}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    command = [sys.executable, "-c", WRITES_AND_WAITS, str(tmp_path)]
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "writing\n"
+        process.send_signal(number)
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert error.count(f"stopped by {number.name}") == (rank == 0)
+    assert "Traceback" not in error
     assert list(tmp_path.iterdir()) == []
 
 
@@ -237,3 +276,20 @@ def test_python_m_dadl_imports_nothing_of_the_current_folder(tmp_path: Path) -> 
     command = [sys.executable, "-m", "dadl", "--version"]
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_the_imports_is_a_sentence(number: signal.Signals, tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text(f"import os, time\nos.kill(os.getpid(), {int(number)})\ntime.sleep(60)\n")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])}
+    command = [sys.executable, "-m", "dadl", "--version"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 128 + number
+    assert result.stderr == f"stopped by {number.name} before anything had begun\n"
+
+
+def test_who_imports_the_package_keeps_the_signals() -> None:
+    code = "import signal, dadl; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert result.stdout == "True\n"

@@ -252,7 +252,7 @@ inline unsigned wait_for_warp(unsigned mask, const char* operation) {
   return wait_for_warp(mask, operation, [](size_t) {});
 }
 
-// Whether an operation stands where tools/mutate_barriers.py asks for none: "name at file:line".
+// Whether an operation stands where tools/mutate.py asks for none: "name at file:line".
 inline bool is_removed(const char* operation) {
   static const char* place = std::getenv("DADL_REMOVED_BARRIER");
   return place && std::string_view(operation).ends_with(std::string("/") + place);

@@ -246,3 +246,9 @@ def test_nan_stays_visible(simulator, dtype: torch.dtype) -> None:
     lse, slope = run_contrast(simulator, query, key, None, False, 1.0, processors=3)
     assert lse.isnan().all()
     assert slope.isnan().all()
+
+
+def test_places_beyond_31_bits(simulator) -> None:
+    """Of what many ranges leave for many rows, together more than 2^31 numbers."""
+    splits, rows = 256, 2**30
+    assert simulator.place_of_partial(splits, rows, splits - 1, rows - 1) == splits * rows - 1

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 
-def dadl(*arguments: str, hide: tuple[str, ...] = (), cache: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the command in a process where the packages ``hide`` cannot be imported."""
+def dadl(
+    *arguments: str, hide: tuple[str, ...] = (), cache: Path | None = None, seconds: int = 120
+) -> subprocess.CompletedProcess[str]:
+    """Run the command, for at most so long, in a process where the packages ``hide`` cannot be imported."""
     code = (
         f"import sys; sys.modules.update(dict.fromkeys({hide!r})); "
         "sys.argv[0] = 'dadl'; from dadl.cli import main; main()"
@@ -19,7 +21,7 @@ def dadl(*arguments: str, hide: tuple[str, ...] = (), cache: Path | None = None)
     if cache is not None:
         environment["XDG_CACHE_HOME"] = str(cache)
     command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=seconds, check=False)
 
 
 def train(folder: Path, output: Path, *options: str, recipe: str = "self-tuning") -> subprocess.CompletedProcess[str]:

@@ -71,12 +71,13 @@ def _saved_onnx(program: torch.export.ExportedProgram, place: Path, inputs: Tens
     model = converted.model_proto
     place.write_bytes(model.SerializeToString())
     onnx.checker.check_model(model)
-    feed = {model.graph.input[0].name: inputs.numpy()}
+    feed: Any = {model.graph.input[0].name: inputs.numpy()}
     with suppress(ImportError):
         from onnxruntime import InferenceSession
 
         return torch.from_numpy(np.asarray(InferenceSession(str(place)).run(None, feed)[0]))
-    return torch.from_numpy(np.asarray(ReferenceEvaluator(model).run(None, feed)[0]))
+    outputs: Any = ReferenceEvaluator(model).run(None, feed)
+    return torch.from_numpy(np.asarray(outputs[0]))
 
 
 def _check_packages() -> None:

@@ -22,13 +22,12 @@ from ..files import check_output_file, write_csv
 from ..networks.user_code import refuse_code, user_code
 from ..options import Device
 from ..output import JobProgress, format_cell
-from ..processes import process_rank
+from ..processes.sums import process_rank
 from ..recipes import make_recipe
-from ..runs.folder import CONFIG, JOURNAL, RESULTS, RUN, as_json, check_unchanged, read_run, trained_checkpoint
-from ..runs.recipe import Evaluation, Recipe, Scores, build_method
+from ..runs.folder import CONFIG, JOURNAL, RESULTS, RUN, as_json, check_unchanged, read_run
+from ..runs.recipe import Evaluation, Recipe, Scores, trained_method
 from ..runs.scores import prediction_rows
 from ..runs.train import settings_of
-from ..training.checkpoints import load_checkpoint
 from ..training.fabric import make_fabric
 from ..training.loop import LOG, EpochLog, predict
 from ..training.method import Method
@@ -127,10 +126,7 @@ class Run:
         return self._method().eval().module().eval()
 
     def _method(self) -> Method:
-        """The method after its best epoch; raises a :class:`.UserError` if it cannot be made or loaded."""
-        method = build_method(self.recipe, self.facts)
-        load_checkpoint(trained_checkpoint(self.folder), {"method": method})
-        return method
+        return trained_method(self.folder, self.recipe, self.facts)
 
     def evaluate(
         self,

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
+from cyclopts import Parameter, validators
+
 from ..errors import SettingsError
 from ..options import NonNegative, between
 from ..runs.settings import ListSettings
@@ -26,6 +28,9 @@ class ChiModelSettings(ListSettings):
     eta: NonNegative = 0.1
     """Weight of the disagreement."""
 
+    dropout: Annotated[float, Parameter(validator=validators.Number(gte=0, lt=1))] = 0.5
+    """Probability of dropout before each layer of a head."""
+
     columns: tuple[Annotated[int, between(0, 1_000_000)], ...] | None = None
     """The values of a row to learn, numbered from 0. [default: all]"""
 
@@ -36,3 +41,7 @@ class ChiModelSettings(ListSettings):
         super().__post_init__()
         if self.columns is not None and len(set(self.columns)) != max(len(self.columns), 1):
             raise SettingsError(f"columns is {list(self.columns)}; name at least one, and each once")
+
+    @property
+    def draws_test(self) -> bool:
+        return any(self.data.glob("*.npz"))

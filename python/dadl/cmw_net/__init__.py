@@ -4,6 +4,6 @@ Importing this package needs only PyTorch. The training method is in :mod:`dadl.
 :mod:`dadl.cmw_net.recipe`.
 """
 
-from .._launch import lazy_names
+from ..lazy import lazy_names
 
 __all__, __getattr__, __dir__ = lazy_names(__name__, __file__)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import Optimizer
 
-from ..processes import total, total_count, totals
+from ..processes.sums import total, total_count, totals
 from .forward_mode import ForwardRecord, NoForwardRuleError, Pushforward
 from .virtual_step import check_optimizer, virtual_step
 

@@ -20,7 +20,7 @@ from dadl_ext.distributed import gather_batch
 from ..data.labels import lowest_loss_subset
 from ..data.rows import Rows, TensorRows, as_fetched
 from ..networks.momentum_encoder import MomentumEncoder
-from ..processes import process_count, process_rank
+from ..processes.sums import process_count, process_rank
 from ..training.checkpoints import check_optimizer
 from ..training.method import Method
 from .meta_gradient import Normalize

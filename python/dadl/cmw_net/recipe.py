@@ -4,35 +4,37 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypedDict
 
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..checks import check
-from ..data.class_folders import has_class_folders
+from ..data.class_folders import draws_parts, has_class_folders
 from ..data.image_lists import META, TRAIN, VALIDATION, read_image_names
 from ..data.images import load_images
-from ..data.labels import balanced_subset
+from ..data.labels import balanced_subset, class_weights
 from ..data.rows import ChosenRows, tensor_loader
 from ..errors import SettingsError
-from ..networks.efficientnet import FEATURES, efficientnet_lite0
-from ..networks.resnet import FEATURES as RESNET_FEATURES
-from ..networks.resnet import resnet
-from ..networks.user_networks import load_backbone
+from ..networks.image_network import image_network
 from ..networks.user_views import training_view
 from ..networks.views import View, stored_size
 from ..options import Count, PositiveInt, between
 from ..output import JobProgress
 from ..runs.folder import read_run, trained_state
+from ..runs.pictures import OpenedRun
 from ..runs.recipe import Evaluation, Recipe, RecipeData
-from ..runs.scores import class_columns, class_scores, unscored
-from .class_weights import class_weights
+from ..runs.scores import CLASS_COLUMNS, class_columns, class_scores, class_truth, unscored
 from .method import CrossEntropy, LearntWeights, LowestLossMeta, meta_loader
 from .parts import ImageSamples, Parts, corrupted, read_files, read_lists
+from .pictures import draw_weights
 from .settings import CMWNetSettings
 from .weight_net import CMWNet
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 LOWEST_LOSS_PER_CLASS = 10
 SMALLEST_PHOTOGRAPH = 64
@@ -57,7 +59,12 @@ class CMWNetRecipe(CMWNetSettings, Recipe):
 
     shape_facts: ClassVar[tuple[str, ...]] = ("classes", "names", "image_shape", "view_size")
     facts_kind: ClassVar[Any] = CMWNetFacts
+    score_columns: ClassVar[tuple[str, ...]] = CLASS_COLUMNS
     search_space: ClassVar[Mapping[str, tuple[float, float]]] = {"lr": (1e-3, 0.5), "meta_lr": (1e-4, 1e-1)}
+
+    @property
+    def draws_test(self) -> bool:
+        return draws_parts(self.data)
 
     def resolved(self, facts: Mapping[str, Any]) -> "CMWNetRecipe":
         listed, chosen = self._lists_images, self.meta == "lowest-loss"
@@ -73,14 +80,7 @@ class CMWNetRecipe(CMWNetSettings, Recipe):
         given = self._read_parts(progress)
         num_classes = int(given.train.target.max()) + 1
         try:
-            parts = corrupted(
-                self._held_out(given),
-                imbalance=self.imbalance,
-                noise=self.noise,
-                rate=self.noise_rate,
-                num_classes=num_classes,
-                seed=self.seed,
-            )
+            parts = self._corrupted(self._held_out(given), num_classes)
         except SettingsError:
             raise
         except ValueError as error:
@@ -92,6 +92,7 @@ class CMWNetRecipe(CMWNetSettings, Recipe):
             part.names,
             tensor_loader(part.images, batch_size=self.batch_size),
             partial(class_scores, target=part.target),
+            **class_truth(part.target),
         )
         return RecipeData(
             facts={
@@ -148,15 +149,32 @@ class CMWNetRecipe(CMWNetSettings, Recipe):
     def answers(self, predicted: Tensor) -> Tensor:
         return predicted.argmax(dim=1)
 
+    @classmethod
+    def pictures(cls, run: Path) -> "list[tuple[str, Figure]]":
+        """For the page of a comparison: the learnt weights, those of right and of wrong labels apart if noise was
+        added."""
+        opened = OpenedRun.of(cls, run)
+        if opened is None or not opened.recipe.learns_weights:
+            return []
+        recipe: CMWNetRecipe = opened.recipe
+        clean = recipe._held_out(recipe._read_parts(JobProgress(Console(quiet=True))))
+        train = recipe._corrupted(clean, opened.facts["classes"]).train
+        losses = nn.functional.cross_entropy(opened.predicted(train.images), train.target, reduction="none")
+        true = dict(zip(clean.train.names, clean.train.target.tolist(), strict=True))
+        wrong = train.target != torch.tensor([true[name] for name in train.names])
+        known = wrong if recipe.noise != "none" else None
+        return [("learnt weights", draw_weights(opened.method.weight_net.cpu(), losses, train.target, known))]
+
     def prediction_columns(self, predicted: Tensor, facts: Mapping[str, Any]) -> Mapping[str, Sequence[Any]]:
         return class_columns(predicted, facts.get("names", ()))
 
     def _read_parts(self, progress: JobProgress) -> Parts:
         if self._lists_images:
-            size = self.image_size or (32 if self._is_resnet else 224)
+            small = self.backbone is None and self.network != "efficientnet-lite0"
+            size = self.image_size or (32 if small else 224)
             # If the network or the view cannot be used, fail before images are read.
             self._check_network(size, [3, stored_size(size), stored_size(size)])
-            return read_lists(self.data, size, progress, seed=self.seed, outside=self.outside)
+            return read_lists(self.data, size, progress, seed=self.split_seed, outside=self.outside)
         parts = read_files(self.data)
         if self.image_size not in (None, parts.view_size):
             raise SettingsError(f"image-size is for listed images, but {self.data} has no {TRAIN}")
@@ -177,16 +195,13 @@ class CMWNetRecipe(CMWNetSettings, Recipe):
 
     def _make_backbone(self, channels: int, size: int) -> tuple[nn.Module, int]:
         """The network from images to features, and the number of features."""
-        if self.backbone is not None:
-            return load_backbone(self.backbone, size, channels)
-        if self.network == "resnet32":
-            return resnet(32, channels), RESNET_FEATURES
-        if channels != 3 or size < SMALLEST_PHOTOGRAPH:
+        photographs = self.backbone is None and self.network == "efficientnet-lite0"
+        if photographs and (channels != 3 or size < SMALLEST_PHOTOGRAPH):
             raise SettingsError(
                 f"efficientnet-lite0 is for images of 3 colours and at least {SMALLEST_PHOTOGRAPH} pixels, but these "
-                f"have {channels} and {size}: choose network resnet32"
+                f"have {channels} and {size}: choose network resnet32 or small-cnn"
             )
-        return efficientnet_lite0(), FEATURES
+        return image_network(self.network, self.backbone, size, channels)
 
     def _view(self, size: int, image_shape: Sequence[int]) -> View:
         return training_view(self.augment, size, image_shape, crop_area=0.8, operations=1, flip=self.flip is not False)
@@ -197,7 +212,7 @@ class CMWNetRecipe(CMWNetSettings, Recipe):
         if self.val_fraction is not None:
             if validation is not None:
                 raise SettingsError(f"{self.data} has {VALIDATION}: leave out val-fraction")
-            order = torch.randperm(len(train.target), generator=torch.Generator().manual_seed(self.seed))
+            order = torch.randperm(len(train.target), generator=torch.Generator().manual_seed(self.split_seed))
             drawn = order[: max(1, int(self.val_fraction * len(order)))].sort().values
             train, validation = train.without(drawn), train.take(drawn)
         if self.meta != "clean":
@@ -205,7 +220,7 @@ class CMWNetRecipe(CMWNetSettings, Recipe):
         elif self.meta_per_class is not None:
             if meta is not None:
                 raise SettingsError(f"{self.data} has {META}: leave out meta-per-class")
-            drawn = balanced_subset(train.target, self.meta_per_class, seed=self.seed)
+            drawn = balanced_subset(train.target, self.meta_per_class, seed=self.split_seed)
             train, meta = train.without(drawn), train.take(drawn)
         elif meta is None and self.method != "ce":
             raise SettingsError(
@@ -214,6 +229,16 @@ class CMWNetRecipe(CMWNetSettings, Recipe):
                 "correct; or learn the weights on training samples: meta lowest-loss for noise, balanced for imbalance"
             )
         return replace(parts, train=train, meta=meta, validation=validation)
+
+    def _corrupted(self, parts: Parts, num_classes: int) -> Parts:
+        return corrupted(
+            parts,
+            imbalance=self.imbalance,
+            noise=self.noise,
+            rate=self.noise_rate,
+            num_classes=num_classes,
+            seed=self.split_seed,
+        )
 
     def _loader(self, train: ImageSamples, meta: ImageSamples | None) -> DataLoader[Any]:
         images, target = train.images, train.target

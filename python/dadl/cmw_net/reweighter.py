@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..processes import process_count, total, total_count, totals
+from ..processes.sums import process_count, total, total_count, totals
 from .meta_gradient import (
     Batch,
     BatchObjective,

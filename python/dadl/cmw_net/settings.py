@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 from cyclopts import Parameter, validators
 
 from ..errors import SettingsError
-from ..options import Flag, Fraction, ImageSize, NonNegative, Positive, PositiveInt, between, finite
+from ..options import Flag, Fraction, ImageSize, Network, NonNegative, Positive, PositiveInt, between, finite
 from ..runs.settings import Settings
 
 Noise = Literal["none", "symmetric", "flip", "cifar10-flip"]
@@ -40,8 +40,9 @@ class CMWNetSettings(Settings):
     weight_decay: NonNegative = 5e-4
     """Weight decay of SGD."""
 
-    network: Literal["resnet32", "efficientnet-lite0"] = "resnet32"
-    """resnet32 for small images, from scratch; efficientnet-lite0 for photographs, with ImageNet weights."""
+    network: Network = "resnet32"
+    """resnet32 and the much faster small-cnn for small images, from scratch; efficientnet-lite0 for photographs, with
+    ImageNet weights."""
 
     backbone: str | None = None
     """Another network: module:callable without arguments, images [B, C, H, W] in [0, 1] to features [B, F]; or
@@ -53,7 +54,8 @@ class CMWNetSettings(Settings):
     generator. S is image-size for listed images, and otherwise the smaller side of the images."""
 
     image_size: ImageSize | None = None
-    """Height and width of a view of listed images, in pixels. [default: resnet32 32, other networks 224]"""
+    """Height and width of a view of listed images, in pixels. [default: resnet32 and small-cnn 32, other networks
+    224]"""
 
     outside: Flag = False
     """Let lists name images out of their folder: by '..', absolute paths or links."""

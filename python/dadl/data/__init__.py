@@ -3,6 +3,6 @@
 A format is one module, which reads a file or folder and names everything that is wrong with it.
 """
 
-from .._launch import lazy_names
+from ..lazy import lazy_names
 
 __all__, __getattr__, __dir__ = lazy_names(__name__, __file__)

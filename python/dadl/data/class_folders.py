@@ -32,8 +32,9 @@ class ClassFolders:
         for rows in _by_class(self.train, len(self.names)):
             count = max(1, round(len(rows) * percent / 100))
             labelled |= {rows[i].path for i in torch.randperm(len(rows), generator=generator)[:count].tolist()}
-        parts = ([row for row in self.train if (row.path in labelled) is known] for known in (True, False))
-        return ClassLists(*parts, self.validation, self.test, len(self.names), self.names)
+        known = [row for row in self.train if row.path in labelled]
+        unknown = [row for row in self.train if row.path not in labelled]
+        return ClassLists(known, unknown, self.validation, self.test, len(self.names), self.names)
 
     def noisy(self) -> NoisyLists:
         """As lists without meta samples."""
@@ -46,6 +47,11 @@ def has_class_folders(folder: Path) -> bool:
         return False
     base = folder / "train" if (folder / "train").is_dir() else folder
     return any(next(_images(inner), None) is not None for inner in _folders(base))
+
+
+def draws_parts(folder: Path) -> bool:
+    """Whether the folder holds a folder for each class alone, of which validation and test are drawn."""
+    return has_class_folders(folder) and not (folder / "train").is_dir()
 
 
 def read_class_folders(folder: Path, seed: int, *, outside: bool = False) -> ClassFolders:
@@ -66,7 +72,8 @@ def read_class_folders(folder: Path, seed: int, *, outside: bool = False) -> Cla
     for name, rows in zip(names, _by_class(train, len(names)), strict=True):
         if len(rows) < fewest:
             problems.append(f"{base / name}: {len(rows)} images of a class; at least {fewest} are needed")
-    validation, test = [], []
+    validation: list[Row[int]] = []
+    test: list[Row[int]] = []
     if split:
         for part, found in (("val", validation), ("test", test)):
             unknown = [inner for inner in _folders(folder / part) if inner.name not in names]

@@ -1,42 +1,24 @@
-"""Splits into training, validation and test samples, and the choice of labelled ones."""
+"""Splits into training, validation and test samples, the choice of labelled ones, and the lists of both."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from ..data.image_lists import FULL, TEST, VALIDATION, list_name
+
 IntArray = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class Split:
+class Split(NamedTuple):
     """Indices of the training, validation and test samples."""
 
     train: IntArray
     validation: IntArray
     test: IntArray
-
-
-def split_balanced(labels: IntArray, per_label: int = 40, seed: int = 0) -> Split:
-    """Equally many validation and test samples of every label, as far as rare labels allow; the rest trains.
-
-    Of the n samples of a label, two fifths go to validation and two fifths to test, at most ``per_label`` each. That is
-    a lot, because rare labels matter here and an error over a handful of samples says little. Every label has training
-    samples: 5 samples are split 1 / 2 / 2 (train / validation / test), 4 samples 2 / 1 / 1, 3 samples 1 / 1 / 1,
-    2 samples 1 / 0 / 1, and a single sample is for training.
-    """
-    rng = np.random.default_rng(seed)
-    train, validation, test = [], [], []
-    for label in np.unique(labels):
-        members = rng.permutation(np.flatnonzero(labels == label))
-        n = len(members)
-        held_out = min(per_label, max(1, 2 * n // 5)) if n > 2 else 0
-        tested = 1 if n == 2 else held_out
-        test.append(members[:tested])
-        validation.append(members[tested : tested + held_out])
-        train.append(members[tested + held_out :])
-    return Split(*(np.sort(np.concatenate(parts)) for parts in (train, validation, test)))
 
 
 def split_stratified(labels: IntArray, validation: float = 0.15, test: float = 0.25, seed: int = 0) -> Split:
@@ -52,11 +34,22 @@ def split_stratified(labels: IntArray, validation: float = 0.15, test: float = 0
     return Split(train, held_out, tested)
 
 
-def choose_labelled(labels: IntArray, ratio: float, seed: int = 0) -> IntArray:
-    """Indices of the samples that keep their label: the fraction ``ratio`` of every label, rounded up.
-
-    With the same seed, a smaller ratio chooses a subset of a larger one's choice.
-    """
+def choose_labelled(labels: IntArray, percent: int, seed: int = 0) -> IntArray:
+    """Indices of the samples that keep their label: ``percent`` % of every label, rounded up."""
     rng = np.random.default_rng(seed)
     members = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
-    return np.sort(np.concatenate([samples[: math.ceil(ratio * len(samples))] for samples in members]))
+    return np.sort(np.concatenate([samples[: math.ceil(percent * len(samples) / 100)] for samples in members]))
+
+
+def write_lists(folder: Path, names: Sequence[str], labels: Sequence[str], strata: IntArray, percent: int) -> None:
+    """Write the lists of a stratified split of the images with these names, of which ``percent`` % are labelled."""
+    split = split_stratified(strata)
+    lists = {
+        list_name(percent): split.train[choose_labelled(strata[split.train], percent)],
+        list_name(FULL): split.train,
+        VALIDATION: split.validation,
+        TEST: split.test,
+    }
+    for name, samples in lists.items():
+        lines = [f"{names[i]} {labels[i]}\n" for i in samples]
+        (folder / name).write_text("".join(lines), encoding="utf-8")

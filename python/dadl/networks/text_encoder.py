@@ -15,6 +15,8 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
+from .text_pairs import combine, combined_width
+
 WIDTH = 384
 MAX_TOKENS = 256
 """Longer texts are cut off: the model was trained with at most as many."""
@@ -46,8 +48,8 @@ class TextEncoder(nn.Module):
     """Texts, as token numbers of :func:`tokenize`, to features.
 
     A text's embedding is the mean of the last layer over its tokens, scaled to length √384, so that its entries are of
-    order 1. The features of a pair u, v are [u; v; |u − v|; u ∘ v]; for any other number of texts they are the
-    concatenated embeddings. The weights are pre-trained; the module can be trained further.
+    order 1; :func:`.combine` makes features of those of a sample. The weights are pre-trained; the module can be
+    trained further.
 
     Shape:
         tokens ``[B, T, L]`` to features ``[B, F]``, F = :func:`num_features` of T.
@@ -72,17 +74,9 @@ class TextEncoder(nn.Module):
         return combine(embeddings.unflatten(0, tokens.shape[:2]))
 
 
-def combine(embeddings: Tensor) -> Tensor:
-    """Embeddings ``[B, T, d]`` of each sample's texts to features ``[B, F]``, see :class:`TextEncoder`."""
-    if embeddings.shape[1] != 2:
-        return embeddings.flatten(1)
-    u, v = embeddings.unbind(dim=1)
-    return torch.cat([u, v, (u - v).abs(), u * v], dim=1)
-
-
 def num_features(texts: int) -> int:
     """The number of features of a sample with that many texts."""
-    return WIDTH * (4 if texts == 2 else texts)
+    return combined_width(texts, WIDTH)
 
 
 @torch.no_grad()

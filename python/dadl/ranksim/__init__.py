@@ -4,6 +4,6 @@ The regulariser itself is :class:`dadl_ext.RankSimLoss`. Importing this package 
 is in :mod:`dadl.ranksim.method`, its recipe in :mod:`dadl.ranksim.recipe`.
 """
 
-from .._launch import lazy_names
+from ..lazy import lazy_names
 
 __all__, __getattr__, __dir__ = lazy_names(__name__, __file__)

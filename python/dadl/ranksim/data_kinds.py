@@ -22,7 +22,7 @@ from ..data.regression import (
     read_unseen_sts_b,
 )
 from ..errors import ProblemsError, SettingsError
-from .bins import BINS, LabelBins
+from .labels.bins import BINS, LabelBins
 from .settings import Loss
 
 AGE_COLUMNS = ("age", "path", "split")

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..processes import process_count
+from ..processes.sums import process_count
 from .reweighting import Kernel, LabelDistributionSmoothing, bin_labels
 
 Parts = tuple[Tensor, Tensor, Tensor]

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from dadl_ext import RankSimLoss
 
-from ..processes import total
+from ..processes.sums import total
 
 WARM_UP = 300
 """Steps of the task alone before shares are compared: at first the head is zero, and with it the task's gradient."""
@@ -70,10 +70,9 @@ def weights_of_shares(
     loader: DataLoader[Any],
     epochs: int,
     device: torch.device,
-    low: float,
-    high: float,
-) -> tuple[float, float] | None:
-    """Weights γ at which RankSim's gradient is about ``low`` and ``high`` times the task's; ``None`` if there are none.
+    *shares: float,
+) -> list[float] | None:
+    """Weights γ at which RankSim's gradient is about ``shares`` times the task's; ``None`` without a gradient of that.
 
     Args:
         method: a fresh :class:`.Regression` without RankSim, which is trained for a while on the task alone.
@@ -81,8 +80,7 @@ def weights_of_shares(
         loader: training batches.
         epochs: the largest number of passes over them.
         device: where to compute.
-        low: the smaller share.
-        high: the larger share.
+        shares: in any order. There is a largest weight, for shares that are not reached.
     """
     method.to(device).train()
     on_device = lambda batch: [part.to(device) for part in batch]
@@ -102,10 +100,11 @@ def weights_of_shares(
         for i, value in enumerate(WEIGHTS):
             loss = RankSimLoss(interp_strength=ranksim.interp_strength, weight=value)
             squares[i] += _squared(loss(features, labels), features)
-    shares = [math.sqrt(square / task) for square in squares] if task > 0 else []
-    smallest = next((weight for weight, share in zip(WEIGHTS, shares, strict=False) if share >= low), None)
-    largest = next((weight for weight, share in zip(WEIGHTS, shares, strict=False) if share >= high), WEIGHTS[-1])
-    return None if smallest is None or smallest >= largest else (smallest, largest)
+    if task <= 0:
+        return None
+    reached = [math.sqrt(square / task) for square in squares]
+    enough = lambda wanted: (weight for weight, share in zip(WEIGHTS, reached, strict=True) if share >= wanted)
+    return [next(enough(share), WEIGHTS[-1]) for share in shares]
 
 
 def _squared(loss: Tensor, features: Tensor) -> float:

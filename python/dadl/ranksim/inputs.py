@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from ..data.columns.samples import RegressionSamples
 from ..data.images import find_images, load_images
 from ..data.rows import Rows
+from ..data.word_vectors import MEGABYTE, WordRows, read_word_vectors, unknown_words, words_of
 from ..errors import SettingsError
-from ..networks.efficientnet import FEATURES, efficientnet_lite0
-from ..networks.user_networks import load_backbone
+from ..networks.bilstm import BiLSTM
+from ..networks.image_network import image_network
 from ..networks.user_views import training_view
 from ..networks.views import View, stored_size
-from ..options import Count
+from ..options import Count, Network, TextEncoderName
 from ..output import JobProgress
 
 MISSING_SHARE = 0.2  # of random inputs, where numbers may be missing
@@ -26,12 +27,13 @@ MISSING_SHARE = 0.2  # of random inputs, where numbers may be missing
 class EncoderInputs:
     """For each part of the data, the ``rows`` to encode and the ``digests`` of its images (empty without images).
 
-    ``facts`` describe the rows for :meth:`Inputs.encoder`.
+    ``facts`` describe the rows for :meth:`Inputs.encoder`, ``notes`` are sentences about them to show.
     """
 
     rows: Sequence[Rows]
     digests: Sequence[Tensor]
     facts: Mapping[str, Any]
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,10 @@ class Inputs:
 
     hidden: int
     fine_tune: bool
+    text_encoder: TextEncoderName
+    word_vectors: Path | None
+    lstm_width: int
+    network: Network
     backbone: str | None
     image_size: int
     augment: str | None
@@ -51,8 +57,17 @@ class Inputs:
         self._network()
         self._view()
 
-    def read(self, parts: Sequence[RegressionSamples], folder: Path, progress: JobProgress) -> EncoderInputs:
-        """Decode images, tokenise texts, or join numbers and the features of texts."""
+    def read(
+        self,
+        parts: Sequence[RegressionSamples],
+        folder: Path,
+        progress: JobProgress,
+        trained: Mapping[str, Any] | None = None,
+    ) -> EncoderInputs:
+        """Decode images, tokenise texts, or join numbers and the features of texts.
+
+        ``trained`` are the facts of an earlier training, whose word vectors must be the same.
+        """
         sizes = [len(part.where) for part in parts]
         if parts[0].images:
             files = [image for part in parts for image in part.images]
@@ -63,6 +78,8 @@ class Inputs:
         no_digests = [torch.empty(0)] * len(parts)
         numbers = torch.cat([part.features for part in parts]).float()
         texts = [sample for part in parts for sample in part.texts]
+        if texts and self.text_encoder == "bilstm":
+            return self._words(texts, sizes, progress, trained)
         if texts:
             from ..networks.text_encoder import encode, tokenize  # importing it takes seconds
 
@@ -83,6 +100,9 @@ class Inputs:
             from ..networks.text_encoder import TextEncoder, num_features
 
             return TextEncoder(), num_features(facts["texts"])
+        if facts["inputs"] == "words":
+            lstm = BiLSTM(facts["width"], self.lstm_width, facts["texts"])
+            return lstm, lstm.num_features
         missing = facts.get("missing")
         standardize = _Standardize(facts["mean"], facts["deviation"], facts["width"], missing)
         layers = [nn.Linear(standardize.width, self.hidden), nn.ReLU(), nn.Linear(self.hidden, self.hidden), nn.ReLU()]
@@ -93,8 +113,8 @@ class Inputs:
         if facts["inputs"] == "images":
             stored = stored_size(self.image_size)
             return torch.rand(count, 3, stored, stored)
-        if facts["inputs"] == "tokens":
-            raise SettingsError("texts that MiniLM is trained on have no fixed length: such a network is not exported")
+        if facts["inputs"] in ("tokens", "words"):
+            raise SettingsError("networks that are trained on texts have inputs of no fixed length: none is exported")
         numbers = torch.randn(count, len(facts["mean"])) * torch.tensor(facts["deviation"]) + torch.tensor(
             facts["mean"]
         )
@@ -102,15 +122,36 @@ class Inputs:
             numbers[torch.rand(numbers.shape) < MISSING_SHARE] = torch.nan
         return torch.cat([numbers, torch.randn(count, facts["width"] - numbers.shape[1])], dim=1)
 
+    def _words(
+        self,
+        texts: Sequence[Sequence[str]],
+        sizes: Sequence[int],
+        progress: JobProgress,
+        trained: Mapping[str, Any] | None,
+    ) -> EncoderInputs:
+        """Texts as the vectors of their words."""
+        assert self.word_vectors is not None
+        file = self.word_vectors
+        samples = [[words_of(text) for text in sample] for sample in texts]
+        if file.exists():
+            progress.start("Reading word vectors, MB", total=file.stat().st_size // MEGABYTE)
+        wanted = {word for sample in samples for text in sample for word in text}
+        vectors = read_word_vectors(file, wanted, progress.advance)
+        if trained is not None and trained["word_vectors"] != vectors.digest:
+            raise SettingsError(f"{file}: other word vectors than those of the training; put its file back")
+        facts = {"inputs": "words", "texts": len(texts[0]), "width": vectors.table.shape[1]}
+        note = unknown_words(samples, vectors)
+        rows = WordRows.of(samples, vectors).split(sizes)
+        empty = [torch.empty(0)] * len(sizes)
+        return EncoderInputs(rows, empty, facts | {"word_vectors": vectors.digest}, [note] if note else [])
+
     def _view(self) -> View:
         stored, crop = stored_size(self.image_size), None if self.keep_positions else 0.8
         options: dict[str, Any] = {"crop_area": crop, "flip": not self.keep_positions}
         return training_view(self.augment, self.image_size, (3, stored, stored), **options)
 
     def _network(self) -> tuple[nn.Module, int]:
-        if self.backbone is None:
-            return efficientnet_lite0(), FEATURES
-        return load_backbone(self.backbone, self.image_size)
+        return image_network(self.network, self.backbone, self.image_size, positions=self.keep_positions)
 
 
 class _Standardize(nn.Module):

@@ -13,15 +13,19 @@ from torch.utils.data import DataLoader
 from dadl_ext import RankNContrastLoss, RankSimLoss
 
 from ..training.method import Method
-from .bins import LabelBins
 from .feature_smoothing import FeatureDistributionSmoothing
 from .gradient_share import GradientShare
+from .labels.bins import LabelBins
+from .labels.transform import TargetTransform
+from .losses import BalancedMSE
 from .retraining import FrozenEncoder
 from .reweighting import weighted_l1_loss
-from .target_transform import TargetTransform
 
 SHARE = "RankSim share"
 """In the log: the norm of RankSim's gradient at the features over that of the task's."""
+
+SIGMA = "sigma"
+"""In the log: the deviation of the errors that Balanced MSE reckons with."""
 
 RegressionLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """The mean loss of predictions ``[B]``, targets ``[B]`` and weights ``[B]``."""
@@ -39,8 +43,8 @@ class Regression(Method):
         head: the last linear layer, ``[B, d]`` to ``[B, 1]``.
         ranksim: the regulariser, or ``None``.
         lr: peak learning rate.
-        loss: of predictions and scaled targets; if it is a module, such as :class:`dadl.BalancedMSE`, its parameters
-            are learnt with ten times the learning rate.
+        loss: of predictions and scaled targets; if it is a module with parameters, they are learnt with ten times the
+            learning rate. The log tells the σ of :class:`dadl.BalancedMSE`, times ``scale``.
         smoothing: feature distribution smoothing, in the units of the targets; from the second epoch on, with
             statistics of the features after the previous epoch.
         bins: label bins for the smoothing that are not of equal width; its buckets are then their numbers.
@@ -131,8 +135,9 @@ class Regression(Method):
             self.share.end_step()
 
     def epoch_log(self) -> Mapping[str, float]:
-        """RankSim's share of the gradient."""
-        return {} if self.share is None else {SHARE: self.share.take()}
+        """RankSim's share of the gradient, and σ of Balanced MSE in the unit of the labels."""
+        log = {} if self.share is None else {SHARE: self.share.take()}
+        return log | ({SIGMA: self.loss.sigma * float(self.scale)} if isinstance(self.loss, BalancedMSE) else {})
 
 
 class RegressionNetwork(nn.Module):

@@ -1,6 +1,6 @@
 """Regression data, read and checked for a training, and the facts that a method needs of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import astuple
 from functools import partial
 from typing import Annotated, Any, Literal, TypedDict
@@ -13,30 +13,30 @@ from ..data.columns.data_set import RegressionData, Split
 from ..data.fingerprint import image_fingerprint
 from ..data.rows import Rows, TensorRows, as_fetched, tensor_loader
 from ..errors import SettingsError
-from ..metrics import shot_metrics
+from ..metrics import FEW, MANY, fitting_limits, shot_metrics, shot_regions
 from ..options import Count, NonNegative, Positive, between
 from ..output import JobProgress
 from ..runs.recipe import Evaluation, RecipeData, Scores
-from .bins import MOST_BINS, LabelBins, skew_warning
 from .data_kinds import DataKind, kind_of
 from .inputs import MissingFacts, missing_facts, sample_names, standard_facts
+from .labels.bins import MOST_BINS, LabelBins, skew_warning
+from .labels.transform import fitted_transform, transform_facts
 from .reweighting import LabelDistributionSmoothing, Reweighting, bin_weights
 from .settings import RankSimSettings, Transform
-from .target_transform import fitted_transform, transform_facts
 
 REWEIGHTING: dict[str, Reweighting] = {"inverse": "inverse", "sqrt-inverse": "sqrt_inv"}
+SCORES = ("MAE", "MSE", "GM", "bMAE", "Pearson", "Spearman")
 MIXTURE_COMPONENTS = 8
 SMALLEST_DEVIATION = 1e-30
 
 
 class _Facts(TypedDict):
     kind: Literal["ages", "sts-b", "table"]
-    inputs: Literal["numbers", "images", "tokens"]
+    inputs: Literal["numbers", "images", "tokens", "words"]
     categories: Mapping[str, list[str]]
     mean: list[float]
     deviation: list[Positive]
     target_mean: float
-    target_deviation: NonNegative
     target_scale: Positive
     buckets: tuple[float, float, Annotated[int, between(1, MOST_BINS)]]
     bins: tuple[float, float, Annotated[int, between(1, MOST_BINS)]]
@@ -48,21 +48,23 @@ class RankSimFacts(_Facts, total=False):
 
     width: Annotated[int, between(0, 1_000_000)]
     texts: Annotated[int, between(1, 1_000)]
+    word_vectors: str
+    target_deviation: NonNegative  # of an earlier version
     mixture: tuple[list[Positive], list[float], list[Positive]]
     columns: Mapping[str, list[str]]
     missing: MissingFacts
     ranksim: NonNegative
     edges: list[float]
+    limits: tuple[Count, Count]
     transform: Transform
     quantiles: tuple[list[float], list[float]]
 
 
-def read_task(
-    settings: RankSimSettings, known: Mapping[str, Sequence[str]] | None, progress: JobProgress
-) -> RecipeData:
-    """Read and check the data of these settings; ``known`` are the categories of an earlier training."""
+def read_task(settings: RankSimSettings, trained: Mapping[str, Any] | None, progress: JobProgress) -> RecipeData:
+    """Read and check the data of these settings; ``trained`` are the facts of an earlier training."""
     kind = kind_of(settings.data, settings.columns)
-    data = kind.read(settings.data, settings.columns, settings.seed, known)
+    known = None if trained is None else trained["categories"]
+    data = kind.read(settings.data, settings.columns, settings.split_seed, known)
     settings.check_inputs(bool(data.train.texts), bool(data.train.images))
     if data.train.images:
         settings.inputs.check_images()
@@ -76,7 +78,7 @@ def read_task(
     bins = _bins(settings, kind, target, width)
     bin_numbers = {name: bins.numbers(part.target) for name, part in parts.items()}
     counts = bins.counts(bin_numbers["train"])
-    inputs = settings.inputs.read(list(parts.values()), data.folder, progress)
+    inputs = settings.inputs.read(list(parts.values()), data.folder, progress, trained)
     rows = dict(zip(parts, inputs.rows, strict=True))
     facts = {
         **inputs.facts,
@@ -86,22 +88,26 @@ def read_task(
         "kind": kind.name,
         "categories": data.categories,
         "target_mean": float(learnt.mean()),
-        "target_deviation": float(learnt.std()),
         "target_scale": scale,
         "buckets": astuple(kind.smoothing_bins(bins, width))[:3] if bins.edges is None else (0, bins.count, bins.count),
         "bins": astuple(bins)[:3],
         "counts": counts.tolist(),
+        "limits": _limits(settings, counts),
     }
     if bins.edges is not None:
         facts["edges"] = bins.edges
     if settings.loss_for(kind) == "gai":
-        facts["mixture"] = _fitted_mixture((learnt - learnt.mean()) / scale, settings.seed)
+        facts["mixture"] = _fitted_mixture((learnt - learnt.mean()) / scale, settings.split_seed)
     weights = _weights(settings, kind, counts)[bin_numbers["train"]]
+    limits = {"many": facts["limits"][0], "few": facts["limits"][1]}
+    regions = shot_regions(counts, **limits)
 
     def evaluation(name: Split) -> Evaluation:
         part = parts[name]
-        score = partial(_score, settings, target=part.target, bins=bin_numbers[name], counts=counts)
-        return Evaluation(sample_names(part), tensor_loader(rows[name], batch_size=settings.batch_size), score)
+        loader = tensor_loader(rows[name], batch_size=settings.batch_size)
+        score = partial(_score, settings, target=part.target, bins=bin_numbers[name], counts=counts, **limits)
+        sizes = {str(region): int(mask[bin_numbers[name]].sum()) for region, mask in regions.items()}
+        return Evaluation(sample_names(part), loader, score, {"target": part.target.tolist()}, sizes)
 
     return RecipeData(
         facts=facts,
@@ -115,7 +121,7 @@ def read_task(
         loader=_loader(settings, rows["train"], target.float(), weights),
         validation=evaluation("val"),
         test=evaluation("test"),
-        notes=_notes(settings, data, facts, bins, counts),
+        notes=[*inputs.notes, *_notes(settings, data, facts, bins, counts)],
     )
 
 
@@ -169,6 +175,12 @@ def _notes(
     labels = [(sample_names(part), part.target) for part in (data.train, data.val, data.test)]
     if warning := skew_warning(bins, counts, labels):
         notes.append(f"Warning: {warning}")
+    if settings.many is None and settings.few is None and facts["limits"] != [MANY, FEW]:
+        many, few = facts["limits"]
+        notes.append(
+            f"The limits {MANY} and {FEW} would leave many, medium or few without a label bin. Instead each has "
+            f"about a third of the bins, many with more than {many} training samples and few with fewer than {few}"
+        )
     if facts.get("ranksim") == 0.0 and settings.retrain_from is None:
         notes.append("RankSim is off, as it is for numbers alone unless --ranksim says its weight")
     return notes
@@ -190,18 +202,19 @@ def _loader(settings: RankSimSettings, inputs: Rows, target: Tensor, weights: Te
     return DataLoader(rows, settings.batch_size, shuffle=True, drop_last=drop_last, collate_fn=as_fetched)
 
 
-def _score(settings: RankSimSettings, predicted: Tensor, *, target: Tensor, bins: Tensor, counts: Tensor) -> Scores:
-    metrics = shot_metrics(predicted, target, bins, counts, many=settings.many, few=settings.few)
+def _limits(settings: RankSimSettings, counts: Tensor) -> list[int]:
+    """Above and below which training samples a bin is many-shot and few-shot."""
+    if settings.many is None and settings.few is None:
+        return fitting_limits(counts)
+    return [settings.many or MANY, settings.few or FEW]
+
+
+def _score(
+    settings: RankSimSettings, predicted: Tensor, *, target: Tensor, bins: Tensor, counts: Tensor, **limits: int
+) -> Scores:
+    metrics = shot_metrics(predicted, target, bins, counts, **limits)
     return {
-        region: {
-            "MAE": values.mae,
-            "MSE": values.mse,
-            "GM": values.gm,
-            "bMAE": values.bmae,
-            "Pearson": values.pearson,
-            "Spearman": values.spearman,
-        }
-        for region, values in metrics.items()
+        region: {column: getattr(values, column.lower()) for column in SCORES} for region, values in metrics.items()
     }
 
 

@@ -11,7 +11,7 @@ from ..data.columns.arrow import as_path
 from ..data.columns.number_format import Decimal, NumberFormat, Thousands
 from ..data.columns.roles import Columns, Roles
 from ..errors import SettingsError
-from ..options import Flag, NonNegative, Positive, PositiveInt, Width, between
+from ..options import Flag, Network, NonNegative, Positive, PositiveInt, TextEncoderName, Width, between
 from ..runs.settings import Settings
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class RankSimSettings(Settings):
     recipe: ClassVar[str] = "dadl.ranksim.recipe:RankSimRecipe"
 
     lr: Positive | None = None
-    """Peak learning rate. [default: 0.001; for image and text networks 0.0001]"""
+    """Peak learning rate. [default: 0.001; for image networks and fine-tuning 0.0001]"""
 
     target: str | None = None
     """Column to predict."""
@@ -123,11 +123,12 @@ class RankSimSettings(Settings):
     bin_width: Positive | None = None
     """Width of the label bins. [default: ages 1, STS-B 0.1, other data a 50th of the range, rounded up for integers]"""
 
-    many: PositiveInt = 100
-    """Bins with more training samples are many-shot."""
+    many: PositiveInt | None = None
+    """Bins with more training samples are many-shot. [default: 100; see few]"""
 
-    few: PositiveInt = 20
-    """Bins with fewer training samples are few-shot."""
+    few: PositiveInt | None = None
+    """Bins with fewer training samples are few-shot. [default: 20; but where 100 and 20 leave many, medium or few
+    without a bin, each has a third of the bins, by their number of training samples]"""
 
     target_scale: Positive | None = None
     """Divisor of the targets in the loss. [default: ages 1, STS-B 5, other data their standard deviation]"""
@@ -138,10 +139,23 @@ class RankSimSettings(Settings):
     fine_tune: bool = False
     """Train MiniLM itself on the texts, instead of two layers on its frozen features."""
 
+    text_encoder: TextEncoderName = "minilm"
+    """What reads texts: MiniLM, pre-trained, or a bidirectional LSTM on word vectors, which is trained."""
+
+    word_vectors: Path | None = None
+    """File of word vectors for the LSTM: lines of a word and its numbers, as GloVe's text files have them. Words
+    without a vector count as zeros. Prediction needs the same file."""
+
+    lstm_width: Width = 128
+    """Units in each direction of the LSTM's two layers."""
+
+    network: Network = "efficientnet-lite0"
+    """Network for images: efficientnet-lite0 with ImageNet weights; resnet32 and the much faster small-cnn for small
+    images, from scratch."""
+
     backbone: str | None = None
-    """Network for images: module:callable without arguments, images [B, 3, H, W] in [0, 1] to features [B, F];
-    or timm:NAME, timm's network of that name with random weights.
-    [default: EfficientNet-Lite0 with ImageNet weights]"""
+    """Another network for images: module:callable without arguments, images [B, 3, H, W] in [0, 1] to features [B, F];
+    or timm:NAME, timm's network of that name with random weights."""
 
     image_size: Annotated[int, between(16, 4_096)] = 224
     """Height and width of a view, in pixels."""
@@ -180,6 +194,10 @@ class RankSimSettings(Settings):
             raise SettingsError("images cannot be combined with text, features or one-hot: leave out one side")
         if self.fine_tune and (self.features or self.dates or self.one_hot):
             raise SettingsError("texts and numbers can be combined only with a frozen MiniLM: leave out fine-tune")
+        if (self.text_encoder == "bilstm") != (self.word_vectors is not None):
+            raise SettingsError("text-encoder bilstm and word-vectors go together: set both or neither")
+        if self.text_encoder == "bilstm" and (self.features or self.dates or self.one_hot or self.fine_tune):
+            raise SettingsError("bilstm reads texts alone: leave out fine-tune and columns of numbers or categories")
         if self.lds and self.reweighting == "none":
             raise SettingsError("lds smooths the counts of a reweighting: set reweighting too")
         if self.loss in ("bmc", "gai") and self.reweighting != "none":
@@ -188,8 +206,7 @@ class RankSimSettings(Settings):
             raise SettingsError(f"bin-width is for bins by width, not by {self.bins_by}: leave out one of the two")
         if self.ks % 2 == 0:
             raise SettingsError(f"ks must be odd, so that the window has a centre, got {self.ks}")
-        if self.few > self.many:
-            raise SettingsError(f"few={self.few} must not be above many={self.many}")
+        self._check_regions()
         if self.augment is not None and self.keep_positions:
             raise SettingsError("augment replaces the view that keep-positions configures: leave out one of the two")
         if self.retrain_from is not None and self.ranksim:
@@ -201,14 +218,29 @@ class RankSimSettings(Settings):
         if self.rnc_encoder and (self.ranksim or self.rnc):
             raise SettingsError("rnc-encoder trains by Rank-N-Contrast alone: leave out ranksim and rnc")
 
+    def _check_regions(self) -> None:
+        if self.few is not None or self.many is not None:
+            from ..metrics import FEW, MANY  # it imports PyTorch, which the help of the command does not need
+
+            if (self.few or FEW) > (self.many or MANY):
+                raise SettingsError(f"few={self.few or FEW} must not be above many={self.many or MANY}")
+
     def check_inputs(self, texts: bool, images: bool) -> None:
         """Refuse settings of networks for inputs that are not there."""
         if self.fine_tune and not texts:
             raise SettingsError("fine-tune trains MiniLM, but there are no texts")
+        if self.text_encoder == "bilstm" and not texts:
+            raise SettingsError("text-encoder bilstm reads texts, but there are none")
         if self.backbone is not None and not images:
             raise SettingsError(f"backbone {self.backbone} is for images, but there are none")
+        if self.network != "efficientnet-lite0" and not images:
+            raise SettingsError(f"network {self.network} is for images, but there are none")
         if self.augment is not None and not images:
             raise SettingsError(f"augment {self.augment} is for images, but there are none")
+
+    @property
+    def draws_test(self) -> bool:
+        return self.target is not None and self.split is None
 
     @property
     def columns(self) -> Columns:
@@ -229,6 +261,10 @@ class RankSimSettings(Settings):
         return Inputs(
             hidden=self.hidden,
             fine_tune=self.fine_tune,
+            text_encoder=self.text_encoder,
+            word_vectors=self.word_vectors,
+            lstm_width=self.lstm_width,
+            network=self.network,
             backbone=self.backbone,
             image_size=self.image_size,
             augment=self.augment,

@@ -7,10 +7,10 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from ..data.tables import TableRow, read_table
-from ..documents import read_json
+from ..documents import read_json, read_yaml
 from ..errors import SettingsError
 from ..runs.folder import CONFIG, RESULTS
+from ..runs.log import as_number, epoch_log, read_log
 from ..training.loop import LOG, VALIDATION
 
 KINDS = {
@@ -28,12 +28,13 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Run:
-    """The contents of a run folder; for an unfinished run only the name and the history.
+    """The contents of a run folder; for an unfinished run only its name, its place, the history and the settings.
 
     Without validation there is no best epoch.
     """
 
     name: str
+    folder: Path
     history: list[dict[str, float]]
     finished: bool = False
     recipe: str = ""
@@ -75,10 +76,11 @@ def _read_json(path: Path, name: str, problems: list[str]) -> Run | None:
         problems.append(f"{path}: not the results of `dadl train`: missing or wrong {', '.join(wrong)}; {advice}")
         return None
     try:
-        history = [_epoch(values) for values in results["history"]]
+        history = [epoch_log(values) for values in results["history"]]
         validated = any(key.startswith(VALIDATION) for epoch in history for key in epoch)
         return Run(
             name=name,
+            folder=path.parent,
             history=history,
             finished=True,
             recipe=results["recipe"],
@@ -87,7 +89,7 @@ def _read_json(path: Path, name: str, problems: list[str]) -> Run | None:
             samples=results["samples"],
             seconds=results["seconds"],
             best_epoch=results["best_epoch"] if validated else None,
-            test={row: {c: _number(value) for c, value in cells.items()} for row, cells in results["test"].items()},
+            test={row: {c: as_number(value) for c, value in cells.items()} for row, cells in results["test"].items()},
         )
     except (AttributeError, ValueError) as error:
         problems.append(f"{path}: history or test is not a table of numbers ({error}); {advice}")
@@ -96,30 +98,12 @@ def _read_json(path: Path, name: str, problems: list[str]) -> Run | None:
 
 def _read_log(path: Path, name: str, problems: list[str]) -> Run | None:
     found: list[str] = []
-    table = read_table(path, found)
-    history = [_logged(table.header, row, found) for row in table.rows]
+    history = read_log(path, found)
     problems += [problem if problem.startswith(str(path)) else f"{path.parent}/{problem}" for problem in found]
-    return None if found else Run(name=name, history=history)
-
-
-def _logged(header: list[str], row: TableRow, problems: list[str]) -> dict[str, float]:
+    config = path.parent / CONFIG
+    settings: Mapping[str, Any] = {}
     try:
-        return _epoch({key: float(text or "nan") for key, text in zip(header, row.fields, strict=True)})
-    except ValueError as error:
-        problems.append(f"{row.where}: {error}")
-        return {}
-
-
-def _epoch(values: Mapping[str, Any]) -> dict[str, float]:
-    numbers = {key: _number(value) for key, value in values.items()}
-    if not math.isfinite(numbers.get("epoch", math.nan)):
-        raise ValueError(f"no number of the epoch; there are {', '.join(map(repr, numbers))}")
-    return numbers
-
-
-def _number(value: Any) -> float:
-    if value is None:  # JSON has no NaN
-        return math.nan
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{value!r} is not a number")
-    return float(value)
+        settings = read_yaml(config) if config.exists() else {}
+    except SettingsError as error:
+        problems.append(str(error))
+    return None if found else Run(name=name, folder=path.parent, history=history, settings=settings)

@@ -17,7 +17,7 @@ CONFIG, RUN, RESULTS, TABLE, PREDICTIONS = "config.yaml", "run.json", "results.j
 
 JOURNAL = "search.journal"
 
-PATHS = ("data", "retrain_from")
+PATHS = ("data", "retrain_from", "word_vectors")
 """Settings that may change after a run: data may be moved."""
 
 
@@ -54,7 +54,12 @@ def read_run(folder: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
         settings = read_yaml(folder / CONFIG)
     except FileNotFoundError:
         raise SettingsError(f"{folder} is not the folder of a run: it has no {CONFIG}") from None
-    return beginning["recipe"], settings, beginning["facts"]
+    return beginning["recipe"], with_split_seed(settings), beginning["facts"]
+
+
+def with_split_seed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a run; in those of earlier versions the seed drew the split too."""
+    return {"split_seed": settings.get("seed", 0), **settings}
 
 
 def check_unchanged(folder: Path) -> None:

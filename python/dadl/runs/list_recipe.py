@@ -1,4 +1,4 @@
-"""What recipes on image lists share: few labels, EfficientNet-Lite0, and images decoded once."""
+"""What recipes on image lists share: few labels, the network, and images decoded once."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..data.fingerprint import image_fingerprint
@@ -34,6 +34,10 @@ class ListRecipe(ListSettings, Recipe, Generic[LabelT]):
         """The random view of training images; raises a :class:`.SettingsError` if ``augment`` cannot be used."""
 
     @abstractmethod
+    def make_network(self) -> tuple[nn.Module, int]:
+        """The network from views to features, and the number of features."""
+
+    @abstractmethod
     def read_lists(self) -> ImageLists[LabelT]:
         """The lists of the folder."""
 
@@ -49,8 +53,12 @@ class ListRecipe(ListSettings, Recipe, Generic[LabelT]):
     def score(self, rows: Sequence[Row[LabelT]], predicted: Tensor) -> Scores:
         """Evaluate the predictions for the rows."""
 
+    @abstractmethod
+    def truth(self, rows: Sequence[Row[LabelT]]) -> dict[str, Any]:
+        """The true labels of the rows, as arguments of an :class:`.Evaluation`."""
+
     def read(self, progress: JobProgress) -> RecipeData:
-        self.view()  # fails before images are read, if at all
+        self.check_images()
         lists = self.read_lists()
         if self.patience is not None and not lists.validation:
             raise SettingsError(f"patience needs validation images: {self.data} has no val.txt")
@@ -86,6 +94,11 @@ class ListRecipe(ListSettings, Recipe, Generic[LabelT]):
         images, _ = self._images(data if data.is_dir() else data.parent, rows, progress)
         return Evaluation([row.path for row in rows], tensor_loader(images, batch_size=self.batch_size), unscored)
 
+    def check_images(self) -> None:
+        """Raise an error if the network or the view cannot be used, before images are read."""
+        self.make_network()
+        self.view()
+
     def example(self, facts: Mapping[str, Any], count: int) -> Tensor:
         stored = stored_size(self.image_size)
         return torch.rand(count, 3, stored, stored)
@@ -97,7 +110,8 @@ class ListRecipe(ListSettings, Recipe, Generic[LabelT]):
 
     def _evaluation(self, rows: Sequence[Row[LabelT]], images: ChosenRows) -> Evaluation:
         score = lambda predicted: self.score(rows, predicted)
-        return Evaluation([row.path for row in rows], tensor_loader(images, batch_size=self.batch_size), score)
+        loader = tensor_loader(images, batch_size=self.batch_size)
+        return Evaluation([row.path for row in rows], loader, score, **self.truth(rows))
 
     def _images(self, folder: Path, rows: Sequence[ImageRow], progress: JobProgress) -> tuple[ChosenRows, Tensor]:
         progress.start("Reading images", total=len(rows))

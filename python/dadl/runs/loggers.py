@@ -45,11 +45,12 @@ def finished(loggers: Sequence[FabricLogger]) -> Iterator[None]:
     finally:
         for logger in loggers:
             logger.finalize(status)  # writes what is still buffered
-            if logger.name == PROJECT and hasattr(logger.experiment, "finish"):  # Lightning leaves W&B's run open
-                logger.experiment.finish(exit_code=int(status != "success"))
+            finish = getattr(getattr(logger, "experiment", None), "finish", None)
+            if logger.name == PROJECT and finish is not None:  # Lightning leaves W&B's run open
+                finish(exit_code=int(status != "success"))
 
 
-def _make(kind: Logger, folder: Path) -> FabricLogger:
+def _make(kind: Logger, folder: Path) -> Any:
     if kind == "tensorboard":
         from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 

@@ -2,9 +2,9 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,8 +12,13 @@ from torch.utils.data import DataLoader
 
 from ..errors import SettingsError, UserError
 from ..output import JobProgress
+from ..training.checkpoints import load_checkpoint
 from ..training.method import Method
+from .folder import trained_checkpoint
 from .settings import Settings
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Scores = Mapping[str, Mapping[str, float]]
 """``table[row][column]``, e.g. ``table["few"]["MAE"]``."""
@@ -24,13 +29,15 @@ class Evaluation:
     """A part of the data for a trained method to predict.
 
     ``names``: of the samples, such as the path of an image, or a file and line. ``loader``: unshuffled; the first
-    element of a batch is the method's input. ``score`` evaluates the predictions of all samples, in order; validation
-    minimises the first number of its first row.
+    element of a batch is the method's input. ``score`` evaluates the predictions of all samples, in order. ``targets``
+    are the columns of true values, ``region_sizes`` the number of samples of each row of scores.
     """
 
     names: Sequence[str]
     loader: DataLoader[Any]
     score: Callable[[Tensor], Scores]
+    targets: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    region_sizes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,9 @@ class Recipe(Settings, ABC):
     facts_kind: ClassVar[Any] = Mapping[str, Any]
     """The type of its facts, by which those in the folder of a run are checked."""
 
+    score_columns: ClassVar[tuple[str, ...]] = ()
+    """The columns of its scores."""
+
     search_space: ClassVar[Mapping[str, tuple[float, float]]] = {}
     """Settings that ``--search`` tunes on validation, each in a range of positive numbers."""
 
@@ -87,6 +97,24 @@ class Recipe(Settings, ABC):
     def search_ranges(self, task: RecipeData, device: torch.device) -> Mapping[str, tuple[float, float]]:
         """The ranges of ``search_space`` for these data."""
         return self.search_space
+
+    def relative_values(
+        self, setting: str, factors: Sequence[float], task: RecipeData, device: torch.device
+    ) -> list[float]:
+        """Values of a setting that are so many times what it is by default on these data."""
+        default = getattr(self.resolved(task.facts), setting)
+        if not isinstance(default, int | float) or not default > 0:
+            raise SettingsError(f"{setting} is {default} by default, so there are no multiples of it; give its values")
+        return [factor * default for factor in factors]
+
+    def region_facts(self, facts: Mapping[str, Any], test: Evaluation) -> Mapping[str, Mapping[str, Any]]:
+        """What each row of the test scores is about, such as its number of ``test`` samples."""
+        return {row: {"test": size} for row, size in test.region_sizes.items()}
+
+    @classmethod
+    def pictures(cls, run: Path) -> Sequence[tuple[str, "Figure"]]:
+        """Titles and figures of a tested run that only this recipe can draw, for the page of a comparison."""
+        return ()
 
     def remarks(self, history: Sequence[Mapping[str, float]]) -> Sequence[str]:
         """Sentences about the last epoch of a history, to show as it ends."""
@@ -127,3 +155,10 @@ def build_method(recipe: Recipe, facts: Mapping[str, Any]) -> Method:
     except Exception as error:  # such as memory that is not there
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise SettingsError(f"these settings make no method of {recipe.name}: {reason[:300]}") from error
+
+
+def trained_method(folder: Path, recipe: Recipe, facts: Mapping[str, Any]) -> Method:
+    """The method after the epoch that is kept; raises a :class:`.UserError` if it cannot be made or loaded."""
+    method = build_method(recipe, facts)
+    load_checkpoint(trained_checkpoint(folder), {"method": method})
+    return method

@@ -28,15 +28,22 @@ def unscored(predicted: Tensor) -> Scores:
     raise ValueError("these samples have no target to evaluate predictions by")
 
 
+CLASS_COLUMNS = ("error %", "accuracy %", "class accuracy %")
+
+
 def class_scores(predicted: Tensor, target: Tensor) -> Scores:
     """Error and accuracy in %, over the samples and averaged over the classes present, from logits ``[N, C]``."""
     right = (predicted.argmax(dim=1) == target).double()
     counts = torch.bincount(target)
     by_class = (torch.bincount(target, right) / counts)[counts > 0]
     accuracy = 100 * float(right.mean())
-    return {
-        "all": {"error %": 100 - accuracy, "accuracy %": accuracy, "class accuracy %": 100 * float(by_class.mean())}
-    }
+    values = (100 - accuracy, accuracy, 100 * float(by_class.mean()))
+    return {"all": dict(zip(CLASS_COLUMNS, values, strict=True))}
+
+
+def class_truth(target: Tensor) -> dict[str, Any]:
+    """The arguments of an :class:`.Evaluation` that say which classes ``[N]`` are the true ones."""
+    return {"targets": {"target": target.tolist()}, "region_sizes": {"all": len(target)}}
 
 
 def class_columns(predicted: Tensor, names: Sequence[str] = ()) -> Mapping[str, Sequence[Any]]:

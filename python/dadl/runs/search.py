@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 import torch
@@ -17,8 +17,9 @@ from rich.table import Table
 
 from ..errors import SettingsError
 from ..files import write_csv
+from ..metrics import higher_is_better
 from ..output import save_figure
-from ..training.loop import VALIDATION, EpochLog, best_epoch
+from ..training.loop import EpochLog, criterion_of, kept_epoch
 from .folder import JOURNAL
 from .recipe import Recipe, RecipeData
 
@@ -46,7 +47,12 @@ class Search:
         self.space = recipe.search_ranges(task, device)
         folder.mkdir(parents=True, exist_ok=True)
         storage = JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
-        self.study = optuna.create_study(storage=storage, study_name=recipe.name, load_if_exists=True)
+        direction: Literal["maximize", "minimize"] = (
+            "maximize" if higher_is_better(recipe.criterion or "") else "minimize"
+        )
+        self.study = optuna.create_study(
+            storage=storage, study_name=recipe.name, direction=direction, load_if_exists=True
+        )
         before = len(self.study.trials)
         self.study.sampler = optuna.samplers.TPESampler(n_startup_trials=RANDOM_TRIALS, seed=recipe.seed + before)
         self.study.pruner = optuna.pruners.MedianPruner(RANDOM_TRIALS, n_warmup_steps=recipe.epochs // 5)
@@ -71,10 +77,9 @@ class Search:
         }
         return trial, replace(self.recipe, **settings), self.folder / f"trial-{trial.number}"
 
-    @staticmethod
-    def report(trial: Trial, history: Sequence[EpochLog]) -> None:
+    def report(self, trial: Trial, history: Sequence[EpochLog]) -> None:
         """Report the best validation so far; raises ``optuna.TrialPruned`` if the trial should end."""
-        trial.report(validation(history), step=len(history))
+        trial.report(validation(self.recipe, history), step=len(history))
         if trial.should_prune():
             raise optuna.TrialPruned
 
@@ -83,7 +88,7 @@ class Search:
         if history is None:
             self.study.tell(trial, state=TrialState.PRUNED)
         else:
-            self.study.tell(trial, validation(history))
+            self.study.tell(trial, validation(self.recipe, history))
 
     def best(self) -> tuple[Recipe, Path]:
         """The recipe of the best trial, and its folder."""
@@ -126,7 +131,8 @@ class Search:
             axes.xaxis.set_major_formatter("{x:g}")
             axes.xaxis.set_minor_formatter(NullFormatter())
             axes.grid(alpha=0.3)
-        figure.axes[0].set_ylabel("validation, lower is better")
+        better = "higher" if higher_is_better(self.recipe.criterion or "") else "lower"
+        figure.axes[0].set_ylabel(f"validation, {better} is better")
         figure.axes[0].legend(fontsize="small")
         return figure
 
@@ -137,10 +143,11 @@ def best_trial(folder: Path) -> Path:
     return folder / f"trial-{optuna.load_study(study_name=None, storage=storage).best_trial.number}"
 
 
-def validation(history: Sequence[EpochLog]) -> float:
-    """The best validation of a history."""
-    row = history[best_epoch(history) - 1]
-    return next(value for name, value in row.items() if name.startswith(VALIDATION))
+def validation(recipe: Recipe, history: Sequence[EpochLog]) -> float:
+    """The criterion of a history at the epoch that is kept."""
+    name = criterion_of(history[0], recipe.criterion)
+    assert name is not None
+    return history[kept_epoch(history, recipe.keep, recipe.criterion) - 1][name]
 
 
 def _value(trial: FrozenTrial) -> float:

@@ -1,13 +1,16 @@
 """The settings that recipes share, and the options of a run. Without PyTorch, so that ``--help`` is quick."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_type_hints
 
 from cyclopts import Parameter
 
-from ..checks import check_fields
-from ..options import Device, Flag, Logger, Positive, PositiveInt, Seed, between
+from ..checks import check_fields, short_repr
+from ..data.text import did_you_mean
+from ..errors import SettingsError
+from ..options import Device, Flag, Keep, Logger, Network, Positive, PositiveInt, Seed, between
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +47,44 @@ class Settings:
     checkpoint_every: PositiveInt = 1000
     """Steps between checkpoints, in addition to the one after each epoch."""
 
+    criterion: str | None = None
+    """Validation score that says which epoch is best: a row and a column of the scores, such as 'few MAE'.
+    [default: the first score]"""
+
+    keep: Keep = "best"
+    """Whether the method is tested as it was after its best epoch on validation, or after its last."""
+
+    split_seed: Seed = 0
+    """Seed of what is drawn of the data: validation and test samples, labelled samples, noise."""
+
     seed: Seed = 0
-    """Seed of everything random."""
+    """Seed of everything else that is random."""
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+    @property
+    def draws_test(self) -> bool:
+        """Whether ``split_seed`` draws the test samples, and the data do not say themselves which these are."""
+        return False
+
+
+def typed_settings(kind: type[Settings], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as in ``config.yaml`` as arguments of a recipe; raises a :class:`.SettingsError` for an unknown one."""
+    hints = get_type_hints(kind)
+    names = [field.name for field in fields(kind)]
+    if unknown := [key for key in settings if key not in names]:
+        raise SettingsError(
+            f"{kind.name} has no setting {short_repr(unknown[0])}{did_you_mean(str(unknown[0]), names)}"
+        )
+
+    def value(key: str) -> Any:
+        plain, types = settings[key], (hints[key], *get_args(hints[key]))
+        if Path in types and isinstance(plain, str):
+            return Path(plain)
+        return tuple(plain) if isinstance(plain, list) else plain
+
+    return {key: value(key) for key in settings}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +103,15 @@ class ListSettings(Settings):
     lr: Positive = 1e-3
     """Learning rate of the backbone; layers trained from scratch have ten times as much."""
 
-    image_size: Annotated[int, between(32, 4_096)] = 224
+    network: Network = "efficientnet-lite0"
+    """efficientnet-lite0 with ImageNet weights; or, for small images, resnet32 and the much faster small-cnn, from
+    scratch."""
+
+    backbone: str | None = None
+    """Another network: module:callable without arguments, images [B, 3, H, W] in [0, 1] to features [B, F]; or
+    timm:NAME, timm's network of that name with random weights."""
+
+    image_size: Annotated[int, between(16, 4_096)] = 224
     """Height and width of a view, in pixels."""
 
     augment: str | None = None

@@ -16,11 +16,12 @@ from rich.console import Console
 from dadl_ext import build_info
 
 from ..checks import check, short_repr
+from ..data.text import did_you_mean
 from ..errors import SettingsError
 from ..files import check_output_folder, locked, remove_leftovers, write_csv, write_text
 from ..output import JobProgress, environment, markdown_table, rich_table, write_json
 from ..training.fabric import make_fabric
-from ..training.loop import LAST, VALIDATION, EpochLog, best_epoch, fit, predict
+from ..training.loop import LAST, VALIDATION, EpochLog, criterion_of, fit, kept_epoch, predict
 from .folder import (
     CONFIG,
     JOURNAL,
@@ -39,13 +40,21 @@ from .scores import prediction_rows, score_cells
 from .settings import RunOptions
 
 
-def train_run(recipe: Recipe, options: RunOptions, console: Console) -> Scores:
+def train_run(
+    recipe: Recipe,
+    options: RunOptions,
+    console: Console,
+    *,
+    test: bool = True,
+    on_epoch: Callable[[Sequence[EpochLog]], None] = lambda history: None,
+) -> Scores:
     """Train, test once at the end, and write everything to the folder of the run. Returns the test scores.
 
     The folder holds ``config.yaml`` (the settings), ``run.json`` (facts about the data), checkpoints, ``log.csv``, and
     ``table.md``, ``results.json`` and ``predictions.csv`` of the test. With a search it holds such a folder for each
     trial, and the best one is tested. Before training, raises a :class:`.UserError` with all problems of the data, the
-    settings or the folder.
+    settings or the folder. Without ``test`` there is no test, and there are no scores. ``on_epoch`` is called with the
+    logs of all epochs so far.
     """
     output = options.folder(recipe.name)
     check_output_folder(output)
@@ -63,6 +72,7 @@ def train_run(recipe: Recipe, options: RunOptions, console: Console) -> Scores:
                 pass
         progress = stack.enter_context(JobProgress(console))
         task = recipe.read(progress)
+        check_criterion(recipe, task)
         _describe(recipe, task, fabric.world_size, console)
         if fabric.is_global_zero:
             stack.enter_context(locked(output))
@@ -72,7 +82,10 @@ def train_run(recipe: Recipe, options: RunOptions, console: Console) -> Scores:
             recipe, output = _search(recipe, task, output, options.search, fabric, progress, console)
         run = _Run(recipe, task, output, fabric)
         run.on_remark = partial(console.print, soft_wrap=True)
+        run.on_epoch = on_epoch
         run.train(progress)
+        if not test:
+            return {}
         table = run.test()
     # Nothing is lost if the console cannot show it.
     console.print(rich_table(f"Test of {recipe.name}", score_cells(table)))
@@ -90,6 +103,29 @@ def _describe(recipe: Recipe, task: RecipeData, processes: int, console: Console
             f"A batch of {batch} is larger than the {rows} training samples: each step takes all of them",
             soft_wrap=True,
         )
+
+
+def check_criterion(recipe: Recipe, task: RecipeData) -> None:
+    """Raise a :class:`.SettingsError` if validation has no such score, or no samples for it."""
+    if recipe.criterion is None:
+        return
+    if task.validation is None:
+        raise SettingsError(f"criterion {recipe.criterion!r} needs validation samples, but {recipe.data} has none")
+    regions = task.validation.region_sizes
+    scores = {f"{row} {column}": size for row, size in regions.items() for column in recipe.score_columns}
+    if recipe.criterion not in scores:
+        raise SettingsError(
+            f"there is no criterion {recipe.criterion!r}{did_you_mean(recipe.criterion, scores)}: it is a row, one of "
+            f"{', '.join(regions)}, and a column, one of {', '.join(recipe.score_columns)}"
+        )
+    if scores[recipe.criterion] == 0:
+        raise SettingsError(f"criterion {recipe.criterion!r}: there are no such validation samples in {recipe.data}")
+
+
+def check_data(recipe: Recipe, task: RecipeData, folder: Path) -> None:
+    """Raise a :class:`.SettingsError` if there is a run in the folder that began with data other than the task's."""
+    if (folder / RUN).exists() and read_beginning(folder)["fingerprints"] != dict(task.fingerprints):
+        raise SettingsError(f"{recipe.data} has changed since the run in {folder} began; choose another --output")
 
 
 class _Run:
@@ -117,7 +153,7 @@ class _Run:
         progress.start("Training", total=recipe.epochs * -(-batches // recipe.accumulate))
 
         def on_epoch(history: Sequence[EpochLog]) -> None:
-            progress.describe(_progress_line(history[-1], recipe.epochs))
+            progress.describe(_progress_line(history[-1], recipe))
             for remark in recipe.remarks(history):
                 self.on_remark(remark)
             self.on_epoch(history)
@@ -132,6 +168,8 @@ class _Run:
             folder=self.folder,
             checkpoint_every=recipe.checkpoint_every,
             validate=None if task.validation is None else self._validate,
+            criterion=recipe.criterion,
+            keep=recipe.keep,
             patience=recipe.patience,
             on_begin=progress.begin_at,
             on_step=progress.advance,
@@ -146,7 +184,7 @@ class _Run:
         table = part.score(predicted)
         if self.fabric.is_global_zero:
             write_text(self.folder / TABLE, f"**Test of {recipe.name}**\n\n{markdown_table(score_cells(table))}\n")
-            columns = recipe.prediction_columns(predicted, self.facts)
+            columns = {**part.targets, **recipe.prediction_columns(predicted, self.facts)}
             write_csv(self.folder / PREDICTIONS, prediction_rows(part, columns))
             results = {
                 "recipe": recipe.name,
@@ -155,8 +193,9 @@ class _Run:
                 "environment": environment(self.fabric.device) | {"processes": self.fabric.world_size},
                 "dadl_ext": build_info(),
                 "samples": dict(self.task.sizes),
+                "regions": recipe.region_facts(self.facts, part),
                 "seconds": self.seconds,
-                "best_epoch": best_epoch(self.history),
+                "best_epoch": kept_epoch(self.history, recipe.keep, recipe.criterion),
                 "history": self.history,
                 "test": {row: dict(columns) for row, columns in table.items()},
             }
@@ -243,14 +282,14 @@ def _beginning(recipe: Recipe, task: RecipeData) -> dict[str, Any]:
 def _begun(recipe: Recipe, beginning: dict[str, Any], folder: Path) -> dict[str, Any]:
     """What the run in the folder recorded as it began; if it has no checkpoint yet, ``beginning``.
 
-    Refuses to continue with data other than those it started with. Facts that it does not have are not compared: a run
-    of an earlier version goes on without them.
+    Refuses to continue with data other than those it started with. Facts that only one of
+    the two has are not compared: a run of an earlier version goes on with its own.
     """
     if not (folder / LAST).exists():
         return beginning
     began = read_beginning(folder)
     facts = {name: fact for name, fact in beginning["facts"].items() if name in began["facts"]}
-    beginning = beginning | {"facts": facts}
+    beginning = beginning | {"facts": began["facts"] | facts}
     if all(began[key] == value for key, value in beginning.items()):
         return {key: began[key] for key in beginning}
     differ = lambda key: [part for part in beginning[key] if began[key].get(part) != beginning[key][part]]
@@ -296,8 +335,8 @@ def _check_folder(output: Path, recipe: Recipe, options: RunOptions) -> None:
         raise SettingsError(f"{output} holds a run with other settings: {told}; choose another folder with --output")
 
 
-def _progress_line(row: EpochLog, epochs: int) -> str:
-    validated = [name for name in row if name.startswith(VALIDATION)]
-    hidden = ("epoch", "step", "lr", *validated[1:])
+def _progress_line(row: EpochLog, recipe: Recipe) -> str:
+    criterion = criterion_of(row, recipe.criterion)
+    hidden = {"epoch", "step", "lr", *(name for name in row if name.startswith(VALIDATION) and name != criterion)}
     numbers = [f"{name} {value:.4g}" for name, value in row.items() if name not in hidden]
-    return f"Epoch {row['epoch']}/{epochs}, " + ", ".join(numbers)
+    return f"Epoch {row['epoch']}/{recipe.epochs}, " + ", ".join(numbers)

@@ -1,24 +1,29 @@
-"""``dadl train self-tuning``: fine-tune EfficientNet-Lite0 on lists of classes, with and without labels."""
+"""``dadl train self-tuning``: fine-tune a network on lists of classes, with and without labels."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, TypedDict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypedDict
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..data.class_folders import has_class_folders, read_class_folders
+from ..data.class_folders import draws_parts, has_class_folders, read_class_folders
 from ..data.image_lists import ClassLists, ImageLists, Row, read_lists
 from ..data.rows import ChosenRows
-from ..networks.efficientnet import FEATURES, efficientnet_lite0
+from ..networks.image_network import image_network
 from ..networks.views import View
 from ..options import between
 from ..runs.list_recipe import ListRecipe
+from ..runs.pictures import class_examples
 from ..runs.recipe import Scores
-from ..runs.scores import class_columns, class_scores
+from ..runs.scores import CLASS_COLUMNS, class_columns, class_scores, class_truth
 from .method import UNLABELLED, FineTuning, FixMatch, SelfTuning, paired_loader
 from .settings import SelfTuningSettings
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 METHOD_THRESHOLDS: dict[str, float] = {"self-tuning": 0.0, "fixmatch": 0.95, "fine-tuning": 0.0}
 
@@ -39,7 +44,12 @@ class SelfTuningRecipe(SelfTuningSettings, ListRecipe[int]):
 
     shape_facts: ClassVar[tuple[str, ...]] = ("classes", "names")
     facts_kind: ClassVar[Any] = SelfTuningFacts
+    score_columns: ClassVar[tuple[str, ...]] = CLASS_COLUMNS
     search_space: ClassVar[Mapping[str, tuple[float, float]]] = {"lr": (1e-4, 1e-1), "temperature": (0.02, 1.0)}
+
+    @property
+    def draws_test(self) -> bool:
+        return draws_parts(self.data)
 
     def resolved(self, facts: Mapping[str, Any]) -> "SelfTuningRecipe":
         built_in = self.augment is None or self.method == "fixmatch"  # views that may mirror
@@ -52,9 +62,13 @@ class SelfTuningRecipe(SelfTuningSettings, ListRecipe[int]):
     def view(self) -> View:
         return self.make_view(crop_area=0.2, operations=2, cutout=0.5, flip=self.flip is not False)
 
+    def make_network(self) -> tuple[nn.Module, int]:
+        return image_network(self.network, self.backbone, self.image_size)
+
     def read_lists(self) -> ClassLists:
         if has_class_folders(self.data):
-            return read_class_folders(self.data, self.seed, outside=self.outside).few_labels(self.labels, self.seed)
+            lists = read_class_folders(self.data, self.split_seed, outside=self.outside)
+            return lists.few_labels(self.labels, self.split_seed)
         return read_lists(self.data, self.labels, outside=self.outside)
 
     def describe(self, lists: ImageLists[int]) -> Mapping[str, Any]:
@@ -62,24 +76,25 @@ class SelfTuningRecipe(SelfTuningSettings, ListRecipe[int]):
         return {"classes": lists.num_classes, **({"names": list(lists.names)} if lists.names else {})}
 
     def make_method(self, facts: Mapping[str, Any]) -> FineTuning:
-        backbone, num_classes = efficientnet_lite0(), facts["classes"]
+        (backbone, features), num_classes = self.make_network(), facts["classes"]
         view = self.view()
         threshold = self.resolved(facts).threshold
         assert threshold is not None
         if self.method == "fine-tuning":
-            return FineTuning(backbone, FEATURES, num_classes, view, lr=self.lr)
+            return FineTuning(backbone, features, num_classes, view, lr=self.lr)
         if self.method == "fixmatch":
             weak_view = View(self.image_size, crop_area=0.6, flip=self.flip is not False)
-            return FixMatch(backbone, FEATURES, num_classes, view, lr=self.lr, weak_view=weak_view, threshold=threshold)
+            return FixMatch(backbone, features, num_classes, view, lr=self.lr, weak_view=weak_view, threshold=threshold)
         return SelfTuning(
             backbone,
-            FEATURES,
+            features,
             num_classes,
             view,
             lr=self.lr,
             projection_size=self.projection_size,
             slots=self.slots,
             temperature=self.temperature,
+            momentum=self.momentum,
             threshold=threshold,
         )
 
@@ -91,11 +106,19 @@ class SelfTuningRecipe(SelfTuningSettings, ListRecipe[int]):
             images, target = images.take(labelled), target[labelled]
         return paired_loader(images, target, batch_size=self.batch_size, pairs=pairs)
 
+    @classmethod
+    def pictures(cls, run: Path) -> "list[tuple[str, Figure]]":
+        """For the page of a comparison: test images with their classes."""
+        return class_examples(cls, run)
+
     def score(self, rows: Sequence[Row[int]], predicted: Tensor) -> Scores:
         return class_scores(predicted, torch.tensor([row.label for row in rows]))
 
     def answers(self, predicted: Tensor) -> Tensor:
         return predicted.argmax(dim=1)
+
+    def truth(self, rows: Sequence[Row[int]]) -> dict[str, Any]:
+        return class_truth(torch.tensor([row.label for row in rows]))
 
     def prediction_columns(self, predicted: Tensor, facts: Mapping[str, Any]) -> Mapping[str, Sequence[Any]]:
         return class_columns(predicted, facts.get("names", ()))

@@ -32,6 +32,9 @@ class SelfTuningSettings(ListSettings):
     temperature: Positive = 0.07
     """Temperature of the contrast (self-tuning)."""
 
+    momentum: Fraction = 0.999
+    """Momentum of the key encoder (self-tuning)."""
+
     threshold: Fraction | None = None
     """Lowest confidence of a pseudo-label. [default: self-tuning 0, fixmatch 0.95]"""
 

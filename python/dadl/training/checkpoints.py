@@ -91,21 +91,26 @@ def check_optimizer(optimizer: Optimizer, groups: list[dict[str, Any]]) -> None:
 
 
 def check_kind(expected: Any, value: Any, name: str) -> None:
-    """Raise a ``ValueError`` if ``value`` is not of the same kind as ``expected``, through dicts and sequences."""
+    """Raise a ``ValueError`` if ``value`` is not of the same kind as ``expected``, through dicts and sequences.
+
+    Numbers and tensors are those of another step; texts and flags must be equal.
+    """
     if isinstance(expected, Mapping):
         right = isinstance(value, Mapping) and expected.keys() <= value.keys()
         parts = [(expected[key], value[key], f"{name}, {key}") for key in expected] if right else []
     elif isinstance(expected, list | tuple):
         right = isinstance(value, list | tuple) and len(value) == len(expected)
         parts = [(*pair, name) for pair in zip(expected, value, strict=True)] if right else []
-    elif isinstance(expected, bool | str | Tensor):
-        right, parts = isinstance(value, type(expected)), []
+    elif isinstance(expected, bool | str):  # they choose what is done, and no step changes them
+        right, parts = isinstance(value, type(expected)) and value == expected, []
+    elif isinstance(expected, Tensor):
+        right, parts = isinstance(value, Tensor), []
     elif isinstance(expected, int | float):
         right, parts = isinstance(value, int | float) and not isinstance(value, bool), []
     else:
         right, parts = True, []
     if not right:
-        raise ValueError(f"{name} is another kind of value")
+        raise ValueError(f"{name} has a value that it cannot have")
     for part in parts:
         check_kind(*part)
 

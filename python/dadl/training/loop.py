@@ -17,6 +17,8 @@ from torch.utils.data import DataLoader
 
 from ..errors import UserError
 from ..files import write_csv
+from ..metrics import higher_is_better
+from ..options import Keep
 from .checkpoints import (
     CheckpointError,
     check_kind,
@@ -51,6 +53,8 @@ def fit(
     folder: Path | None = None,
     checkpoint_every: int | None = None,
     validate: Callable[[], Mapping[str, float]] | None = None,
+    criterion: str | None = None,
+    keep: Keep = "best",
     patience: int | None = None,
     on_begin: Callable[[int], None] | None = None,
     on_step: Callable[[], None] | None = None,
@@ -68,11 +72,12 @@ def fit(
         epochs: largest number of passes over ``loader``.
         seed: of shuffling, dropout and everything else that draws random numbers.
         accumulate: batches whose gradients are averaged before each step.
-        folder: where ``last.ckpt``, ``log.csv`` and, with ``validate``, ``best.ckpt`` (the method after its best epoch)
-            are written; if it holds a checkpoint, training continues from it. Files are replaced atomically.
+        folder: where ``last.ckpt``, ``log.csv`` and, if it is to be kept, ``best.ckpt`` (the method after its best
+            epoch) are written; if it holds a checkpoint, training continues from it. Files are replaced atomically.
         checkpoint_every: steps between checkpoints, in addition to the one after each epoch.
-        validate: called after each epoch. Its first number decides, and lower is better: in the end the method is
-            restored to its best epoch. Needs a folder.
+        validate: called after each epoch. Needs a folder.
+        criterion: the number of the validation by which an epoch is best, see :func:`best_epoch`.
+        keep: with ``validate``, whether the method ends as it was after its best epoch or after its last.
         patience: epochs without improvement on validation after which training stops; ``None`` is never.
         on_begin: called once before training, with the number of steps that a checkpoint has already done.
         on_step: called after each optimiser step, e.g. to show progress.
@@ -86,18 +91,17 @@ def fit(
     """
     _check_settings(epochs, accumulate, folder, checkpoint_every, validate, patience)
     training = _Training(fabric, method, loader, epochs, seed, accumulate, folder, checkpoint_every)
-    training.resume(validated=validate is not None)
+    training.criterion, training.keeps_best = criterion, validate is not None and keep == "best"
+    training.resume()
     history = training.position.history
     if on_begin is not None:
         on_begin(len(history) * training.steps + training.position.done)
-    while len(history) < epochs:
-        if patience is not None and history and len(history) - best_epoch(history) >= patience:
-            break
+    while not has_ended(history, epochs, patience, criterion):
         loss = training.train_epoch(on_step)
         training.end_epoch(loss, validate)
         if on_epoch is not None:
             on_epoch(history)
-    if validate is not None:
+    if training.keeps_best:
         training.restore_best()
     return history
 
@@ -132,6 +136,9 @@ class _Training:
     lr: float
     """Learning rate of the last step."""
 
+    criterion: str | None = None
+    keeps_best: bool = False
+
     def __init__(
         self,
         fabric: Fabric,
@@ -158,7 +165,7 @@ class _Training:
         self.lr = float(self.optimizer.optimizer.param_groups[0]["lr"])
         self.infinite = not_finite(tensors_of(method))  # from the beginning, such as a mask
 
-    def resume(self, validated: bool) -> None:
+    def resume(self) -> None:
         """Continue from the folder's checkpoint, if there is one."""
         if self.folder is None or not (self.folder / LAST).exists():
             return
@@ -166,7 +173,7 @@ class _Training:
         groups = [dict(group) for group in self.optimizer.optimizer.param_groups]
         schedule, precision = self.scheduler.state_dict(), state["precision"]
         load_checkpoint(self.folder / LAST, state)
-        _check_resumed(self.fabric, self.folder, state, self.steps, validated)
+        _check_resumed(self.fabric, self.folder, state, self.steps, self.keeps_best)
         self.position = Position(state["history"], state["done"], state["total"])
         try:
             self.position.check(self.steps)
@@ -235,7 +242,7 @@ class _Training:
         position.history.append(log)
         if validate is not None and self.folder is not None:
             log |= {VALIDATION + name: value for name, value in validate().items()}
-            if best_epoch(position.history) == epoch:
+            if self.keeps_best and best_epoch(position.history, self.criterion) == epoch:
                 save_checkpoint(self.fabric, self.folder / BEST, {"method": self.module})
         # Before the checkpoint: after it the epoch is not run again.
         self.fabric.log_dict(log, step=epoch * self.steps)
@@ -294,16 +301,35 @@ class _Training:
         self.fabric.seed_everything(int(np.random.SeedSequence(entropy).generate_state(1)[0]), verbose=False)
 
 
-def best_epoch(history: Sequence[EpochLog]) -> int:
-    """The epoch, from 1, with the lowest validation metric; without validation the last epoch.
+def best_epoch(history: Sequence[EpochLog], criterion: str | None = None) -> int:
+    """The epoch, from 1, with the best validation metric; without validation the last epoch.
 
-    The first of several equal ones counts; NaN counts as highest.
+    The metric is the ``criterion``, such as ``"few MAE"``, or without one the first. Lower is better, except for
+    accuracies and correlations. The first of several equal epochs counts; NaN counts as worst.
     """
-    monitored = next((name for name in history[0] if name.startswith(VALIDATION)), None)
+    monitored = criterion_of(history[0], criterion)
     if monitored is None:
         return len(history)
-    values = [math.inf if math.isnan(row[monitored]) else row[monitored] for row in history]
+    sign = -1 if higher_is_better(monitored) else 1
+    values = [math.inf if math.isnan(row[monitored]) else sign * row[monitored] for row in history]
     return 1 + values.index(min(values))
+
+
+def kept_epoch(history: Sequence[EpochLog], keep: Keep, criterion: str | None = None) -> int:
+    """The epoch, from 1, after which the method is tested."""
+    return best_epoch(history, criterion) if keep == "best" else len(history)
+
+
+def criterion_of(row: EpochLog, criterion: str | None = None) -> str | None:
+    """The name in an epoch's log of the metric that is the criterion; ``None`` without validation."""
+    first = next((name for name in row if name.startswith(VALIDATION)), None)
+    return first if first is None or criterion is None else VALIDATION + criterion
+
+
+def has_ended(history: Sequence[EpochLog], epochs: int, patience: int | None, criterion: str | None = None) -> bool:
+    """Whether a training with these logs has come to its end."""
+    waited = patience is not None and bool(history) and len(history) - best_epoch(history, criterion) >= patience
+    return waited or len(history) >= epochs
 
 
 def _check_settings(

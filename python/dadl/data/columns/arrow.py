@@ -26,6 +26,10 @@ class FramePath(type(Path())):  # type: ignore[misc]
 
     frame: Any = None
 
+    def __reduce__(self) -> Any:
+        """A copy in another process has the frame too."""
+        return _standing_for, (self.frame, str(self))
+
 
 def as_path(data: Any, names: Sequence[str] | None = None, target: str = TARGET) -> Path:
     """A path as it is; a frame of pandas, polars or pyarrow, or NumPy arrays, as a path that stands for them.
@@ -37,17 +41,19 @@ def as_path(data: Any, names: Sequence[str] | None = None, target: str = TARGET)
     if isinstance(data, str):
         return Path(data)
     if is_arrays(data):
-        path = FramePath("NumPy arrays")
-        path.frame = array_table(data, names, target)
-        return path
+        return _standing_for(array_table(data, names, target), "NumPy arrays")
     kind = type(data).__module__.partition(".")[0]
     if not hasattr(data, "__arrow_c_stream__") and kind != "pandas":
         raise TypeError(
             f"expected a path, a frame of pandas, polars or pyarrow, or NumPy arrays, got {type(data).__name__}; a "
             "lazy frame must be collected first"
         )
-    path = FramePath(f"{kind} frame")
-    path.frame = data
+    return _standing_for(data, f"{kind} frame")
+
+
+def _standing_for(frame: Any, name: str) -> FramePath:
+    path = FramePath(name)
+    path.frame = frame
     return path
 
 

@@ -4,6 +4,7 @@ Source: Ren, Zhang, Yu, Liu, "Balanced MSE for Imbalanced Visual Regression", CV
 """
 
 import math
+from statistics import NormalDist
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,12 @@ from torch import Tensor, nn
 
 from ..reweighting import Reduction, difference, weighted_mean
 from .pointwise import check_positive
+
+NORMAL_QUARTILE = NormalDist().inv_cdf(0.75)
+"""Half of the errors of a standard normal distribution are smaller."""
+
+SMALLEST_SIGMA = 1e-15
+"""Of errors that are all zero, so that they can be divided by it."""
 
 
 class GaussianMixture(NamedTuple):
@@ -30,7 +37,7 @@ class BalancedMSE(nn.Module):
 
     The prediction x is the mean of a normal distribution with variance :math:`\sigma^2` over labels, as if all were
     equally frequent. Bayes' rule turns it into a distribution under the actual label density p(y). The loss is its
-    negative logarithm, times :math:`2 \sigma^2`, a constant for the gradient, to have the scale of a squared error:
+    negative logarithm, times :math:`2 \sigma^2`, to have the scale of a squared error:
 
     .. math::
         2 \sigma^2 \left( \frac{\lVert x - y \rVert^2}{2 \sigma^2}
@@ -39,11 +46,28 @@ class BalancedMSE(nn.Module):
     With ``mixture``, p is that mixture and the integral is exact (GAI). Without, it is a sum over the labels of the
     batch (BMC): a cross-entropy whose classes are the samples, zero for a batch of one.
 
-    :math:`\sigma` is a parameter, learnt as its logarithm and so always positive. Give ``parameters()`` to an
-    optimiser, or fix it with ``loss.requires_grad_(False)``.
+    :math:`\sigma` is the deviation of the errors that no prediction avoids. By default it follows them,
+
+    .. math::
+        \sigma = \mathrm{median} \lvert y - \mathrm{E}[y' \mid x] \rvert / \Phi^{-1}(3/4),
+        \qquad p(y' \mid x) \propto p(y') \exp\left( -\frac{\lVert x - y' \rVert^2}{2 \sigma^2} \right),
+
+    the mean over batches running, from the median of :math:`\lvert y - x \rvert` of the first batch on;
+    of normal errors that is the deviation. A mean or a square instead of the median would follow the largest errors: a
+    few make σ too large, which drives predictions apart and makes more of them. Where labels pile up at an end of their
+    range, the errors there are small, and σ comes out smaller. For BMC :math:`\mathrm{E}[y' \mid x]` is over x and the
+    other labels of the batch; where these are further apart than σ, it comes out somewhat too large.
+    σ so has the unit of the labels, needs neither an optimiser nor a learning rate, and changes in training mode only.
+    *Our choice:* the paper learns σ by gradient. That takes as long as its initial value and its learning rate say, and
+    meanwhile a σ that is too large drives predictions apart, which keeps it large. :math:`\mathrm{E}[y' \mid x]` fits
+    the labels at any σ, where x does not. A σ that is large beside the deviation :math:`s` of the labels is
+    underestimated, by a factor :math:`\sqrt{1 + \sigma^2 / s^2}` if they are normal, and then balances less.
 
     Args:
-        sigma: the initial σ, the scale of unavoidable errors; positive.
+        sigma: a fixed σ, positive; ``None`` follows the errors, as above.
+        learn: learn the logarithm of σ by gradient, as the paper learns σ, from ``sigma`` on: give ``parameters()`` to
+            an optimiser, without weight decay.
+        momentum: the weight of a batch in the running mean, in (0, 1].
         mixture: the density of the training labels, or ``None`` for the labels of each batch.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
 
@@ -52,30 +76,48 @@ class BalancedMSE(nn.Module):
         computed in float32.
 
     Raises:
-        ValueError: a σ that is not positive, an invalid mixture, wrong shapes, an unknown reduction.
+        ValueError: a σ that is not positive, or none to learn from, a momentum out of range, an invalid mixture, wrong
+            shapes, an unknown reduction.
 
     Source: Ren, Zhang, Yu, Liu, "Balanced MSE for Imbalanced Visual Regression", CVPR 2022.
     """
 
+    log_sigma: Tensor
     mixture_weights: Tensor
     mixture_means: Tensor
     mixture_variances: Tensor
 
     def __init__(
-        self, sigma: float = 1.0, *, mixture: GaussianMixture | None = None, reduction: Reduction = "mean"
+        self,
+        sigma: float | None = None,
+        *,
+        learn: bool = False,
+        momentum: float = 0.1,
+        mixture: GaussianMixture | None = None,
+        reduction: Reduction = "mean",
     ) -> None:
         super().__init__()
-        check_positive(sigma=sigma)
+        if sigma is not None:
+            check_positive(sigma=sigma)
+        elif learn:
+            raise ValueError("learn needs an initial sigma")
+        if not 0 < momentum <= 1:
+            raise ValueError(f"momentum must be above 0 and at most 1, got {momentum}")
         if mixture is not None:
             _check_mixture(mixture)
             for name, value in mixture._asdict().items():
                 self.register_buffer(f"mixture_{name}", value.detach().clone())
-        self.log_sigma = nn.Parameter(torch.tensor(math.log(sigma)))
+        log_sigma = torch.tensor(math.nan if sigma is None else math.log(sigma))
+        if learn:
+            self.log_sigma = nn.Parameter(log_sigma)
+        else:
+            self.register_buffer("log_sigma", log_sigma)
+        self.follows, self.momentum = sigma is None, momentum
         self.has_mixture, self.reduction = mixture is not None, reduction
 
     @property
     def sigma(self) -> float:
-        """The current σ."""
+        """The current σ; NaN before the first batch if none was given."""
         return float(self.log_sigma.detach().exp())
 
     def forward(self, input: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -85,27 +127,61 @@ class BalancedMSE(nn.Module):
         error = difference(input, target)
         dtype = torch.promote_types(error.dtype, torch.float32)
         x, y = input.to(dtype), target.to(dtype)
-        variance = (2 * self.log_sigma.to(dtype)).exp()
-        loss = self._gai(x, y, variance) if self.has_mixture else _bmc(x, y, variance)
+        follows = self.follows and x.numel() > 0
+        variance = (2 * (self._followed(x.detach(), y) if follows else self.log_sigma.to(dtype))).exp()
+        if self.has_mixture:
+            log_density, _ = self._components(x, variance)
+            loss = (x - y).square() / (2 * variance) + variance.log() / 2 + log_density.logsumexp(dim=1)
+        else:
+            classes = torch.arange(len(x), device=x.device)
+            loss = F.cross_entropy(_log_likelihood(x, y, variance), classes, reduction="none")
         return weighted_mean(loss * (2 * variance.detach()), weight, self.reduction)
 
-    def _gai(self, x: Tensor, y: Tensor, variance: Tensor) -> Tensor:
+    @torch.no_grad()
+    def _followed(self, x: Tensor, y: Tensor) -> Tensor:
+        """The logarithm of a σ that follows the errors, after a step of its running mean in training mode."""
+        sigma = self.log_sigma.to(x.dtype).exp()
+        sigma = torch.where(sigma.isnan(), _deviation(y - x), sigma)
+        if self.training:
+            sigma = sigma.lerp(_deviation(y - self._expected(x, y, sigma.square())), self.momentum)
+            self.log_sigma.copy_(sigma.log())
+        return sigma.log()
+
+    def _expected(self, x: Tensor, y: Tensor, variance: Tensor) -> Tensor:
+        """The mean label at each prediction, under the density of the training labels."""
+        if self.has_mixture:
+            log_density, means = self._components(x, variance)
+            return (log_density.softmax(dim=1) * means).sum(dim=1)
+        share = _log_likelihood(x, y, variance).fill_diagonal_(0).softmax(dim=1)  # x stands in for its own label
+        own = share.diagonal()
+        # No matrix product, which autocast would form in half precision.
+        if y.dim() == 1:
+            return (share * y).sum(dim=1) + own * (x - y)
+        return (share[:, :, None] * y).sum(dim=1) + own[:, None] * (x - y)
+
+    def _components(self, x: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+        """For each prediction and component, the logarithm of its share of p(x), but for a constant, and the mean of
+        the labels from it: ``[n, K]``."""
         weights, means, variances = (
             value.to(x) for value in (self.mixture_weights, self.mixture_means, self.mixture_variances)
         )
         wider = variances + variance
         log_density = weights.log() - wider.log() / 2 - (x[:, None] - means).square() / (2 * wider)
-        return (x - y).square() / (2 * variance) + variance.log() / 2 + log_density.logsumexp(dim=1)
+        return log_density, (x[:, None] * variances + means * variance) / wider
 
     def extra_repr(self) -> str:
-        return f"sigma={self.sigma:g}, mixture={self.has_mixture}, reduction={self.reduction!r}"
+        return f"sigma={self.sigma:g}, follows={self.follows}, mixture={self.has_mixture}, reduction={self.reduction!r}"
 
 
-def _bmc(x: Tensor, y: Tensor, variance: Tensor) -> Tensor:
+def _log_likelihood(x: Tensor, y: Tensor, variance: Tensor) -> Tensor:
+    """Of each label of the batch at each prediction, ``[n, n]``, but for a constant."""
     squares = (x[:, None] - y[None]).square()
-    if squares.dim() == 3:
-        squares = squares.sum(dim=2)
-    return F.cross_entropy(-squares / (2 * variance), torch.arange(len(x), device=x.device), reduction="none")
+    return -(squares.sum(dim=2) if squares.dim() == 3 else squares) / (2 * variance)
+
+
+def _deviation(errors: Tensor) -> Tensor:
+    """The deviation of normal errors, by the median of their size: a few large errors do not change it."""
+    return (errors.abs().median() / NORMAL_QUARTILE).clamp_min(SMALLEST_SIGMA)
 
 
 def _check_mixture(mixture: GaussianMixture) -> None:

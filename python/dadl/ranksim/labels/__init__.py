@@ -1,0 +1,1 @@
+"""What is made of the labels: bins, and what the network learns in their place."""
