@@ -280,12 +280,20 @@ def test_python_m_dadl_imports_nothing_of_the_current_folder(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_during_the_imports_is_a_sentence(number: signal.Signals, tmp_path: Path) -> None:
-    (tmp_path / "torch.py").write_text(f"import os, time\nos.kill(os.getpid(), {int(number)})\ntime.sleep(60)\n")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])}
-    command = [sys.executable, "-m", "dadl", "--version"]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 128 + number
-    assert result.stderr == f"stopped by {number.name} before anything had begun\n"
+    for module, told in (
+        ("cyclopts", "before anything had begun"),
+        ("torch", "a training run continues with --resume"),
+    ):
+        (tmp_path / f"{module}.py").write_text(
+            f"import os, time\ntry:\n    os.kill(os.getpid(), {int(number)})\n    time.sleep(60)\nexcept BaseException: pass\n"
+        )
+        command = [sys.executable, "-m", "dadl", "info"]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        (tmp_path / f"{module}.py").unlink()
+        assert result.returncode == 128 + number
+        assert result.stderr.startswith(f"stopped by {number.name}")
+        assert result.stderr.endswith(f"{told}\n")
 
 
 def test_who_imports_the_package_keeps_the_signals() -> None:

@@ -18,7 +18,7 @@ from ..output import JobProgress
 HERE = Path(__file__).parent
 SOURCES = (
     *(HERE / f"{name}.py" for name in ("characters", "kanji", "melting_points", "splits", "sprites")),
-    HERE.parent / "data" / "sprites.py",
+    HERE.parent / "data" / "arrays" / "sprites.py",
 )
 """The code that decides what the data are."""
 

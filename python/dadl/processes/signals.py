@@ -5,9 +5,11 @@ import signal
 import sys
 import threading
 from types import FrameType
+from typing import NoReturn
 
 from ..files import discard_temporary
 
+IMPORTLIB = "<frozen importlib._bootstrap>"
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _received = signal.SIGINT
@@ -43,6 +45,8 @@ def stopped_by(number: int) -> str:
 def _interrupt(number: int, frame: FrameType | None) -> None:
     global _received
     _received = signal.Signals(number)
+    if _imports(frame):
+        _end_now(number)
     raise KeyboardInterrupt
 
 
@@ -50,8 +54,18 @@ def _leave_to_the_thread(number: int, frame: FrameType | None) -> None:
     pass
 
 
+def _imports(frame: FrameType | None) -> bool:
+    """Whether a module is being imported; an exception would not come through the imports of compiled ones."""
+    while frame is not None and frame.f_code.co_filename != IMPORTLIB:
+        frame = frame.f_back
+    return frame is not None
+
+
 def _end_process(reading: int) -> None:
-    number = next(number for number in iter(lambda: os.read(reading, 1)[0], None) if number in STOPPING)
+    _end_now(next(number for number in iter(lambda: os.read(reading, 1)[0], None) if number in STOPPING))
+
+
+def _end_now(number: int) -> NoReturn:
     discard_temporary()
     if int(os.environ.get("RANK", 0)) == 0:
         print(stopped_by(number), file=sys.stderr, flush=True)
