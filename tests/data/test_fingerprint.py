@@ -15,7 +15,7 @@ pytest.importorskip("lightning_fabric", reason="needs pip install 'dadl[train]'"
 
 from dadl.chi_model.recipe import ChiModelRecipe
 from dadl.cmw_net.recipe import CMWNetRecipe
-from dadl.data import sprites
+from dadl.data.arrays import sprites
 from dadl.data.fingerprint import fingerprint
 from dadl.errors import SettingsError
 from dadl.output import JobProgress

@@ -18,7 +18,7 @@ import pytest
 
 pytest.importorskip("PIL", reason="needs pip install 'dadl[train]'")
 
-from dadl.data import sprites
+from dadl.data.arrays import sprites
 from dadl.data.arrays.idx_cifar import read_image_files
 from dadl.data.image_lists import Row, read_image_names, read_lists, read_noisy_lists, read_value_lists
 from dadl.data.images import load_images

@@ -14,7 +14,7 @@ import torch
 pytest.importorskip("PIL", reason="needs pip install 'dadl[train]'")
 
 from dadl.chi_model.recipe import ChiModelRecipe
-from dadl.data import sprites
+from dadl.data.arrays import sprites
 from dadl.data.arrays.memory import TooLargeError
 from dadl.data.arrays.sprites import COUNTS, SpriteFileError, draw_sprites, generate_sprites, read_sprites
 from dadl.errors import SettingsError

@@ -281,13 +281,9 @@ def test_python_m_dadl_imports_nothing_of_the_current_folder(tmp_path: Path) -> 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_during_the_imports_is_a_sentence(number: signal.Signals, tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])}
-    for module, told in (
-        ("cyclopts", "before anything had begun"),
-        ("torch", "a training run continues with --resume"),
-    ):
-        (tmp_path / f"{module}.py").write_text(
-            f"import os, time\ntry:\n    os.kill(os.getpid(), {int(number)})\n    time.sleep(60)\nexcept BaseException: pass\n"
-        )
+    caught = f"    os.kill(os.getpid(), {int(number)})\n    time.sleep(60)\nexcept BaseException:\n    pass\n"
+    for module, told in (("cyclopts", "before anything had begun"), ("torch", "training run continues with --resume")):
+        (tmp_path / f"{module}.py").write_text(f"import os, time\ntry:\n{caught}")
         command = [sys.executable, "-m", "dadl", "info"]
         result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         (tmp_path / f"{module}.py").unlink()
