@@ -29,7 +29,9 @@ def run(*command: str | Path, **environment: str) -> None:
 def last_commit() -> str:
     """The time of the last commit, in seconds, or of this file where there is no repository."""
     command = ["git", "log", "-1", "--format=%ct"]
-    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False) if shutil.which("git") else None
+    told = (
+        subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False) if shutil.which("git") else None
+    )
     return (told.stdout.strip() if told else "") or str(int(Path(__file__).stat().st_mtime))
 
 

@@ -4,6 +4,7 @@ Importing this package needs PyTorch and NumPy. The training loop (:mod:`dadl.tr
 packages of ``pip install 'dadl[train]'``.
 """
 
+import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 from . import processes as _processes  # noqa: F401  # first of all
@@ -69,6 +70,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """What needs the packages of ``dadl[train]`` is imported when it is asked for, and so not part of ``__all__``."""
+    if name == "__version__":
+        return importlib.metadata.version("dadl")
     if name != "compare":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from .recipes import compare
