@@ -2,10 +2,10 @@
 
     python tools/build_wheels.py dist [--without-cuda]
 
-The wheels are built from the source distribution, in an environment that has the packages of ``dadl[package]``; there is
-one with CUDA where nvcc is. auditwheel refuses a library that needs more than manylinux 2.28 has, and names the wheel for
-it. PyTorch's libraries and its CUDA runtime are the user's. The libraries use nothing of Python, so that there is no
-stable ABI of Python to audit.
+The wheels are built from the source distribution, in an environment that has the packages of ``dadl[package]``; where
+nvcc is, there is one with CUDA too. auditwheel refuses a library that needs more than manylinux 2.28 has, and names the
+wheel for it. PyTorch's libraries and its CUDA runtime are the user's. The libraries use nothing of Python, so there
+is no stable ABI of Python to audit.
 """
 
 import argparse
