@@ -2,7 +2,7 @@
 # make test-all  the tests, and those that compile for minutes: what a change must pass
 # make docs      set up everything and build the documentation site in build/docs
 # make demos     run every demo, for the pages
-# The rest: install, lint, format, types, bench, wheel, mutate, fuzz, gpu-wheel, gpu-check, clean.
+# The rest: install, lint, format, types, bench, wheel, sbom, mutate, fuzz, gpu-wheel, gpu-check, clean.
 
 PYTHON ?= python3
 VENV := .venv
@@ -14,7 +14,7 @@ GPU_ARCHITECTURE := 9.0
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f -not -name '*.pyc')
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo demos test test-all docs install lint format types bench wheel mutate fuzz gpu-wheel gpu-check clean
+.PHONY: demo demos test test-all docs install lint format types bench wheel sbom mutate fuzz gpu-wheel gpu-check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/dadl demo
@@ -66,6 +66,9 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
@@ -78,8 +81,14 @@ types: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/dadl bench all --output benchmarks/results
 
-wheel: $(VENV)/.torch
-	$(BIN)/python -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
+# Into dist: the source, a wheel for any Linux with glibc 2.28, and where nvcc is also one with CUDA.
+wheel: $(VENV)/.dev
+	$(BIN)/python tools/build_wheels.py dist
+
+# Into dist: a CycloneDX bill of what the environment holds.
+sbom: $(VENV)/.dev
+	mkdir -p dist
+	$(BIN)/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-file dist/dadl.cdx.json
 
 # The tests must notice each of the faults in tools/mutants, and the CUDA kernels without each of their barriers.
 mutate: $(VENV)/.dev
@@ -98,7 +107,7 @@ gpu-wheel: $(VENV)/.torch
 # On a machine with a GPU, its own torch (2.11 or newer) and no network: tests, sanitizers and benchmarks of that wheel in
 # at most nine minutes.
 gpu-check:
-	$(PYTHON) tools/gpu_check.py dist/dadl-*.whl
+	$(PYTHON) tools/gpu_check.py dist/dadl-*-linux_*.whl
 
 clean:
 	rm -rf build dist $(VENV) dadl_ext/_C* *.egg-info python/*.egg-info

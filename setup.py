@@ -6,6 +6,7 @@ Environment:
     TORCH_CUDA_ARCH_LIST    as in PyTorch, for example "9.0"; the default covers 8.0 and everything newer
 """
 
+import functools
 import os
 import re
 import shutil
@@ -57,8 +58,10 @@ def find_nvcc() -> str | None:
     return next((path for path in map(shutil.which, candidates) if path), None)
 
 
-def wanted_nvcc(torch) -> str | None:
-    """The nvcc to build with, or None for a build without CUDA."""
+@functools.cache
+def wanted_nvcc() -> tuple[str, int] | None:
+    """The nvcc to build with and its major version, or None for a build without CUDA."""
+    torch, _ = require_torch()
     mode = os.environ.get("DADL_CUDA", "auto")
     if mode not in ("auto", "0", "1"):
         stop(f"DADL_CUDA must be auto, 0 or 1, got {mode!r}")
@@ -85,7 +88,7 @@ def wanted_nvcc(torch) -> str | None:
             f"{nvcc} is version {found}, but torch was built with CUDA {torch.version.cuda}; set CUDA_HOME to a "
             "toolkit of that major version, or DADL_CUDA=0"
         )
-    return nvcc
+    return nvcc, version[0]
 
 
 class BuildLibraries(build_ext):
@@ -95,9 +98,9 @@ class BuildLibraries(build_ext):
         return str(Path(*fullname.split("."))) + ".so"
 
     def build_extensions(self) -> None:
-        torch, cpp_extension = require_torch()
+        _, cpp_extension = require_torch()
         require_tools()
-        nvcc = wanted_nvcc(torch)
+        cuda_build = wanted_nvcc()
         paths = cpp_extension.include_paths(), cpp_extension.library_paths()
         target = Path(self.get_ext_fullpath("dadl_ext._C"))
         self.install(libraries.cpu_library(*paths), target)
@@ -105,9 +108,9 @@ class BuildLibraries(build_ext):
         cuda, architectures = target.with_name("_C_cuda.so"), target.with_name("_C_cuda.architectures")
         cuda.unlink(missing_ok=True)
         architectures.unlink(missing_ok=True)
-        if nvcc:
+        if cuda_build:
             wanted = os.environ.get("TORCH_CUDA_ARCH_LIST") or libraries.DEFAULT_ARCHITECTURES
-            self.install(libraries.cuda_library(nvcc, wanted, *paths), cuda)
+            self.install(libraries.cuda_library(cuda_build[0], wanted, *paths), cuda)
             architectures.write_text(" ".join(wanted.replace(";", " ").split()) + "\n")
 
     def install(self, library: graph.Library, target: Path) -> None:
@@ -124,7 +127,16 @@ class BuildLibraries(build_ext):
 
 
 class AnyPython(bdist_wheel):
-    """A wheel for every Python 3, but for one platform."""
+    """A wheel for every Python 3, but for one platform.
+
+    One with CUDA says so in its build number, by which installers prefer it to that without: it serves a PyTorch of
+    either kind.
+    """
+
+    def run(self) -> None:
+        if cuda_build := wanted_nvcc():
+            self.build_number = f"1cu{cuda_build[1]}"
+        super().run()
 
     def get_tag(self) -> tuple[str, str, str]:
         return "py3", "none", super().get_tag()[2]

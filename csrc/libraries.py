@@ -21,6 +21,7 @@ CPU_SOURCES = [
     "cpu/disagreement_measures.cpp",
     "ops.cpp",
     "scale_gradient.cpp",
+    "glibc.cpp",
 ]
 CUDA_SOURCES = [
     "cuda/contrast.cu",
@@ -29,6 +30,7 @@ CUDA_SOURCES = [
     "cuda/rank_n_contrast.cu",
     "cuda/ranking.cu",
     "cuda/ranksim.cu",
+    "glibc.cpp",
 ]
 
 # The stable ABI of torch 2.11: one binary works with every later release.

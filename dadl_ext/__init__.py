@@ -17,6 +17,8 @@ from .modules import (
     SupervisedContrastLoss,
 )
 
+__version__ = build_info()["dadl"]
+
 __all__ = [
     "ChiModelLoss",
     "ClassQueue",

@@ -1,6 +1,6 @@
 """Proves and measures the CUDA operators on a machine with a GPU: tests, sanitizers, benchmarks, in one call.
 
-    python tools/gpu_check.py dist/dadl-*.whl [--output benchmarks/results/DEVICE] [--seconds 540]
+    python tools/gpu_check.py dist/dadl-*-linux_*.whl [--output benchmarks/results/DEVICE] [--seconds 540]
 
 Takes a wheel from ``make gpu-wheel`` and whatever PyTorch (2.11 or newer, for CUDA) the machine has; downloads and
 builds nothing. Besides PyTorch it needs pytest and hypothesis; compute-sanitizer to check memory, and the packages of

@@ -28,3 +28,5 @@ from .ranksim import retrain_head as retrain_head
 from .ranksim import weighted_huber_loss as weighted_huber_loss
 from .ranksim import weighted_l1_loss as weighted_l1_loss
 from .ranksim import weighted_mse_loss as weighted_mse_loss
+
+__version__: str

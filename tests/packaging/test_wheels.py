@@ -1,0 +1,69 @@
+"""What a release consists of loads on every Linux that runs PyTorch, and is complete."""
+
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+from elftools.elf.elffile import ELFFile
+from elftools.elf.gnuversions import GNUVerNeedSection
+
+import dadl_ext
+
+ROOT = Path(__file__).parents[2]
+# Of manylinux 2.28.
+NEWEST = {"GLIBC": (2, 28), "GLIBCXX": (3, 4, 24), "CXXABI": (1, 3, 11), "GCC": (8, 0, 0)}
+
+
+def too_new(library: Path) -> list[str]:
+    """The versions of symbols that a library needs and manylinux 2.28 lacks."""
+    with library.open("rb") as file:
+        sections = [part for part in ELFFile(file).iter_sections() if isinstance(part, GNUVerNeedSection)]
+        names = [version.name for part in sections for _, versions in part.iter_versions() for version in versions]
+    assert names
+    parted = [(name, *name.split("_")) for name in names if re.fullmatch(r"[A-Z]+_[\d.]+", name)]
+    return [name for name, kind, number in parted if tuple(map(int, number.split("."))) > NEWEST[kind]]
+
+
+def test_no_symbol_is_too_new() -> None:
+    assert too_new(Path(dadl_ext.build_info()["cpu_library"])) == []
+
+
+def test_a_symbol_that_is_too_new_is_found(tmp_path: Path) -> None:
+    library = tmp_path / "new.so"
+    source = "#include <cmath>\ndouble call(double x) { return std::exp(x); }\n"
+    command = ["g++", "-shared", "-fPIC", "-x", "c++", "-", "-o", str(library)]
+    subprocess.run(command, input=source, text=True, check=True)
+    assert too_new(library) == ["GLIBC_2.29"]
+
+
+def test_the_version_is_in_one_place() -> None:
+    import dadl
+
+    version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert version is not None
+    assert dadl.__version__ == dadl_ext.__version__ == version[1]
+
+
+@pytest.mark.slow
+def test_a_release(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "tools" / "build_wheels.py"), str(tmp_path), "--without-cuda"]
+    subprocess.run(command, check=True)
+    (wheel,), (source,) = tmp_path.glob("*.whl"), tmp_path.glob("*.tar.gz")
+    assert re.fullmatch(r"dadl-[\d.]+-py3-none-manylinux_2_28_\w+\.whl", wheel.name)
+    with zipfile.ZipFile(wheel) as archive:
+        assert [name for name in archive.namelist() if ".so" in name] == ["dadl_ext/_C.so"]
+        archive.extract("dadl_ext/_C.so", tmp_path)
+    assert too_new(tmp_path / "dadl_ext" / "_C.so") == []
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        pytest.skip("no repository to compare the source distribution with")
+    with tarfile.open(source) as archive:
+        names = {member.name.partition("/")[2] for member in archive.getmembers() if member.isfile()}
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\n")
+    made = {"PKG-INFO", "setup.cfg"}
+    assert {name for name in names if not name.startswith("dadl.egg-info/")} - made == set(listed) - {""}
