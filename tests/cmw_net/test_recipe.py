@@ -16,7 +16,7 @@ pytest.importorskip("cyclopts", reason="needs pip install 'dadl[train]'")
 from dadl import Run
 from dadl.cmw_net.method import CrossEntropy, LearntWeights, LowestLossMeta
 from dadl.cmw_net.recipe import CMWNetRecipe, load_weight_net
-from dadl.errors import SettingsError, UserError
+from dadl.errors import ProblemsError, SettingsError, UserError
 from dadl.output import JobProgress
 from dadl.runs.folder import read_run
 from dadl.runs.recipe import RecipeData
@@ -251,9 +251,21 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert Run.load(broken).evaluate(part="test", device="cpu", progress=False) == table
 
 
+NAMES = ["dark", "red", "blue sky"]
+
+
+def test_a_file_names_the_classes_of_arrays(idx_folder: Path) -> None:
+    (idx_folder / "classes.txt").write_text("\n".join(NAMES))
+    assert read(recipe_of(idx_folder, method="ce")).facts["names"] == NAMES
+    (idx_folder / "classes.txt").write_text("\n".join(NAMES[:2]))
+    with pytest.raises(ProblemsError, match="2 names of 3 classes"):
+        read(recipe_of(idx_folder, method="ce"))
+
+
 @pytest.mark.usefixtures("fast")
 def test_lists_with_a_meta_set(list_folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
+    (list_folder / "classes.txt").write_text("\n".join(NAMES))
     recipe = recipe_of(list_folder, batch_size=8, image_size=12, patience=1)
     task = read(recipe)
     assert set(batches_of(task)[3].tolist()) == {0, 1, 2}
@@ -266,12 +278,20 @@ def test_lists_with_a_meta_set(list_folder: Path, tmp_path: Path) -> None:
         "class_counts": [8, 8, 8],
         "image_shape": [3, 14, 14],
         "view_size": 12,
+        "names": NAMES,
     }
     weight_net = load_weight_net(output)
     best = torch.load(output / BEST, weights_only=True)["method"]
     assert all(torch.equal(value, best[f"weight_net.{name}"]) for name, value in weight_net.state_dict().items())
     predictions = rows_of(output / "predictions.csv")
     assert [row["name"] for row in predictions] == [f"image {i}.png" for i in range(30, 36)]
+    assert [row["class"] for row in predictions] == [NAMES[int(row["label"])] for row in predictions]
+    (list_folder / "classes.txt").unlink()
+    assert Run.load(output, list_folder).evaluate(part="test", device="cpu", progress=False) == results["test"]
+    (list_folder / "classes.txt").write_text("red\ndark\nblue sky\n")
+    with pytest.raises(SettingsError, match=r"has other names than the run: \['red', 'dark', 'blue sky'\] and not"):
+        Run.load(output, list_folder).evaluate(part="test", device="cpu", progress=False)
+    (list_folder / "classes.txt").unlink()
     (list_folder / "train.txt").write_text("image 0.png 0\nimage 3.png 0\nimage 1.png 1\nimage 4.png 1\n")
     for name in ("meta.txt", "val.txt", "test.txt"):
         (list_folder / name).write_text("image 30.png 0\n")

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,15 @@ import torch
 
 pytest.importorskip("PIL", reason="needs pip install 'dadl[train]'")
 
-from dadl.data.image_lists import Row, read_image_names, read_lists, read_noisy_lists, read_value_lists
+from dadl.data.image_lists import (
+    ClassLists,
+    NoisyLists,
+    Row,
+    read_image_names,
+    read_lists,
+    read_noisy_lists,
+    read_value_lists,
+)
 from dadl.data.images import image_problems, load_images
 from dadl.data.pixels import FORMATS
 from dadl.errors import ProblemsError
@@ -98,6 +107,35 @@ def test_a_class_with_one_training_sample_is_named(folder: Path) -> None:
     (folder / "train.txt").write_text("\n".join(rows))
     with pytest.raises(ProblemsError, match=r"train\.txt:5: a b/4\.png is the only training sample of class 3"):
         read_noisy_lists(folder)
+
+
+def noisy(folder: Path) -> NoisyLists:
+    (folder / "train_100.txt").rename(folder / "train.txt")
+    return read_noisy_lists(folder)
+
+
+@pytest.mark.parametrize("read", [lambda folder: read_lists(folder, 30), noisy], ids=["few", "noisy"])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("blue sky\n red\n\n", ("blue sky", "red")),
+        ("blue\n", ["classes.txt: 1 names of 2 classes; name each in a line, from class 0 on"]),
+        ("blue\nred\ngreen", ["classes.txt: 3 names of 2 classes; name each in a line, from class 0 on"]),
+        ("\nred", ["classes.txt:1: an empty line, where the name of a class is expected"]),
+        ("red\nred", ["classes.txt:2: red again, first in line 1"]),
+        ("red\nbl\0ue", ["classes.txt:2: a zero byte; save the file as UTF-8, or as UTF-16 with a byte order mark"]),
+    ],
+)
+def test_a_file_names_the_classes(
+    folder: Path, read: Callable[[Path], ClassLists | NoisyLists], text: str, expected: tuple[str, ...] | list[str]
+) -> None:
+    (folder / "classes.txt").write_text(text)
+    if isinstance(expected, tuple):
+        assert read(folder).names == expected
+        return
+    with pytest.raises(ProblemsError) as caught:
+        read(folder)
+    assert [problem.removeprefix(f"{folder}/") for problem in caught.value.problems] == expected
 
 
 def test_missing_and_empty_lists_are_named(folder: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..data.arrays.idx_cifar import ImageFileError, read_image_files
 from ..data.class_folders import has_class_folders, read_class_folders
 from ..data.fingerprint import fingerprint, image_fingerprint
-from ..data.image_lists import TRAIN, Row, read_noisy_lists
+from ..data.image_lists import TRAIN, Row, read_class_names, read_noisy_lists
 from ..data.images import load_images
 from ..data.labels import CIFAR10_FLIPS, flip_noise, long_tail, symmetric_noise
 from ..data.rows import ChosenRows
@@ -105,7 +105,8 @@ def read_files(folder: Path) -> Parts:
         "train": fingerprint(files.train_images, files.train_target),
         "test": fingerprint(files.test_images, files.test_target),
     }
-    return Parts(train, None, None, test, min(files.train_images.shape[2:]), fingerprints)
+    names = read_class_names(folder, int(files.train_target.max()) + 1)
+    return Parts(train, None, None, test, min(files.train_images.shape[2:]), fingerprints, names)
 
 
 def corrupted(parts: Parts, *, imbalance: float, noise: Noise, rate: float, num_classes: int, seed: int) -> Parts:

@@ -3,7 +3,7 @@
 For few labels, a data folder holds ``train_15.txt`` (any percentage: the labelled samples), ``train_100.txt`` (all
 training samples; those not in the labelled list are used without their label), ``test.txt`` and optionally
 ``val.txt``. For labels that may be wrong, it holds ``train.txt``, ``test.txt`` and optionally ``meta.txt`` (samples
-with correct labels) and ``val.txt``.
+with correct labels) and ``val.txt``. With either, ``classes.txt`` may name the classes, one in a line, from class 0 on.
 """
 
 from collections import Counter
@@ -20,6 +20,7 @@ from .text import NamedImages, TextFileError, not_text, open_text
 FULL = 100
 TEST, VALIDATION = "test.txt", "val.txt"
 TRAIN, META = "train.txt", "meta.txt"
+CLASSES = "classes.txt"
 MOST_DIGITS = 9
 
 Values = tuple[float, ...]
@@ -77,15 +78,16 @@ def read_lists(folder: Path, percent: int, *, outside: bool = False) -> ClassLis
     skipped. Lists are text as :func:`.open_text` reads it. Raises :class:`.ProblemsError` with all bad rows: without a
     label, with a label that is not a class, without a file, with a file out of the folder unless ``outside`` is set
     (see :class:`.NamedImages`), repeated in a list, with a different label in the full list, or the only one of their
-    class; for classes of the labelled list that are not numbered 0 ... C - 1 without gaps; and for missing or empty
-    lists.
+    class; for classes of the labelled list that are not numbered 0 ... C - 1 without gaps; for missing or empty lists;
+    and for a ``classes.txt`` that does not have a name of its own for each class.
     """
     lists, problems = _read_parts(folder, percent, _parse_class, outside)
     problems += [] if problems else _gaps(lists.labelled, list_name(percent))
     problems += _unknown_classes(lists.labelled, [*lists.validation, *lists.test], list_name(percent))
     _refuse(problems or _single_sample_classes([*lists.labelled, *lists.unlabelled]))
     num_classes = max(row.label for row in lists.labelled) + 1
-    return ClassLists(lists.labelled, lists.unlabelled, lists.validation, lists.test, num_classes)
+    names = read_class_names(folder, num_classes)
+    return ClassLists(lists.labelled, lists.unlabelled, lists.validation, lists.test, num_classes, names)
 
 
 def read_noisy_lists(folder: Path, *, outside: bool = False) -> NoisyLists:
@@ -104,7 +106,8 @@ def read_noisy_lists(folder: Path, *, outside: bool = False) -> NoisyLists:
     problems += [] if problems else _gaps(train, TRAIN)
     problems += _unknown_classes(train, [*meta, *validation, *test], TRAIN)
     _refuse(problems or _single_sample_classes(train))
-    return NoisyLists(train, meta, validation, test, max(row.label for row in train) + 1)
+    num_classes = max(row.label for row in train) + 1
+    return NoisyLists(train, meta, validation, test, num_classes, read_class_names(folder, num_classes))
 
 
 def read_value_lists(
@@ -169,6 +172,33 @@ def read_image_names(path: Path, *, outside: bool = False) -> list[Row[None]]:
     rows = _read_list(path, lambda line: (line, None), NamedImages(path.parent, outside=outside), problems)
     _refuse(problems)
     return rows
+
+
+def read_class_names(folder: Path, num_classes: int) -> tuple[str, ...]:
+    """The names in ``classes.txt``, one in a line, from class 0 on; none without the file.
+
+    Raises a :class:`.ProblemsError` unless there is a name of its own for each class.
+    """
+    path = folder / CLASSES
+    if not path.exists():
+        return ()
+    try:
+        with open_text(path) as lines:
+            names = [line.strip() for line in lines]
+    except TextFileError as error:
+        raise ProblemsError([str(error)]) from None
+    while names and not names[-1]:
+        names.pop()
+    problems = []
+    for number, name in enumerate(names, start=1):
+        if (reason := not_text(name)) or not name:
+            problems.append(f"{path.name}:{number}: {reason or 'an empty line, where the name of a class is expected'}")
+        elif (first := names.index(name) + 1) < number:
+            problems.append(f"{path.name}:{number}: {shown(name)} again, first in line {first}")
+    if len(names) != num_classes:
+        problems.append(f"{path}: {len(names)} names of {num_classes} classes; name each in a line, from class 0 on")
+    _refuse(problems)
+    return tuple(names)
 
 
 def _unknown_classes(trained: Sequence[Row[int]], rows: Sequence[Row[int]], name: str) -> list[str]:
