@@ -308,8 +308,15 @@ def test_networks_that_are_none(faces: Path, backbone: str, message: str) -> Non
         RankSimRecipe(data=faces, backbone=backbone, image_size=16).read(progress())
 
 
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the features of texts are kept."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "dadl"
+
+
 @needs_texts
-def test_texts_and_numbers_with_minilm_as_it_is(tmp_path: Path) -> None:
+def test_texts_and_numbers_with_minilm_as_it_is(tmp_path: Path, cache: Path) -> None:
     rng = np.random.default_rng(0)
     worth = {"A ruined hut without a roof": 20, "A small flat": 100, "A family house": 250, "A castle with a park": 600}
     path, rows = tmp_path / "homes.csv", []
@@ -321,10 +328,31 @@ def test_texts_and_numbers_with_minilm_as_it_is(tmp_path: Path) -> None:
     _, task, predicted = run(recipe)
     assert task.loader.dataset.tensors[0].shape == (80, 385)  # type: ignore[attr-defined]
     assert task.test.score(predicted)["all"]["MAE"] < 20  # neither input alone is enough
+    assert len(list(cache.glob("features-*.npy"))) == 1
+
+
+@needs_texts
+def test_texts_are_encoded_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = RankSimRecipe(data=FIXTURES / "sts-b")
+    whole = recipe.read(progress()).loader.dataset.tensors[0]  # type: ignore[attr-defined]
+    with monkeypatch.context() as patch:
+        patch.setattr("dadl.networks.text_encoder.encode", lambda *_, **__: pytest.fail("encoded again"))
+        again = recipe.read(progress()).loader.dataset.tensors[0]  # type: ignore[attr-defined]
+    assert torch.equal(again, whole)
+    (file,) = cache.iterdir()
+    content = file.read_bytes()
+    for damaged in (b"", b"no array", content[:-1], content.replace(b"<f4", b"<i4")):
+        file.write_bytes(damaged)
+        again = recipe.read(progress()).loader.dataset.tensors[0]  # type: ignore[attr-defined]
+        assert torch.equal(again, whole)
+        assert file.read_bytes() == content
+    recipe.read_unseen(FIXTURES / "sts-b" / "test_new.tsv", facts_of(recipe.read(progress())), progress())
+    assert len(list(cache.iterdir())) == 2
 
 
 @needs_texts
 @pytest.mark.parametrize(("fine_tune", "epochs", "lr"), [(False, 40, 1e-2), (True, 8, 2e-4)])
+@pytest.mark.usefixtures("cache")
 def test_sentence_pairs(fine_tune: bool, epochs: int, lr: float) -> None:
     recipe = RankSimRecipe(data=FIXTURES / "sts-b", fine_tune=fine_tune, epochs=epochs, batch_size=3, lr=lr, fds=True)
     method, task, predicted = run(recipe)

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from ..errors import ProblemsError, shown
+from .cache import Store, kept_images
 from .fingerprint import fingerprint, pixel_digest
-from .image_cache import Store, kept_on_disk
 from .pixels import PixelsError, check_pixels, read_pixels
 from .rows import ChosenRows
 from .text import NamedImages
@@ -54,7 +54,7 @@ def load_images(
     Also returns the :func:`.pixel_digest` of each image, ``[N]``, int64.
 
     More than ``KEPT_IN_MEMORY`` bytes (``channels · N · size²``) are kept in a file of the user's cache, see
-    :func:`.kept_on_disk`, and decoded again only if a file changes; the tensor is then read-only. ``on_loaded`` is
+    :func:`.kept_images`, and decoded again only if a file changes; the tensor is then read-only. ``on_loaded`` is
     called after each image. A warning tells of images with several frames, of which the first is used. Raises
     :class:`.ProblemsError` with all images that cannot be read.
     """
@@ -97,7 +97,7 @@ def load_images(
 
     if math.prod(shape) > KEPT_IN_MEMORY:
         key = _key(folder, [rows[i] for i in order], shape)
-        images, digests = kept_on_disk(key, shape, decode, count_all)
+        images, digests = kept_images(key, shape, decode, count_all)
     else:
         pixels = np.empty(shape, dtype=np.uint8)
         digests = torch.from_numpy(decode(pixels.__setitem__))

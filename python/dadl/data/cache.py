@@ -1,4 +1,7 @@
-"""Decoded images that need not fit into memory: a file in the user's cache, of which only what is needed is read."""
+"""What takes long to make, in files of the user's cache.
+
+Decoded images need not fit into memory: only what is needed of their file is read.
+"""
 
 import errno
 import fcntl
@@ -8,6 +11,7 @@ import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +22,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..files import remove_leftovers, replace_file
 
+Kept = TypeVar("Kept")
 Pixels = npt.NDArray[np.uint8]
 Store = Callable[[int, Pixels], None]
 """Stores the pixels ``[C, H, W]`` of the image with that number; threads may call it concurrently."""
@@ -25,39 +30,85 @@ Decode = Callable[[Store], npt.NDArray[np.int64]]
 """Stores every image, and returns a digest of each."""
 
 
-class ImageCacheError(UserError):
+class CacheError(UserError):
     """The cache cannot be written."""
 
 
-def kept_on_disk(
+def kept_images(
     key: str, shape: tuple[int, ...], decode: Decode, on_found: Callable[[], None] = lambda: None
 ) -> tuple[Tensor, Tensor]:
     """The images ``[N, C, H, W]``, uint8, in the file named after ``key``, and their digests ``[N]``.
 
     If there is no such file, ``decode`` fills it; otherwise ``on_found`` is called. The images are the file itself,
-    mapped read-only: they use only spare memory and must not be changed in place. If several processes ask for the same
-    images, one decodes and the others wait; if it dies, another one starts over. Raises an :class:`ImageCacheError` if
-    there is no space or no permission.
+    mapped read-only: they use only spare memory and must not be changed in place. :func:`_kept` says the rest.
+    """
+    what = f"{math.prod(shape) / 1e9:.1f} GB of decoded images"
+    read = lambda file: _whole(file, shape)
+    return _kept(f"images-{key}.npy", what, read, lambda file: _write(file, shape, decode), on_found)
+
+
+def kept_features(
+    key: str, count: int, compute: Callable[[], Tensor], on_found: Callable[[], None] = lambda: None
+) -> Tensor:
+    """The features of texts ``[count, F]``, float32, in the file named after ``key``.
+
+    If there is no such file, it gets those that ``compute`` returns; otherwise ``on_found`` is called. :func:`_kept`
+    says the rest.
+    """
+
+    def read(file: Path) -> Tensor | None:
+        try:
+            features = np.load(file)
+        except (OSError, EOFError, ValueError):
+            return None
+        whole = features.ndim == 2 and len(features) == count and features.dtype == np.float32
+        return torch.from_numpy(features) if whole else None
+
+    def write(file: Path) -> None:
+        features = compute().numpy()
+
+        def save(temporary: Path) -> None:
+            with temporary.open("wb") as stream:  # np.save would add .npy to the name
+                np.save(stream, features)
+
+        replace_file(file, save)
+
+    return _kept(f"features-{key}.npy", f"the features of {count} texts", read, write, on_found)
+
+
+def _kept(
+    name: str,
+    what: str,
+    read: Callable[[Path], Kept | None],
+    write: Callable[[Path], None],
+    on_found: Callable[[], None],
+) -> Kept:
+    """What ``read`` finds in a file of the user's cache; if that is ``None``, ``write`` makes the file anew.
+
+    If it was there, ``on_found`` is called. If several processes ask for the same file, one writes it and the others
+    wait; if it dies, another one starts over. Raises a :class:`CacheError` if there is no space or no permission.
     """
     folder = platformdirs.user_cache_path("dadl")
-    file = folder / f"images-{key}.npy"
-    kept = _whole(file, shape)
+    file = folder / name
+    kept = read(file)
     try:
         if kept is None:
             folder.mkdir(parents=True, exist_ok=True)
             lock = file.with_suffix(".lock")
             with lock.open("w") as stream:
                 fcntl.flock(stream, fcntl.LOCK_EX)  # until the file is closed or the process ends
-                kept = _whole(file, shape)
+                kept = read(file)
                 if kept is None:
-                    remove_leftovers(folder, file.name)
-                    _write(file, shape, decode)
-                lock.unlink(missing_ok=True)  # a process that waits for it finds the images
+                    remove_leftovers(folder, name)
+                    write(file)
+                lock.unlink(missing_ok=True)  # a process that waits for it finds the file
             if kept is None:
-                return _read(file)
+                if (kept := read(file)) is None:
+                    raise OSError(errno.EIO, os.strerror(errno.EIO))
+                return kept
     except OSError as error:
-        raise ImageCacheError(
-            f"cannot keep {math.prod(shape) / 1e9:.1f} GB of decoded images in {folder}: {error.strerror or error}; "
+        raise CacheError(
+            f"cannot keep {what} in {folder}: {error.strerror or error}; "
             "make room there, or set XDG_CACHE_HOME to a folder that has it"
         ) from None
     on_found()

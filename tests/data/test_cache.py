@@ -18,7 +18,7 @@ import torch
 pytest.importorskip("PIL", reason="needs pip install 'dadl[train]'")
 
 from dadl.data import images as images_module
-from dadl.data.image_cache import ImageCacheError, Store, kept_on_disk
+from dadl.data.cache import CacheError, Store, kept_images
 from dadl.data.image_lists import Row
 from dadl.data.images import load_images
 from dadl.data.pixels import read_pixels
@@ -173,7 +173,7 @@ def test_of_a_reader_that_is_killed_half_way_nothing_is_used(folder: Path, cache
         store(5, np.full(shape[1:], 7, dtype=np.uint8))  # the file has its full length
         os.kill(os.getpid(), signal.SIGKILL)
 
-    assert in_children(lambda: kept_on_disk("key", shape, decode_half) and None) == [-signal.SIGKILL]
+    assert in_children(lambda: kept_images("key", shape, decode_half) and None) == [-signal.SIGKILL]
     assert sorted(file.suffix for file in cache.iterdir()) == [".lock", ".part"]
 
     def decode(store: Store) -> npt.NDArray[np.int64]:
@@ -181,7 +181,7 @@ def test_of_a_reader_that_is_killed_half_way_nothing_is_used(folder: Path, cache
             store(i, np.full(shape[1:], i, dtype=np.uint8))
         return np.arange(6)
 
-    images, digests = kept_on_disk("key", shape, decode)
+    images, digests = kept_images("key", shape, decode)
     assert images[:, 2, 3, 4].tolist() == digests.tolist() == list(range(6))
     assert [file.suffix for file in cache.iterdir()] == [".npy"]
 
@@ -211,17 +211,17 @@ def test_no_room_and_no_folder_are_errors_that_say_what_to_do(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))  # type: ignore[attr-defined]
-        with pytest.raises(ImageCacheError, match=r"in .*cache/dadl: No space left.*; make room there, or set X"):
+        with pytest.raises(CacheError, match=r"in .*cache/dadl: No space left.*; make room there, or set X"):
             load_images(folder, rows(), SIZE, nothing)
     assert not opened
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", lambda *_: 0)  # filled by somebody else meanwhile
-        with pytest.raises(ImageCacheError, match="No space left"):
+        with pytest.raises(CacheError, match="No space left"):
             load_images(folder, rows(), SIZE, nothing)
     assert [file.suffix for file in cache.iterdir()] == [".lock"]
     shutil.rmtree(cache)
     cache.write_text("a file")
-    with pytest.raises(ImageCacheError, match=r"cannot keep 0\.0 GB of decoded images"):
+    with pytest.raises(CacheError, match=r"cannot keep 0\.0 GB of decoded images"):
         load_images(folder, rows(), SIZE, nothing)
 
 
@@ -246,7 +246,7 @@ def read_many(folder: Path) -> None:
 def test_reading_takes_little_memory(folder: Path, tmp_path: Path) -> None:
     paths = [str(Path(__file__).parent), *filter(None, sys.path)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    command = f"import test_image_cache, pathlib; test_image_cache.read_many(pathlib.Path({str(folder)!r}))"
+    command = f"import test_cache, pathlib; test_cache.read_many(pathlib.Path({str(folder)!r}))"
     job = subprocess.run(
         [sys.executable, "-c", command], env=environment, capture_output=True, text=True, timeout=120, check=False
     )
