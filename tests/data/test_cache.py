@@ -67,6 +67,21 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return files
 
 
+def test_few_images_are_decoded_again_only_if_they_change(folder: Path, opened: list[Path]) -> None:
+    whole, digests = load_images(folder, rows(), SIZE, nothing)
+    counted: list[int] = []
+    again, same = load_images(folder, rows()[::-1], SIZE, lambda: counted.append(1))
+    assert len(opened) == len(counted) == 6
+    assert torch.equal(again[:], whole[:].flip(0))
+    assert torch.equal(same, digests.flip(0))
+    for change in (lambda: load_images(folder, rows(3), SIZE, nothing), lambda: (folder / "0.png").touch()):
+        opened.clear()
+        change()
+        again, _ = load_images(folder, rows(), SIZE, nothing)
+        assert len(opened) >= 6
+        assert torch.equal(again[:], whole[:])
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("channels", [1, 3])
 def test_images_on_disk_are_those_in_memory_and_decoded_once(

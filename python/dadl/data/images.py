@@ -27,6 +27,9 @@ KEPT_IN_MEMORY = 64 * 2**20
 
 DECODING = 2  # to be raised when read_pixels decodes files differently
 
+_latest: dict[str, tuple[Tensor, Tensor]] = {}
+"""The images, and their digests, that this process decoded last: a comparison trains on them again and again."""
+
 AT_A_TIME = 10_000  # a million tasks in a pool would take a gigabyte
 
 
@@ -54,9 +57,9 @@ def load_images(
     Also returns the :func:`.pixel_digest` of each image, ``[N]``, int64.
 
     More than ``KEPT_IN_MEMORY`` bytes (``channels · N · size²``) are kept in a file of the user's cache, see
-    :func:`.kept_images`, and decoded again only if a file changes; the tensor is then read-only. ``on_loaded`` is
-    called after each image. A warning tells of images with several frames, of which the first is used. Raises
-    :class:`.ProblemsError` with all images that cannot be read.
+    :func:`.kept_images`; fewer stay in memory until others are loaded. They are decoded again only if a file changes,
+    and must not be changed in place. ``on_loaded`` is called after each image. A warning tells of images with several
+    frames, of which the first is used. Raises :class:`.ProblemsError` with all images that cannot be read.
     """
     shape = (len(rows), channels, size, size)
     # Sorted by path, so that one file serves every order that a seed or a percentage of labels leads to.
@@ -95,13 +98,18 @@ def load_images(
         for _ in rows:
             on_loaded()
 
+    key = _key(folder, [rows[i] for i in order], shape)
     if math.prod(shape) > KEPT_IN_MEMORY:
-        key = _key(folder, [rows[i] for i in order], shape)
         images, digests = kept_images(key, shape, decode, count_all)
+    elif key in _latest:
+        images, digests = _latest[key]
+        count_all()
     else:
         pixels = np.empty(shape, dtype=np.uint8)
         digests = torch.from_numpy(decode(pixels.__setitem__))
         images = torch.from_numpy(pixels)
+        _latest.clear()
+        _latest[key] = images, digests
     return ChosenRows(images, chosen), digests[chosen]
 
 
