@@ -319,6 +319,7 @@ def children_of(process: int) -> set[int]:
     return found
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_it_ends_as_if_it_had_never_been(tmp_path: Path) -> None:
     epochs = 12
     killed = start(tmp_path, tmp_path / "killed", epochs)

@@ -63,7 +63,7 @@ def test_characters_are_images_with_strokes_and_lists_of_radicals(cache: Path) -
 
     assert quick_data("self-tuning") == table.parent  # the same images
     task = SelfTuningRecipe(data=table.parent, labels=15, **common).read(PROGRESS)
-    classes = (table.parent / "radicals.txt").read_text(encoding="utf-8").split()
+    classes = (table.parent / "classes.txt").read_text(encoding="utf-8").split()
     assert task.facts["classes"] == len(classes) > 3
     assert classes[0] in ("水", "艸", "口", "人", "木")
     train = task.sizes["labelled"] + task.sizes["unlabelled"]

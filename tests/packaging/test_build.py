@@ -86,6 +86,7 @@ def test_with_an_unknown_mode(source: Path) -> None:
     assert "DADL_CUDA must be auto, 0 or 1, got 'yes'" in build(source, DADL_CUDA="yes")
 
 
+@pytest.mark.slow
 def test_one_wheel_for_every_python(source: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-build-isolation", "--no-deps", "--wheel-dir"]
     environment = {**os.environ, "DADL_CUDA": "0"}

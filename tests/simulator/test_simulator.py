@@ -111,6 +111,7 @@ class TestRaceDetector:
             simulator.set_flag(False, schedule(simulator))
 
 
+@pytest.mark.slow
 @plain
 @pytest.mark.parametrize("flavour", ["race", "sanitized"])
 def test_flavour(flavour: str) -> None:
@@ -119,6 +120,7 @@ def test_flavour(flavour: str) -> None:
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
 
 
+@pytest.mark.slow
 @plain
 @pytest.mark.parametrize("shared", [True, False])
 def test_the_address_sanitizer_sees_memory(shared: bool) -> None:

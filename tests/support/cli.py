@@ -1,27 +1,53 @@
-"""The ``dadl`` command in fresh processes, as a user runs it, and what it leaves in the folder of a run."""
+"""The ``dadl`` command in processes of its own, and what it leaves in the folder of a run."""
 
 import csv
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+PRELOADED = ("torch", "lightning_fabric", "PIL.Image", "matplotlib.pyplot", "cyclopts", "yaml")
+"""What takes most of a command's time to import: one process does so, and is then copied for each command."""
 
 
 def dadl(
     *arguments: str, hide: tuple[str, ...] = (), cache: Path | None = None, seconds: int = 120
 ) -> subprocess.CompletedProcess[str]:
-    """Run the command, for at most so long, in a process where the packages ``hide`` cannot be imported."""
-    code = (
-        f"import sys; sys.modules.update(dict.fromkeys({hide!r})); "
-        "sys.argv[0] = 'dadl'; from dadl.cli import main; main()"
-    )
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "COLUMNS": "100"}
-    if cache is not None:
-        environment["XDG_CACHE_HOME"] = str(cache)
-    command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=seconds, check=False)
+    """Run the command, for at most so long, in a process of its own, where the packages ``hide`` cannot be imported."""
+    environment = {"COLUMNS": "100"} | ({} if cache is None else {"XDG_CACHE_HOME": str(cache)})
+    context = multiprocessing.get_context("spawn" if hide else "forkserver")
+    context.set_forkserver_preload([name for name in PRELOADED if find_spec(name.partition(".")[0])])
+    with tempfile.TemporaryDirectory() as folder:
+        files = Path(folder) / "stdout", Path(folder) / "stderr"
+        process = context.Process(target=_run, args=(arguments, hide, environment, files, os.getcwd()))
+        process.start()
+        process.join(seconds)
+        if process.exitcode is None:
+            process.kill()
+            raise subprocess.TimeoutExpired(["dadl", *arguments], seconds)
+        output, errors = (file.read_text(encoding="utf-8", errors="surrogateescape") for file in files)
+    return subprocess.CompletedProcess(["dadl", *arguments], process.exitcode, output, errors)
+
+
+def _run(
+    arguments: Sequence[str], hide: Sequence[str], environment: Mapping[str, str], files: Sequence[Path], folder: str
+) -> None:
+    for stream, file in zip((1, 2), files, strict=True):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), stream)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+    os.chdir(folder)
+    os.environ.update(environment)
+    sys.modules.update(dict.fromkeys(hide))
+    sys.argv = ["dadl", *arguments]
+    from dadl.cli import main
+
+    main()
 
 
 def train(folder: Path, output: Path, *options: str, recipe: str = "self-tuning") -> subprocess.CompletedProcess[str]:

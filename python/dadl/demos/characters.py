@@ -5,12 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
+from ..data.image_lists import CLASSES
 from ..files import write_csv
 from ..output import JobProgress
 from . import kanji
 from .splits import write_lists
 
-IMAGES, STROKES, RADICALS = "images", "strokes.csv", "radicals.txt"
+IMAGES, STROKES = "images", "strokes.csv"
 STORED = 48  # pixels: of views of 42
 STROKE_LABELS = 0.1  # of the characters, to learn to count strokes from; as many for validation
 RADICAL_LABELS = 15  # % of the training characters
@@ -21,7 +22,7 @@ def write_characters(folder: Path, every: int, progress: JobProgress) -> None:
     """Write every so many-th character as an image, ``strokes.csv``, and the lists of radicals.
 
     Strokes: most characters are for the test, because a tenth is enough to train. Radicals: the 15 % list names the
-    characters whose radical is known; ``radicals.txt`` names the classes, the most common one first.
+    characters whose radical is known; ``classes.txt`` names the classes, the most common one first.
     """
     characters = kanji.list_kanji()[::every]
     (folder / IMAGES).mkdir()
@@ -51,4 +52,4 @@ def _write_radicals(folder: Path, names: list[str], radicals: list[str], every: 
     chosen = [i for i, radical in enumerate(radicals) if radical in classes]
     labels = np.array([classes.index(radicals[i]) for i in chosen], dtype=np.int64)
     write_lists(folder, [names[i] for i in chosen], labels.astype(str).tolist(), labels, RADICAL_LABELS)
-    (folder / RADICALS).write_text("\n".join(classes) + "\n", encoding="utf-8")
+    (folder / CLASSES).write_text("\n".join(classes) + "\n", encoding="utf-8")

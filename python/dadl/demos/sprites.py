@@ -11,7 +11,7 @@ from .splits import write_lists
 
 IMAGES = "images"
 COUNT = 4000
-STORED = 55  # pixels: of views of 48
+STORED = 37  # pixels: of views of 32
 LABELS = 5  # % of the training images
 
 
