@@ -2,7 +2,6 @@
 
 import csv
 import io
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -113,17 +112,18 @@ def _plain_table(path: Path, text: str, delimiter: str | None, quoted: bool) -> 
     lines = text.split("\n")
     if delimiter is None:
         delimiter = _likely_delimiter(lines[0])
-    if (quoted and '"' in text) or any(sign in text for sign in "\r\0") or text.lower().startswith(SEPARATOR_LINE):
+    if (quoted and '"' in text) or any(sign in text for sign in "\r\0") or lines[0].lower().startswith(SEPARATOR_LINE):
         return None
     width = lines[0].count(delimiter) + 1
     unnamed = not lines[0].rpartition(delimiter)[2].strip()
     if len(lines) < 2 or unnamed or not _even(text, delimiter, width, len(lines)):
         return None
-    blank = re.search(rf"^(?:{re.escape(delimiter)}|[^\S\n])*$", text, re.MULTILINE)
-    if blank is not None or not_text(text) is not None:
+    if not_text(text) is not None:
         return None
     fields = text.replace("\n", delimiter).split(delimiter)
     columns = [fields[column::width] for column in range(width)]
+    if not all(map(str.strip, columns[0])) and not all(any(map(str.strip, row)) for row in zip(*columns, strict=True)):
+        return None
     header = [column.pop(0).strip() for column in columns]
     name = path.name
     return Table(path, header, [f"{name}:{line}" for line in range(2, len(lines) + 1)], columns)
