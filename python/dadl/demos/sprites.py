@@ -1,4 +1,4 @@
-"""Sprites over photographs: how large is the shape, and where? Few of the images have labels."""
+"""Sprites over photographs, with the values of scale, x and y. Few of the images have labels."""
 
 from pathlib import Path
 
