@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from ..comparison.results import Trial
 from .arm import Arm
@@ -33,6 +34,9 @@ def _draw(setting: str, tried: Sequence[tuple[Arm, bool, Trial]], criterion: str
         positive = [place for place in places if place > 0]
         if min(places) > 0 and max(places) > 10 * min(places):
             axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(places) < 100 * min(places) else (1,)))
+            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axes.xaxis.set_minor_formatter(NullFormatter())
         elif min(places) == 0 and positive:
             axes.set_xscale("symlog", linthresh=min(positive))
     else:
