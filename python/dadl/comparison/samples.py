@@ -24,6 +24,9 @@ Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
 NAME, TARGET, PREDICTION, LABEL, CONFIDENCE = "name", "target", "prediction", "label", "confidence"
+WORDS = (NAME, "class")
+"""The columns of ``predictions.csv`` that hold no numbers."""
+
 AGREEMENT = 1e-4
 """Errors of single samples are used only if their mean is the score up to this share of it."""
 
@@ -36,7 +39,7 @@ class _BinFacts(TypedDict):
 
 @dataclass(frozen=True)
 class Predictions:
-    """``predictions.csv``: the ``names`` of the test samples, and its numbers by ``columns``."""
+    """``predictions.csv``: the ``names`` of the test samples, and its numbers by ``columns``; no names of classes."""
 
     names: Sequence[str]
     columns: Mapping[str, Array]
@@ -82,7 +85,7 @@ def read_predictions(run: Path) -> Predictions | None:
         if NAME not in header or any(len(row) != len(header) for row in rows):
             raise ValueError(f"expected a column {NAME!r}, and as many fields in each row as columns")
         fields = dict(zip(header, zip(*rows, strict=True) if rows else [()] * len(header), strict=True))
-        numbers = {key: np.array(fields[key], dtype=np.float64) for key in header if key != NAME}
+        numbers = {key: np.array(fields[key], dtype=np.float64) for key in header if key not in WORDS}
     except (OSError, ValueError, csv.Error) as error:
         raise SettingsError(f"{path}: cannot be read ({str(error)[:200]}); train this run again") from None
     return Predictions(fields[NAME], numbers)
