@@ -75,12 +75,25 @@ def test_no_difference_and_what_would_show_one() -> None:
     )
 
 
+def test_of_two_splits_the_verdict_says_that_they_show_nothing() -> None:
+    scores = {"all": values(splits=2, plain=PLAIN[:2], RankSim=AS_GOOD[:2])}
+    (difference,) = differences(scores, "plain", "MAE")
+    assert detectable(difference) > difference.typical == pytest.approx(sum(PLAIN[:2]) / 2)
+    count = repetitions(difference, difference.typical / 10)
+    assert count is not None
+    assert told(scores).sentences["RankSim"] == (
+        "RankSim: no difference seen; not even one of the whole MAE of plain would have been, with a power of 80%; "
+        f"{count - 2} more splits would show a tenth of it, {difference.typical / 10:.2g}."
+    )
+
+
 def test_no_number_of_splits_or_seeds_suffices() -> None:
-    splits = told({"all": values(splits=4, plain=PLAIN, RankSim=AS_GOOD)}, test_share=9.0)
-    assert "no number of splits would show one of" in splits.sentences["RankSim"]
-    assert splits.sentences["RankSim"].endswith(": that takes more data.")
+    for share, shown in ((1.0, "one of"), (9.0, "a tenth of it")):
+        splits = told({"all": values(splits=4, plain=PLAIN, RankSim=AS_GOOD)}, test_share=share)
+        assert f"no number of splits would show {shown}" in splits.sentences["RankSim"]
+        assert splits.sentences["RankSim"].endswith(": that takes more data.")
     seeds = told(
-        {"all": values(plain=PLAIN, RankSim=AS_GOOD)}, sampling={("RankSim", "all"): Sampling(25.0, 12)}
+        {"all": values(plain=PLAIN, RankSim=AS_GOOD)}, sampling={("RankSim", "all"): Sampling(4.0, 12)}
     ).sentences["RankSim"]
     assert "no number of seeds would show one of" in seeds
     assert seeds.endswith(": that takes more test samples.")

@@ -74,7 +74,8 @@ class Difference:
     is exactly if the interval excludes 0. All of these but ``mean`` are NaN if there is nothing to tell chance by.
     ``same``: the scores are equal in all units. ``units``: pairs that went in; ``left_out``: pairs without a number.
     ``repeated``: what was repeated ``count`` times, with deviation ``spread``; ``floor``: the part of the variance that
-    more repetitions do not lessen, of ``samples`` test samples if it stems from them.
+    more repetitions do not lessen, of ``samples`` test samples if it stems from them. ``typical``: the mean size of the
+    reference's score.
     """
 
     arm: str
@@ -86,6 +87,7 @@ class Difference:
     repeated: Literal["seeds", "splits"]
     count: int
     spread: float
+    typical: float
     floor: float = 0.0
     samples: int | None = None
     same: bool = False
@@ -225,6 +227,7 @@ def _difference(
         repeated="splits" if several else "seeds",
         count=len(repeated),
         spread=0.0 if spread <= ROUNDING * size else spread,
+        typical=abs(float(np.mean([values[reference][unit] for unit in units]))),
         same=all(values[arm][unit] == values[reference][unit] for unit in units),
     )
 

@@ -75,7 +75,7 @@ def _sentence(of_arm: Sequence[Difference], reference: str, row: str) -> str:
         why = "one training each says" if told.count == 1 else f"the {told.repeated} change nothing, which says"
         return f"{arm}: {_score(told, alone)} is {size} {side} than with {reference}, but {why} nothing about chance."
     told = told if told in tested else tested[0]
-    return f"{arm}: no difference seen; {_power(told, alone)}."
+    return f"{arm}: no difference seen; {_power(told, reference, alone)}."
 
 
 def _findings(found: Sequence[Difference], alone: bool) -> str:
@@ -96,20 +96,25 @@ def _findings(found: Sequence[Difference], alone: bool) -> str:
     return (", and " if long else " and ").join(clauses)
 
 
-def _power(told: Difference, alone: bool) -> str:
-    """Which difference would have been seen, and what would show half of it."""
-    size = detectable(told)
-    half, repeated = size / 2, told.repeated
-    seen = f"one of {_two_digits(size)} in {_score(told, alone)} would have been, with a power of {POWER:.0%}"
-    needed = repetitions(told, half)
+def _power(told: Difference, reference: str, alone: bool) -> str:
+    """Which difference would have been seen, and what would show half of it, or a tenth of the score."""
+    size, score, repeated = detectable(told), _score(told, alone), told.repeated
+    if size <= told.typical:
+        wanted, name = size / 2, f"one of {_two_digits(size / 2)}"
+        seen = f"one of {_two_digits(size)} in {score} would have been, with a power of {POWER:.0%}"
+    else:
+        wanted = told.typical / 10
+        name = f"a tenth of it, {_two_digits(wanted)},"
+        seen = f"not even one of the whole {score} of {reference} would have been, with a power of {POWER:.0%}"
+    needed = repetitions(told, wanted)
     if needed is not None:
         more = needed - told.count
         unit = repeated.removesuffix("s") if more == 1 else repeated
-        return f"{seen}; {more} more {unit} would show one of {_two_digits(half)}"
+        return f"{seen}; {more} more {unit} would show {name.removesuffix(',')}"
     if not told.floor:
-        return f"{seen}; one of {_two_digits(half)} takes more than {MOST_REPETITIONS:,} {repeated}"
+        return f"{seen}; {name} takes more than {MOST_REPETITIONS:,} {repeated}"
     why = "that takes more data" if repeated == "splits" else "that takes more test samples"
-    return f"{seen}; no number of {repeated} would show one of {_two_digits(half)}: {why}"
+    return f"{seen}; no number of {repeated} would show {name.removesuffix(',')}: {why}"
 
 
 def _two_digits(size: float) -> str:
