@@ -15,7 +15,7 @@ import venv
 from pathlib import Path
 
 USE = """
-import csv, math, random, subprocess, sys
+import csv, math, random, sys
 from pathlib import Path
 
 import torch
@@ -27,13 +27,14 @@ from dadl_ext import functional, reference
 for package in (dadl, dadl_ext):
     assert Path(package.__file__).is_relative_to(sys.argv[1]), package.__file__
 torch.manual_seed(0)
+random.seed(0)
 x, y = torch.randn(64, 16, dtype=torch.float64), torch.rand(64, dtype=torch.float64)
 torch.testing.assert_close(functional.ranksim_loss(x, y), reference.ranksim_loss(x, y))
 with open("rows.csv", "w", newline="") as file:
     rows = csv.writer(file)
     rows.writerow(["x", "y"])
-    rows.writerows([a, math.exp(a)] for a in (random.Random(0).gauss(0, 1) for _ in range(200)))
-run = dadl.train("ranksim", data="rows.csv", target="y", features="x", epochs=2, device="cpu", output="run")
+    rows.writerows([a, math.exp(a)] for a in (random.gauss(0, 1) for _ in range(200)))
+run = dadl.train("ranksim", data="rows.csv", target="y", features=["x"], epochs=2, device="cpu", output="run")
 assert math.isfinite(run.scores["all"]["MAE"]), run.scores
 print(dadl.__version__, torch.__version__, sys.version.split()[0], dadl_ext.build_info()["cpu_library"])
 """

@@ -30,8 +30,8 @@ def trainings() -> list[Training]:
         for options in (
             ["--ranksim", "1"],
             ["--rnc", "1"],
-            ["--loss", "bmc", "--lds", "--reweighting", "inverse"],
-            ["--fds"],
+            ["--loss", "bmc"],
+            ["--lds", "--reweighting", "inverse", "--fds"],
         )
     ]
     for method in ("self-tuning", "fixmatch", "fine-tuning"):

@@ -1,5 +1,6 @@
 """What a release consists of loads on every Linux that runs PyTorch, and is complete."""
 
+import platform
 import re
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from elftools.elf.elffile import ELFFile
 from elftools.elf.gnuversions import GNUVerNeedSection
 
 import dadl_ext
+from tools.check_wheel import use, wheel_in
 
 ROOT = Path(__file__).parents[2]
 LISTED = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
@@ -57,6 +59,25 @@ def test_the_version_is_in_one_place() -> None:
     version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     assert version is not None
     assert dadl.__version__ == dadl_ext.__version__ == version[1]
+
+
+def test_what_is_done_with_an_installed_wheel_can_be_done(tmp_path: Path) -> None:
+    pytest.importorskip("lightning_fabric", reason="needs pip install 'dadl[train]'")
+    use(Path(sys.executable), Path(dadl_ext.__file__).parents[1], tmp_path)
+    with pytest.raises(subprocess.CalledProcessError):  # imported from elsewhere
+        use(Path(sys.executable), tmp_path, tmp_path)
+
+
+def test_the_wheel_without_cuda_is_chosen(tmp_path: Path) -> None:
+    machine = platform.machine()
+    for name in (f"1.0-py3-none-linux_{machine}", f"1.0-1cu13-py3-none-linux_{machine}", "1.0-py3-none-linux_other"):
+        (tmp_path / f"dadl-{name}.whl").touch()
+    assert wheel_in(tmp_path).name == f"dadl-1.0-py3-none-linux_{machine}.whl"
+    wheel_in(tmp_path).unlink()
+    with pytest.raises(
+        SystemExit, match=r"must hold one wheel for .* without CUDA, and holds dadl-1\.0-1cu13-.*: make wheel"
+    ):
+        wheel_in(tmp_path)
 
 
 @pytest.mark.skipif(shutil.which("git") is None or not (ROOT / ".git").exists(), reason="no repository to copy")

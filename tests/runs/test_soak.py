@@ -8,9 +8,10 @@ import pytest
 
 pytest.importorskip("lightning_fabric", reason="needs pip install 'dadl[train]'")
 
+from dadl.commands import train_app
 from dadl.recipes import RECIPES
 
-from tools.soak import MOST, growth, soak, table
+from tools.soak import MOST, command, growth, soak, table
 from tools.soak_trainings import Training, make_data, trainings
 
 STEPS, EPOCHS = 10_000, 100
@@ -65,6 +66,12 @@ def test_every_recipe_is_soaked_and_each_of_its_methods() -> None:
             if kind.name == training.recipe and methods
         }
         assert named == set(methods)
+
+
+@pytest.mark.parametrize("training", trainings(), ids=lambda training: training.name)
+def test_the_settings_of_a_training_go_together(training: Training) -> None:
+    words = command(training, Path(), Path(), epochs=2, every=2)
+    train_app.parse_args(words[words.index("train") + 1 :], print_error=False, exit_on_error=False)
 
 
 LEAKY = """
