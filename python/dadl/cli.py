@@ -236,7 +236,7 @@ def bench(
     threads: PositiveInt | None = None,
     device: Device = "auto",
     output: Path | None = None,
-    against: Folder | None = None,
+    against: Path | None = None,
     other_machine: Flag = False,
     quick: Flag = False,
 ) -> None:
