@@ -10,6 +10,7 @@ from PIL import Image
 from support.folders import write_idx
 
 BATCH, SIZE, CLASSES = 8, 16, 3
+META = 4  # samples of each class
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def trainings() -> list[Training]:
         options = [*images, "--labels", "50", "--method", method]
         found.append(Training(f"chi-model {method}", "chi-model", "values", options))
     for method in ("cmw-net", "mw-net", "cmw-net-sl", "ce", "ce-meta"):
-        options = ["--network", "small-cnn", "--meta-per-class", "4", "--val-fraction", "0.1", "--method", method]
+        options = ["--network", "small-cnn", "--meta-per-class", str(META), "--val-fraction", "0.1", "--method", method]
         options += ["--noise", "symmetric", "--noise-rate", "0.2"]
         found.append(Training(f"cmw-net {method}", "cmw-net", "idx", options))
     return found
@@ -78,5 +79,6 @@ def make_data(folder: Path, epoch: int) -> None:
             (folder / kind / f"{name}.txt").write_text("".join(part))
 
     (folder / "idx").mkdir()
-    for name, part in (("train", slice(60, 60 + rows)), ("t10k", slice(60))):
+    train = (rows + META * CLASSES) * 10 // 9  # beside the meta samples and a tenth for validation
+    for name, part in (("train", slice(60, 60 + train)), ("t10k", slice(60))):
         write_idx(folder / "idx", name, pixels[part], target[part].astype(np.uint8))
