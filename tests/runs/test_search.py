@@ -98,7 +98,7 @@ def test_a_search_is_taken_up_again_where_it_was_interrupted(tmp_path: Path, mon
     text = search(recipe(tmp_path), output, 4, resume=True)
     assert [row["trial"] for row in rows(output)] == ["0", "1", "3", "4"]
     assert "Trial 2/4" not in text
-    assert len({row["lr"] for row in rows(output)}) == 4  # none is tried twice
+    assert len({row["ranksim"] for row in rows(output)}) == 4  # none is tried twice
     assert (output / "trial-1" / "log.csv").read_bytes() == before
     storage = JournalStorage(JournalFileBackend(str(output / "search.journal")))
     states = [trial.state.name for trial in optuna.load_study(study_name=None, storage=storage).trials]
