@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("matplotlib", reason="needs pip install 'dadl[train]'")
 
-from dadl.comparison.samples import PREDICTION, TARGET
+from dadl.comparison.samples import CONFIDENCE, LABEL, PREDICTION, TARGET
 from dadl.report import samples
 from dadl.report.groups import comparison_of
 from dadl.report.results import Run
@@ -39,3 +39,14 @@ def test_errors_by_label_have_no_sign(monkeypatch: pytest.MonkeyPatch) -> None:
     (line,) = drawn[0].axes[0].lines
     shown = np.asarray(line.get_ydata())
     assert shown[np.isfinite(shown)] == pytest.approx(2.0)
+
+
+def test_the_calibration_error_is_a_mean_over_samples_and_a_confidence_of_1_is_in_the_last_bin(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(samples, "svg", lambda figure, *told: said.extend(told))
+    columns = {TARGET: np.array([0.0, 0.0]), LABEL: np.array([0.0, 1.0]), CONFIDENCE: np.array([0.95, 1.0])}
+    arm, part = SimpleNamespace(name="a", index=0), SimpleNamespace(columns=columns)
+    samples.class_panels("name", samples.TestSamples([(arm, [part])], None))  # type: ignore[list-item]
+    assert any("a 47.5 %" in line for line in said), said  # of 0.975 and one half
