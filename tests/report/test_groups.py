@@ -12,7 +12,7 @@ pytest.importorskip("matplotlib", reason="needs pip install 'dadl[train]'")
 from dadl.comparison.samples import CONFIDENCE, LABEL, PREDICTION, TARGET
 from dadl.report import samples
 from dadl.report.groups import comparison_of
-from dadl.report.results import Run
+from dadl.report.results import Run, read_results
 
 
 def run_of(folder: Path, name: str, **settings: Any) -> Run:
@@ -50,3 +50,11 @@ def test_the_calibration_error_is_a_mean_over_samples_and_a_confidence_of_1_is_i
     arm, part = SimpleNamespace(name="a", index=0), SimpleNamespace(columns=columns)
     samples.class_panels("name", samples.TestSamples([(arm, [part])], None))  # type: ignore[list-item]
     assert any("a 47.5 %" in line for line in said), said  # of 0.975 and one half
+
+
+def test_a_damaged_log_is_a_problem_and_no_run(tmp_path: Path) -> None:
+    problems: list[str] = []
+    for loss, shown in (("0.5", True), ("half", False)):
+        (tmp_path / "log.csv").write_text(f"epoch,step,loss,lr\n1,2,{loss},0.1\n")
+        assert (read_results(tmp_path, "a", problems) is not None) == shown
+        assert bool(problems) != shown
