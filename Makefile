@@ -2,7 +2,8 @@
 # make test-all  the tests, and those that compile for minutes: what a change must pass
 # make docs      set up everything and build the documentation site in build/docs
 # make demos     run every demo, for the pages
-# The rest: install, lint, format, types, bench, wheel, sbom, mutate, fuzz, gpu-wheel, gpu-check, clean.
+# The rest: install, lint, format, types, sanitize, bench, bench-history, bench-page, wheel, wheel-check, sbom, mutate, fuzz,
+# soak, gpu-wheel, gpu-check, clean.
 
 PYTHON ?= python3
 VENV := .venv
@@ -14,7 +15,8 @@ GPU_ARCHITECTURE := 9.0
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f -not -name '*.pyc')
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo demos test test-all docs install lint format types bench wheel sbom mutate fuzz gpu-wheel gpu-check clean
+.PHONY: demo demos test test-all sanitize docs install lint format types bench bench-history bench-page wheel wheel-check \
+  sbom mutate fuzz soak gpu-wheel gpu-check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/dadl demo
@@ -34,6 +36,10 @@ test: $(VENV)/.dev
 # Also those that compile for minutes: the CUDA kernels for every architecture, the CPU library under sanitizers.
 test-all: $(VENV)/.dev
 	$(PYTEST)
+
+# The operators' tests under AddressSanitizer, UBSan and ThreadSanitizer, and the CUDA kernels on their simulator.
+sanitize: $(VENV)/.dev
+	$(PYTEST) tests/flavours tests/simulator
 
 # Into build/docs, warnings being errors; then every link on the pages is followed within the site.
 docs: $(VENV)/.dev
@@ -81,9 +87,21 @@ types: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/dadl bench all --output benchmarks/results
 
+# Measures onto the branch benchmark-history, beside what earlier commits have measured there, and with PUSH=1 pushes it;
+# the page shows all of it.
+bench-history: $(VENV)/.dev
+	$(BIN)/python tools/bench_history.py record $(if $(PUSH),--push)
+
+bench-page: $(VENV)/.dev
+	$(BIN)/python tools/bench_history.py page build/docs/benchmark-history.html
+
 # Into dist: the source, a wheel for any Linux with glibc 2.28, and where nvcc is also one with CUDA.
 wheel: $(VENV)/.dev
 	$(BIN)/python tools/build_wheels.py dist
+
+# Installs the wheel in dist outside of the checkout, for $(PYTHON), with the pinned torch and all of dadl[train].
+wheel-check:
+	$(PYTHON) tools/check_wheel.py dist $(TORCH)
 
 # Into dist: a CycloneDX bill of what the environment holds.
 sbom: $(VENV)/.dev
@@ -98,6 +116,11 @@ mutate: $(VENV)/.dev
 SECONDS := 3600
 fuzz: $(VENV)/.dev
 	$(BIN)/python tools/fuzz.py --seconds $(SECONDS)
+
+# Every recipe for STEPS steps: memory, files and threads stay, and what is killed and resumed ends the same.
+STEPS := 10000
+soak: $(VENV)/.dev
+	$(BIN)/python tools/soak.py --steps $(STEPS)
 
 # A wheel for make gpu-check: for one architecture, with the lines of the source for the sanitizers.
 gpu-wheel: $(VENV)/.torch

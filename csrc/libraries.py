@@ -96,10 +96,16 @@ def gencode(architectures: str) -> list[str]:
     return flags
 
 
+def placeless(include_paths: Sequence[str]) -> list[str]:
+    """Flags by which no path of this machine gets into a library: sources are named from the repository's root on."""
+    return [f"-ffile-prefix-map={CSRC.parent}/=", *(f"-ffile-prefix-map={path}/=" for path in include_paths)]
+
+
 def cpu_library(include_paths: Sequence[str], library_paths: Sequence[str], *flags: str) -> Library:
     """The schemas and the CPU operators; ``flags`` are for the compiler and the linker, such as a sanitizer's."""
     given = shlex.split(os.environ.get("CXXFLAGS", ""))
-    command = [*compiler(), *CXX_FLAGS, *(f"-I{path}" for path in include_paths), *given, *flags]
+    places = [*(f"-I{path}" for path in include_paths), *placeless(include_paths)]
+    command = [*compiler(), *CXX_FLAGS, *places, *given, *flags]
     objects = [Object(CSRC / source, [*command, *SOURCE_FLAGS.get(source, [])]) for source in CPU_SOURCES]
     link = [*compiler(), *LINK_FLAGS, *(f"-L{path}" for path in library_paths), *flags]
     return Library("_C.so", objects, [*link, *shlex.split(os.environ.get("LDFLAGS", ""))], TORCH)
@@ -108,7 +114,9 @@ def cpu_library(include_paths: Sequence[str], library_paths: Sequence[str], *fla
 def cuda_library(nvcc: str, architectures: str, include_paths: Sequence[str], library_paths: Sequence[str]) -> Library:
     """The CUDA operators. nvcc's own variable is in the command, so that its change compiles again."""
     appended = f"NVCC_APPEND_FLAGS={os.environ.get('NVCC_APPEND_FLAGS', '')}"
-    command = ["env", appended, nvcc, *NVCC_FLAGS, *gencode(architectures), *(f"-I{path}" for path in include_paths)]
+    places = [f"-I{path}" for path in include_paths]
+    places += [word for flag in placeless(include_paths) for word in ("-Xcompiler", flag)]
+    command = ["env", appended, nvcc, *NVCC_FLAGS, *gencode(architectures), *places]
     objects = [Object(CSRC / source, command) for source in CUDA_SOURCES]
     link = [nvcc, *NVCC_LINK_FLAGS, *(f"-L{path}" for path in library_paths)]
     return Library("_C_cuda.so", objects, link, TORCH)

@@ -9,15 +9,19 @@ is no stable ABI of Python to audit.
 """
 
 import argparse
+import gzip
+import io
 import os
 import platform
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+FRONTEND = (sys.executable, "-m", "build", "--no-isolation")
 PLATFORM = f"manylinux_2_28_{platform.machine()}"
 OTHERS = ("libc10.so", "libc10_cuda.so", "libtorch.so", "libtorch_cpu.so", "libtorch_cuda.so", "libcudart.so.*")
 
@@ -35,18 +39,36 @@ def last_commit() -> str:
     return (told.stdout.strip() if told else "") or str(int(Path(__file__).stat().st_mtime))
 
 
+def build_source(folder: Path, when: str) -> Path:
+    """The source distribution: of the same files and time, the same bytes. setuptools packs whenever and whosever."""
+    run(*FRONTEND, "--sdist", "--outdir", folder, ROOT)
+    (packed,) = folder.glob("*.tar.gz")
+    with tarfile.open(packed) as archive:
+        members = [(member, archive.extractfile(member)) for member in archive.getmembers()]
+        contents = {member.name: (member, file.read() if file else b"") for member, file in members}
+    with (
+        packed.open("wb") as stream,
+        gzip.GzipFile("", "wb", mtime=int(when), fileobj=stream) as zipped,
+        tarfile.open(fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT) as archive,
+    ):
+        for _, (member, content) in sorted(contents.items()):
+            plain = tarfile.TarInfo(member.name)
+            plain.type, plain.size, plain.mtime = member.type, len(content), int(when)
+            plain.mode = 0o755 if member.mode & 0o100 else 0o644
+            archive.addfile(plain, io.BytesIO(content))
+    return packed
+
+
 def build(folder: Path, with_cuda: bool) -> None:
     """Everything into ``folder``."""
-    frontend = [sys.executable, "-m", "build", "--no-isolation"]
     repair = [sys.executable, "-m", "auditwheel", "repair", "--only-plat", "--plat", PLATFORM, "--wheel-dir", folder]
     repair += [word for name in OTHERS for word in ("--exclude", name)]
-    when = os.environ.get("SOURCE_DATE_EPOCH") or last_commit()  # of the files in the wheels
+    when = os.environ.get("SOURCE_DATE_EPOCH") or last_commit()  # of all files
     with tempfile.TemporaryDirectory() as place:
-        run(*frontend, "--sdist", "--outdir", place, ROOT)
-        (source,) = Path(place).glob("*.tar.gz")
+        source = build_source(Path(place), when)
         for cuda in ("0", "1") if with_cuda else ("0",):
             wheels = Path(place) / cuda
-            run(*frontend, "--wheel", "--outdir", wheels, source, DADL_CUDA=cuda, SOURCE_DATE_EPOCH=when)
+            run(*FRONTEND, "--wheel", "--outdir", wheels, source, DADL_CUDA=cuda, SOURCE_DATE_EPOCH=when)
             (wheel,) = wheels.iterdir()
             run(*repair, wheel, PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
         shutil.copy(source, folder)

@@ -236,6 +236,8 @@ def bench(
     threads: PositiveInt | None = None,
     device: Device = "auto",
     output: Path | None = None,
+    against: Path | None = None,
+    other_machine: Flag = False,
     quick: Flag = False,
 ) -> None:
     """Time the operators against eager PyTorch, torch.compile and other libraries on this machine.
@@ -252,6 +254,12 @@ def bench(
         Where to compute.
     output
         Folder for tables, medians as JSON and figures. [default: nothing is written]
+    against
+        Folder of recorded tables, as --output writes them. The exit status is 1 if a ratio is worse beyond noise: if
+        between its quartiles over the rounds and the recorded ones there is a gap, in three measurements out of three.
+        Tables recorded without quartiles are given the relative spread of now. Times alone are not compared.
+    other_machine
+        Compare with tables of another machine or another version of torch too, whose ratios may differ by themselves.
     quick
         Only check that everything runs; the numbers mean nothing.
     """
@@ -259,8 +267,17 @@ def bench(
 
     from .benchmarks.run import run_benchmarks
 
-    console = Console()
-    run_benchmarks(name, seconds=seconds, threads=threads, device=device, output=output, quick=quick, console=console)
+    run_benchmarks(
+        name,
+        seconds=seconds,
+        threads=threads,
+        device=device,
+        output=output,
+        against=against,
+        other_machine=other_machine,
+        quick=quick,
+        console=Console(),
+    )
 
 
 @app.meta.default

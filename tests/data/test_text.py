@@ -96,6 +96,16 @@ INSIDE = ["sub/a.png", "inner.png", "inner/a.png", "sub/../sub/a.png"]
 OUTSIDE = ["../b.png", "link.png", "link/b.png", "twice.png", "../data-b.png", "sub/../../b.png", "inner/../../b.png"]
 
 
+def test_a_folder_beside_whose_name_begins_alike_is_outside(tmp_path: Path) -> None:
+    for name in ("data", "data-of-others"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").touch()
+    images = NamedImages(tmp_path / "data")
+    assert images.find("a.png") == "a.png"
+    with pytest.raises(ValueError, match="leads out of"):
+        images.find("../data-of-others/a.png")
+
+
 @pytest.mark.parametrize("relative", [False, True])
 def test_images_stay_in_their_folder(folder: Path, relative: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)

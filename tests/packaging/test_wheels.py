@@ -1,20 +1,25 @@
 """What a release consists of loads on every Linux that runs PyTorch, and is complete."""
 
+import platform
 import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 from elftools.elf.elffile import ELFFile
 from elftools.elf.gnuversions import GNUVerNeedSection
 
 import dadl_ext
+from tools.check_wheel import use, wheel_in
 
 ROOT = Path(__file__).parents[2]
+LISTED = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
 # Of manylinux 2.28.
 NEWEST = {"GLIBC": (2, 28), "GLIBCXX": (3, 4, 24), "CXXABI": (1, 3, 11), "GCC": (8, 0, 0)}
 
@@ -41,12 +46,58 @@ def test_a_symbol_that_is_too_new_is_found(tmp_path: Path) -> None:
     assert too_new(library) == ["GLIBC_2.29"]
 
 
+def test_no_path_of_this_machine_is_in_the_library() -> None:
+    content = Path(dadl_ext.build_info()["cpu_library"]).read_bytes()
+    assert b"csrc/cpu/ranksim.cpp" in content  # in messages, from the repository's root on
+    for place in (ROOT, sys.prefix, Path.home(), Path(torch.__file__).parent):
+        assert f"{place}/".encode() not in content, place
+
+
 def test_the_version_is_in_one_place() -> None:
     import dadl
 
     version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     assert version is not None
     assert dadl.__version__ == dadl_ext.__version__ == version[1]
+
+
+def test_what_is_done_with_an_installed_wheel_can_be_done(tmp_path: Path) -> None:
+    pytest.importorskip("lightning_fabric", reason="needs pip install 'dadl[train]'")
+    use(Path(sys.executable), Path(dadl_ext.__file__).parents[1], tmp_path)
+    with pytest.raises(subprocess.CalledProcessError):  # imported from elsewhere
+        use(Path(sys.executable), tmp_path, tmp_path)
+
+
+def test_the_wheel_without_cuda_is_chosen(tmp_path: Path) -> None:
+    machine = platform.machine()
+    for name in (f"1.0-py3-none-linux_{machine}", f"1.0-1cu13-py3-none-linux_{machine}", "1.0-py3-none-linux_other"):
+        (tmp_path / f"dadl-{name}.whl").touch()
+    assert wheel_in(tmp_path).name == f"dadl-1.0-py3-none-linux_{machine}.whl"
+    wheel_in(tmp_path).unlink()
+    with pytest.raises(
+        SystemExit, match=r"must hold one wheel for .* without CUDA, and holds dadl-1\.0-1cu13-.*: make wheel"
+    ):
+        wheel_in(tmp_path)
+
+
+@pytest.mark.skipif(shutil.which("git") is None or not (ROOT / ".git").exists(), reason="no repository to copy")
+def test_the_source_distribution_is_the_same_whenever_it_is_made(tmp_path: Path) -> None:
+    made = []
+    for name in ("first", "second"):
+        copy = tmp_path / name
+        listed = subprocess.run([*LISTED, "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.split(
+            "\0"
+        )
+        for file in filter(None, listed):
+            (copy / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / file, copy / file)  # with a time of its own
+        command = "import build_wheels; print(build_wheels.build_source(build_wheels.ROOT / 'dist', '1000000000'))"
+        done = subprocess.run(
+            [sys.executable, "-c", command], cwd=copy / "tools", check=True, capture_output=True, text=True
+        )
+        made.append(Path(done.stdout.splitlines()[-1]).read_bytes())
+        time.sleep(1.1)  # gzip and tar count seconds
+    assert made[0] == made[1]
 
 
 @pytest.mark.slow
@@ -63,7 +114,6 @@ def test_a_release(tmp_path: Path) -> None:
         pytest.skip("no repository to compare the source distribution with")
     with tarfile.open(source) as archive:
         names = {member.name.partition("/")[2] for member in archive.getmembers() if member.isfile()}
-    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\n")
+    listed = subprocess.run(LISTED, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\n")
     made = {"PKG-INFO", "setup.cfg"}
     assert {name for name in names if not name.startswith("dadl.egg-info/")} - made == set(listed) - {""}

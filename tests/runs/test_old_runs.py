@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 pytest.importorskip("lightning_fabric", reason="needs pip install 'dadl[train]'")
 
 from dadl.data.arrays.idx_cifar import read_image_files
+from dadl.runs.folder import read_run, with_split_seed
 from PIL import Image
 from support.cli import dadl
 
@@ -82,6 +84,17 @@ def test_an_old_run_that_was_interrupted_resumes(name: str, tmp_path: Path) -> N
     assert predicted.keys() == expected.keys()
     for sample, values in expected.items():  # earlier versions wrote no true value, which now is the first
         assert predicted[sample][1:] == pytest.approx(values, rel=1e-4)
+
+
+def test_the_seed_of_an_old_run_drew_its_split_too(tmp_path: Path) -> None:
+    run = old_run("cmw-net", "finished", tmp_path)
+    config = run / "config.yaml"
+    settings = yaml.safe_load(config.read_text())
+    assert "split_seed" not in settings
+    config.write_text(yaml.safe_dump(settings | {"seed": 3}))
+    assert read_run(run)[1]["split_seed"] == 3
+    assert with_split_seed({"seed": 3, "split_seed": 1}) == {"seed": 3, "split_seed": 1}
+    assert with_split_seed({})["split_seed"] == 0
 
 
 def test_old_runs_are_reported(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 from dadl.errors import SettingsError
 from dadl.ranksim.recipe import RankSimRecipe
@@ -15,6 +16,8 @@ from dadl.runs.recipe import Recipe
 from dadl.runs.search import Search
 from dadl.runs.train import RunOptions, train_run
 from dadl.self_tuning.recipe import SelfTuningRecipe
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from rich.console import Console
 
 TRIALS = 9
@@ -95,7 +98,12 @@ def test_a_search_is_taken_up_again_where_it_was_interrupted(tmp_path: Path, mon
     text = search(recipe(tmp_path), output, 4, resume=True)
     assert [row["trial"] for row in rows(output)] == ["0", "1", "3", "4"]
     assert "Trial 2/4" not in text
+    assert len({row["ranksim"] for row in rows(output)}) == 4  # none is tried twice
     assert (output / "trial-1" / "log.csv").read_bytes() == before
+    storage = JournalStorage(JournalFileBackend(str(output / "search.journal")))
+    states = [trial.state.name for trial in optuna.load_study(study_name=None, storage=storage).trials]
+    assert states[2] == "FAIL"  # for the sampler and whoever opens the study
+    assert "RUNNING" not in states
 
 
 def test_a_search_needs_a_space_and_validation_samples(tmp_path: Path) -> None:

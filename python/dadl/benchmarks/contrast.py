@@ -167,8 +167,8 @@ def tables(quick: bool) -> list[BenchmarkTable]:
                 milliseconds(),
                 speedup("eager", digits=2),
                 speedup("torch.compile", digits=2),
-                ratio("attention", "dadl"),
-                ratio("sample loop", "eager beside the loop", title="sample loop / eager", digits=1),
+                ratio("attention", "dadl", better="higher"),
+                ratio("sample loop", "eager beside the loop", title="sample loop / eager", digits=1, better=None),
                 ratio("dadl", "two products"),
             ),
             notes="float32, forward + backward. `eager` forms all similarities and takes the positives through class "

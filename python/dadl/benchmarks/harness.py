@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
+from typing import Literal
 
 import torch
 from torch._dynamo.exc import TorchDynamoException
@@ -21,6 +22,20 @@ MILLISECONDS = 1e3  # in a second
 
 Numbers = Mapping[str, float]
 """Measurements for a row of a table: median seconds of every candidate, or MiB if the name says so."""
+
+Quartiles = tuple[float, float]
+"""The first and the third."""
+
+
+class Median(float):
+    """The median seconds of a candidate's calls, which are kept: the spread of a ratio is that over the rounds."""
+
+    rounds: tuple[float, ...]
+
+    def __new__(cls, rounds: Sequence[float]) -> Median:
+        median = super().__new__(cls, statistics.median(rounds))
+        median.rounds = tuple(rounds)
+        return median
 
 
 def keep_memory() -> None:
@@ -85,7 +100,7 @@ class Harness:
             return False
         return True
 
-    def medians(self, candidates: Mapping[str, Callable[[], object]]) -> dict[str, float]:
+    def medians(self, candidates: Mapping[str, Callable[[], object]]) -> dict[str, Median]:
         """Median seconds per call; candidates are called in turn until the time is over.
 
         A candidate that torch.compile cannot compile here is left out, and the reason is shown.
@@ -100,7 +115,7 @@ class Harness:
                 candidates[name]()
                 synchronize()
                 done.append(time.perf_counter() - begin)
-        return {name: statistics.median(done) for name, done in times.items()}
+        return {name: Median(done) for name, done in times.items()}
 
 
 @dataclass(frozen=True)
@@ -114,12 +129,26 @@ class Column:
     digits: int = 1
     speedup: bool = False
     """Whether the figure shows this column, as the speedup of ``under``."""
+    better: Literal["higher", "lower"] | None = None
+    """For dadl; None where its code has no part in the number, or where the number is no ratio."""
 
     def value(self, numbers: Numbers) -> float | None:
         """None if part of it could not be measured."""
         if self.over not in numbers or (self.under is not None and self.under not in numbers):
             return None
         return self.scale * numbers[self.over] / (1.0 if self.under is None else numbers[self.under])
+
+    def quartiles(self, numbers: Numbers) -> Quartiles | None:
+        """Of a ratio over the rounds in which both took turns; memory has no spread. None as in :meth:`value`."""
+        value = self.value(numbers)
+        if value is None or self.under is None:
+            return None
+        over, under = numbers[self.over], numbers[self.under]
+        if not (isinstance(over, Median) and isinstance(under, Median)):
+            return value, value
+        ratios = [self.scale * a / b for a, b in zip(over.rounds, under.rounds, strict=True)]
+        first, _, third = statistics.quantiles(ratios, method="inclusive")
+        return first, third
 
     def cell(self, numbers: Numbers) -> str:
         value = self.value(numbers)
@@ -130,12 +159,18 @@ def milliseconds(of: str = "dadl", title: str = "ms", digits: int = 2) -> Column
     return Column(title, of, scale=MILLISECONDS, digits=digits)
 
 
-def ratio(over: str, under: str, title: str | None = None, digits: int = 2) -> Column:
-    return Column(title or f"{over} / {under}", over, under, digits=digits)
+def ratio(
+    over: str,
+    under: str,
+    title: str | None = None,
+    digits: int = 2,
+    better: Literal["higher", "lower"] | None = "lower",
+) -> Column:
+    return Column(title or f"{over} / {under}", over, under, digits=digits, better=better)
 
 
 def speedup(over: str, under: str = "dadl", title: str | None = None, digits: int = 1) -> Column:
-    return Column(title or f"{over} / {under}", over, under, digits=digits, speedup=True)
+    return Column(title or f"{over} / {under}", over, under, digits=digits, speedup=True, better="higher")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -14,19 +15,15 @@ from rich.table import Table as TerminalTable
 
 from dadl_ext import build_info
 
-from ..errors import UserError
 from ..files import check_output_folder, write_text
 from ..options import BenchmarkName, Device
 from ..output import JobProgress, save_figure, write_json
 from . import cmw_net, contrast, disagreement, rank_n_contrast, ranksim
+from .against import BenchmarkError, Comparison, quartiles_of, read_recorded
 from .figure import draw_benchmark
 from .harness import BenchmarkTable, Harness, Numbers, cells, keep_memory, markdown_table
 
 ROUNDS, QUICK_ROUNDS = 15, 2
-
-
-class BenchmarkError(UserError, ValueError):
-    """A request that cannot be measured here."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +49,8 @@ def run_benchmarks(
     threads: int | None = None,
     device: Device = "auto",
     output: Path | None = None,
+    against: Path | None = None,
+    other_machine: bool = False,
     quick: bool = False,
     console: Console,
 ) -> dict[str, dict[str, Numbers]]:
@@ -61,6 +60,10 @@ def run_benchmarks(
     tables show medians and their ratios. What cannot run here (torch.compile without a compiler,
     pytorch-metric-learning if it is not installed) is left out with a line that says why.
 
+    A ratio is worse than a recorded one beyond noise if the intervals between the quartiles that both have over their
+    rounds do not overlap, to the digits of the table, and if they do not in three measurements out of three. Tables
+    recorded without quartiles are given the relative spread of now. Times alone are not compared.
+
     Args:
         name: one of :data:`BENCHMARKS`, or ``"all"``.
         seconds: for each set of candidates; the default is 3, and 120 for ``"cmw-net"``. Each candidate is called at
@@ -69,6 +72,8 @@ def run_benchmarks(
         device: ``"auto"`` is CUDA if dadl's CUDA operators can run, and the CPU otherwise.
         output: a folder for ``TABLE-DEVICE.md`` and ``.json``, and ``NAME-DEVICE.png`` and ``.svg``; by default nothing
             is written.
+        against: a folder with tables recorded by ``output``, with whose ratios the new ones are compared.
+        other_machine: compare with tables of another machine, or another version of torch, too.
         quick: tiny sizes and two rounds, only to check that everything works; the numbers mean nothing.
         console: where progress and tables are shown.
 
@@ -78,7 +83,9 @@ def run_benchmarks(
     Raises:
         OutputError: ``output`` cannot be written.
         BenchmarkError: ``name`` or ``device`` is unknown, ``seconds`` or ``threads`` too small, or ``"cuda"`` cannot
-            be used.
+            be used, or ``against`` holds no tables, or those of another machine.
+        SettingsError: a file in ``against`` is not as ``output`` writes it.
+        RegressionError: a ratio is worse than in ``against``, beyond noise; everything is measured and written first.
     """
     if name not in get_args(BenchmarkName):
         raise BenchmarkError(f"name must be one of {', '.join(get_args(BenchmarkName))}, got {name!r}")
@@ -86,6 +93,10 @@ def run_benchmarks(
         raise BenchmarkError(f"seconds must be positive, got {seconds}")
     if threads is not None and threads < 1:
         raise BenchmarkError(f"threads must be 1 or more, got {threads}")
+    if against is not None and quick:
+        raise BenchmarkError("quick measures other sizes, once or twice: leave out quick or against")
+    if other_machine and against is None:
+        raise BenchmarkError("other_machine is about the tables in against, which is not given")
     place = _usable(device, console)
     if output is not None:
         check_output_folder(output)
@@ -97,7 +108,12 @@ def run_benchmarks(
         machine = f"{_machine(place)}, torch {torch.__version__}"
         _say(console, machine)
         measured: dict[str, dict[str, Numbers]] = {}
-        for chosen in BENCHMARKS if name == "all" else [name]:
+        chosen_names = list(BENCHMARKS) if name == "all" else [name]
+        comparison = None
+        if against is not None:
+            names = [table.name for chosen in chosen_names for table in BENCHMARKS[chosen].tables(quick)]
+            comparison = read_recorded(against, place, names, machine, other_machine, lambda line: _say(console, line))
+        for chosen in chosen_names:
             benchmark = BENCHMARKS[chosen]
             wanted = benchmark.seconds if seconds is None else seconds
             harness = Harness(
@@ -106,7 +122,7 @@ def run_benchmarks(
             torch.manual_seed(0)
             results: list[tuple[BenchmarkTable, dict[str, Numbers]]] = []
             for table in benchmark.tables(quick):
-                rows = _measure(table, harness, console)
+                rows = _measure(table, harness, console, comparison)
                 if output is not None:
                     _write(table, rows, machine, output / f"{table.name}-{place}")
                 _show(table, rows, console)
@@ -118,6 +134,8 @@ def run_benchmarks(
         torch.set_num_threads(threads_before)
     if output is not None:
         _say(console, f"Written to {output}")
+    if comparison is not None:
+        comparison.finish()
     return measured
 
 
@@ -153,13 +171,19 @@ def _say(console: Console, line: str) -> None:
     console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _measure(table: BenchmarkTable, harness: Harness, console: Console) -> dict[str, Numbers]:
+def _measure(
+    table: BenchmarkTable, harness: Harness, console: Console, comparison: Comparison | None
+) -> dict[str, Numbers]:
+    def measured(case: Callable[[Harness], Mapping[str, Numbers]]) -> Mapping[str, Numbers]:
+        torch.compiler.reset()  # otherwise it treats sizes as dynamic from the second case on, which may be slower
+        return case(harness)
+
     rows: dict[str, Numbers] = {}
     with JobProgress(console) as progress:
         progress.start(table.name, total=len(table.cases))
         for case in table.cases:
-            torch.compiler.reset()  # otherwise it treats sizes as dynamic from the second case on, which may be slower
-            done = case(harness)
+            measure = partial(measured, case)
+            done = measure() if comparison is None else comparison.measure(table, measure)
             rows |= done
             progress.advance("; ".join(done))
     return rows
@@ -180,4 +204,6 @@ def _write(table: BenchmarkTable, rows: Mapping[str, Numbers], machine: str, ste
     shown = cells(table, rows)
     text = f"# {table.name}\n\n{machine}\n\n{markdown_table(shown)}\n\n{table.notes}\n"
     write_text(stem.with_suffix(".md"), text)
-    write_json(stem.with_suffix(".json"), {"machine": machine, "notes": table.notes, "rows": shown, "measured": rows})
+    quartiles = quartiles_of(table.columns, rows)
+    contents = {"machine": machine, "notes": table.notes, "rows": shown, "measured": rows, "quartiles": quartiles}
+    write_json(stem.with_suffix(".json"), contents)
