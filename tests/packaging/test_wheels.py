@@ -13,6 +13,7 @@ from elftools.elf.elffile import ELFFile
 from elftools.elf.gnuversions import GNUVerNeedSection
 
 import dadl_ext
+from tools.build_wheels import MOST_BYTES, refuse_heavy
 
 ROOT = Path(__file__).parents[2]
 # Of manylinux 2.28.
@@ -39,6 +40,17 @@ def test_a_symbol_that_is_too_new_is_found(tmp_path: Path) -> None:
     command = ["g++", "-shared", "-fPIC", "-x", "c++", "-", "-o", str(library)]
     subprocess.run(command, input=source, text=True, check=True)
     assert too_new(library) == ["GLIBC_2.29"]
+
+
+def test_a_heavy_wheel_is_refused(tmp_path: Path) -> None:
+    wheel = tmp_path / "dadl.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("dadl_ext/_C_cuda.so", bytes(MOST_BYTES - 1000))
+    refuse_heavy(wheel)
+    with zipfile.ZipFile(wheel, "a") as archive:
+        archive.writestr("dadl_ext/_C.so", bytes(2000))
+    with pytest.raises(SystemExit, match=r"40\.0 MB, 40 MB at most are wanted: dadl_ext/_C_cuda\.so 40\.0 MB"):
+        refuse_heavy(wheel)
 
 
 def test_the_version_is_in_one_place() -> None:
