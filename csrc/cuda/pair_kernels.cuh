@@ -46,7 +46,7 @@ constexpr int kTileThreads = kTile * kTileRows;
 // rows. A block reads a tile and its mirror image before it writes either. Grid: tiles by tiles, which also clear the
 // gradient's rows, for those that the next launches leave out.
 template <typename T, typename Out>
-__global__ void __launch_bounds__(kTileThreads)
+__global__ void __launch_bounds__(kTileThreads, 1)
     symmetrise_kernel(T* g /* [n, width] */, int64_t width, const T* row_weight /* [n] or null for ones */,
                       const T* inverse_norms /* [n] */, const int64_t* count /* [] */, int64_t n,
                       Out* cleared /* [size] */, int64_t size) {
