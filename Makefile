@@ -2,8 +2,8 @@
 # make test-all  the tests, and those that compile for minutes: what a change must pass
 # make docs      set up everything and build the documentation site in build/docs
 # make demos     run every demo, for the pages
-# The rest: install, lint, format, types, sanitize, bench, bench-history, bench-page, wheel, wheel-check, sbom, mutate, fuzz,
-# soak, gpu-wheel, gpu-check, clean.
+# The rest: install, lint, format, types, sanitize, bench, bench-history, bench-page, static, wheel, wheel-check, sbom,
+# mutate, fuzz, soak, gpu-wheel, gpu-check, clean.
 
 PYTHON ?= python3
 VENV := .venv
@@ -15,8 +15,8 @@ GPU_ARCHITECTURE := 9.0
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f -not -name '*.pyc')
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo demos test test-all sanitize docs install lint format types bench bench-history bench-page wheel wheel-check \
-  sbom mutate fuzz soak gpu-wheel gpu-check clean
+.PHONY: demo demos test test-all sanitize docs install lint format types bench bench-history bench-page static wheel \
+  wheel-check sbom mutate fuzz soak gpu-wheel gpu-check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/dadl demo
@@ -94,6 +94,12 @@ bench-history: $(VENV)/.dev
 
 bench-page: $(VENV)/.dev
 	$(BIN)/python tools/bench_history.py page build/docs/benchmark-history.html
+
+# What nvcc makes of the CUDA kernels, taken apart: by this the tests judge launches, and docs/kernels.md shows it.
+static: $(VENV)/.dev
+	$(PIP) nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm
+	$(BIN)/python -m tools.static_table
+	$(BIN)/python tools/insert_measured.py
 
 # Into dist: the source, a wheel for any Linux with glibc 2.28, and where nvcc is also one with CUDA.
 wheel: $(VENV)/.dev

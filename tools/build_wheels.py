@@ -3,7 +3,8 @@
     python tools/build_wheels.py dist [--without-cuda]
 
 The wheels are built from the source distribution, in an environment that has the packages of ``dadl[package]``; where
-nvcc is, there is one with CUDA too. auditwheel refuses a library that needs more than manylinux 2.28 has, and names the
+nvcc is, there is one with CUDA too. A wheel above 40 MB is refused: machine code for another architecture or another
+type of a kernel shows there first. auditwheel refuses a library that needs more than manylinux 2.28 has, and names the
 wheel for it. PyTorch's libraries and its CUDA runtime are the user's. The libraries use nothing of Python, so there
 is no stable ABI of Python to audit.
 """
@@ -18,10 +19,12 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 FRONTEND = (sys.executable, "-m", "build", "--no-isolation")
+MOST_BYTES = 40 * 10**6  # of a wheel
 PLATFORM = f"manylinux_2_28_{platform.machine()}"
 OTHERS = ("libc10.so", "libc10_cuda.so", "libtorch.so", "libtorch_cpu.so", "libtorch_cuda.so", "libcudart.so.*")
 
@@ -59,6 +62,20 @@ def build_source(folder: Path, when: str) -> Path:
     return packed
 
 
+def refuse_heavy(wheel: Path) -> None:
+    """Stop if a wheel weighs too much, with what weighs in it."""
+    size = wheel.stat().st_size
+    if size <= MOST_BYTES:
+        return
+    with zipfile.ZipFile(wheel) as archive:
+        parts = sorted(archive.infolist(), key=lambda part: -part.compress_size)[:5]
+    listed = ", ".join(f"{part.filename} {part.compress_size / 1e6:.1f} MB" for part in parts)
+    raise SystemExit(
+        f"{wheel.name} has {size / 1e6:.1f} MB, {MOST_BYTES / 1e6:.0f} MB at most are wanted: {listed}. Leave out an "
+        "architecture (TORCH_CUDA_ARCH_LIST) or raise MOST_BYTES in tools/build_wheels.py"
+    )
+
+
 def build(folder: Path, with_cuda: bool) -> None:
     """Everything into ``folder``."""
     repair = [sys.executable, "-m", "auditwheel", "repair", "--only-plat", "--plat", PLATFORM, "--wheel-dir", folder]
@@ -70,6 +87,7 @@ def build(folder: Path, with_cuda: bool) -> None:
             wheels = Path(place) / cuda
             run(*FRONTEND, "--wheel", "--outdir", wheels, source, DADL_CUDA=cuda, SOURCE_DATE_EPOCH=when)
             (wheel,) = wheels.iterdir()
+            refuse_heavy(wheel)
             run(*repair, wheel, PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
         shutil.copy(source, folder)
 

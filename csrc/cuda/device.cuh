@@ -77,8 +77,11 @@ struct Matrix {
   int64_t rows, columns, row_stride, column_stride;
 };
 
+// More than a launch can have stay too many, and are refused.
 inline unsigned blocks_for(int64_t work, int64_t per_block) {
-  return static_cast<unsigned>((work + per_block - 1) / per_block);
+  constexpr int64_t kMost = 0xFFFFFFFF;
+  const int64_t blocks = (work + per_block - 1) / per_block;
+  return static_cast<unsigned>(blocks < kMost ? blocks : kMost);
 }
 
 }  // namespace dadl

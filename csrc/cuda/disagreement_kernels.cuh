@@ -347,7 +347,7 @@ void disagreement(Backend& backend, const Disagreement<T>& task) {
       backend.launch(disagreement_classes_kernel<kWarp, T>, dim3(blocks_for(rows, kRowWarps)), dim3(kRowThreads), task,
                      group_width(task.classes, kWarp), statistics.data(), parts);
     } else {
-      backend.launch(disagreement_classes_kernel<kThreads, T>, dim3(static_cast<unsigned>(rows)), dim3(kThreads), task,
+      backend.launch(disagreement_classes_kernel<kThreads, T>, dim3(blocks_for(rows, 1)), dim3(kThreads), task,
                      kThreads, statistics.data(), parts);
     }
   }

@@ -288,7 +288,7 @@ using Count = std::integral_constant<int, kValue>;
 template <typename T, typename Out, typename Backend>
 void dropout_predict(Backend& backend, const DropoutLinear<T>& linear, Out* result) {
   if (linear.rows == 0) return;
-  const dim3 grid(static_cast<unsigned>(linear.rows));
+  const dim3 grid(blocks_for(linear.rows, 1));
   if (linear.outputs == 1) {
     backend.launch(dropout_predict_kernel<1, T, Out>, grid, dim3(kThreads), linear, result);
   } else {
@@ -389,7 +389,7 @@ void dropout_disagreement(Backend& backend, const DropoutLinear<T>& linear, Meas
   auto upstream = backend.template buffer<A>(for_features ? rows * predictions : 0);
   A* gradient = for_features ? upstream.data() : nullptr;
   if (rows > 0 && predictions <= kFusedPredictions) {
-    const dim3 grid(static_cast<unsigned>(rows));
+    const dim3 grid(blocks_for(rows, 1));
     const int width = group_width(outputs, kWarp);
     if (outputs == 1) {
       backend.launch(dropout_disagree_kernel<1, T>, grid, dim3(kThreads), linear, measure, width, gain, loss, gradient);

@@ -43,13 +43,19 @@ constexpr int kTileRows = 8;
 constexpr int kTileThreads = kTile * kTileRows;
 
 // In place: g_ij = (w_i g_ij + w_j g_ji) / |x_j|, 0 beyond count, so that g X is the gradient with respect to the unit
-// rows. A block reads a tile and its mirror image before it writes either. Grid: tiles by tiles.
-template <typename T>
-__global__ void __launch_bounds__(kTileThreads)
+// rows. A block reads a tile and its mirror image before it writes either. Grid: tiles by tiles, which also clear the
+// gradient's rows, for those that the next launches leave out.
+template <typename T, typename Out>
+__global__ void __launch_bounds__(kTileThreads, 1)
     symmetrise_kernel(T* g /* [n, width] */, int64_t width, const T* row_weight /* [n] or null for ones */,
-                      const T* inverse_norms /* [n] */, const int64_t* count /* [] */, int64_t n) {
+                      const T* inverse_norms /* [n] */, const int64_t* count /* [] */, int64_t n,
+                      Out* cleared /* [size] */, int64_t size) {
   DADL_SHARED(tile, T[kTile][kTile + 1]);
   DADL_SHARED(mirror, T[kTile][kTile + 1]);
+  const int64_t block = static_cast<int64_t>(blockIdx.y) * gridDim.x + blockIdx.x;
+  const int64_t threads = static_cast<int64_t>(gridDim.x) * gridDim.y * kTileThreads;
+#pragma unroll 1
+  for (int64_t i = block * kTileThreads + threadIdx.y * kTile + threadIdx.x; i < size; i += threads) cleared[i] = Out{};
   if (blockIdx.x < blockIdx.y) return;
   const int64_t m = *count;
   const int64_t top = static_cast<int64_t>(blockIdx.y) * kTile, left = static_cast<int64_t>(blockIdx.x) * kTile;

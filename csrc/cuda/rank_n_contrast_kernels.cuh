@@ -378,8 +378,8 @@ class RankNContrast {
     if (d_ == 0) return;
     const unsigned tiles = blocks_for(n_, kTile);
     const int64_t width = Anchors<T>::kWidth * n_;
-    backend_.launch(symmetrise_kernel<T>, dim3(tiles, tiles), dim3(kTile, kTileRows), slopes(), width, row_weight,
-                    inverse_norms_.data(), count_.data(), n_);
+    backend_.launch(symmetrise_kernel<T, Out>, dim3(tiles, tiles), dim3(kTile, kTileRows), slopes(), width, row_weight,
+                    inverse_norms_.data(), count_.data(), n_, gradient, int64_t{0});
     if (settings_.similarity != Similarity::kCosine) {
       return backend_.launch(rank_n_contrast_difference_kernel<T, Out>, dim3(tiles, blocks_for(d_, kTile)),
                              dim3(kTile, kTileRows), slopes(), width, x_.data(), n_, d_, gradient);
@@ -440,7 +440,7 @@ class RankNContrast {
                              share * pair_share(n_),
                              settings_.similarity == Similarity::kCosine,
                              with_gradient};
-    backend_.launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kRowThreads), anchors, line);
+    backend_.launch(kernel, dim3(blocks_for(blocks, 1)), dim3(kRowThreads), anchors, line);
   }
 
   Backend& backend_;

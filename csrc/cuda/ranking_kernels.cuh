@@ -243,7 +243,7 @@ void with_items(int64_t n, Body body) {
 template <typename Op, typename Backend>
 void launch_long_ranks(Backend& backend, Op op, int64_t rows, int64_t n, const RankLimits& limits) {
   if (n <= limits.block) {
-    backend.launch(block_rank_kernel<Op>, dim3(static_cast<unsigned>(rows)), dim3(kBlockThreads), op);
+    backend.launch(block_rank_kernel<Op>, dim3(blocks_for(rows, 1)), dim3(kBlockThreads), op);
     return;
   }
   using Signed = std::make_signed_t<typename Op::Key>;

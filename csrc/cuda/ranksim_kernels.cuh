@@ -83,21 +83,44 @@ void ranksim_select(Backend& backend, const Label* labels, const double* priorit
 
 // ---- features and labels of the subset ------------------------------------------------------------------------------
 
+// The labels of the subset, to be put in their order.
+template <typename Label>
+struct SortedLabels {
+  const Label* labels;   // [n]
+  const int64_t* order;  // [n]
+  Label* sorted;         // [n]
+
+  // Puts the label of place p < count there, and says whether it is finite.
+  __device__ __forceinline__ bool put(int64_t p, const int64_t* index /* [n] */) const {
+    const Label label = labels[index[order[p]]];
+    sorted[p] = label;
+    return label_is_finite(label);
+  }
+};
+
+// Where a similarity matrix stands for the labels.
+struct NoLabels {
+  __device__ __forceinline__ bool put(int64_t, const int64_t*) const { return true; }
+};
+
 // Row p of the subset, zero beyond count, and the check of row p of the batch: a value that is not finite must show
 // also where the subset left its row out. One warp per row.
-template <typename F, typename T>
+template <typename F, typename T, typename Labels>
 __global__ void __launch_bounds__(kRowThreads)
-    ranksim_gather_kernel(const F* features /* [n, d] */, const int64_t* index /* [n] */, const int64_t* count /* [] */,
-                          RankSimSettings settings, int64_t n, int64_t d, T* x /* [n, d] */,
-                          double* wide_x /* [n, d], may be x */, double* squared_norms /* [n], bounded */,
-                          T* inverse_norms /* [n] */, RankSimConstants<double>* constants /* [] */,
-                          int32_t* poison /* [] */) {
+    ranksim_gather_kernel(Labels labels, const F* features /* [n, d] */, const int64_t* index /* [n] */,
+                          const int64_t* count /* [] */, RankSimSettings settings, int64_t n, int64_t d,
+                          T* x /* [n, d] */, double* wide_x /* [n, d], may be x */,
+                          double* squared_norms /* [n], bounded */, T* inverse_norms /* [n] */,
+                          RankSimConstants<double>* constants /* [] */, int32_t* poison /* [n], of each row */) {
   const int64_t p = warp_row();
   if (p >= n) return;
   const int lane = lane_index();
   double squared = squared_norm(features + p * d, d);
-  if (lane == 0 && !finite_squared_norm(squared)) atomicOr(poison, 1);
   const bool used = p < *count;
+  if (lane == 0) {
+    const bool finite_label = !used || labels.put(p, index);
+    poison[p] = !finite_label || !finite_squared_norm(squared);
+  }
   const F* row = features + (used ? index[p] : p) * d;
   if (used && index[p] != p) squared = squared_norm(row, d);
   for (int64_t c = lane; c < d; c += kWarp) {
@@ -111,27 +134,36 @@ __global__ void __launch_bounds__(kRowThreads)
   if (p == 0) *constants = ranksim_constants<double>(*count, settings);
 }
 
-template <typename Label>
-__global__ void __launch_bounds__(kThreads)
-    ranksim_sort_labels_kernel(const Label* labels /* [n] */, const int64_t* index /* [n] */,
-                               const int64_t* order /* [n] */, const int64_t* count /* [] */, Label* sorted /* [n] */,
-                               int32_t* poison /* [] */) {
-  const int64_t p = element_index();
-  if (p >= *count) return;
-  const Label label = labels[index[order[p]]];
-  sorted[p] = label;
-  if (!label_is_finite(label)) atomicOr(poison, 1);
+// In place, by one block: cosine similarities of a row from inner products. Those of single numbers are products of
+// signs, which rounded products would not keep equal.
+__device__ __forceinline__ void similarities(const double* squared_norms /* [n] */, int64_t m, int64_t row, int64_t n,
+                                             int64_t d, double* inner /* [n, n] */) {
+  for (int64_t i = threadIdx.x; i < m; i += kThreads) {
+    const double product = inner[row * n + i], squared_i = squared_norms[row], squared_j = squared_norms[i];
+    const bool signs = d == 1 && squared_i > kMinSquaredNorm && squared_j > kMinSquaredNorm;
+    inner[row * n + i] = signs ? copysign(1.0, product) : cosine(product, squared_i, squared_j);
+  }
 }
 
-// Ranks of -|y_i - y_j|. Along the sorted labels the distance to the centre, rounding included, falls up to it and
-// rises after it, so the closer elements are a range and those at an equal distance the ranges on both sides of it.
-// One block per centre.
+// Before the rows are ranked, and apart from that because the slow path of a division would cost the sorts registers.
+// One block per row.
+static __global__ void __launch_bounds__(kThreads)
+    ranksim_similarity_kernel(const double* squared_norms /* [n] */, const int64_t* count /* [] */, int64_t n,
+                              int64_t d, double* inner /* [n, n] */) {
+  if (blockIdx.x < *count) similarities(squared_norms, *count, blockIdx.x, n, d, inner);
+}
+
+// As before, and ranks of -|y_i - y_j|. Along the sorted labels the distance to the centre, rounding included, falls up
+// to it and rises after it, so the closer elements are a range and those at an equal distance the ranges on both sides
+// of it. One block per row and centre.
 template <typename Label>
 __global__ void __launch_bounds__(kThreads)
-    ranksim_label_rank_kernel(const Label* sorted /* [n] */, const int64_t* order /* [n] */,
-                              const int64_t* count /* [] */, int64_t n, int32_t* ranks /* [n, n] */) {
+    ranksim_pair_kernel(const double* squared_norms /* [n] */, const Label* sorted /* [n] */,
+                        const int64_t* order /* [n] */, const int64_t* count /* [] */, int64_t n, int64_t d,
+                        double* inner /* [n, n] */, int32_t* ranks /* [n, n] */) {
   const int m = static_cast<int>(*count), centre = static_cast<int>(blockIdx.x);
   if (centre >= m) return;
+  similarities(squared_norms, m, centre, n, d, inner);
   int32_t* row = ranks + order[centre] * n;
   for (int q = threadIdx.x; q < m; q += kThreads) {
     const auto distance = label_distance(sorted[centre], sorted[q]);
@@ -155,7 +187,7 @@ struct MatrixRank {
 
   const S* matrix;       // [size, size]
   const int64_t* count;  // []
-  int32_t* poison;       // []
+  int32_t* poison;       // [n]
   int32_t* ranks;        // [n, n]
   int64_t size, n;
 
@@ -176,21 +208,6 @@ struct MatrixRank {
 
 // ---- rows of the similarity matrix --------------------------------------------------------------------------------
 
-// In place: cosine similarities from inner products. Those of single numbers are products of signs, which rounded
-// products would not keep equal. A launch of its own, because the slow path of a division would
-// cost the sorts registers. One block per row.
-static __global__ void __launch_bounds__(kThreads)
-    ranksim_similarity_kernel(const double* squared_norms /* [n] */, const int64_t* count /* [] */, int64_t n,
-                              int64_t d, double* inner /* [n, n] */) {
-  const int64_t row = blockIdx.x, m = *count;
-  if (row >= m) return;
-  for (int64_t i = threadIdx.x; i < m; i += kThreads) {
-    const double product = inner[row * n + i], squared_i = squared_norms[row], squared_j = squared_norms[i];
-    const bool signs = d == 1 && squared_i > kMinSquaredNorm && squared_j > kMinSquaredNorm;
-    inner[row * n + i] = signs ? copysign(1.0, product) : cosine(product, squared_i, squared_j);
-  }
-}
-
 template <typename T>
 struct RankSimRows {
   using Key = uint64_t;
@@ -203,7 +220,7 @@ struct RankSimRows {
   double* squares;                            // [n], sums of squared differences of ranks; NaN where there is no order
   const RankSimConstants<double>* constants;  // []
   const int64_t* count;                       // []
-  const int32_t* poison;                      // []
+  const int32_t* poison;                      // [n], not 0 in any row: there is no order
   int64_t n;
 
   __device__ __forceinline__ int columns(int64_t row) const { return row < *count ? static_cast<int>(*count) : 0; }
@@ -213,7 +230,8 @@ struct RankSimRows {
   template <typename R>
   __device__ __forceinline__ double compare(int64_t row, int m, const R* feature_ranks, bool perturb) const {
     int64_t sum = 0;
-    bool unordered = *poison;
+    bool unordered = false;
+    for (int64_t i = lane_index(); i < n; i += kWarp) unordered |= poison[i] != 0;
     for (int i = lane_index(); i < m; i += kWarp) {
       double& value = similarity[row * n + i];
       const int64_t difference = static_cast<int64_t>(feature_ranks[i]) - label_ranks[row * n + i];
@@ -332,31 +350,28 @@ class RankSim {
         squared_norms_(backend.template buffer<double>(n)),
         inverse_norms_(backend.template buffer<T>(n)),
         constants_(backend.template buffer<RankSimConstants<double>>(1)),
-        poison_(backend.template buffer<int32_t>(1)),
+        poison_(backend.template buffer<int32_t>(n)),
         similarity_(backend.template buffer<double>(n * n)),
         label_ranks_(backend.template buffer<int32_t>(n * n)),
-        squares_(backend.template buffer<double>(n)) {
-    if constexpr (std::is_same_v<T, double>) {
-      gather(features, settings, x_.data());
-    } else {
-      auto wide_x = backend.template buffer<double>(n * d);
-      gather(features, settings, wide_x.data());
-    }
-  }
+        squares_(backend.template buffer<double>(n)),
+        features_(features),
+        settings_(settings) {}
 
   // labels [n]
   template <typename Label>
   void label_ranks(const Label* labels) {
     auto sorted = backend_.template buffer<Label>(n_);
-    backend_.launch(ranksim_sort_labels_kernel<Label>, element_grid(), dim3(kThreads), labels, index_, order_, count_,
-                    sorted.data(), poison_.data());
-    backend_.launch(ranksim_label_rank_kernel<Label>, row_blocks(), dim3(kThreads), sorted.data(), order_, count_, n_,
-                    label_ranks_.data());
+    gather(SortedLabels<Label>{labels, order_, sorted.data()});
+    backend_.launch(ranksim_pair_kernel<Label>, row_blocks(), dim3(kThreads), squared_norms_.data(), sorted.data(),
+                    order_, count_, n_, d_, similarity_.data(), label_ranks_.data());
   }
 
   // matrix [size, size]
   template <typename S>
   void matrix_ranks(const S* matrix, int64_t size) {
+    gather(NoLabels{});
+    backend_.launch(ranksim_similarity_kernel, row_blocks(), dim3(kThreads), squared_norms_.data(), count_, n_, d_,
+                    similarity_.data());
     launch_ranks(backend_, MatrixRank<S>{matrix, count_, poison_.data(), label_ranks_.data(), size, n_}, n_, n_,
                  limits_);
   }
@@ -397,12 +412,11 @@ class RankSim {
   void gradient(const T* row_weight, Out* gradient) {
     const unsigned tiles = blocks_for(n_, kTile);
     const int64_t width = RankSimRows<T>::kWidth * n_;
-    backend_.launch(symmetrise_kernel<T>, dim3(tiles, tiles), dim3(kTile, kTileRows), gradient_matrix(), width,
-                    row_weight, inverse_norms_.data(), count_, n_);
+    backend_.launch(symmetrise_kernel<T, Out>, dim3(tiles, tiles), dim3(kTile, kTileRows), gradient_matrix(), width,
+                    row_weight, inverse_norms_.data(), count_, n_, gradient, n_ * d_);
     auto unit_gradient = backend_.template buffer<T>(n_ * d_);
     backend_.multiply(Matrix<T>{gradient_matrix(), n_, n_, width, 1}, Matrix<T>{x_.data(), n_, d_, d_, 1},
                       unit_gradient.data(), d_, false);
-    backend_.zero(gradient, n_ * d_);
     backend_.launch(project_kernel<T, Out>, warp_rows(), dim3(kRowThreads), unit_gradient.data(), x_.data(),
                     squared_norms_.data(), inverse_norms_.data(), index_, count_, d_, gradient);
   }
@@ -412,20 +426,28 @@ class RankSim {
   using Buffer = typename Backend::template Buffer<Element>;
 
   dim3 warp_rows() const { return dim3(blocks_for(n_, kRowWarps)); }
-  dim3 row_blocks() const { return dim3(static_cast<unsigned>(n_)); }
+  dim3 row_blocks() const { return dim3(blocks_for(n_, 1)); }
   dim3 element_grid() const { return dim3(blocks_for(n_, kThreads)); }
   T* gradient_matrix() const { return reinterpret_cast<T*>(similarity_.data()); }
 
+  template <typename Labels>
+  void gather(const Labels& labels) {
+    if constexpr (std::is_same_v<T, double>) {
+      multiply(labels, x_.data());
+    } else {
+      auto wide_x = backend_.template buffer<double>(n_ * d_);
+      multiply(labels, wide_x.data());
+    }
+  }
+
   // wide_x [n, d]
-  void gather(const F* features, const RankSimSettings& settings, double* wide_x) {
-    backend_.zero(poison_.data(), 1);
-    backend_.launch(ranksim_gather_kernel<F, T>, warp_rows(), dim3(kRowThreads), features, index_, count_, settings, n_,
-                    d_, x_.data(), wide_x, squared_norms_.data(), inverse_norms_.data(), constants_.data(),
-                    poison_.data());
+  template <typename Labels>
+  void multiply(const Labels& labels, double* wide_x) {
+    backend_.launch(ranksim_gather_kernel<F, T, Labels>, warp_rows(), dim3(kRowThreads), labels, features_, index_,
+                    count_, settings_, n_, d_, x_.data(), wide_x, squared_norms_.data(), inverse_norms_.data(),
+                    constants_.data(), poison_.data());
     backend_.multiply(Matrix<double>{wide_x, n_, d_, d_, 1}, Matrix<double>{wide_x, d_, n_, 1, d_}, similarity_.data(),
                       n_, false);
-    backend_.launch(ranksim_similarity_kernel, row_blocks(), dim3(kThreads), squared_norms_.data(), count_, n_, d_,
-                    similarity_.data());
   }
 
   Backend& backend_;
@@ -436,10 +458,12 @@ class RankSim {
   Buffer<double> squared_norms_;                // [n]
   Buffer<T> inverse_norms_;                     // [n]
   Buffer<RankSimConstants<double>> constants_;  // []
-  Buffer<int32_t> poison_;                      // [], not 0: loss and gradient are NaN
+  Buffer<int32_t> poison_;                      // [n], any not 0: loss and gradient are NaN
   Buffer<double> similarity_;                   // [n, n]
   Buffer<int32_t> label_ranks_;                 // [n, n]
   Buffer<double> squares_;                      // [n]
+  const F* features_;
+  RankSimSettings settings_;
 };
 
 }  // namespace dadl

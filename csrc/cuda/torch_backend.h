@@ -62,6 +62,9 @@ class TorchBackend {
   // With `bytes` of dynamic shared memory.
   template <typename... Parameters, typename... Arguments>
   void launch_with(size_t bytes, void (*kernel)(Parameters...), dim3 grid, dim3 block, Arguments... arguments) {
+    STD_TORCH_CHECK(grid.x <= 0x7FFFFFFFu && grid.y <= 65535,
+                    "the tensors are too large for one launch of a CUDA kernel: ", grid.x, " by ", grid.y,
+                    " blocks, of 2^31 - 1 by 65535; split the batch");
     allow(kernel, bytes);
     cudaLaunchConfig_t config{};
     config.gridDim = grid;

@@ -16,6 +16,7 @@ from elftools.elf.elffile import ELFFile
 from elftools.elf.gnuversions import GNUVerNeedSection
 
 import dadl_ext
+from tools.build_wheels import MOST_BYTES, refuse_heavy
 from tools.check_wheel import use, wheel_in
 
 ROOT = Path(__file__).parents[2]
@@ -51,6 +52,17 @@ def test_no_path_of_this_machine_is_in_the_library() -> None:
     assert b"csrc/cpu/ranksim.cpp" in content  # in messages, from the repository's root on
     for place in (ROOT, sys.prefix, Path.home(), Path(torch.__file__).parent):
         assert f"{place}/".encode() not in content, place
+
+
+def test_a_heavy_wheel_is_refused(tmp_path: Path) -> None:
+    wheel = tmp_path / "dadl.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("dadl_ext/_C_cuda.so", bytes(MOST_BYTES - 1000))
+    refuse_heavy(wheel)
+    with zipfile.ZipFile(wheel, "a") as archive:
+        archive.writestr("dadl_ext/_C.so", bytes(2000))
+    with pytest.raises(SystemExit, match=r"40\.0 MB, 40 MB at most are wanted: dadl_ext/_C_cuda\.so 40\.0 MB"):
+        refuse_heavy(wheel)
 
 
 def test_the_version_is_in_one_place() -> None:

@@ -45,7 +45,7 @@ def build_host() -> Path:
     """The library of the CUDA operators' own host code, which launches into the simulator."""
     include = [f"-I{HERE}", *(f"-I{path}" for path in cpp_extension.include_paths())]
     library = "-DDADL_CUDA_LIBRARY(m)=STABLE_TORCH_LIBRARY_IMPL(dadl_simulated, CPU, m)"
-    command = [*compiler(), *FLAGS, "-O1", "-DUSE_CUDA", *STABLE_ABI, library, *include]
+    command = [*compiler(), *FLAGS, "-O1", "-DUSE_CUDA", "-DDADL_SM90A", *STABLE_ABI, library, *include]
     objects = [Object(CSRC / source, [*command, "-x", "c++"]) for source in CUDA_SOURCES]
     # Its own definitions of PyTorch's functions are for its own calls.
     link = [*compiler(), "-shared", "-Wl,-Bsymbolic", "-Wl,--no-undefined"]

@@ -37,14 +37,16 @@ cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute
 namespace dadl::sim::host {
 cudaError_t check_launch(const cudaLaunchConfig_t& config, const void* kernel);
 Order order();
-// How many blocks a multiprocessor holds for its threads and shared memory, those of compute capability 8.6.
-int resident(int threads, size_t bytes);
+// Whether launches are checked alone.
+bool is_dry();
+// How many blocks of a kernel a multiprocessor holds.
+int resident(const void* kernel, int threads, size_t bytes);
 }  // namespace dadl::sim::host
 
 template <typename... Parameters>
-cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void (*)(Parameters...), int threads,
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void (*kernel)(Parameters...), int threads,
                                                           size_t bytes) {
-  *blocks = dadl::sim::host::resident(threads, bytes);
+  *blocks = dadl::sim::host::resident(reinterpret_cast<const void*>(kernel), threads, bytes);
   return cudaSuccess;
 }
 
@@ -52,7 +54,7 @@ template <typename... Parameters, typename... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments&&... arguments) {
   const cudaError_t error = dadl::sim::host::check_launch(*config, reinterpret_cast<const void*>(kernel));
-  if (error != cudaSuccess) return error;
+  if (error != cudaSuccess || dadl::sim::host::is_dry()) return error;
   dadl::sim::launch(dadl::sim::host::order(), config->dynamicSmemBytes, kernel, config->gridDim, config->blockDim,
                     arguments...);
   return cudaSuccess;

@@ -2,8 +2,12 @@
 // memory, kernels run in the simulator, products and sorts are PyTorch's own on the CPU. Every call is checked as a
 // strict CUDA would; what is wrong is noted for the test that reads it (take_complaints), and calls fail on demand.
 //
+// What a GPU has room for is asked of the test (host_set_rules), which knows each architecture's limits. Dry, a
+// test asks for sizes that no machine computes: every call is checked and nothing is done.
+//
 // The library is linked so that its own definitions of PyTorch's C functions come first for its own calls alone.
 #include <dlfcn.h>
+#include <sys/mman.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 #include <torch/csrc/stable/c/shim.h>
@@ -11,7 +15,6 @@
 #include <algorithm>
 #include <cstdlib>
 #include <map>
-#include <set>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -34,21 +37,40 @@ struct State {
   int device = 0;  // that tensors are on unless device_of says another one
   int current = 0;
   bool side_stream = false, capturing = false;
+  bool dry = false;
   int64_t multiprocessors = 132;
-  int capability = 8;
+  int major = 8, minor = 6;
   Order order = Order::kForward;
   int64_t calls[kCalls] = {};    // made so far
   int64_t failing[kCalls] = {};  // the number of the call that fails; 0 for none
   int64_t allocated = 0;         // bytes that are alive
   std::map<const void*, int> device_of;
-  std::set<const void*> kernels;
-  std::map<const void*, size_t> allowed_bytes;  // of dynamic shared memory
-  int math_mode = -1;                           // cuBLAS's, until somebody sets it
+  std::map<const void*, int64_t> allowed_bytes;  // of dynamic shared memory
+  int math_mode = -1;                            // cuBLAS's, until somebody sets it
   std::string complaints;
   int error = cudaSuccess;
 } state;
 
+// The test's answers. A kernel is its place in this library; an answer is cudaError_t, or a number, and one more,
+// because a test that fails answers 0.
+struct Rules {
+  int64_t (*refuse_launch)(int64_t kernel, const int64_t* grid_and_block /* [6] */, int64_t bytes, int64_t allowed);
+  int64_t (*refuse_attribute)(int64_t kernel, int64_t bytes);
+  int64_t (*resident)(int64_t kernel, int64_t threads, int64_t bytes);
+} rules;
+
+int64_t place_of(const void* kernel) {
+  Dl_info info;
+  if (!dladdr(kernel, &info)) std::abort();
+  return static_cast<const unsigned char*>(kernel) - static_cast<const unsigned char*>(info.dli_fbase);
+}
+
 void complain(const std::string& sentence) { state.complaints += sentence + "\n"; }
+
+int64_t answer(int64_t value) {
+  if (value == 0) complain("the test's rules failed");
+  return value - 1;
+}
 
 bool fails(Call call) { return ++state.calls[call] == state.failing[call]; }
 
@@ -85,6 +107,14 @@ void release(void* data, void* size) {
   std::free(first - kGuard);
 }
 
+// As release, for memory that nobody wrote.
+void release_pages(void* data, void* size) {
+  const auto bytes = reinterpret_cast<size_t>(size);
+  state.allocated -= static_cast<int64_t>(bytes);
+  state.device_of.erase(data);
+  munmap(data, bytes);
+}
+
 template <typename Function>
 Function original(Function, const char* name) {
   return reinterpret_cast<Function>(dlsym(RTLD_NEXT, name));
@@ -111,28 +141,30 @@ AOTITorchError library_call(const char* name, std::initializer_list<AtenTensorHa
 
 Order order() { return state.order; }
 
-int resident(int threads, size_t bytes) {
-  constexpr size_t kSharedOfMultiprocessor = 100 << 10, kThreadsOfMultiprocessor = 1536;
-  return static_cast<int>(std::min(kSharedOfMultiprocessor / (bytes + (1 << 10)), kThreadsOfMultiprocessor / threads));
+bool is_dry() { return state.dry; }
+
+int resident(const void* kernel, int threads, size_t bytes) {
+  return static_cast<int>(answer(rules.resident(place_of(kernel), threads, static_cast<int64_t>(bytes))));
 }
 
 cudaError_t check_launch(const cudaLaunchConfig_t& config, const void* kernel) {
   check_stream(config.stream, "a launch");
   if (fails(kLaunch)) return failure(cudaErrorLaunchOutOfResources);
-  const auto& [x, y, z] = config.gridDim;
-  const size_t threads = size_t{config.blockDim.x} * config.blockDim.y * config.blockDim.z;
-  if (threads == 0 || threads > 1024 || !x || !y || !z || x > 0x7FFFFFFFu || y > 65535 || z > 65535) {
-    return failure(cudaErrorInvalidConfiguration);
-  }
   const auto allowed = state.allowed_bytes.find(kernel);
-  if (config.dynamicSmemBytes > (allowed == state.allowed_bytes.end() ? size_t{48} << 10 : allowed->second)) {
-    complain("more dynamic shared memory than the kernel was allowed");
-  }
-  state.kernels.insert(kernel);
-  return cudaSuccess;
+  const int64_t sizes[] = {config.gridDim.x,  config.gridDim.y,  config.gridDim.z,
+                           config.blockDim.x, config.blockDim.y, config.blockDim.z};
+  const int64_t refused =
+      answer(rules.refuse_launch(place_of(kernel), sizes, static_cast<int64_t>(config.dynamicSmemBytes),
+                                 allowed == state.allowed_bytes.end() ? -1 : allowed->second));
+  return refused ? failure(static_cast<cudaError_t>(refused)) : cudaSuccess;
 }
 
 }  // namespace dadl::sim::host
+
+namespace dadl {
+// For the tests of the limits, which say what it needs.
+__global__ void control_kernel() {}
+}  // namespace dadl
 
 using namespace dadl::sim::host;
 
@@ -144,20 +176,21 @@ cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t 
   check_stream(stream, "a memset");
   if (!memory || bytes == 0) complain("a memset of no bytes");
   if (fails(kMemset)) return failure(cudaErrorInvalidValue);
-  if (bytes) std::memset(memory, value, bytes);
+  if (!state.dry) std::memset(memory, value, bytes);
   return cudaSuccess;
 }
 
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
   if (device != state.device) complain("an attribute of another device");
   *value = attribute == cudaDevAttrMultiProcessorCount      ? static_cast<int>(state.multiprocessors)
-           : attribute == cudaDevAttrComputeCapabilityMajor ? state.capability
-                                                            : 6;
+           : attribute == cudaDevAttrComputeCapabilityMajor ? state.major
+                                                            : state.minor;
   return cudaSuccess;
 }
 
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int value) {
-  if (value > 99 << 10) return failure(cudaErrorInvalidValue);  // what a block may have, of compute capability 8.6
+  const int64_t refused = answer(rules.refuse_attribute(place_of(kernel), value));
+  if (refused) return failure(static_cast<cudaError_t>(refused));
   state.allowed_bytes[kernel] = value;
   return cudaSuccess;
 }
@@ -185,6 +218,14 @@ AOTITorchError aoti_torch_empty_strided(int64_t ndim, const int64_t* sizes, cons
   const int32_t cpu = aoti_torch_device_type_cpu();
   if (bytes == 0) {
     return original(&aoti_torch_empty_strided, __func__)(ndim, sizes, strides, dtype, cpu, -1, result);
+  }
+  if (state.dry) {
+    void* pages = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (pages == MAP_FAILED) return kFailure;
+    state.allocated += static_cast<int64_t>(bytes);
+    state.device_of[pages] = device;
+    return torch_from_blob(pages, ndim, sizes, strides, 0, dtype, cpu, -1, result, aoti_torch_layout_strided(), nullptr,
+                           0, release_pages, reinterpret_cast<void*>(bytes));
   }
   auto* memory = static_cast<unsigned char*>(std::aligned_alloc(kGuard, (bytes / kGuard + 3) * kGuard));
   unsigned char* first = memory + kGuard;
@@ -263,6 +304,7 @@ int cublasGemmEx(void*, int transpose_a, int transpose_b, int m, int n, int k, c
                  int c_type, int c_stride, int, int) {
   if (state.math_mode != 0) complain("a product that may use TF32");
   if (fails(kLibrary)) return 13;
+  if (state.dry) return 0;
   const auto at = [](const void* values, int type, int64_t i) -> double {
     switch (type) {
       case 0:
@@ -299,6 +341,14 @@ int cublasGemmEx(void*, int transpose_a, int transpose_b, int m, int n, int k, c
 AOTITorchError aoti_torch_cuda_sort_stable(AtenTensorHandle keys, int32_t* stable, int64_t dimension,
                                            int32_t descending, AtenTensorHandle* sorted, AtenTensorHandle* elements) {
   if (library_call("sort", {keys})) return kFailure;
+  if (state.dry) {
+    int64_t *sizes = nullptr, *strides = nullptr;
+    aoti_torch_get_sizes(keys, &sizes);
+    aoti_torch_get_strides(keys, &strides);
+    const int32_t type = aoti_torch_dtype_int64(), cuda = aoti_torch_device_type_cuda();
+    aoti_torch_new_tensor_handle(keys, sorted);
+    return aoti_torch_empty_strided(2, sizes, strides, type, cuda, state.device, elements);
+  }
   return aoti_torch_cpu_sort_stable(keys, stable, dimension, descending, sorted, elements);
 }
 
@@ -311,7 +361,31 @@ void host_set_device(int device) { state.device = device; }
 void host_put(const void* data, int device) { state.device_of[data] = device; }
 void host_set_order(int order) { state.order = static_cast<dadl::sim::Order>(order); }
 void host_set_multiprocessors(int64_t count) { state.multiprocessors = count; }
-void host_set_capability(int major) { state.capability = major; }
+void host_set_capability(int major, int minor) {
+  state.major = major;
+  state.minor = minor;
+}
+void host_set_rules(decltype(Rules::refuse_launch) launch, decltype(Rules::refuse_attribute) attribute,
+                    decltype(Rules::resident) resident) {
+  rules = {launch, attribute, resident};
+}
+void host_run_dry() { state.dry = true; }
+// A launch of nothing, after the attribute unless `allowed` is negative; the first error.
+int host_launch(const unsigned* grid, const unsigned* block, size_t bytes, int allowed) {
+  const auto kernel = reinterpret_cast<const void*>(dadl::control_kernel);
+  cudaError_t error = cudaSuccess;
+  if (allowed >= 0) error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, allowed);
+  if (error == cudaSuccess) {
+    cudaLaunchConfig_t config;
+    config.gridDim = dim3(grid[0], grid[1], grid[2]);
+    config.blockDim = dim3(block[0], block[1], block[2]);
+    config.dynamicSmemBytes = bytes;
+    config.stream = stream_of(state.device);
+    error = cudaLaunchKernelEx(&config, dadl::control_kernel);
+  }
+  state.error = cudaSuccess;
+  return error;
+}
 void host_use_side_stream() { state.side_stream = true; }
 void host_begin_capture() { state.capturing = true; }
 void host_fail(int call, int64_t number) { state.failing[call] = state.calls[call] + number; }

@@ -4,76 +4,22 @@ The library of build.build_host() has what `_C_cuda.so` has, registered as `dadl
 simulator. CUDA and PyTorch's CUDA half are those of host.cpp, which complains of calls that a GPU would not forgive.
 """
 
-import ctypes
-import gc
-from collections.abc import Callable, Iterator
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simulator import build
 from simulator.helpers import FLAVOUR, FLOATING, arithmetic
+from simulator.host import ALLOCATION, LAUNCH, LIBRARY, MEMSET, OPERATORS, Host, arguments, call
 from torch import Tensor
 
-from dadl_ext import _library, functional, reference
+from dadl_ext import functional, reference
 from dadl_ext._shared.checks import REDUCTIONS, SIMILARITIES
 from dadl_ext._shared.label_similarity import draw_priority, label_similarity_matrix
 from dadl_ext._shared.members import MEASURES
 
 pytestmark = pytest.mark.skipif(FLAVOUR != "plain", reason="once is enough")
 
-OPERATORS = [
-    "rank",
-    "rank_backward",
-    "ranksim_select",
-    "ranksim_loss",
-    "ranksim_rows",
-    "ranksim_rows_backward",
-    "rank_n_contrast",
-    "rank_n_contrast_backward",
-    "similarity_logsumexp",
-    "similarity_logsumexp_key_gradient",
-    "pseudo_group_contrast",
-    "disagreement",
-    "dropout_linear",
-    "dropout_linear_backward",
-    "dropout_disagreement",
-]
-ALLOCATION, LAUNCH, MEMSET, LIBRARY = range(4)  # of host.cpp
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 3e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
-
-
-class Host:
-    """What host.cpp lets the tests see and do."""
-
-    def __init__(self) -> None:
-        self.library = ctypes.CDLL(str(build.build_host()))
-        self.library.host_take_complaints.restype = ctypes.c_char_p
-        for name in ("calls", "allocated"):
-            getattr(self.library, f"host_{name}").restype = ctypes.c_int64
-        self.library.host_put.argtypes = [ctypes.c_void_p, ctypes.c_int]
-        self.library.host_fail.argtypes = [ctypes.c_int, ctypes.c_int64]
-        self._definitions = torch.library.Library("dadl_simulated", "DEF")
-        for name in OPERATORS:
-            schema = str(getattr(torch.ops.dadl, name).default._schema)
-            self._definitions.define(schema.removeprefix("dadl::"))
-        _library.raise_out_of_memory([getattr(torch.ops.dadl_simulated, name) for name in OPERATORS])
-
-    def __getattr__(self, name: str) -> Callable[..., int]:
-        return getattr(self.library, f"host_{name}")
-
-    def complaints(self) -> list[str]:
-        return sorted({*self.library.host_take_complaints().decode().splitlines()})
-
-    def assert_clean(self, held: int) -> None:
-        """Nothing to complain of, the device as it was, no error left for someone else, and memory returned but these
-        bytes."""
-        gc.collect()
-        assert self.complaints() == []
-        assert self.current_device() == 0
-        assert self.pending_error() == 0
-        assert self.allocated() == held
 
 
 class Mixed:
@@ -84,22 +30,6 @@ class Mixed:
 
     def __getattr__(self, name: str):
         return getattr(torch.ops.dadl_simulated if name in OPERATORS else self.real, name)
-
-
-@pytest.fixture(scope="session")
-def library() -> Host:
-    return Host()
-
-
-@pytest.fixture
-def host(library: Host) -> Iterator[Host]:
-    """As after its start, and a test must leave nothing behind."""
-    gc.collect()
-    library.reset()
-    library.complaints()
-    held = library.allocated()
-    yield library
-    library.assert_clean(held)
 
 
 def close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
@@ -273,6 +203,23 @@ def test_rank_n_contrast(library: Host, n, d, dtype, label_dtype, vectors, simil
     assert library.complaints() == []
 
 
+@pytest.mark.parametrize(
+    ("n", "launches", "sorts"),
+    [(1, 8, 0), (64, 8, 0), (1024, 8, 0), (1025, 10, 0), (4096, 10, 0), (4097, 7 + 1 + 2 * 2 * 5, 2 * 5)],
+)
+@pytest.mark.parametrize("dtype", FLOATING)
+def test_launches_of_ranksim(host: Host, n: int, launches: int, sorts: int, dtype: torch.dtype) -> None:
+    """The subset, loss and gradient, nothing being computed. Beyond 1024 rows ranks and their comparison have launches
+    of their own, and beyond 4096 the library sorts in parts of 4 Mi values."""
+    labels, priority = torch.arange(n), torch.rand(n, dtype=torch.float64)
+    features = torch.zeros(n, 5, dtype=dtype)
+    host.run_dry()
+    torch.ops.dadl_simulated.ranksim_loss(features, labels, priority, None, 2.0, 1.0, True, True)
+    assert (host.calls(LAUNCH), host.calls(MEMSET)) == (launches, 0)
+    assert host.calls(LIBRARY) == 2 + sorts  # the two products
+    assert host.refusals == []
+
+
 def test_rank_n_contrast_takes_at_most_eight_launches(host: Host) -> None:
     for values in (torch.rand(40), torch.rand(40, 2)):
         for similarity in (0, 1):
@@ -416,46 +363,6 @@ def test_dropout_disagreement_of_more_predictions_than_a_block_keeps(host: Host)
 # ---- what every operator must do ----
 
 
-def arguments(name: str, dtype: torch.dtype = torch.float32) -> tuple:
-    """A batch that takes buffers, memsets and products, or sorts, wherever the operator has them."""
-    torch.manual_seed(0)
-    n, d = 40, 6
-    features, labels = torch.randn(n, d).to(dtype), torch.randint(0, 25, (n,))
-    wide = arithmetic(dtype)
-    priority = torch.rand(n, dtype=torch.float64)
-    subset = torch.ops.dadl.ranksim_select(labels, priority)
-    x = torch.randn(2, 4200).to(dtype)
-    key, grad = torch.randn(70, d).to(dtype), torch.randn(n, dtype=wide)
-    weight, bias, seed = torch.randn(9, d).to(dtype), torch.randn(9).to(dtype), torch.tensor(3)
-    mask = torch.rand(70) < 0.5
-    lse, _ = torch.ops.dadl.similarity_logsumexp(features, key, mask, 0.3, False, False)
-    return {
-        "rank": (x, 2.0),
-        "rank_backward": (torch.randn(x.shape, dtype=wide), x, torch.ops.dadl.rank(x, 2.0), 2.0),
-        "ranksim_select": (labels, priority),
-        "ranksim_loss": (features, labels, priority, None, 2.0, 1.0, True, True),
-        "ranksim_rows": (features, labels, *subset, None, 2.0, 1.0),
-        "ranksim_rows_backward": (grad, features, labels, *subset, None, 2.0, 1.0),
-        "rank_n_contrast": (features, torch.randn(n, 2).to(dtype), 2.0, 1, 0, 1, True),
-        "rank_n_contrast_backward": (grad, features, labels, 2.0, 0, 0),
-        "similarity_logsumexp": (features, key, mask, 0.3, False, True),
-        "similarity_logsumexp_key_gradient": (grad, features, key, mask, lse, 0.3, False),
-        "pseudo_group_contrast": (
-            *(features, torch.randn(n, d).to(dtype), torch.randn(25, 4, d).to(dtype), labels),
-            *(None, 0.5, 0, -1, 1, True),
-        ),
-        "disagreement": (torch.randn(3, 2, 1, 5000).to(dtype), 1, True, True),
-        "dropout_linear": (features, weight, bias, seed, 0.5, 3),
-        "dropout_linear_backward": (torch.randn(3, n, 9).to(dtype), features, weight, seed, 0.5, True, True),
-        "dropout_disagreement": (features, weight[:3], bias[:3], seed, 0.5, 3, 1, True, False, True),
-    }[name]
-
-
-def call(name: str, values: tuple) -> list[Tensor]:
-    result = getattr(torch.ops.dadl_simulated, name)(*values)
-    return [result] if isinstance(result, Tensor) else [*result]
-
-
 def same(one: list[Tensor], other: list[Tensor]) -> bool:
     return all(a.numpy().tobytes() == b.numpy().tobytes() for a, b in zip(one, other, strict=True))
 
@@ -532,6 +439,6 @@ def test_calls_that_fail_were_there(host: Host) -> None:
 
 
 def test_gpus_before_ampere_are_refused(host: Host) -> None:
-    host.set_capability(7)
+    host.set_capability(7, 5)
     with pytest.raises(RuntimeError, match=r"need a GPU of compute capability 8\.0 \(Ampere\) or newer"):
         torch.ops.dadl_simulated.rank(torch.randn(3), 1.0)

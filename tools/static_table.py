@@ -1,0 +1,237 @@
+"""What the compiler made of the CUDA kernels: registers, memory, occupancy and the instructions of the hot loops.
+
+    python -m tools.static_table     (make static)
+
+It compiles every kernel for every architecture of the wheel and writes, in benchmarks/results/static, kernels.json, by
+which the tests judge launches, and the tables of docs/kernels.md.
+"""
+
+import json
+import re
+import subprocess
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tools.architectures import ARCHITECTURES, Kernel
+from tools.machine_code import compiled, rows, tool
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "benchmarks" / "results" / "static"
+TABLE = FOLDER / "kernels.json"
+MEASURED = ROOT / "benchmarks" / "results" / "nvidia-h200" / "kernels-cuda.json"
+GPUS = ("8.0", "8.6", "9.0", "10.0", "12.0")  # of the columns of occupancies
+CODES = {ARCHITECTURES[gpu].code: gpu for gpu in GPUS if gpu != "8.6"}  # the machine codes, with the first GPU of each
+
+# The H100 in its SXM form: NVIDIA's data sheet, and what mma.sync reaches of the tensor cores' rate.
+MULTIPROCESSORS, CLOCK, TENSOR_RATE, MMA_SYNC_RATE = 132, 1.83e9, 989.4e12, 660e12
+SCHEDULERS, MUFU_LANES = 4, 16  # of a multiprocessor
+COLUMNS = 64  # streamed rows of a tile
+QUERIES, KEYS, FEATURES = 1024, 2048 * 32, 128
+
+Row = dict[str, Any]
+
+
+def kernels(code: str) -> dict[str, Kernel]:
+    """What the recorded table says of each kernel's machine code for an architecture."""
+    recorded = json.loads(TABLE.read_text(encoding="utf-8"))["kernels"]
+    return {
+        name: Kernel(row[code]["registers"], row[code]["shared"], row[code]["threads"])
+        for name, row in recorded.items()
+    }
+
+
+def tile_rows(name: str) -> tuple[int, int] | None:
+    """Owned rows of a block and features of a kernel that streams tiles through the tensor cores."""
+    match = re.search(r"contrast_(flash|hopper)_kernelINS_\w+?ELi(\d+)E", name)
+    if match is None:
+        return None
+    features = int(match[2])
+    return (128 if match[1] == "hopper" or features <= 128 else 64), features
+
+
+def dynamic_shared(name: str) -> int:
+    """Bytes that the host code gives to the kernels that stage tiles; a test compares them with its launches."""
+    sizes = tile_rows(name)
+    if sizes is None:
+        return 0
+    used = (sizes[0] + 2 * COLUMNS) * sizes[1] * 2 + 4 * COLUMNS * 4
+    return -(-used // 1024) * 1024 if "hopper" in name else used
+
+
+# ---- the tables -----------------------------------------------------------------------------------------------------
+
+
+def demangled(names: Sequence[str]) -> dict[str, str]:
+    """The kernels as a reader knows them."""
+    output = subprocess.run(["c++filt", *names], check=True, capture_output=True, text=True).stdout.splitlines()
+    plain = [re.sub(r"^void |dadl::|_kernel|\(int\)", "", line) for line in output]
+    return {name: line[: line.rfind("(")] for name, line in zip(names, plain, strict=True)}
+
+
+def occupancy(name: str, row: Row, gpu: str) -> float:
+    kernel = Kernel(row["registers"], row["shared"], row["threads"])
+    return 100 * ARCHITECTURES[gpu].occupancy(kernel, kernel.threads, dynamic_shared(name))
+
+
+def loop_columns(loop: dict[str, int]) -> list[object]:
+    def both(kind: str) -> str:
+        return f"{loop.get(f'{kind} load', 0)} / {loop.get(f'{kind} store', 0)}"
+
+    single = ("tensor", "ldmatrix", "cp.async", "barrier", "MUFU", "shuffle", "FP32", "FP64", "integer")
+    counts: list[object] = [loop.get(kind, 0) for kind in single]
+    return [sum(loop.values()), *counts, both("shared"), both("global")]
+
+
+LOOP_TITLES = ["loop", "tensor", "ldmatrix", "cp.async", "barriers", "MUFU", "shuffles", "FP32", "FP64", "integer"]
+LOOP_TITLES += ["shared load / store", "global load / store"]
+
+
+def markdown(titles: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
+    texts = [titles, ["---"] * len(titles), *([str(cell) for cell in line] for line in lines)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in texts)
+
+
+def tiles(recorded: dict[str, dict[str, Row]], short: dict[str, str]) -> Iterator[list[object]]:
+    """The kernels on tensor cores."""
+    for name, row in recorded.items():
+        sizes = tile_rows(name)
+        if sizes is None or "BFloat16" not in name:
+            continue
+        for code in CODES:
+            each = row[code]
+            if not each["tensor operations"]:
+                continue  # the body is for another architecture
+            shared = (each["shared"] + dynamic_shared(name)) / 1024
+            operations, passes = per_tile(name, each)
+            yield [
+                f"`{short[name]}`",
+                code,
+                each["registers"],
+                each["spills"],
+                f"{shared:.0f}",
+                f"{occupancy(name, each, CODES[code]):.0f}",
+                *loop_columns(each["loop"]),
+                f"{COLUMNS * sizes[1] * 2 / 1024:.0f}",
+                f"{operations / 1e6:.2f}",
+                f"{passes:g}",
+            ]
+
+
+def per_tile(name: str, row: Row) -> tuple[int, float]:
+    """Operations of a block's two products for one tile, and how often its hot loop runs for that."""
+    rows_of_block, features = tile_rows(name) or (0, 0)
+    operations = 4 * rows_of_block * COLUMNS * features
+    # An instruction is a warp's, or on Hopper a warp group's.
+    of_loop = int(row["tensor operations"]) * row["threads"] // (128 if "hopper" in name else 32)
+    return operations, operations / of_loop
+
+
+def families(recorded: dict[str, dict[str, Row]], short: dict[str, str]) -> Iterator[list[object]]:
+    """Of all kernels of one template, the one with the most registers."""
+    names: dict[str, list[str]] = {}
+    for name in recorded:
+        names.setdefault(short[name].split("<")[0], []).append(name)
+
+    def listed(numbers: Iterable[float]) -> str:
+        texts = [f"{number:.0f}" for number in numbers]
+        return texts[0] if len(set(texts)) == 1 else " / ".join(texts)
+
+    for family in sorted(names):
+        name = max(names[family], key=lambda each: (recorded[each]["sm_90a"]["registers"], each))
+        row = recorded[name]
+        # Of a kernel for one architecture the others have but the name.
+        codes = [code for code in CODES if "hopper" not in name or code == "sm_90a"]
+        spills = max(recorded[each][code]["spills"] for each in names[family] for code in codes)
+        yield [
+            f"`{short[name]}`",
+            len(names[family]),
+            listed(row[code]["registers"] for code in codes),
+            spills,
+            f"{(row['sm_90a']['shared'] + dynamic_shared(name)) / 1024:.1f}",
+            listed(
+                occupancy(name, row[ARCHITECTURES[gpu].code], gpu) for gpu in GPUS if ARCHITECTURES[gpu].code in codes
+            ),
+            *loop_columns(row["sm_90a"]["loop"]),
+        ]
+
+
+def predictions(recorded: dict[str, dict[str, Row]], short: dict[str, str]) -> Iterator[list[object]]:
+    """The streaming kernels at QUERIES by KEYS on an H100, whose busiest multiprocessor decides."""
+    for name, row in recorded.items():
+        sizes, each = tile_rows(name), row["sm_90a"]
+        if sizes is None or sizes[1] != FEATURES or "BFloat16" not in name:
+            continue
+        kernel = Kernel(each["registers"], each["shared"], each["threads"])
+        resident = ARCHITECTURES["9.0"].resident(kernel, kernel.threads, dynamic_shared(name))
+        row_tiles, all_tiles = -(-QUERIES // sizes[0]), KEYS // COLUMNS
+        of_split = -(-all_tiles // max(resident * MULTIPROCESSORS // row_tiles, 1))
+        blocks = row_tiles * -(-all_tiles // of_split)
+        busiest = -(-blocks // MULTIPROCESSORS) * of_split
+        rate = TENSOR_RATE if "hopper" in name else MMA_SYNC_RATE
+        warps, loop = kernel.threads // 32, each["loop"]
+        of_tile, passes = per_tile(name, each)
+        cycles = (
+            of_tile / (rate / MULTIPROCESSORS / CLOCK),
+            passes * sum(loop.values()) * warps / SCHEDULERS,
+            passes * loop.get("MUFU", 0) * warps * 32 / MUFU_LANES,
+        )
+        tensor, issue, mufu = (each * busiest / CLOCK * 1e6 for each in cycles)
+        operations = 4 * QUERIES * KEYS * FEATURES
+        measured = json.loads(MEASURED.read_text(encoding="utf-8"))["seconds"]
+        seconds = measured[f"pseudo_group_contrast bf16 {QUERIES}, {KEYS // 32}×32, {FEATURES}"]["dadl"]
+        bound, total = max(tensor, issue, mufu), tensor + issue + mufu
+
+        def share(microseconds: float, rate: float = rate, operations: float = operations) -> str:
+            return f"{100 * operations / (microseconds * 1e-6) / rate:.0f}"
+
+        yield [
+            f"`{short[name]}`",
+            *(f"{time:.0f}" for time in (tensor, issue, mufu, bound, total)),
+            f"{rate / 1e12:.0f}",
+            f"{share(bound)}–{share(total)}",
+            *((f"{seconds * 1e6:.0f}", share(seconds * 1e6)) if "hopper" in name else ("", "")),
+        ]
+
+
+NOTE = (
+    "Of each template the instance with the most registers on sm_90a; `loop` counts every instruction of its hot loop "
+    "there, both sides of its branches included. Registers are those of sm_80, sm_90a, sm_100 and sm_120, where they "
+    "differ; occupancy is the share of its warps, in %, that a multiprocessor of capability 8.0, 8.6, 9.0, 10.0 and "
+    "12.0 holds; spills are bytes of the stack, at most."
+)
+
+
+def page(release: str, recorded: dict[str, dict[str, Row]]) -> str:
+    short = demangled(list(recorded))
+    head = ["kernel", "instances", "registers", "spills", "shared KiB", "occupancy"]
+    tile_head = ["kernel", "code", "registers", "spills", "shared KiB", "occupancy"]
+    times = ["kernel", "tensor cores µs", "issue µs", "MUFU µs", "largest µs", "sum µs", "peak TFLOP/s", "% of it"]
+    return "\n\n".join(
+        [
+            "# What the compiler made of the kernels",
+            f"nvcc {release}. Tensor cores, bfloat16; of a tile a block reads the KiB and computes the MFLOP:",
+            markdown([*tile_head, *LOOP_TITLES, "tile KiB", "tile MFLOP", "loops / tile"], tiles(recorded, short)),
+            f"Predicted on an H100 for {QUERIES} queries, {KEYS} keys and {FEATURES} features, from these counts: "
+            "the time that each unit is busy, their largest where they overlap wholly and their sum where they do not. "
+            "Measured is the whole operator on an H200, the combining launch included:",
+            markdown([*times, "measured µs", "% of it"], predictions(recorded, short)),
+            NOTE,
+            markdown([*head, *LOOP_TITLES], families(recorded, short)),
+        ]
+    )
+
+
+def main() -> None:
+    objects = compiled()
+    version = subprocess.run([tool("nvcc"), "--version"], check=True, capture_output=True, text=True).stdout
+    (release,) = re.findall(r"V([\d.]+)", version)
+    recorded = rows(objects)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    lines = [f"{json.dumps(name)}: {json.dumps(row)}" for name, row in recorded.items()]
+    TABLE.write_text(f'{{"nvcc": "{release}", "kernels": {{\n' + ",\n".join(lines) + "\n}}\n", encoding="utf-8")
+    (FOLDER / "kernels.md").write_text(page(release, recorded) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
