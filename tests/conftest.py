@@ -1,5 +1,6 @@
 """Fixtures for every test file."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -26,6 +27,13 @@ def device(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(params=DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     return request.param
+
+
+@pytest.fixture(scope="module", autouse=True)
+def little_garbage() -> None:
+    """Whatever is imported stays: a test that collects garbage need not look through all of it each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

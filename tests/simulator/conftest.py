@@ -36,3 +36,4 @@ def host(library: Host) -> Iterator[Host]:
     held = library.allocated()
     yield library
     library.assert_clean(held)
+    library.reset()  # for tests that take the library itself
