@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
-import numpy as np
-
 from .text import TextFileError, not_text, open_text
 
 DELIMITERS = ",;\t"
+SPACES_AND_UNDERSCORE = " _\t\v\f\x1c\x1d\x1e\x1f"  # of ASCII, but for line ends
 SEPARATOR_LINE = "sep="  # Excel's first line, which names the delimiter
 
 
@@ -27,13 +26,14 @@ class TableRow(NamedTuple):
 class Table:
     """The header of a file, and its columns of text: those of the rows with as many columns as the header.
 
-    ``wheres`` are the file and line of each row.
+    ``wheres`` are the file and line of each row. ``bare``: no field has spaces or underscores, which is known at once.
     """
 
     path: Path
     header: list[str]
     wheres: Sequence[str]
     columns: Sequence[Sequence[str]]
+    bare: bool = False
 
     @classmethod
     def of(cls, path: Path, header: list[str], rows: Sequence[TableRow]) -> "Table":
@@ -54,7 +54,7 @@ class Table:
 
     def texts(self, column: int) -> list[str]:
         """The stripped fields of a column."""
-        return list(map(str.strip, self.columns[column]))
+        return list(self.columns[column] if self.bare else map(str.strip, self.columns[column]))
 
     def numbers(self, column: int) -> None:
         """Nothing: text has no types. This and :meth:`is_time` make the table a :class:`.Source`."""
@@ -108,32 +108,29 @@ def _plain_table(path: Path, text: str, delimiter: str | None, quoted: bool) -> 
     ``None`` if the text has quotation marks, Excel's first line, a last column without a name, or lines that are blank
     or of different lengths, or if it is not Unicode.
     """
-    text = text.replace("\r\n", "\n").removesuffix("\n")
-    lines = text.split("\n")
+    if "\r" in text:
+        text = text.replace("\r\n", "\n")
+    text = text.removesuffix("\n") + "\n"
+    first, _, body = text.partition("\n")
     if delimiter is None:
-        delimiter = _likely_delimiter(lines[0])
-    if (quoted and '"' in text) or any(sign in text for sign in "\r\0") or lines[0].lower().startswith(SEPARATOR_LINE):
+        delimiter = _likely_delimiter(first)
+    if (quoted and '"' in text) or any(sign in text for sign in "\r\0") or first.lower().startswith(SEPARATOR_LINE):
         return None
-    width = lines[0].count(delimiter) + 1
-    unnamed = not lines[0].rpartition(delimiter)[2].strip()
-    if len(lines) < 2 or unnamed or not _even(text, delimiter, width, len(lines)):
+    width = first.count(delimiter) + 1
+    if not body or not first.rpartition(delimiter)[2].strip() or not_text(text) is not None:
         return None
-    if not_text(text) is not None:
-        return None
-    fields = text.replace("\n", delimiter).split(delimiter)
+    fields = body.replace("\n", f"\n{delimiter}").split(delimiter)[:-1]
     columns = [fields[column::width] for column in range(width)]
+    ends = columns[-1]
+    # As many line ends as rows, each in a last column: all lines have the same length.
+    if len(fields) != len(ends) * width or body.count("\n") != len(ends) or any(end[-1:] != "\n" for end in ends):
+        return None
+    columns[-1] = [end[:-1] for end in ends]
     if not all(map(str.strip, columns[0])) and not all(any(map(str.strip, row)) for row in zip(*columns, strict=True)):
         return None
-    header = [column.pop(0).strip() for column in columns]
-    name = path.name
-    return Table(path, header, [f"{name}:{line}" for line in range(2, len(lines) + 1)], columns)
-
-
-def _even(text: str, delimiter: str, width: int, lines: int) -> bool:
-    """Whether each line has as many columns, from where delimiters and line ends stand among each other."""
-    signs = np.frombuffer(text.encode(errors="surrogatepass"), dtype=np.uint8)
-    ends = signs[(signs == ord(delimiter)) | (signs == ord("\n"))] == ord("\n")
-    return len(ends) == lines * width - 1 and bool(ends[width - 1 :: width].all())
+    header, name = list(map(str.strip, first.split(delimiter))), path.name
+    bare = body.isascii() and not any(sign in body for sign in SPACES_AND_UNDERSCORE)
+    return Table(path, header, [f"{name}:{row}" for row in range(2, len(ends) + 2)], columns, bare)
 
 
 def _likely_delimiter(header: str) -> str:

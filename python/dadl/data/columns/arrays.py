@@ -24,6 +24,10 @@ class ArrayTable:
     columns: Sequence[npt.NDArray[Any]]
     path: Path = Path("NumPy arrays")
 
+    @property
+    def bare(self) -> bool:
+        return False
+
     def __len__(self) -> int:
         return len(self.columns[0])
 

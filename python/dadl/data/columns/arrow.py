@@ -70,6 +70,10 @@ class ArrowTable:
     data: "pa.Table"
 
     @property
+    def bare(self) -> bool:
+        return False
+
+    @property
     def header(self) -> list[str]:
         return [name.strip() for name in self.data.column_names]
 

@@ -46,7 +46,7 @@ def random_parts(count: int, seed: int) -> dict[Split, list[int]]:
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     held_out = max(count // 10, min(2, count // 3))
     parts = order.split([count - 2 * held_out, held_out, held_out])
-    return {split: sorted(part.tolist()) for split, part in zip(SPLITS, parts, strict=True)}
+    return {split: part.sort().values.tolist() for split, part in zip(SPLITS, parts, strict=True)}
 
 
 def named_parts(source: Source, column: int, problems: list[str]) -> dict[Split, list[int]]:

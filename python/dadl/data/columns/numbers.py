@@ -62,7 +62,9 @@ class NumberReader:
         return values
 
     def _parsed(self, fields: list[str]) -> Numbers:
-        if self.form.sign == "." and self.form.separator is None and "_" not in "".join(fields):
+        # Python's own 1_000 is no number here.
+        plain = self.source.bare or "_" not in "".join(fields)
+        if self.form.sign == "." and self.form.separator is None and plain:
             try:
                 return plain_numbers(fields)
             except ValueError:
@@ -191,7 +193,7 @@ def plain_numbers(fields: list[str]) -> Numbers:
 
         return np.array(pa.array(fields, pa.string()).cast(pa.float64()).to_numpy())
     except (ImportError, ValueError):
-        return np.fromiter(map(float, fields), dtype=np.float64, count=len(fields))
+        return np.array(fields, dtype=np.float64)
 
 
 def _alone(field: str) -> str:

@@ -17,6 +17,7 @@ class Source(Protocol):
     ``where(row)`` names the file and the row for a message. ``texts(column)`` are the stripped fields of a column,
     empty where a value is missing. ``numbers(column)`` are its values as float64 with NaN where one is missing, or
     ``None`` if the column holds text. ``is_time(column)``: whether its type is a date or time, whose numbers are days.
+    ``bare``: whether it is known that no text has an underscore.
     """
 
     @property
@@ -24,6 +25,9 @@ class Source(Protocol):
 
     @property
     def header(self) -> list[str]: ...
+
+    @property
+    def bare(self) -> bool: ...
 
     def __len__(self) -> int: ...
 
