@@ -1,5 +1,5 @@
 # make demo      set up everything and run the demo          make test    set up everything and run the tests
-# make test-all  the tests, and those that compile for minutes: what a change must pass
+# make test-all  the tests, and those that compile or train for minutes: what a change must pass
 # make docs      set up everything and build the documentation site in build/docs
 # make demos     run every demo, for the pages
 # The rest: install, lint, format, types, sanitize, bench, bench-history, bench-page, static, wheel, wheel-check, sbom,
@@ -33,7 +33,7 @@ PYTEST := OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest --numprocesses auto --dist works
 test: $(VENV)/.dev
 	$(PYTEST) -m "not slow"
 
-# Also those that compile for minutes: the CUDA kernels for every architecture, the CPU library under sanitizers.
+# Also those that compile or train for minutes: the CUDA kernels for every architecture, the CPU library under sanitizers.
 test-all: $(VENV)/.dev
 	$(PYTEST)
 
