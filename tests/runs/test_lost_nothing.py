@@ -157,7 +157,7 @@ def test_signals_end_a_command_as_ctrl_c_does(
 
 
 WRITES_AND_WAITS = """
-import os, sys
+import os, signal, sys
 from pathlib import Path
 from dadl.files import locked, replace_file
 from dadl.processes.signals import stop_on_signals
@@ -167,6 +167,7 @@ def write(place):
     print("writing", flush=True)
     os.read(os.pipe()[0], 1)  # as in a collective, where no Python code runs
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what runs in its background ignore it
 stop_on_signals()
 with locked(Path(sys.argv[1])):
     replace_file(Path(sys.argv[1], "file"), write)
