@@ -91,6 +91,7 @@ def _kept(
     folder = platformdirs.user_cache_path("dadl")
     file = folder / name
     kept = read(file)
+    found = kept is not None
     try:
         if kept is None:
             folder.mkdir(parents=True, exist_ok=True)
@@ -98,20 +99,21 @@ def _kept(
             with lock.open("w") as stream:
                 fcntl.flock(stream, fcntl.LOCK_EX)  # until the file is closed or the process ends
                 kept = read(file)
+                found = kept is not None
                 if kept is None:
                     remove_leftovers(folder, name)
                     write(file)
+                    kept = read(file)
                 lock.unlink(missing_ok=True)  # a process that waits for it finds the file
             if kept is None:
-                if (kept := read(file)) is None:
-                    raise OSError(errno.EIO, os.strerror(errno.EIO))
-                return kept
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
     except OSError as error:
         raise CacheError(
             f"cannot keep {what} in {folder}: {error.strerror or error}; "
             "make room there, or set XDG_CACHE_HOME to a folder that has it"
         ) from None
-    on_found()
+    if found:
+        on_found()
     return kept
 
 
