@@ -138,6 +138,7 @@ def test_an_exported_network_takes_any_number_of_samples(run: Run, arrays: Any, 
     assert found == pytest.approx(run.predict(arrays[0][:7], progress=False), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_an_export_that_cannot_be_is_refused(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SettingsError, match=r"model.bin: the suffix says the format; it is .pt2 or .onnx"):
         run.export(tmp_path / "model.bin")

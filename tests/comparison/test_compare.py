@@ -125,6 +125,7 @@ def test_the_same_arm_twice_gives_the_same_numbers(tmp_path: Path, trained: list
     assert one.scores == other.scores
 
 
+@pytest.mark.slow
 def test_more_seeds_splits_and_arms_repeat_nothing(tmp_path: Path, trained: list[str]) -> None:
     own, output = recipe(tmp_path), tmp_path / "out"
     compare(own, output)

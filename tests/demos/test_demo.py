@@ -77,6 +77,7 @@ def test_a_quick_demo_compares_all_arms(name: str, tmp_path: Path) -> None:
         assert (output / file).stat().st_size > 100, file
 
 
+@pytest.mark.slow
 def test_a_demo_says_which_command_does_the_same(tmp_path: Path) -> None:
     output, cache = tmp_path / "output", tmp_path / "cache"
     result = dadl(

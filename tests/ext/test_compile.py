@@ -187,6 +187,7 @@ def test_compiled_training_step(
     torch.testing.assert_close(*results)
 
 
+@pytest.mark.slow
 def test_package_of_a_model_with_every_loss(tmp_path: Path) -> None:
     """Compiled ahead of time and loaded as a C++ program would."""
     calls = [make(name) for name in LOSSES]

@@ -293,6 +293,7 @@ def test_supervised_contrast_without_positives(device: str, n: int) -> None:
     assert torch.equal(features.grad, torch.zeros_like(features))
 
 
+@pytest.mark.slow
 def test_supervised_contrast_compiles(device: str) -> None:
     features, labels = torch.randn(12, 6, device=device), torch.randint(4, (12,), device=device)
     results = []
@@ -594,6 +595,7 @@ def test_what_left_out_keys_hold_does_not_show(device: str, dtype: torch.dtype, 
     assert torch.equal(gradients[0][1], gradients[1][1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_processors_without_amx(capability: str) -> None:
     """Everything once more with vectors of every width that this processor has."""

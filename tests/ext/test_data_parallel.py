@@ -115,7 +115,7 @@ def under_fsdp(rank: int) -> dict[str, Any]:
     return results
 
 
-@pytest.mark.parametrize("job", [under_ddp, under_fsdp])
+@pytest.mark.parametrize("job", [under_ddp, pytest.param(under_fsdp, marks=pytest.mark.slow)])
 def test_gradient_is_that_of_the_whole_batch(job: Callable[[int], dict[str, Any]]) -> None:
     processes = in_processes(len(SIZES), job)
     for name, make in LOSSES.items():
@@ -136,6 +136,7 @@ def many_steps(rank: int) -> dict[str, Any]:
     return dict(queue.state_dict())
 
 
+@pytest.mark.slow
 def test_queues_are_identical_after_many_uneven_steps() -> None:
     first, *others = in_processes(3, many_steps)
     assert first["slot_count"].tolist() == [5, 5, 5]

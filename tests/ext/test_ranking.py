@@ -146,6 +146,7 @@ def test_same_bits_for_every_thread_count() -> None:
     assert torch.equal(results[0][1], results[1][1])
 
 
+@pytest.mark.slow
 def test_compile(device: str) -> None:
     torch._dynamo.reset()
     x = torch.randn(6, 50, device=device)

@@ -473,6 +473,7 @@ def test_amp_loss_scale_does_not_change_the_gradient(device: str) -> None:
     torch.testing.assert_close(scaled.float() / 1024.0, plain, rtol=2e-3, atol=2e-3 * plain.abs().max().item())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["distinct", "tied", "vector"])
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 def test_compile(device: str, kind: str, reduction: str) -> None:

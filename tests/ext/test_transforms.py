@@ -17,6 +17,7 @@ def test_transform(device: str, dtype: torch.dtype, name: str, transform: str) -
     assert outcome(name, transform, device, dtype) == expected(name, transform)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("transform", WHOLE)
 @pytest.mark.parametrize("name", LOSSES)
 def test_whole_program(device: str, name: str, transform: str) -> None:

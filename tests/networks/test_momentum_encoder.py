@@ -139,6 +139,7 @@ def worker(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_hold_the_same_parameters(tmp_path: Path) -> None:
     mp.spawn(worker, args=(str(tmp_path),), nprocs=2)
     (first, query), (second, _) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))

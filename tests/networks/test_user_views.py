@@ -220,6 +220,7 @@ def test_mirroring_is_of_our_views(tmp_path: Path, flip: bool) -> None:
         assert recipe.flip == flip
 
 
+@pytest.mark.slow
 def test_the_command_trains_with_views_of_kornia(tmp_path: Path) -> None:
     pytest.importorskip("kornia")
     data, runs = image_folder(tmp_path / "data"), [tmp_path / "one", tmp_path / "two"]

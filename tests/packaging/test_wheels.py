@@ -73,6 +73,7 @@ def test_the_version_is_in_one_place() -> None:
     assert dadl.__version__ == dadl_ext.__version__ == version[1]
 
 
+@pytest.mark.slow
 def test_what_is_done_with_an_installed_wheel_can_be_done(tmp_path: Path) -> None:
     pytest.importorskip("lightning_fabric", reason="needs pip install 'dadl[train]'")
     use(Path(sys.executable), Path(dadl_ext.__file__).parents[1], tmp_path)
@@ -92,6 +93,7 @@ def test_the_wheel_without_cuda_is_chosen(tmp_path: Path) -> None:
         wheel_in(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("git") is None or not (ROOT / ".git").exists(), reason="no repository to copy")
 def test_the_source_distribution_is_the_same_whenever_it_is_made(tmp_path: Path) -> None:
     made = []

@@ -190,6 +190,7 @@ def train_tiny_runs() -> None:
     assert written == 13
 
 
+@pytest.mark.slow
 def test_two_processes_resume_bit_for_bit_and_predict_every_sample_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -250,6 +251,7 @@ def train_weighted_runs() -> None:
         run(recipe, Path(f"{name} parts"), resume=True)
 
 
+@pytest.mark.slow
 def test_learnt_weights_resume_bit_for_bit_in_two_processes(tmp_path: Path) -> None:
     class_idx_folder(tmp_path / "data")
     job = torchrun("test_torchrun", "train_weighted_runs", folder=tmp_path)
@@ -275,6 +277,7 @@ def train_until_one_dies(victim: str) -> None:
     run(RECIPE, Path("whole"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", ["0", "1"])
 def test_no_process_waits_for_one_that_was_killed(tmp_path: Path, victim: str) -> None:
     numbers(tmp_path / "numbers.txt")
@@ -295,6 +298,7 @@ def train_options(data: Path, output: str, recipe: str = "self-tuning") -> tuple
     return ("train", recipe, "--data", str(data), "--output", output, *small)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "samples", "small"),
     [
@@ -323,6 +327,7 @@ def test_the_command_trains_in_two_processes_of_which_one_writes(
     assert len(list((tmp_path / "output" / "tensorboard").iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_a_problem_that_every_process_finds_is_told_and_ends_them_all(tmp_path: Path) -> None:
     data = image_folder(tmp_path / "data")
     (data / "train_30.txt").write_text("0.png 0\nmissing.png 1\n")

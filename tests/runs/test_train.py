@@ -97,6 +97,7 @@ def kill_again_and_again() -> None:
     assert os.waitpid(child, 0)[1] == 0
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_twenty_times_ends_as_if_it_had_never_been(tmp_path: Path) -> None:
     numbers(tmp_path / "numbers.txt", train=64)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])}

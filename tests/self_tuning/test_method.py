@@ -289,6 +289,7 @@ def test_pairs_without_a_label_are_an_error() -> None:
         PairedRows(torch.zeros(3), torch.full((3,), UNLABELLED))
 
 
+@pytest.mark.slow
 def test_two_processes_hold_one_queue_and_one_key_encoder(tmp_path: Path) -> None:
     script = tmp_path / "job.py"
     script.write_text(

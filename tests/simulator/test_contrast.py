@@ -214,6 +214,7 @@ def test_the_mean_is_over_the_rows_that_count(simulator, options) -> None:
     torch.testing.assert_close(mean_slope * counted, shown_slope, rtol=1e-5, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(FLAVOUR != "plain", reason="the same code as for fewer")
 @pytest.mark.parametrize("dtype", FLOATING)
 def test_contrast_of_many_keys_and_features(simulator, dtype: torch.dtype) -> None:

@@ -167,6 +167,7 @@ def test_ranksim(simulator, n, d, dtype, integer, kind, path, strength, weight, 
     close(result["gradient"], expected)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(FLAVOUR != "plain", reason="the same code as for short rows")
 @pytest.mark.parametrize("n", [200, 400, 700, 1100])
 def test_ranksim_of_large_batches(simulator, n: int) -> None:

@@ -265,6 +265,7 @@ def test_predictions_are_in_order_in_evaluation_mode_and_without_gradients() -> 
     assert hidden.shape == (24, 8)
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     """Each process sees half of every batch: the same steps, and predictions in the same order."""
     script = tmp_path / "job.py"
