@@ -5,12 +5,14 @@ import io
 import math
 import os
 import random
+import sys
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("PIL", reason="needs pip install 'dadl[train]'")
 
+from dadl.data import lines
 from dadl.data.columns.numbers import LARGEST, MISSING
 from dadl.data.regression import read_csv
 from dadl.data.tables import DELIMITERS
@@ -86,9 +88,8 @@ def rows_by_hand(content: bytes) -> dict[int, list[str]] | None:
     return rows
 
 
-@pytest.mark.parametrize("seed", range(SEEDS))
-def test_values_are_right_or_refused(seed: int, tmp_path: Path) -> None:
-    draw = random.Random(seed)
+def damaged(draw: random.Random) -> bytes:
+    """A table in which nothing, little or much is wrong."""
     file = io.StringIO(newline="")
     quoting = draw.choice([csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
     ends = draw.choice(["\n", "\r\n"])
@@ -101,6 +102,13 @@ def test_values_are_right_or_refused(seed: int, tmp_path: Path) -> None:
     if draw.random() < 0.1:
         at = draw.randrange(len(content))
         content = content[:at] + bytes([draw.randrange(256)]) + content[at + 1 :]
+    return content
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_values_are_right_or_refused(seed: int, tmp_path: Path) -> None:
+    draw = random.Random(seed)
+    content = damaged(draw)
     path = tmp_path / "t.csv"
     path.write_bytes(content)
     missing, unknown = draw.random() < 0.5, draw.random() < 0.5
@@ -129,3 +137,24 @@ def test_values_are_right_or_refused(seed: int, tmp_path: Path) -> None:
             assert missing or kind
             seen += 1
     assert seen == len(expected)
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_a_long_table_is_read_as_a_short_one(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pyarrow")
+    draw = random.Random(seed)
+    path = tmp_path / "t.csv"
+    path.write_bytes(damaged(draw))
+    missing = draw.random() < 0.5
+    outcomes = []
+    for long in (0, sys.maxsize):
+        monkeypatch.setattr(lines, "LONG", long)
+        try:
+            data = read_csv(path, "y", features=["x"], one_hot=["kind"], missing=missing, seed=seed)
+        except UserError as error:
+            outcomes.append(str(error))
+        else:
+            outcomes.append(
+                repr([(part.where, part.target.tolist(), part.features.tolist()) for part in data.splits.values()])
+            )
+    assert outcomes[0] == outcomes[1]

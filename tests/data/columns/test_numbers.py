@@ -9,8 +9,9 @@ import pytest
 
 pytest.importorskip("PIL", reason="needs pip install 'dadl[train]'")
 
+from dadl.data import lines
 from dadl.data.columns.number_format import NumberFormat
-from dadl.data.columns.numbers import WORTH_ARROW, plain_numbers
+from dadl.data.lines import Lines
 from dadl.data.regression import read_csv, read_unseen_csv
 from dadl.errors import ProblemsError, SettingsError
 from hypothesis import given
@@ -178,14 +179,30 @@ def test_numbers_that_single_precision_cannot_hold_are_refused(field: str) -> No
     assert "expected a number between -1e+30 and 1e+30" in problem
 
 
-@given(st.lists(st.floats(-1e30, 1e30).map(repr), min_size=1, max_size=40), st.sampled_from(["{}", " {}", "{} ", "{}"]))
-def test_text_becomes_the_nearest_number(fields: list[str], form: str) -> None:
+@given(st.lists(st.floats(-1e30, 1e30).map(repr), min_size=8, max_size=40))
+def test_text_becomes_the_nearest_number(fields: list[str]) -> None:
+    assert features_of([*fields, "0.5"]) == [*map(float, fields), 0.5]
+
+
+@given(
+    st.lists(st.floats(-1e30, 1e30).map(repr), min_size=1, max_size=40),
+    st.sampled_from(["1.5", "-.5", "2.e-7", "12345678901234567890.12345"]),
+)
+def test_pyarrow_reads_long_columns_as_python_does(fields: list[str], first: str) -> None:
     pytest.importorskip("pyarrow")
-    written = [form.format(field) for field in fields]
-    exact = [float(field) for field in fields]
-    assert plain_numbers(written).tolist() == exact
-    # A long column is read by pyarrow.
-    assert plain_numbers(written * (WORTH_ARROW // len(written) + 1))[: len(exact)].tolist() == exact
+    rows = [first, *fields]
+    columns = Lines.of("".join(f"{row},a,{position}\n" for position, row in enumerate(rows)), ",", 3)
+    assert columns is not None
+    number, letter, whole = columns.columns
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lines, "LONG", 0)
+        values = number.numbers()
+    assert values is not None
+    assert values.tolist() == list(map(float, rows))
+    assert letter.numbers() is whole.numbers() is None
+    assert list(whole) == [str(position) for position in range(len(rows))]
+    assert list(letter) == ["a"] * len(rows)
+    assert "split" not in vars(columns)
 
 
 @given(st.decimals(-(10**9), 10**9, places=3), st.sampled_from([(",", "."), (".", ","), (",", " "), (".", "'")]))

@@ -24,19 +24,20 @@ class ArrayTable:
     columns: Sequence[npt.NDArray[Any]]
     path: Path = Path("NumPy arrays")
 
-    @property
-    def bare(self) -> bool:
-        return False
-
     def __len__(self) -> int:
         return len(self.columns[0])
 
     def where(self, row: int) -> str:
         return f"{self.path.name}:{row + 1}"
 
-    def texts(self, column: int) -> list[str]:
+    def texts(self, column: int, most: int | None = None) -> list[str]:
         """Whole numbers lose their point, so that a category is the same whether a column has gaps or not."""
-        return ["" if value is None or value != value else _text(value).strip() for value in self.columns[column]]
+        return [
+            "" if value is None or value != value else _text(value).strip() for value in self.columns[column][:most]
+        ]
+
+    def plain_numbers(self, column: int) -> None:
+        """Nothing: what is text here has no numbers yet."""
 
     def numbers(self, column: int) -> npt.NDArray[np.float64] | None:
         values = self.columns[column]

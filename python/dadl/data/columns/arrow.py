@@ -70,10 +70,6 @@ class ArrowTable:
     data: "pa.Table"
 
     @property
-    def bare(self) -> bool:
-        return False
-
-    @property
     def header(self) -> list[str]:
         return [name.strip() for name in self.data.column_names]
 
@@ -83,14 +79,17 @@ class ArrowTable:
     def where(self, row: int) -> str:
         return f"{self.path.name}:{row + 1}"
 
-    def texts(self, column: int) -> list[str]:
+    def texts(self, column: int, most: int | None = None) -> list[str]:
         """Whole numbers lose their point, so that a category is the same whether a column has gaps or not."""
         import pyarrow as pa
 
         values = self.data.column(column)
         # Numbers beneath a type of one's own, such as a period, mean nothing without it.
         kind = f"{values.type} " if isinstance(values.type, pa.BaseExtensionType) else ""
-        return [kind + _text(value).strip() for value in values.to_pylist()]
+        return [kind + _text(value).strip() for value in values[:most].to_pylist()]
+
+    def plain_numbers(self, column: int) -> None:
+        """Nothing: what is text here has no numbers yet."""
 
     def numbers(self, column: int) -> npt.NDArray[np.float64] | None:
         import pyarrow as pa

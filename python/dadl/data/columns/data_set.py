@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,7 +47,7 @@ def random_parts(count: int, seed: int) -> dict[Split, list[int]]:
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     held_out = max(count // 10, min(2, count // 3))
     parts = order.split([count - 2 * held_out, held_out, held_out])
-    return {split: part.sort().values.tolist() for split, part in zip(SPLITS, parts, strict=True)}
+    return {split: np.sort(part.numpy()).tolist() for split, part in zip(SPLITS, parts, strict=True)}
 
 
 def named_parts(source: Source, column: int, problems: list[str]) -> dict[Split, list[int]]:

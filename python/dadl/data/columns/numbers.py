@@ -16,7 +16,7 @@ Numbers = npt.NDArray[np.float64]
 LARGEST = 1e30
 """Training is in single precision, in which the squares of differences of larger numbers overflow."""
 
-WORTH_ARROW = 20_000
+FIRST = 100  # fields of a column, which most often say already what its points mean
 
 # What pandas takes for a missing value.
 MISSING = frozenset(
@@ -39,33 +39,32 @@ class NumberReader:
 
         ``advice`` is for a column of words, and ``hint`` follows the message for a missing number.
         """
-        values = self.source.numbers(column)
-        if values is not None:
-            fields = None
-        else:
-            fields = self.source.texts(column)
-            values = self._parsed(fields)
+        typed = self.source.numbers(column)
+        values = self._parsed(column) if typed is None else typed
         wrong = ~(np.abs(values) <= LARGEST)
         if not wrong.any():
-            if fields is not None and not self.form.stated:
-                self._check_meaning(column, fields)
+            if typed is None and not self.form.stated:
+                self._check_meaning(column)
             return values
-        absent = np.isnan(values)
+        absent, fields = np.isnan(values), self.source.texts(column) if typed is None else None
         if fields is not None:
             absent[absent] = [fields[row] in (MISSING if missing else ("",)) for row in np.flatnonzero(absent)]
         if missing:
             wrong &= ~absent
         self._explain(column, values, fields, np.flatnonzero(wrong), absent, advice, hint)
         if fields is not None and not self.form.stated and not wrong.any():
-            self._check_meaning(column, fields)
+            self._check_meaning(column)
         return values
 
-    def _parsed(self, fields: list[str]) -> Numbers:
+    def _parsed(self, column: int) -> Numbers:
+        plain = self.form.sign == "." and self.form.separator is None
+        if plain and (values := self.source.plain_numbers(column)) is not None:
+            return values
+        fields = self.source.texts(column)
         # Python's own 1_000 is no number here.
-        plain = self.source.bare or "_" not in "".join(fields)
-        if self.form.sign == "." and self.form.separator is None and plain:
+        if plain and "_" not in "".join(fields):
             try:
-                return plain_numbers(fields)
+                return np.array(fields, dtype=np.float64)
             except ValueError:
                 pass  # some are no numbers
         return np.array(list(map(self.form.parse, fields)), dtype=np.float64)
@@ -129,16 +128,15 @@ class NumberReader:
             return f"a number only with {ways}, which give different values; add the one that is meant"
         return ""
 
-    def _check_meaning(self, column: int, fields: Sequence[str]) -> None:
+    def _check_meaning(self, column: int) -> None:
         """Refuse a column in which points may separate thousands, because nothing in it says that they do not."""
-        points, long = [], False
-        for row, field in enumerate(fields):
-            if THREE_DECIMALS.fullmatch(field):
-                points.append(row)
-            elif INTEGER.fullmatch(field):
-                long |= len(field.lstrip("+-")) > 3
-            elif field not in MISSING:
-                return  # such as 12.5 or 1234.567: points are decimal
+        if _have_decimals(self.source.texts(column, most=FIRST)):
+            return
+        fields = self.source.texts(column)
+        if _have_decimals(fields):
+            return
+        points = [row for row, field in enumerate(fields) if THREE_DECIMALS.fullmatch(field)]
+        long = any(len(field.lstrip("+-")) > 3 for field in fields if INTEGER.fullmatch(field))
         if not points or (long and self._decimal_comma is None):
             return
         first = fields[points[0]]
@@ -179,37 +177,11 @@ class NumberReader:
         return None
 
 
-def plain_numbers(fields: list[str]) -> Numbers:
-    """The exact values of numbers with a decimal point, as ``float`` has them; raises a ``ValueError`` if one is none.
-
-    pyarrow is several times as fast, where it is installed, but knows fewer ways to write a number, not +1. For few
-    numbers importing it would take longer.
-    """
-    if len(fields) >= WORTH_ARROW:
-        try:
-            return _parsed_by_arrow(fields)
-        except (ImportError, ValueError):
-            pass
-    return np.array(fields, dtype=np.float64)
-
-
-def _parsed_by_arrow(fields: list[str]) -> Numbers:
-    # By its reader of files and by hand: a cast imports pyarrow.compute and to_numpy() pandas, which take ten times as
-    # long as the numbers.
-    import pyarrow as pa
-    from pyarrow import csv
-
-    text = "\n".join(fields).encode()
-    table = csv.read_csv(
-        pa.BufferReader(text),
-        csv.ReadOptions(use_threads=False, column_names=["number"]),
-        csv.ParseOptions(quote_char=False, ignore_empty_lines=False),
-        csv.ConvertOptions(column_types={"number": pa.float64()}, null_values=[]),
+def _have_decimals(fields: Sequence[str]) -> bool:
+    """Whether one of these numbers, such as 12.5 or 1234.567, can only have a decimal point."""
+    return any(
+        not (THREE_DECIMALS.fullmatch(field) or INTEGER.fullmatch(field) or field in MISSING) for field in fields
     )
-    chunks = table.column("number").chunks
-    if sum(map(len, chunks)) != len(fields):
-        raise ValueError("a field has several lines")
-    return np.concatenate([np.frombuffer(chunk.buffers()[1], np.float64, len(chunk)) for chunk in chunks])
 
 
 def _alone(field: str) -> str:

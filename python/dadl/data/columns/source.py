@@ -15,9 +15,10 @@ class Source(Protocol):
     """A table with named columns.
 
     ``where(row)`` names the file and the row for a message. ``texts(column)`` are the stripped fields of a column,
-    empty where a value is missing. ``numbers(column)`` are its values as float64 with NaN where one is missing, or
-    ``None`` if the column holds text. ``is_time(column)``: whether its type is a date or time, whose numbers are days.
-    ``bare``: whether it is known that no text has an underscore.
+    empty where a value is missing, or the first ``most`` of them. ``numbers(column)`` are its values as float64 with
+    NaN where one is missing, or ``None`` if the column holds text. ``plain_numbers(column)`` are the numbers with a
+    decimal point that such texts stand for, as ``float`` has them, or ``None`` if one is none or that is not known.
+    ``is_time(column)``: whether its type is a date or time, whose numbers are days.
     """
 
     @property
@@ -26,14 +27,13 @@ class Source(Protocol):
     @property
     def header(self) -> list[str]: ...
 
-    @property
-    def bare(self) -> bool: ...
-
     def __len__(self) -> int: ...
 
     def where(self, row: int) -> str: ...
 
-    def texts(self, column: int) -> list[str]: ...
+    def texts(self, column: int, most: int | None = None) -> list[str]: ...
+
+    def plain_numbers(self, column: int) -> npt.NDArray[np.float64] | None: ...
 
     def numbers(self, column: int) -> npt.NDArray[np.float64] | None: ...
 
