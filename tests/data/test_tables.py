@@ -75,6 +75,19 @@ def test_every_bad_row_is_named() -> None:
         assert part in problem
 
 
+def test_lines_may_be_blank_but_not_of_different_lengths() -> None:
+    assert read(b"a,b\n,\n1,2\n,\n3,4\n") == ([["1", "2"], ["3", "4"]], [])
+    assert read(b"a\n1\n\n2\n") == ([["1"], ["2"]], [])
+    assert read(b"a,b\n,1\n2,\n") == ([["", "1"], ["2", ""]], [])
+    # As many fields as two columns need, and as many lines.
+    fields, problems = read(b"a,b\n1\n2,3,4\n5,6\n")
+    assert fields == [["5", "6"]]
+    assert [problem.split(";")[0] for problem in problems] == [
+        "t.csv:2: expected 2 columns, as the header has, got 1",
+        "t.csv:3: expected 2 columns, as the header has, got 3",
+    ]
+
+
 def test_a_header_in_another_encoding_is_a_header_still() -> None:
     fields, problems = read("jahr,größe\n1,2\n".encode("latin-1"))
     assert fields == [["1", "2"]]

@@ -1,5 +1,7 @@
 """Numbers in text: exactly those that a decimal sign and a separator stand for, and a sentence for any other."""
 
+import math
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -119,6 +121,13 @@ def test_a_column_that_says_that_its_points_are_decimal_is_read(fields: list[str
     assert features_of(repeated(*fields), other) == [float(field) for field in repeated(*fields)]
 
 
+def test_one_field_says_it_wherever_it_is_unless_it_is_missing() -> None:
+    ambiguous = ["2.155"] * 200
+    assert features_of([*ambiguous, "2.5"])[-1] == 2.5
+    (problem,) = problems_of([*ambiguous, "NA"], missing=True)
+    assert "which may be 2.155 or 2155" in problem
+
+
 def test_new_rows_have_the_signs_of_the_training(tmp_path: Path) -> None:
     path = tmp_path / "new.csv"
     path.write_text("x\n2.155\n")
@@ -203,6 +212,15 @@ def test_pyarrow_reads_long_columns_as_python_does(fields: list[str], first: str
     assert list(whole) == [str(position) for position in range(len(rows))]
     assert list(letter) == ["a"] * len(rows)
     assert "split" not in vars(columns)
+
+
+@pytest.mark.parametrize("long", [0, sys.maxsize], ids=["long", "short"])
+def test_a_missing_number_is_none(long: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines, "LONG", long)
+    fields = ["0.25", "", *["1.5"] * 20]
+    (problem,) = problems_of(fields)
+    assert "t.csv:3: x is empty" in problem
+    assert [row for row, value in enumerate(features_of(fields, missing=True)) if math.isnan(value)] == [1]
 
 
 @given(st.decimals(-(10**9), 10**9, places=3), st.sampled_from([(",", "."), (".", ","), (",", " "), (".", "'")]))
