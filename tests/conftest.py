@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 from pathlib import Path
 
 # A graph cached by an earlier build would hide what this one does.
@@ -17,6 +18,9 @@ from support.folders import class_idx_folder
 hypothesis.settings.register_profile("dadl", deadline=None, max_examples=60, derandomize=True)
 hypothesis.settings.register_profile("short", deadline=None, max_examples=10, derandomize=True)
 hypothesis.settings.load_profile("dadl")
+
+# A shell lets what runs in its background ignore Ctrl-C, and so would every process that a test starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(params=DEVICES)

@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("PIL", reason="needs pip install 'dadl[train]'")
 
-from dadl.data import lines
+from dadl.data.columns import lines
 from dadl.data.columns.numbers import LARGEST, MISSING
 from dadl.data.regression import read_csv
 from dadl.data.tables import DELIMITERS

@@ -167,7 +167,6 @@ def write(place):
     print("writing", flush=True)
     os.read(os.pipe()[0], 1)  # as in a collective, where no Python code runs
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what runs in its background ignore it
 stop_on_signals()
 with locked(Path(sys.argv[1])):
     replace_file(Path(sys.argv[1], "file"), write)

@@ -11,7 +11,7 @@ from typing import NamedTuple, TextIO
 import numpy as np
 import numpy.typing as npt
 
-from .lines import Column, Lines
+from .columns.lines import Column, Lines
 from .text import TextFileError, not_text, open_text
 
 DELIMITERS = ",;\t"
@@ -56,7 +56,9 @@ class Table:
 
     def texts(self, column: int, most: int | None = None) -> list[str]:
         """The stripped fields of a column, or its first ``most``."""
-        return list(map(str.strip, self.columns[column][:most]))
+        fields = self.columns[column]
+        bare = isinstance(fields, Column) and fields.lines.bare
+        return list(fields[:most] if bare else map(str.strip, fields[:most]))
 
     def plain_numbers(self, column: int) -> npt.NDArray[np.float64] | None:
         """The numbers of a column with a decimal point, if they can be had without its texts."""

@@ -11,9 +11,9 @@ import pytest
 
 pytest.importorskip("PIL", reason="needs pip install 'dadl[train]'")
 
-from dadl.data import lines
+from dadl.data.columns import lines
+from dadl.data.columns.lines import Lines
 from dadl.data.columns.number_format import NumberFormat
-from dadl.data.lines import Lines
 from dadl.data.regression import read_csv, read_unseen_csv
 from dadl.errors import ProblemsError, SettingsError
 from hypothesis import given

@@ -133,7 +133,7 @@ class NumberReader:
         if _have_decimals(self.source.texts(column, most=FIRST)):
             return
         fields = self.source.texts(column)
-        if _have_decimals(fields):
+        if "." not in "".join(fields) or _have_decimals(fields):
             return
         points = [row for row, field in enumerate(fields) if THREE_DECIMALS.fullmatch(field)]
         long = any(len(field.lstrip("+-")) > 3 for field in fields if INTEGER.fullmatch(field))

@@ -12,18 +12,19 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 LONG = 1 << 20  # characters; for fewer, importing pyarrow takes longer than splitting and parsing without it
-WITH_POINT = re.compile(r"[+-]?[0-9]*\.[0-9]*([eE][+-]?[0-9]+)?")
+NUMBER = re.compile(r"[+-]?[0-9]*\.?[0-9]*([eE][+-]?[0-9]+)?")
 
 
 class Lines:
     """``count`` lines of ``width`` fields. ``text`` ends with the last line's end and needs no rules of quoting.
 
     ``bare``: no field has spaces or underscores. Of long texts without, pyarrow reads the columns, where it is
-    installed: those whose first field has a decimal point as numbers, the others as text.
+    installed: those whose first field is a number as numbers, the others as text.
     """
 
     def __init__(self, text: str, delimiter: str, count: int, width: int, bare: bool) -> None:
         self.text, self.delimiter, self.count, self.width, self.bare = text, delimiter, count, width, bare
+        self._first: list[list[str]] = []
 
     @classmethod
     def of(cls, text: str, delimiter: str, width: int) -> "Lines | None":
@@ -50,8 +51,10 @@ class Lines:
         return self.count
 
     def first(self, count: int) -> list[list[str]]:
-        """The fields of the first lines."""
-        return [line.split(self.delimiter) for line in self.text.split("\n", count)[:count] if line]
+        """The fields of the first lines, or of more lines than that."""
+        if len(self._first) < min(count, self.count):
+            self._first = [line.split(self.delimiter) for line in self.text.split("\n", count)[:count] if line]
+        return self._first
 
     @cached_property
     def split(self) -> list[list[str]]:
@@ -69,7 +72,7 @@ class Lines:
             from pyarrow import csv
         except ImportError:
             return None
-        kinds = [pa.float64() if WITH_POINT.fullmatch(field) else pa.string() for field in self.first(1)[0]]
+        kinds = [pa.float64() if field and NUMBER.fullmatch(field) else pa.string() for field in self.first(1)[0]]
         names = list(map(str, range(self.width)))
         try:
             table = csv.read_csv(
