@@ -205,13 +205,16 @@ def test_pyarrow_reads_long_columns_as_python_does(fields: list[str], first: str
     number, letter, whole = columns.columns
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lines, "LONG", 0)
-        values = number.numbers()
+        values, counted = number.numbers(), whole.numbers()
     assert values is not None
     assert values.tolist() == list(map(float, rows))
-    assert letter.numbers() is whole.numbers() is None
-    assert list(whole) == [str(position) for position in range(len(rows))]
+    assert counted is not None
+    assert counted.tolist() == list(range(len(rows)))
+    assert letter.numbers() is None
     assert list(letter) == ["a"] * len(rows)
+    assert whole[:1] == ["0"]
     assert "split" not in vars(columns)
+    assert list(whole) == [str(position) for position in range(len(rows))]
 
 
 @pytest.mark.parametrize("long", [0, sys.maxsize], ids=["long", "short"])
