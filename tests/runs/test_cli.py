@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from dadl.processes.launch import PASSIVE_WAITING
 from support.cli import dadl, predictions_of, results_of, train
 from support.folders import image_folder
 
@@ -18,6 +19,20 @@ def test_info_prints_the_build_without_the_extra() -> None:
     result = dadl("info", hide=("lightning_fabric", "matplotlib", "resvg_py", "PIL"))
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)
+
+
+@pytest.mark.parametrize(("command", "waiting"), [("train", "PASSIVE"), ("bench", "None")])
+def test_threads_wait_asleep_but_for_benchmarks(command: str, waiting: str) -> None:
+    code = (
+        "import os, sys; from dadl.cli import main\n"
+        f"sys.argv = ['dadl', '{command}', '--help']\n"
+        "try: main()\n"
+        "finally: print(os.environ.get('OMP_WAIT_POLICY'))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name not in PASSIVE_WAITING}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert result.stdout.splitlines()[-1] == waiting, result.stderr
 
 
 def test_importing_dadl_needs_torch_and_numpy_only() -> None:
