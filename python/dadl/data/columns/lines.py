@@ -113,7 +113,9 @@ class Column(Sequence[str]):
         if read is None or str(read.type) != "double" or read.null_count:
             return None
         # By hand: to_numpy() imports pandas, which takes longer than all that is done here.
-        return np.concatenate([np.frombuffer(chunk.buffers()[1], np.float64, len(chunk)) for chunk in read.chunks])
+        return np.concatenate(
+            [np.frombuffer(chunk.buffers()[1], np.float64, len(chunk), 8 * chunk.offset) for chunk in read.chunks]
+        )
 
 
 SPACES_AND_UNDERSCORE = " _\t\v\f\x1c\x1d\x1e\x1f"  # of ASCII, but for line ends
