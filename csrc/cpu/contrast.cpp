@@ -29,8 +29,9 @@ namespace {
 constexpr int64_t kStateBytes = 1 << 25;  // for the weighted sums of all chunks
 constexpr int64_t kManyChunks = 16;
 constexpr int64_t kWorthThread = 1 << 20, kWorthChunk = 1 << 25;  // multiply-adds
-constexpr int64_t kLeastKeys = 64;  // in a chunk; with fewer, adding up the weighted sums takes too long
-constexpr int64_t kStep = 16;       // chunks begin at a multiple of this
+constexpr int64_t kLeastKeys = 64;      // in a chunk; with fewer, adding up the weighted sums takes too long
+constexpr int64_t kStep = 16;           // chunks begin at a multiple of this
+constexpr int64_t kManyQueries = 1024;  // for each thread
 
 template <typename A>
 constexpr ScalarType kScalarType = std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float;
@@ -197,8 +198,8 @@ DADL_COMBINE(double)
 // lse [B] and, unless null, slope [B, d] = scale sum_j p_ij key_j, its gradient. `own` is an additional key [B, d] for
 // each query, or null. finish(begin, end) is called once for each row, as soon as it is ready.
 template <typename KeyTile, typename SomeKeys, typename A>
-void attend(const Tensor& query, const SomeKeys& keys, const A* own, double scale, A* lse, A* slope,
-            const std::function<void(int64_t, int64_t)>& finish) {
+void attend_block(const Tensor& query, const SomeKeys& keys, const A* own, double scale, A* lse, A* slope,
+                  const std::function<void(int64_t, int64_t)>& finish) {
   const int64_t queries = query.size(0), d = keys.d;
   if (queries == 0) return;
   const typename KeyTile::Query scaled(query, scale, false);
@@ -251,6 +252,32 @@ void attend(const Tensor& query, const SomeKeys& keys, const A* own, double scal
       }
     }
     finish(begin, end);
+  });
+}
+
+// The same. Where there are many queries, threads take blocks of them, of which none keeps much, and not chunks of
+// keys.
+template <typename KeyTile, typename SomeKeys, typename A>
+void attend(const Tensor& query, const SomeKeys& keys, const A* own, double scale, A* lse, A* slope,
+            const std::function<void(int64_t, int64_t)>& finish) {
+  const int64_t queries = query.size(0), d = keys.d;
+  if (queries < kManyQueries * torch::stable::get_num_threads()) {
+    return attend_block<KeyTile>(query, keys, own, scale, lse, slope, finish);
+  }
+  Tensor whole = query;
+  std::vector<Tensor> blocks;
+  for (int64_t first = 0; first < queries; first += kManyQueries) {
+    blocks.push_back(torch::stable::narrow(whole, 0, first, std::min(kManyQueries, queries - first)));
+  }
+  share_out(static_cast<int64_t>(blocks.size()), [&](int64_t block, auto next_block) {
+    for (; block < static_cast<int64_t>(blocks.size()); block = next_block()) {
+      const int64_t first = block * kManyQueries;
+      SomeKeys mine = keys;
+      mine.first_query = first;
+      attend_block<KeyTile>(blocks[block], mine, own ? own + first * d : nullptr, scale, lse + first,
+                            slope ? slope + first * d : nullptr,
+                            [&](int64_t begin, int64_t end) { finish(first + begin, first + end); });
+    }
   });
 }
 

@@ -348,8 +348,9 @@ class KeyTile {
         std::fill_n(logits + j * kBlock, kBlock, kLeftOut);
       }
     }
-    for (int64_t j = std::max(first_, q); keys_.exclude_self && j < std::min(first_ + count_, q + kBlock); ++j) {
-      logits[(j - first_) * kBlock + j - q] = kLeftOut;
+    const int64_t own = keys_.first_query + q;
+    for (int64_t j = std::max(first_, own); keys_.exclude_self && j < std::min(first_ + count_, own + kBlock); ++j) {
+      logits[(j - first_) * kBlock + j - own] = kLeftOut;
     }
   }
 

@@ -11,6 +11,7 @@ struct Keys {
   int64_t count, d;
   const bool* mask;   // [count], null for all
   bool exclude_self;  // leaves out key i for query i
+  int64_t first_query = 0;
 };
 
 // Keys of any dtype.
@@ -22,6 +23,7 @@ struct AnyKeys {
   bool exclude_self;
   // Returns a key [d] as A: in place, or converted into the buffer.
   const A* (*read)(const void* key, A* buffer, int64_t d);
+  int64_t first_query = 0;
 };
 
 struct Range {

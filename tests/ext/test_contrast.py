@@ -237,6 +237,28 @@ def test_threads_share_much_work_and_repeat_their_bits(keys: int) -> None:
         torch.set_num_threads(threads)
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_threads_share_many_queries(count: int) -> None:
+    """Each takes blocks of them; a query of any block leaves out its own key, and knows its own positives."""
+    n = 2085
+    features, mask = torch.randn(n, 5), torch.arange(n) % 3 > 0
+    queue, target = torch.randn(7, 3, 5), torch.arange(n) % 8 - 1
+    threads = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        for module in (functional, reference):
+            leaf = features.clone().requires_grad_()
+            lse = module.similarity_logsumexp(leaf, features, scale=0.7, key_mask=mask, exclude_self=True)
+            group = module.pseudo_group_contrast(leaf, features.flip(0), queue, target, reduction="none")
+            (lse.sum() + group.sum()).backward()
+            if module is functional:
+                ours = lse, group, leaf.grad
+        for got, exact in zip(ours, (lse, group, leaf.grad), strict=True):
+            torch.testing.assert_close(got, exact, rtol=1e-5, atol=1e-4)
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_large_logits_do_not_overflow(device: str) -> None:
     query = torch.tensor([[1e4], [-1e4], [0.0]], device=device, requires_grad=True)
     key = torch.tensor([[1.0], [-1.0]], device=device)
