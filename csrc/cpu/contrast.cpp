@@ -31,7 +31,7 @@ constexpr int64_t kManyChunks = 16;
 constexpr int64_t kWorthThread = 1 << 20, kWorthChunk = 1 << 25;  // multiply-adds
 constexpr int64_t kLeastKeys = 64;      // in a chunk; with fewer, adding up the weighted sums takes too long
 constexpr int64_t kStep = 16;           // chunks begin at a multiple of this
-constexpr int64_t kManyQueries = 1024;  // for each thread
+constexpr int64_t kManyQueries = 1024;  // in a block
 
 template <typename A>
 constexpr ScalarType kScalarType = std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float;
@@ -255,8 +255,8 @@ void attend_block(const Tensor& query, const SomeKeys& keys, const A* own, doubl
   });
 }
 
-// The same. Where there are many queries, threads take blocks of them, of which none keeps much, and not chunks of
-// keys.
+// The same. Where there are many queries, threads take blocks of queries, whose weighted sums are small, instead of
+// chunks of keys.
 template <typename KeyTile, typename SomeKeys, typename A>
 void attend(const Tensor& query, const SomeKeys& keys, const A* own, double scale, A* lse, A* slope,
             const std::function<void(int64_t, int64_t)>& finish) {

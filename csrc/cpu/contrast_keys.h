@@ -9,9 +9,9 @@ template <typename T>
 struct Keys {
   const T* values;  // [count, d]
   int64_t count, d;
-  const bool* mask;   // [count], null for all
-  bool exclude_self;  // leaves out key i for query i
-  int64_t first_query = 0;
+  const bool* mask;         // [count], null for all
+  bool exclude_self;        // leaves out key i for query i
+  int64_t first_query = 0;  // of a block of queries, among all
 };
 
 // Keys of any dtype.
@@ -23,7 +23,7 @@ struct AnyKeys {
   bool exclude_self;
   // Returns a key [d] as A: in place, or converted into the buffer.
   const A* (*read)(const void* key, A* buffer, int64_t d);
-  int64_t first_query = 0;
+  int64_t first_query = 0;  // of a block of queries, among all
 };
 
 struct Range {

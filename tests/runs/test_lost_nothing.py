@@ -157,7 +157,7 @@ def test_signals_end_a_command_as_ctrl_c_does(
 
 
 WRITES_AND_WAITS = """
-import os, signal, sys
+import os, sys
 from pathlib import Path
 from dadl.files import locked, replace_file
 from dadl.processes.signals import stop_on_signals

@@ -11,6 +11,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     import pyarrow as pa
 
+SPACES_AND_UNDERSCORE = " _\t\v\f\x1c\x1d\x1e\x1f"  # of ASCII, but for line ends
 LONG = 1 << 20  # characters; for fewer, importing pyarrow takes longer than splitting and parsing without it
 NUMBER = re.compile(r"[+-]?[0-9]*\.?[0-9]*([eE][+-]?[0-9]+)?")
 
@@ -102,20 +103,19 @@ class Column(Sequence[str]):
 
     @cached_property
     def _fields(self) -> list[str]:
-        read = None if self.lines.by_arrow is None else self.lines.by_arrow[self.number]
-        if read is None or str(read.type) != "string":
-            return self.lines.split[self.number]
-        return list(read.to_pylist())
+        read = self._read
+        return self.lines.split[self.number] if read is None or str(read.type) != "string" else read.to_pylist()
+
+    @property
+    def _read(self) -> Any:
+        return None if self.lines.by_arrow is None else self.lines.by_arrow[self.number]
 
     def numbers(self) -> npt.NDArray[np.float64] | None:
         """The values of a column of numbers, each as ``float`` has it; ``None`` if they have not been read yet."""
-        read = None if self.lines.by_arrow is None else self.lines.by_arrow[self.number]
+        read = self._read
         if read is None or str(read.type) != "double" or read.null_count:
             return None
         # By hand: to_numpy() imports pandas, which takes longer than all that is done here.
         return np.concatenate(
             [np.frombuffer(chunk.buffers()[1], np.float64, len(chunk), 8 * chunk.offset) for chunk in read.chunks]
         )
-
-
-SPACES_AND_UNDERSCORE = " _\t\v\f\x1c\x1d\x1e\x1f"  # of ASCII, but for line ends
