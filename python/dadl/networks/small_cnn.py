@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 FEATURES = 256
-CELLS = 6  # along each side, where positions matter
+CELLS = 6  # at most, along each side, where positions matter
 SUBSAMPLED = 24  # the first convolution has stride 2 on larger images
 SMALLEST = 16
 
@@ -12,8 +12,9 @@ SMALLEST = 16
 class SmallCNN(nn.Sequential):
     """Images ``[B, channels, size, size]`` in [0, 1] to features ``[B, num_features]``, ``size`` at least 16.
 
-    Three convolutions, and a fourth whose 256 channels are averaged over the image. With ``positions`` there is no
-    fourth: the 64 channels of 6 × 6 cells are the features, so that they tell where something is.
+    Three convolutions, and a fourth, of single cells, whose 256 channels are averaged over the image. With
+    ``positions`` there is no fourth: the 64 channels of at most 6 × 6 cells are the features, so that they tell where
+    something is.
     """
 
     num_features: int
@@ -21,17 +22,19 @@ class SmallCNN(nn.Sequential):
     def __init__(self, size: int, channels: int = 3, *, positions: bool = False) -> None:
         if size < SMALLEST:
             raise ValueError(f"the small network is for images of at least {SMALLEST} pixels, got {size}")
+        stride = 2 if size > SUBSAMPLED else 1
         layers = [
-            *_block(channels, 16, kernel=5, stride=2 if size > SUBSAMPLED else 1, pool=True),
+            *_block(channels, 16, kernel=5, stride=stride, pool=True),
             *_block(16, 32, pool=True),
             *_block(32, 64, pool=not positions),
         ]
         if positions:
-            layers.append(nn.AdaptiveAvgPool2d(CELLS))
+            cells = min(CELLS, -(-size // stride) // 4)
+            layers.append(nn.AdaptiveAvgPool2d(cells))
         else:
-            layers += [*_block(64, FEATURES), nn.AdaptiveAvgPool2d(1)]
+            layers += [*_block(64, FEATURES, kernel=1), nn.AdaptiveAvgPool2d(1)]
         super().__init__(*layers, nn.Flatten())
-        self.num_features = 64 * CELLS**2 if positions else FEATURES
+        self.num_features = 64 * cells**2 if positions else FEATURES
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
