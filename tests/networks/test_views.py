@@ -52,6 +52,35 @@ def test_crops_have_the_area_and_lie_inside() -> None:
     assert (width / height).max() < 1.4
 
 
+def test_a_warp_samples_where_affine_grid_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    grids = []
+    sample = torch.nn.functional.grid_sample
+    monkeypatch.setattr(
+        "torch.nn.functional.grid_sample", lambda images, grid, **how: grids.append(grid) or sample(images, grid, **how)
+    )
+    View(16, crop_area=0.3, operations=3, flip=True)(IMAGES)
+    corners = grids[0][:, [0, 0, -1], [0, -1, 0]]  # three points say what the affine map is
+    ends = torch.tensor([[-1.0, -1, 1], [1, -1, 1], [-1, 1, 1]]) * torch.tensor([15 / 16, 15 / 16, 1])
+    theta = torch.linalg.solve(ends, corners).mT
+    torch.testing.assert_close(grids[0], torch.nn.functional.affine_grid(theta, [4, 3, 16, 16], align_corners=False))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_colours_change_one_after_the_other(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    strengths = torch.tensor([[0.4, -0.7, 0.2, 0], [-0.5, 0.9, 0, 0.3], [0.6, -0.2, 0, 1]])
+    strengths[2] *= channels == 3
+    view = View(16, crop_area=None, operations=3)
+    monkeypatch.setattr(View, "_draw_distortions", lambda *_: torch.cat([torch.zeros(3, 4), strengths]))
+    image = IMAGES[:, :channels, 2:18, 4:20].float() / 255
+    brightness, contrast, saturation = (1 + 0.6 * strengths)[..., None, None, None]
+    bright = brightness * image
+    mean = bright.mean(dim=(1, 2, 3), keepdim=True)
+    contrasted = contrast * bright + (1 - contrast) * mean
+    grey = contrasted.mean(dim=1, keepdim=True)
+    expected = (saturation * contrasted + (1 - saturation) * grey).clamp(0, 1)
+    torch.testing.assert_close(view(IMAGES[:, :channels]), expected)
+
+
 def test_flips_mirror_about_half_of_the_images() -> None:
     ramp = torch.linspace(0, 1, 32).expand(400, 1, 32, 32)
     plain, flipping = View(32, crop_area=0.9), View(32, crop_area=0.9, flip=True)
