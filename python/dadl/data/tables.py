@@ -119,7 +119,8 @@ def _plain_table(path: Path, text: str, delimiter: str | None, quoted: bool) -> 
     """
     if "\r" in text:
         text = text.replace("\r\n", "\n")
-    text = text.removesuffix("\n") + "\n"
+    if not text.endswith("\n"):
+        text += "\n"
     first, _, body = text.partition("\n")
     if delimiter is None:
         delimiter = _likely_delimiter(first)

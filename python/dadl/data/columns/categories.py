@@ -21,15 +21,16 @@ def known_categories(
     in ``train``, or with one; and too many categories.
     """
     name, fields = source.header[column], source.texts(column)
-    counts = Counter(fields[row] for row in train if fields[row])
+    counts = Counter(map(fields.__getitem__, train))
+    counts.pop("", None)
     if len(counts) > MOST_CATEGORIES:
         problems.append(
             f"{source.path}: {name} has {len(counts)} categories in train, each of which would be a feature; at most "
             f"{MOST_CATEGORIES} are expected: leave the column out, or merge categories"
         )
         return ()
-    in_train = set(train)
-    for row, field in enumerate(fields):
+    in_train, doubtful = set(train), {field for field in set(fields) if counts[field] < 2}
+    for row, field in enumerate(fields if doubtful else []):
         if not field:
             if not missing:
                 problems.append(f"{source.where(row)}: {name} is empty; expected a category{MISSING_HINT}")
@@ -57,7 +58,8 @@ def check_known(
 def one_hot(source: Source, column: int, categories: Sequence[str]) -> npt.NDArray[np.float64]:
     """A feature for each category, ``[n, C]``: NaN where the field is empty, 0 where its category is unknown."""
     index = {category: position for position, category in enumerate(categories)}
-    codes = np.array([index.get(field, -1) if field else -2 for field in source.texts(column)], dtype=np.int64)
+    index[""] = -2
+    codes = np.array([index.get(field, -1) for field in source.texts(column)], dtype=np.int64)
     features: npt.NDArray[np.float64] = (codes[:, None] == np.arange(len(categories))).astype(np.float64)
     features[codes == -2] = np.nan
     return features

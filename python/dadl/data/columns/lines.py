@@ -35,12 +35,13 @@ class Lines:
         breaks = np.flatnonzero(ends | (marks == ord(delimiter)))
         count = int(np.count_nonzero(ends))
         # As many ends of lines as of rows, each after the last column.
-        if len(breaks) != count * width or not ends[breaks[width - 1 :: width]].all():
+        last = breaks[width - 1 :: width]
+        if len(breaks) != count * width or not ends[last].all():
             return None
         bare = text.isascii() and not any(sign in text for sign in SPACES_AND_UNDERSCORE)
         lines = cls(text, delimiter, count, width, bare)
-        begin = "\n" + (delimiter if width > 1 else "\n")
-        if bare and not text.startswith(begin[1:]) and begin not in text:
+        begins = np.concatenate([[0], last[:-1] + 1])
+        if bare and not (breaks[::width] == begins).any():
             return lines  # the first field of every line is not empty
         return lines if all(any(map(str.strip, row)) for row in zip(*lines.split, strict=True)) else None
 

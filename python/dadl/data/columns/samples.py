@@ -136,7 +136,7 @@ class SampleReader:
     def check_texts(self) -> None:
         self.problems.extend(
             f"{self.source.where(row)}: {self.source.header[column]} is empty"
-            for row in range(len(self.source))
+            for row in (range(len(self.source)) if self.layout.texts else [])
             for column in self.layout.texts
             if not self._texts[column][row]
         )

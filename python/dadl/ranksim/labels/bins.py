@@ -99,10 +99,10 @@ def skew_warning(bins: LabelBins, counts: Tensor, splits: Sequence[tuple[Sequenc
     low, high = torch.quantile(train, train.new_tensor([0.25, 0.75])).tolist()
     reach = FAR * (high - low)
     rows = [
-        (name, label)
+        (names[row], float(values[row]))
         for names, values in splits
-        for name, label in zip(names, values.tolist(), strict=True)
-        if reach > 0 and not low - reach <= label <= high + reach
+        if reach > 0
+        for row in ((values < low - reach) | (values > high + reach)).nonzero().flatten().tolist()
     ]
     named = ", ".join(f"{name} ({label:g})" for name, label in rows[:MOST_NAMED])
     if len(rows) > MOST_NAMED:
