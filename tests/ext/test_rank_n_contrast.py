@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from support.devices import CAPABILITIES
 from support.gradients import gradients
@@ -123,6 +123,7 @@ def test_published_formula(device: str, kind: str, temperature: float, similarit
     reduction=st.sampled_from(["sum", "mean", "none"]),
     seed=st.integers(0, 2**31),
 )
+@example(6, 1, "distinct", False, torch.float32, 1.0, "cosine", "l1", "sum", 0)
 def test_equals_reference(n, d, kind, integer, dtype, temperature, similarity, label_distance, reduction, seed) -> None:
     torch.manual_seed(seed)
     x = (torch.randint(-3, 4, (n, d)) if integer else torch.randn(n, d)).to(dtype)
@@ -138,10 +139,19 @@ def test_equals_reference(n, d, kind, integer, dtype, temperature, similarity, l
     assert_close(loss, expected, 1e-10 if dtype == torch.float64 else 1e-5)
     tolerance = {torch.float64: 1e-9, torch.float32: 3e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}[dtype]
     scale = slope.abs().max().item() if slope.numel() else 0.0
-    # Integer features cancel to gradients of 0; what remains is rounding of terms as large as 1 / temperature.
-    least = 1e-3 / temperature / max(n if reduction == "mean" else 1, 1)
+    # Integer features, and cosines of numbers, cancel to gradients of 0; what remains is rounding of terms as large as
+    # 1 / temperature, and for cosines as that by the norm.
+    term = 1 / temperature / max(n if reduction == "mean" else 1, 1)
+    rounding = 0.0
+    if similarity == "cosine" and x.numel():
+        term /= min(x.double().norm(dim=1).min().item(), 1)
+        rounding = 4 * torch.finfo(torch.float32).eps * term * (dtype != torch.float64)
+    least = 1e-3 * term
     torch.testing.assert_close(
-        gradient.double(), slope, rtol=0, atol=tolerance * max(scale, least) + 1e-7 * (dtype == torch.float16)
+        gradient.double(),
+        slope,
+        rtol=0,
+        atol=tolerance * max(scale, least) + rounding + 1e-7 * (dtype == torch.float16),
     )
 
 
