@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
 from cyclopts import Parameter, validators
 
-from ..data.columns.arrow import as_path
 from ..data.columns.number_format import Decimal, NumberFormat, Thousands
 from ..data.columns.roles import Columns, Roles
 from ..errors import SettingsError
@@ -174,6 +173,8 @@ class RankSimSettings(Settings):
     """Regressor retraining (RRT): folder of a run of this recipe on the same data, whose encoder is frozen."""
 
     def __post_init__(self) -> None:
+        from ..data.columns.arrow import as_path  # it imports NumPy, which the help of the command does not need
+
         try:
             object.__setattr__(self, "data", as_path(self.data))
         except TypeError as error:

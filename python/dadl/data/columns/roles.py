@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .number_format import Decimal, Thousands
-from .source import Source
+
+if TYPE_CHECKING:
+    from .source import Source
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Roles:
         if self.repeated is not None:
             raise ValueError(f"column {self.repeated!r} has two roles: as target, input or split, name it once")
 
-    def resolved(self, source: Source, problems: list[str]) -> "Roles":
+    def resolved(self, source: "Source", problems: list[str]) -> "Roles":
         """The same with names in place of patterns.
 
         A pattern, as for file names, stands for the columns that match it and have no other role; so ``*`` is all
@@ -80,7 +82,7 @@ class Roles:
         return replace(self, **found)
 
 
-def _is_pattern(name: str, source: Source) -> bool:
+def _is_pattern(name: str, source: "Source") -> bool:
     return any(sign in name for sign in "*?[") and name not in source.header
 
 
