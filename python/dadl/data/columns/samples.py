@@ -134,11 +134,12 @@ class SampleReader:
         return [ImageFile(self.source.where(row), path) for row, path in enumerate(self._texts[self.layout.image])]
 
     def check_texts(self) -> None:
+        columns = self.layout.texts
         self.problems.extend(
             f"{self.source.where(row)}: {self.source.header[column]} is empty"
-            for row in (range(len(self.source)) if self.layout.texts else [])
-            for column in self.layout.texts
-            if not self._texts[column][row]
+            for row, fields in enumerate(zip(*map(self._texts.__getitem__, columns), strict=True))
+            for column, field in zip(columns, fields, strict=True)
+            if not field
         )
 
     def samples(self, rows: Sequence[int], target: Tensor | None, features: Tensor) -> RegressionSamples:
