@@ -38,6 +38,11 @@ inline int x86_level() {
 }
 #endif
 
+template <typename A, int kBytes>
+struct VectorOf {
+  using type __attribute__((vector_size(kBytes))) = A;
+};
+
 // A thread's working memory, one block for each purpose. Unless it is large it is kept from call to call: fresh pages
 // from the system take as long as the work on them.
 template <typename Purpose>

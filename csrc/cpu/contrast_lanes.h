@@ -13,11 +13,6 @@
 
 namespace dadl::cpu {
 
-template <typename A, int kBytes>
-struct VectorOf {
-  using type __attribute__((vector_size(kBytes))) = A;
-};
-
 // exp(x) = 2^n 2^f with x log2(e) = n + f and |f| <= 1/2. 2^f is a polynomial, in float the minimax polynomial.
 template <typename A>
 struct Exponential;

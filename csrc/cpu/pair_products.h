@@ -59,6 +59,12 @@ Tensor wide_gram(const Tensor& features, const int64_t* index, int64_t m) {
   return inner;
 }
 
+inline Tensor narrow_gram(const Tensor& x) {
+  const Tensor inner = new_empty(x, {x.size(0), x.size(0)}, x.scalar_type());
+  add_gram_panels<float>(x, 0.0, inner);
+  return inner;
+}
+
 // From this number of rows on, products are large enough for BLAS and AMX.
 constexpr int64_t kManyRows = 64;
 

@@ -3,12 +3,14 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <limits>
 #include <memory>
 #include <optional>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 #include "../core/cosine.h"
@@ -65,23 +67,41 @@ class Run {
   void contrast_all(const Tensor& features, const AnchorOrders& orders, const RankNContrastSettings& settings,
                     const double* anchor_weight) {
     const Tensor x = columns_of_rows<T, A>(features, index_, n_, 0, d_);
-    const Tensor inner = wide_gram<T>(features, index_, n_);
-    double* values = mutable_data<double>(inner);
-    torch::stable::parallel_for(0, (n_ + kTile - 1) / kTile, grain_rows(kTile * n_), [&](int64_t begin, int64_t end) {
-      mirror_rows(values, n_, begin * kTile, std::min(end * kTile, n_));
-    });
+    if constexpr (std::is_same_v<A, float>) {
+      if (n_ >= kManyRows && !cosine_) {
+        const Tensor centred = new_empty(x, {n_, d_}, x.scalar_type());
+        const std::vector<float> squared = centre(data<float>(x), mutable_data<float>(centred), n_, d_);
+        if (float_is_enough(*std::max_element(squared.begin(), squared.end()), settings.temperature)) {
+          contrast_pairs(x, narrow_gram(centred), squared.data(), centred, orders, settings, anchor_weight);
+          return;
+        }
+      }
+    }
+    contrast_pairs(x, wide_gram<T>(features, index_, n_), squared_.data(), x, orders, settings, anchor_weight);
+  }
+
+  // `inner` [n, n] are products of the rows of `shifted`, which is x, or x less one row. W is their type.
+  template <typename W>
+  void contrast_pairs(const Tensor& x, const Tensor& inner, const W* squared, const Tensor& shifted,
+                      const AnchorOrders& orders, const RankNContrastSettings& settings, const double* anchor_weight) {
     close_.resize(n_);
     std::vector<double> losses(n_);
-    const ContrastTask<A> task{values, data<A>(x), squared_.data(),          &orders, losses.data(),           &close_,
-                               n_,     d_,         1 / settings.temperature, cosine_, anchor_weight != nullptr};
-    torch::stable::parallel_for(0, (n_ + kAnchors - 1) / kAnchors, grain_rows(16 * kAnchors * n_),
+    const ContrastTask<A, W> task{
+        mutable_data<W>(inner),  data<A>(x), squared, losses.data(), &close_, n_, d_, 1 / settings.temperature, cosine_,
+        anchor_weight != nullptr};
+    for_tile_pairs(n_, [&](int64_t begin, int64_t end) { measure(task, begin, end); });
+    const ContrastLanes<W> lanes = select_contrast_lanes<W>();
+    torch::stable::parallel_for(0, (n_ + lanes.count - 1) / lanes.count, grain_rows(16 * lanes.count * n_),
                                 [&](int64_t begin, int64_t end) {
                                   const std::unique_ptr<AnchorOrders::Scratch> scratch = orders.scratch();
-                                  ContrastScratch<A> own(n_);
-                                  contrast(task, *scratch, own, begin * kAnchors, std::min(end * kAnchors, n_));
+                                  ContrastScratch<W> own(n_, lanes.count);
+                                  for (int64_t group = begin; group < end; ++group) {
+                                    const int64_t first = group * lanes.count;
+                                    contrast(task, *scratch, lanes, own, first, std::min(lanes.count, n_ - first));
+                                  }
                                 });
     for (int64_t p = 0; p < n_; ++p) rows[index_[p]] = losses[p] * pair_share(n_);
-    if (anchor_weight) differentiate(x, inner, anchor_weight);
+    if (anchor_weight) differentiate(x, shifted, inner, sizeof(W) / sizeof(A), anchor_weight);
   }
 
   // Returns whether they are finite.
@@ -104,8 +124,10 @@ class Run {
     std::fill_n(mutable_data<A>(gradient), gradient.numel(), std::numeric_limits<A>::quiet_NaN());
   }
 
-  void differentiate(const Tensor& x, const Tensor& inner, const double* anchor_weight) {
-    const int64_t stride = n_ * static_cast<int64_t>(sizeof(double) / sizeof(A));
+  // The weights in `inner` are in A, their rows `step` as far apart. `shifted` is x, or x less one row.
+  void differentiate(const Tensor& x, const Tensor& shifted, const Tensor& inner, int64_t step,
+                     const double* anchor_weight) {
+    const int64_t stride = n_ * step;
     A* weights = static_cast<A*>(inner.mutable_data_ptr());
     std::vector<A> anchor(n_), inverse_norm(n_, A{1});
     for (int64_t p = 0; p < n_; ++p) {
@@ -128,9 +150,9 @@ class Run {
     torch::stable::parallel_for(0, n_, grain_rows(n_), [&](int64_t begin, int64_t end) {
       sum_weights(weights, stride, n_, close_, close_weights.data(), sums.data(), begin, end);
     });
-    weigh(weights, stride, x, weighed, [&](int64_t begin, int64_t end) {
-      finish(data<A>(weighed), sums.data(), data<A>(x), close_, close_weights.data(), index_, mutable_data<A>(gradient),
-             d_, begin, end);
+    weigh(weights, stride, shifted, weighed, [&](int64_t begin, int64_t end) {
+      finish(data<A>(weighed), sums.data(), data<A>(shifted), data<A>(x), close_, close_weights.data(), index_,
+             mutable_data<A>(gradient), d_, begin, end);
     });
   }
 

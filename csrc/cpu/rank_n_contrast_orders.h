@@ -22,8 +22,8 @@ class AnchorOrders {
    public:
     virtual ~Scratch() = default;
     // order [n]: the anchor, then the positions of the others from the nearest label to the farthest. starts [n]: all
-    // ones where a distance differs from the one before, from 1 on.
-    virtual void row(int64_t anchor, int32_t* order, int64_t* starts) = 0;
+    // ones where a distance differs from the one before, from 1 on. Returns whether some distances are equal.
+    virtual bool row(int64_t anchor, int32_t* order, int8_t* starts) = 0;
   };
   virtual ~AnchorOrders() = default;
   virtual std::unique_ptr<Scratch> scratch() const = 0;
@@ -32,13 +32,19 @@ class AnchorOrders {
   bool finite = true;          // labels; others have no order
 };
 
-// Marks where the distance above the lowest bits of a key differs from the one before.
+// Marks where the distance above the lowest bits of a key differs from the one before. Returns whether some do not.
 template <typename Key>
-void mark_starts(const Key* keys /* [n], in order */, int64_t n, int64_t* starts) {
+bool mark_starts(const Key* keys /* [n], in order */, int64_t n, int8_t* starts) {
   constexpr int kDistanceShift = 4 * sizeof(Key);
+  int32_t equal = 0;
+  for (int64_t r = 2; r < n; ++r) {
+    const bool starts_here = (keys[r] ^ keys[r - 1]) >> kDistanceShift != 0;
+    starts[r] = static_cast<int8_t>(-starts_here);
+    equal += !starts_here;
+  }
   starts[0] = 0;
-  for (int64_t r = 1; r < n; ++r) starts[r] = -static_cast<int64_t>((keys[r] ^ keys[r - 1]) >> kDistanceShift != 0);
   if (n > 1) starts[1] = -1;
+  return equal > 0;
 }
 
 // Of equal distances, those farther from the anchor along the sorted labels have larger keys, on both sides.
@@ -87,14 +93,14 @@ class ScalarOrders final : public AnchorOrders {
     explicit Scratch(const std::vector<Label>& sorted)
         : sorted_(sorted), n_(static_cast<int32_t>(sorted.size())), keys_(n_ + 2, ~Key{0}), ordered_(n_) {}
 
-    void row(int64_t anchor, int32_t* order, int64_t* starts) override {
+    bool row(int64_t anchor, int32_t* order, int8_t* starts) override {
       Key* keys = keys_.data() + 1;
       outward_keys_of(sorted_.data(), n_, static_cast<int32_t>(anchor), keys);
       merge_sides(keys, static_cast<int32_t>(anchor), n_, [&](int32_t position, int32_t rank) {
         order[rank - 1] = position;
         ordered_[rank - 1] = keys[position];
       });
-      mark_starts(ordered_.data(), n_, starts);
+      return mark_starts(ordered_.data(), n_, starts);
     }
 
    private:
@@ -125,7 +131,7 @@ class VectorOrders final : public AnchorOrders {
    public:
     explicit Scratch(const VectorOrders& labels) : labels_(labels), keys_(labels.index.size()) {}
 
-    void row(int64_t anchor, int32_t* order, int64_t* starts) override {
+    bool row(int64_t anchor, int32_t* order, int8_t* starts) override {
       const auto n = static_cast<int64_t>(keys_.size());
       const Label* own = labels_.labels_ + anchor * labels_.k_;
       for (int64_t j = 0; j < n; ++j) {
@@ -135,7 +141,7 @@ class VectorOrders final : public AnchorOrders {
       keys_[anchor] = static_cast<uint32_t>(anchor);  // before all others
       std::sort(keys_.begin(), keys_.end());
       for (int64_t r = 0; r < n; ++r) order[r] = static_cast<int32_t>(static_cast<uint32_t>(keys_[r]));
-      mark_starts(keys_.data(), n, starts);
+      return mark_starts(keys_.data(), n, starts);
     }
 
    private:

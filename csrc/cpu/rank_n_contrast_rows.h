@@ -7,27 +7,26 @@
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <type_traits>
 #include <vector>
 
-#include "../core/exponential.h"
 #include "../core/rank_n_contrast.h"
 #include "common.h"
 #include "pair_kernels.h"
+#include "rank_n_contrast_lanes.h"
 #include "rank_n_contrast_orders.h"
 #include "transpose.h"
 
 namespace dadl::cpu {
 
-constexpr int kAnchors = 8;  // at once, one in each lane
-
-template <typename A>
+// A: the type of features and gradients. W: that of inner products and all that is made of them, which is A or wider.
+template <typename A, typename W>
 struct ContrastTask {
-  // Inner products [n, n]. Row i becomes anchor i's derivatives by distance over the distance (by cosine), in A from
-  // the row's first byte.
-  double* inner;
-  const A* x;             // [n, d]
-  const double* squared;  // [n]
-  const AnchorOrders* orders;
+  // Inner products [n, n]. They become distances (or cosines), and row i anchor i's derivatives by distance over the
+  // distance (by cosine), in A from the row's first byte.
+  W* pairs;
+  const A* x;                                // [n, d]
+  const W* squared;                          // [n], squared norms of the rows whose products these are
   double* rows;                              // [n], losses summed over the pairs
   std::vector<std::vector<int32_t>>* close;  // [n]: others whose features nearly coincide with the anchor's
   int64_t n, d;
@@ -35,60 +34,99 @@ struct ContrastTask {
   bool cosine, with_gradient;
 };
 
-template <typename A>
+template <typename W>
 struct ContrastScratch {
-  explicit ContrastScratch(int64_t n)
-      : similarity(n),
-        derivative(n),
-        values(n * kAnchors),
-        sums(n * kAnchors),
-        starts(n * kAnchors),
-        order(n * kAnchors),
-        row_starts(n),
-        slopes(n) {}
-  std::vector<double> similarity, derivative;  // of one anchor, by position
-  std::vector<double> values, sums;            // [n][kAnchors], in the order of labels
-  std::vector<int64_t> starts;                 // [n][kAnchors]
-  std::vector<int32_t> order;                  // [kAnchors][n]
-  std::vector<int64_t> row_starts;             // [n]
-  std::vector<A> slopes;                       // [n]
+  ContrastScratch(int64_t n, int64_t lanes)
+      : values(n * lanes),
+        sums(n * lanes),
+        starts(n * lanes),
+        order(n * lanes),
+        derivatives(n * lanes),
+        row_starts(n * lanes) {}
+  std::vector<W> values, sums;     // [n][lanes], in the order of labels
+  std::vector<int8_t> starts;      // [n][lanes]
+  std::vector<int32_t> order;      // [lanes][n]
+  std::vector<W> derivatives;      // [lanes][n], by position
+  std::vector<int8_t> row_starts;  // [lanes][n]
 };
 
-// The row of inner products becomes distances, or cosines.
-template <typename A>
-void measure_anchor(const ContrastTask<A>& task, int64_t i) {
-  double* row = task.inner + i * task.n;
-  const double* squared = task.squared;
-  if (task.cosine) {
-    for (int64_t j = 0; j < task.n; ++j) row[j] = row[j] / std::sqrt(squared[i] * squared[j]);
-    return;
-  }
-  int64_t close = 0;
-  for (int64_t j = 0; j < task.n; ++j) {
-    const double square = squared[i] + squared[j] - 2 * row[j];
-    close += features_are_close<A>(square, squared[i], squared[j]);
-    row[j] = square;
-  }
-  if (close > 1) {  // the anchor itself is one
-    for (int64_t j = 0; j < task.n; ++j) {
-      if (j == i || !features_are_close<A>(row[j], squared[i], squared[j])) continue;
-      (*task.close)[i].push_back(static_cast<int32_t>(j));
-      const A *a = task.x + i * task.d, *b = task.x + j * task.d;
-      row[j] = sum_over<double>(task.d, [&](int64_t c) {
-        const double difference = static_cast<double>(a[c]) - static_cast<double>(b[c]);
-        return difference * difference;
-      });
-    }
-  }
-  row[i] = 0;
-  for (int64_t j = 0; j < task.n; ++j) row[j] = std::sqrt(row[j]);
+// Below this share of the sum of squared norms, a squared distance is formed from the difference of the features.
+template <typename A, typename W>
+constexpr double kDifferenceShare = kCloseShare<A>;
+template <>
+constexpr double kDifferenceShare<float, float> = 0.04;
+
+// Similarities of at most 32 in float32, which then resolves differences of 2e-6; and not of less than 1, among which
+// derivatives could cancel.
+inline bool float_is_enough(float largest_squared_norm, double temperature) {
+  const double bound = 2 * std::sqrt(largest_squared_norm) / temperature;  // of the similarities
+  return bound >= 1 && bound <= 32;
 }
 
-template <typename A>
-void load_similarities(const ContrastTask<A>& task, int64_t i, double* similarity) {
-  const double* row = task.inner + i * task.n;
-  const double factor = task.cosine ? task.inverse_temperature : -task.inverse_temperature;
-  for (int64_t j = 0; j < task.n; ++j) similarity[j] = factor * row[j];
+// centred = x less the mean row, which distances do not notice. Returns its squared norms.
+inline std::vector<float> centre(const float* x, float* centred, int64_t n, int64_t d) {
+  std::vector<double> mean(d);
+  for (int64_t i = 0; i < n; ++i) {
+    for (int64_t c = 0; c < d; ++c) mean[c] += x[i * d + c];
+  }
+  std::vector<float> squared(n);
+  for (int64_t c = 0; c < d; ++c) mean[c] /= static_cast<double>(n);
+  for (int64_t i = 0; i < n; ++i) {
+    float* row = centred + i * d;
+    for (int64_t c = 0; c < d; ++c) row[c] = static_cast<float>(x[i * d + c] - mean[c]);
+    squared[i] = inner_product(row, row, d);
+  }
+  return squared;
+}
+
+// Inner products [begin, end) of row i become distances, or cosines.
+template <typename A, typename W>
+void measure_pairs(const ContrastTask<A, W>& task, int64_t i, int64_t begin, int64_t end) {
+  W* row = task.pairs + i * task.n;
+  const W *squared = task.squared, own = squared[i];
+  if (task.cosine) {
+    for (int64_t j = begin; j < end; ++j) row[j] = row[j] / std::sqrt(own * squared[j]);
+    return;
+  }
+  constexpr W kShare = kDifferenceShare<A, W>;
+  int64_t close = 0;
+  for (int64_t j = begin; j < end; ++j) {
+    const W both = own + squared[j], square = both - 2 * row[j];
+    close += !(square >= kShare * both);
+    row[j] = square;
+  }
+  for (int64_t j = begin; close > 0 && j < end; ++j) {
+    if (row[j] >= kShare * (own + squared[j])) continue;
+    const A *a = task.x + i * task.d, *b = task.x + j * task.d;
+    row[j] = sum_over<W>(task.d, [&](int64_t c) {
+      const W difference = static_cast<W>(a[c]) - static_cast<W>(b[c]);
+      return difference * difference;
+    });
+  }
+  for (int64_t j = begin; j < end; ++j) row[j] = std::sqrt(row[j]);
+}
+
+// Tile row `tile` up to its diagonal, and its mirror image.
+template <typename A, typename W>
+void measure_tile_row(const ContrastTask<A, W>& task, int64_t tile) {
+  const int64_t n = task.n, i0 = tile * kTile, rows = std::min(kTile, n - i0);
+  for (int64_t j0 = 0; j0 < i0; j0 += kTile) {
+    for (int64_t i = i0; i < i0 + rows; ++i) measure_pairs(task, i, j0, j0 + kTile);
+    transpose(task.pairs + i0 * n + j0, n, task.pairs + j0 * n + i0, n, rows, kTile);
+  }
+  for (int64_t i = i0; i < i0 + rows; ++i) {
+    measure_pairs(task, i, i0, i + 1);
+    for (int64_t j = i0; j < i; ++j) task.pairs[j * n + i] = task.pairs[i * n + j];
+  }
+}
+
+template <typename A, typename W>
+void measure_tile_rows(const ContrastTask<A, W>& task, int64_t begin, int64_t end) {
+  const int64_t tiles = (task.n + kTile - 1) / kTile;
+  for (int64_t tile = begin; tile < end; ++tile) {
+    measure_tile_row(task, tile);
+    if (tiles - 1 - tile != tile) measure_tile_row(task, tiles - 1 - tile);
+  }
 }
 
 // log sum exp of the numbers added so far.
@@ -109,155 +147,113 @@ class RunningLogSumExp {
 };
 
 // One anchor in logarithms, with a moving maximum: for similarities so far apart that exponentials of a common shift
-// would underflow. derivative[r] is that of the r-th in order.
-inline double contrast_in_logarithms(const double* similarity, const int32_t* order, const int64_t* starts, int64_t n,
-                                     double* derivative, double* sums) {
+// would underflow. Similarities are factor times the row's pairs. derivative[j] is that of position j; returns
+// what the similarities are subtracted from.
+template <typename W>
+double contrast_in_logarithms(const W* row, double factor, const int32_t* order, const int8_t* starts, int64_t n,
+                              W* derivative) {
+  std::vector<double> sums(n);
+  const auto similarity = [&](int64_t r) { return factor * static_cast<double>(row[order[r]]); };
   RunningLogSumExp farther, nearer;
-  for (int64_t r = n - 1; r >= 1; --r) sums[r] = farther.add(similarity[order[r]]);
-  double loss = 0;
+  for (int64_t r = n - 1; r >= 1; --r) sums[r] = farther.add(similarity(r));
+  double denominators = 0;
   for (int64_t r = 1; r < n; ++r) {
     if (!starts[r]) sums[r] = sums[r - 1];
-    loss += sums[r] - similarity[order[r]];
+    denominators += sums[r];
   }
   for (int64_t r = 1; r < n; ++r) sums[r] = nearer.add(-sums[r]);
   for (int64_t r = n - 1; r >= 1; --r) {
     if (r + 1 < n && !starts[r + 1]) sums[r] = sums[r + 1];
-    derivative[r] = std::exp(similarity[order[r]] + sums[r]) - 1;
+    derivative[order[r]] = static_cast<W>(std::exp(similarity(r) + sums[r]) - 1);
   }
-  return loss;
+  return denominators;
 }
 
-// kAnchors anchors at once. In the order of their labels, values [n][kAnchors] are similarities and become derivatives;
-// sums is working memory. Returns the lanes that are left to contrast_in_logarithms().
-//
-// With S_r = sum_{q >= start of the group of r} exp(s_q): loss = sum_r log S_r - s_r, and
-// derivative_q = exp(s_q) sum_{r <= end of the group of q} 1 / S_r - 1. Every sum is of positive numbers.
-inline __attribute__((always_inline)) uint32_t contrast_lanes(double* values, double* sums, const int64_t* starts,
-                                                              int64_t n, double (&loss)[kAnchors]) {
-  using Vector __attribute__((vector_size(8 * kAnchors))) = double;
-  using Mask __attribute__((vector_size(8 * kAnchors))) = int64_t;
-  // By reference: without wide registers, a vector has no agreed way to be passed.
-  const auto load = [](auto& x, const auto* memory, int64_t r)
-                        __attribute__((always_inline)) { std::memcpy(&x, memory + r * kAnchors, sizeof x); };
-  const auto store = [](const Vector& x, double* memory, int64_t r)
-                         __attribute__((always_inline)) { std::memcpy(memory + r * kAnchors, &x, sizeof x); };
-  // With a common shift for the anchor, exponentials in this range and their reciprocals are normal numbers.
-  constexpr double kRange = 600;
-  Vector x, largest, least;
-  load(largest, values, 1);
-  least = largest;
-  for (int64_t r = 2; r < n; ++r) {
-    load(x, values, r);
-    largest = x > largest ? x : largest;
-    least = x < least ? x : least;
+// The pairs of anchor i whose features nearly coincide.
+template <typename A, typename W>
+void list_close_pairs(const ContrastTask<A, W>& task, int64_t i) {
+  const W *row = task.pairs + i * task.n, *squared = task.squared, own = squared[i];
+  const auto is_close = [&](int64_t j) { return !(row[j] * row[j] >= W{kCloseShare<A>} * (own + squared[j])); };
+  int64_t close = 0;
+  for (int64_t j = 0; j < task.n; ++j) close += is_close(j);
+  for (int64_t j = 0; close > 1 && j < task.n; ++j) {  // the anchor itself is one
+    if (j != i && is_close(j)) (*task.close)[i].push_back(static_cast<int32_t>(j));
   }
-  uint32_t doubtful = 0;
-  for (int l = 0; l < kAnchors; ++l) doubtful |= static_cast<uint32_t>(!(largest[l] - least[l] < kRange)) << l;
-  Vector total{};
-  for (int64_t r = 1; r < n; ++r) {
-    load(x, values, r);
-    x -= largest;
-    total -= x;
-    store(x, values, r);
-  }
-  for (int64_t e = kAnchors; e < n * kAnchors; ++e) values[e] = exp_nonpositive(values[e]);
-
-  Vector sum{};
-  for (int64_t r = n - 1; r >= 1; --r) {
-    load(x, values, r);
-    sum += x;
-    store(sum, sums, r);
-  }
-  // sum log S as the logarithm of a product whose exponent is kept apart.
-  constexpr int64_t kMantissa = 52, kBias = 1023, kOne = kBias << kMantissa, kFraction = (int64_t{1} << kMantissa) - 1;
-  Vector product = 1.0 - Vector{}, group{}, nearer{};
-  Mask exponent{}, start;
-  for (int64_t r = 1; r < n; ++r) {
-    load(x, sums, r);
-    load(start, starts, r);
-    group = start ? x : group;
-    product *= group;
-    const Mask bits = reinterpret_cast<Mask>(product);
-    exponent += (bits >> kMantissa) - kBias;
-    product = reinterpret_cast<Vector>((bits & kFraction) | kOne);
-    nearer += 1.0 / group;
-    store(nearer, sums, r);
-  }
-  for (int l = 0; l < kAnchors; ++l) {
-    loss[l] = total[l] + std::log(product[l]) + static_cast<double>(exponent[l]) * 0.693147180559945309417;
-  }
-  Mask last = -1 - Mask{};  // of its group
-  for (int64_t r = n - 1; r >= 1; --r) {
-    load(x, sums, r);
-    nearer = last ? x : nearer;
-    load(last, starts, r);
-    load(x, values, r);
-    store(x * nearer - 1.0, values, r);
-  }
-  return doubtful;
 }
 
-// Anchors [begin, end).
-template <typename A>
-void contrast_anchors(const ContrastTask<A>& task, AnchorOrders::Scratch& orders, ContrastScratch<A>& scratch,
-                      int64_t begin, int64_t end) {
+// The row's distances (cosines) become the anchor's derivatives by distance over the distance (by cosine).
+template <typename A, typename W>
+void store_slopes(const ContrastTask<A, W>& task, int64_t i, const W* derivative) {
+  W* row = task.pairs + i * task.n;
+  const W scale = static_cast<W>(task.inverse_temperature);
+  if (task.cosine) {
+    for (int64_t j = 0; j < task.n; ++j) row[j] = derivative[j] * scale;
+  } else {  // as distance_slope()
+    for (int64_t j = 0; j < task.n; ++j) row[j] = row[j] > 0 ? derivative[j] * -scale / row[j] : 0;
+  }
+  if constexpr (!std::is_same_v<A, W>) {
+    constexpr int64_t kBlock = 64;
+    A block[kBlock];
+    for (int64_t j0 = 0; j0 < task.n; j0 += kBlock) {
+      const int64_t columns = std::min(kBlock, task.n - j0);
+      for (int64_t j = 0; j < columns; ++j) block[j] = static_cast<A>(row[j0 + j]);
+      std::memcpy(reinterpret_cast<char*>(row) + j0 * sizeof(A), block, columns * sizeof(A));
+    }
+  }
+}
+
+// Anchors first, first + 1, ..., up to `lanes`, side by side; the last one again where there are no more.
+template <typename A, typename W>
+void contrast_anchors(const ContrastTask<A, W>& task, AnchorOrders::Scratch& orders, const ContrastLanes<W>& lanes,
+                      ContrastScratch<W>& scratch, int64_t first, int64_t count) {
   const int64_t n = task.n;
-  double *similarity = scratch.similarity.data(), *derivative = scratch.derivative.data();
-  for (int64_t first = begin; first < end; first += kAnchors) {
-    const int64_t count = std::min<int64_t>(kAnchors, end - first);
-    for (int64_t l = 0; l < kAnchors; ++l) {
-      int32_t* order = scratch.order.data() + l * n;
-      if (l < count) {
-        measure_anchor(task, first + l);
-        load_similarities(task, first + l, similarity);
-        orders.row(first + l, order, scratch.row_starts.data());
-      }  // else the last anchor again
-      for (int64_t r = 0; r < n; ++r) {
-        scratch.values[r * kAnchors + l] = similarity[l < count ? order[r] : scratch.order[(count - 1) * n + r]];
-        scratch.starts[r * kAnchors + l] = scratch.row_starts[r];
-      }
+  const W factor = static_cast<W>(task.cosine ? task.inverse_temperature : -task.inverse_temperature);
+  constexpr int64_t kBlock = 64;  // of ranks, whose lanes stay in the cache
+  bool equal_distances = false;
+  const auto order_of = [&](int64_t l) { return scratch.order.data() + std::min(l, count - 1) * n; };
+  for (int64_t l = 0; l < count; ++l) {
+    equal_distances |= orders.row(first + l, order_of(l), scratch.row_starts.data() + l * n);
+    list_close_pairs(task, first + l);
+  }
+  for (int64_t r0 = 0; r0 < n; r0 += kBlock) {
+    const int64_t ranks = std::min(kBlock, n - r0);
+    for (int64_t l = 0; l < lanes.count; ++l) {
+      const int32_t* order = order_of(l) + r0;
+      const W* row = task.pairs + (first + std::min(l, count - 1)) * n;
+      W* values = scratch.values.data() + r0 * lanes.count + l;
+      for (int64_t r = 0; r < ranks; ++r) values[r * lanes.count] = row[order[r]];
     }
-    double loss[kAnchors];
-    const uint32_t doubtful =
-        contrast_lanes(scratch.values.data(), scratch.sums.data(), scratch.starts.data(), n, loss);
-    for (int64_t l = 0; l < count; ++l) {
-      const int64_t i = first + l;
-      const int32_t* order = scratch.order.data() + l * n;
-      if (doubtful >> l & 1) {
-        load_similarities(task, i, similarity);
-        for (int64_t r = 0; r < n; ++r) scratch.row_starts[r] = scratch.starts[r * kAnchors + l];
-        loss[l] =
-            contrast_in_logarithms(similarity, order, scratch.row_starts.data(), n, derivative, scratch.sums.data());
-        for (int64_t r = 1; r < n; ++r) scratch.values[r * kAnchors + l] = derivative[r];
-      }
-      task.rows[i] = loss[l];
-      if (!task.with_gradient) continue;
-      derivative[i] = 0;
-      for (int64_t r = 1; r < n; ++r) derivative[order[r]] = scratch.values[r * kAnchors + l];
-      double* row = task.inner + i * n;
-      if (task.cosine) {
-        for (int64_t j = 0; j < n; ++j) similarity[j] = derivative[j] * task.inverse_temperature;
-      } else {
-        for (int64_t j = 0; j < n; ++j) {
-          similarity[j] = derivative[j] * distance_slope(row[j], task.inverse_temperature);
-        }
-      }
-      std::copy_n(similarity, n, scratch.slopes.data());
-      std::memcpy(row, scratch.slopes.data(), n * sizeof(A));
+    for (int64_t l = 0; equal_distances && l < lanes.count; ++l) {
+      const int8_t* row_starts = scratch.row_starts.data() + std::min(l, count - 1) * n + r0;
+      int8_t* starts = scratch.starts.data() + r0 * lanes.count + l;
+      for (int64_t r = 0; r < ranks; ++r) starts[r * lanes.count] = row_starts[r];
     }
   }
-}
-
-// The upper triangle from the lower, for rows [begin, end), which are whole tiles.
-inline void mirror_rows(double* inner, int64_t n, int64_t begin, int64_t end) {
-  for (int64_t i0 = begin; i0 < end; i0 += kTile) {
-    const int64_t rows = std::min(kTile, n - i0);
-    for (int64_t i = i0; i < i0 + rows; ++i) {
-      for (int64_t j = i + 1; j < i0 + rows; ++j) inner[i * n + j] = inner[j * n + i];
+  double denominators[kMostLanes];
+  const uint32_t doubtful = lanes.run(scratch.values.data(), scratch.sums.data(),
+                                      equal_distances ? scratch.starts.data() : nullptr, factor, n, denominators);
+  for (int64_t r0 = 0; task.with_gradient && r0 < n; r0 += kBlock) {
+    const int64_t ranks = std::min(kBlock, n - r0);
+    for (int64_t l = 0; l < count; ++l) {
+      const int32_t* order = order_of(l) + r0;
+      const W* values = scratch.values.data() + r0 * lanes.count + l;
+      W* derivative = scratch.derivatives.data() + l * n;
+      for (int64_t r = 0; r < ranks; ++r) derivative[order[r]] = values[r * lanes.count];
     }
-    for (int64_t j0 = i0 + kTile; j0 < n; j0 += kTile) {
-      transpose(inner + j0 * n + i0, n, inner + i0 * n + j0, n, std::min(kTile, n - j0), rows);
+  }
+  for (int64_t l = 0; l < count; ++l) {
+    const int64_t i = first + l;
+    const W* row = task.pairs + i * n;
+    W* derivative = scratch.derivatives.data() + l * n;
+    if (doubtful >> l & 1) {
+      denominators[l] = contrast_in_logarithms(row, static_cast<double>(factor), order_of(l),
+                                               scratch.row_starts.data() + l * n, n, derivative);
     }
+    const double sum = sum_over<double>(n, [&](int64_t j) { return static_cast<double>(row[j]); });
+    task.rows[i] = denominators[l] - static_cast<double>(factor) * (sum - static_cast<double>(row[i]));
+    if (!task.with_gradient) continue;
+    derivative[i] = 0;
+    store_slopes(task, i, derivative);
   }
 }
 
@@ -276,15 +272,16 @@ void sum_weights(A* weights, int64_t stride, int64_t n, const std::vector<std::v
   }
 }
 
-// gradient_i = x_i sum_j w_ij - (w X)_i + sum over close j of w_ij (x_i - x_j), to the rows of the batch.
+// gradient_i = s_i sum_j w_ij - (w S)_i + sum over close j of w_ij (x_i - x_j), to the rows of the batch. S is X, or X
+// less one row.
 template <typename A>
-void finish_distances(const A* weighed, const double* sums, const A* x, const std::vector<std::vector<int32_t>>& close,
-                      const std::vector<A>* close_weights, const int64_t* index, A* gradient, int64_t d, int64_t begin,
-                      int64_t end) {
+void finish_distances(const A* weighed, const double* sums, const A* shifted, const A* x,
+                      const std::vector<std::vector<int32_t>>& close, const std::vector<A>* close_weights,
+                      const int64_t* index, A* gradient, int64_t d, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) {
-    const A *own = x + i * d, sum = static_cast<A>(sums[i]), *product = weighed + i * d;
+    const A *own = x + i * d, *start = shifted + i * d, sum = static_cast<A>(sums[i]), *product = weighed + i * d;
     A* out = gradient + index[i] * d;
-    for (int64_t c = 0; c < d; ++c) out[c] = own[c] * sum - product[c];
+    for (int64_t c = 0; c < d; ++c) out[c] = start[c] * sum - product[c];
     for (size_t e = 0; e < close[i].size(); ++e) {
       const A *other = x + close[i][e] * d, weight = close_weights[i][e];
       for (int64_t c = 0; c < d; ++c) out[c] += weight * (own[c] - other[c]);
@@ -292,16 +289,26 @@ void finish_distances(const A* weighed, const double* sums, const A* x, const st
   }
 }
 
-// target_clones does not work on templates, so each type has its own functions.
+// target_clones does not work on templates, so each pair of types has its own functions.
+#define DADL_CONTRAST_PAIRS(A, W)                                                                             \
+  DADL_CLONES inline void measure(const ContrastTask<A, W>& task, int64_t begin, int64_t end) {               \
+    measure_tile_rows<A, W>(task, begin, end);                                                                \
+  }                                                                                                           \
+  DADL_CLONES inline void contrast(const ContrastTask<A, W>& task, AnchorOrders::Scratch& orders,             \
+                                   const ContrastLanes<W>& lanes, ContrastScratch<W>& scratch, int64_t first, \
+                                   int64_t count) {                                                           \
+    contrast_anchors<A, W>(task, orders, lanes, scratch, first, count);                                       \
+  }
+DADL_CONTRAST_PAIRS(float, float)
+DADL_CONTRAST_PAIRS(float, double)
+DADL_CONTRAST_PAIRS(double, double)
+#undef DADL_CONTRAST_PAIRS
+
 #define DADL_CONTRAST_ROWS(A)                                                                                         \
-  DADL_CLONES inline void contrast(const ContrastTask<A>& task, AnchorOrders::Scratch& orders,                        \
-                                   ContrastScratch<A>& scratch, int64_t begin, int64_t end) {                         \
-    contrast_anchors<A>(task, orders, scratch, begin, end);                                                           \
-  }                                                                                                                   \
-  DADL_CLONES inline void finish(const A* weighed, const double* sums, const A* x,                                    \
+  DADL_CLONES inline void finish(const A* weighed, const double* sums, const A* shifted, const A* x,                  \
                                  const std::vector<std::vector<int32_t>>& close, const std::vector<A>* close_weights, \
                                  const int64_t* index, A* gradient, int64_t d, int64_t begin, int64_t end) {          \
-    finish_distances<A>(weighed, sums, x, close, close_weights, index, gradient, d, begin, end);                      \
+    finish_distances<A>(weighed, sums, shifted, x, close, close_weights, index, gradient, d, begin, end);             \
   }
 DADL_CONTRAST_ROWS(float)
 DADL_CONTRAST_ROWS(double)
