@@ -55,7 +55,7 @@ constexpr int64_t kMostLanes = 16;
 template <typename W>
 struct ContrastLanes {
   int64_t count;
-  uint32_t (*run)(W* values, W* sums, const int8_t* starts, W factor, int64_t n, double* denominators);
+  uint32_t (*run)(W* values, W* sums, const int8_t* starts, W factor, int64_t n, double* nearest, double* denominators);
 };
 
 template <typename W>

@@ -115,7 +115,8 @@ void measure_tile_row(const ContrastTask<A, W>& task, int64_t tile) {
     transpose(task.pairs + i0 * n + j0, n, task.pairs + j0 * n + i0, n, rows, kTile);
   }
   for (int64_t i = i0; i < i0 + rows; ++i) {
-    measure_pairs(task, i, i0, i + 1);
+    measure_pairs(task, i, i0, i);
+    task.pairs[i * n + i] = 0;
     for (int64_t j = i0; j < i; ++j) task.pairs[j * n + i] = task.pairs[i * n + j];
   }
 }
@@ -213,7 +214,7 @@ void contrast_anchors(const ContrastTask<A, W>& task, AnchorOrders::Scratch& ord
   const auto order_of = [&](int64_t l) { return scratch.order.data() + std::min(l, count - 1) * n; };
   for (int64_t l = 0; l < count; ++l) {
     equal_distances |= orders.row(first + l, order_of(l), scratch.row_starts.data() + l * n);
-    list_close_pairs(task, first + l);
+    if (!task.cosine) list_close_pairs(task, first + l);
   }
   for (int64_t r0 = 0; r0 < n; r0 += kBlock) {
     const int64_t ranks = std::min(kBlock, n - r0);
@@ -229,9 +230,10 @@ void contrast_anchors(const ContrastTask<A, W>& task, AnchorOrders::Scratch& ord
       for (int64_t r = 0; r < ranks; ++r) starts[r * lanes.count] = row_starts[r];
     }
   }
-  double denominators[kMostLanes];
-  const uint32_t doubtful = lanes.run(scratch.values.data(), scratch.sums.data(),
-                                      equal_distances ? scratch.starts.data() : nullptr, factor, n, denominators);
+  double nearest[kMostLanes], denominators[kMostLanes];
+  const uint32_t doubtful =
+      lanes.run(scratch.values.data(), scratch.sums.data(), equal_distances ? scratch.starts.data() : nullptr, factor,
+                n, nearest, denominators);
   for (int64_t r0 = 0; task.with_gradient && r0 < n; r0 += kBlock) {
     const int64_t ranks = std::min(kBlock, n - r0);
     for (int64_t l = 0; l < count; ++l) {
@@ -246,11 +248,13 @@ void contrast_anchors(const ContrastTask<A, W>& task, AnchorOrders::Scratch& ord
     const W* row = task.pairs + i * n;
     W* derivative = scratch.derivatives.data() + l * n;
     if (doubtful >> l & 1) {
+      nearest[l] = 0;
       denominators[l] = contrast_in_logarithms(row, static_cast<double>(factor), order_of(l),
                                                scratch.row_starts.data() + l * n, n, derivative);
     }
-    const double sum = sum_over<double>(n, [&](int64_t j) { return static_cast<double>(row[j]); });
-    task.rows[i] = denominators[l] - static_cast<double>(factor) * (sum - static_cast<double>(row[i]));
+    // Differences first: two rows that are each other's only one have a loss of exactly 0. The anchor's own is 0.
+    const double sum = sum_over<double>(n, [&](int64_t j) { return static_cast<double>(row[j]) - nearest[l]; });
+    task.rows[i] = denominators[l] - static_cast<double>(factor) * (sum + nearest[l]);
     if (!task.with_gradient) continue;
     derivative[i] = 0;
     store_slopes(task, i, derivative);
