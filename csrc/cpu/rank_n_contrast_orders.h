@@ -22,7 +22,8 @@ class AnchorOrders {
    public:
     virtual ~Scratch() = default;
     // order [n]: the anchor, then the positions of the others from the nearest label to the farthest. starts [n]: all
-    // ones where a distance differs from the one before, from 1 on. Returns whether some distances are equal.
+    // ones where a distance differs from the one before, from 1 on. Returns whether some distances are equal; if not,
+    // starts is left as it is.
     virtual bool row(int64_t anchor, int32_t* order, int8_t* starts) = 0;
   };
   virtual ~AnchorOrders() = default;
@@ -32,20 +33,28 @@ class AnchorOrders {
   bool finite = true;          // labels; others have no order
 };
 
-// Marks where the distance above the lowest bits of a key differs from the one before. Returns whether some do not.
+// Returns whether distances, which are above the lowest bits of a key, are equal, and if so marks where they differ
+// from the one before.
 template <typename Key>
-bool mark_starts(const Key* keys /* [n], in order */, int64_t n, int8_t* starts) {
+bool mark_changes(const Key* keys /* [n], in order */, int64_t n, int8_t* starts) {
   constexpr int kDistanceShift = 4 * sizeof(Key);
-  int32_t equal = 0;
-  for (int64_t r = 2; r < n; ++r) {
-    const bool starts_here = (keys[r] ^ keys[r - 1]) >> kDistanceShift != 0;
-    starts[r] = static_cast<int8_t>(-starts_here);
-    equal += !starts_here;
-  }
+  const auto differ = [&](int64_t r) { return (keys[r] ^ keys[r - 1]) >> kDistanceShift != 0; };
+  int64_t equal = 0;
+  for (int64_t r = 2; r < n; ++r) equal += !differ(r);
+  if (equal == 0) return false;
   starts[0] = 0;
-  if (n > 1) starts[1] = -1;
-  return equal > 0;
+  starts[1] = -1;
+  for (int64_t r = 2; r < n; ++r) starts[r] = static_cast<int8_t>(-differ(r));
+  return true;
 }
+
+#define DADL_MARK_STARTS(Key)                                                       \
+  DADL_CLONES inline bool mark_starts(const Key* keys, int64_t n, int8_t* starts) { \
+    return mark_changes(keys, n, starts);                                           \
+  }
+DADL_MARK_STARTS(uint64_t)
+DADL_MARK_STARTS(unsigned __int128)
+#undef DADL_MARK_STARTS
 
 // Of equal distances, those farther from the anchor along the sorted labels have larger keys, on both sides.
 template <typename Label, typename Key>

@@ -213,7 +213,12 @@ void contrast_anchors(const ContrastTask<A, W>& task, AnchorOrders::Scratch& ord
   bool equal_distances = false;
   const auto order_of = [&](int64_t l) { return scratch.order.data() + std::min(l, count - 1) * n; };
   for (int64_t l = 0; l < count; ++l) {
-    equal_distances |= orders.row(first + l, order_of(l), scratch.row_starts.data() + l * n);
+    int8_t* row_starts = scratch.row_starts.data() + l * n;
+    if (orders.row(first + l, order_of(l), row_starts)) {
+      equal_distances = true;
+    } else {
+      std::memset(row_starts, -1, n);
+    }
     if (!task.cosine) list_close_pairs(task, first + l);
   }
   for (int64_t r0 = 0; r0 < n; r0 += kBlock) {
