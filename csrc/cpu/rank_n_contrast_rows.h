@@ -37,17 +37,19 @@ struct ContrastTask {
 template <typename W>
 struct ContrastScratch {
   ContrastScratch(int64_t n, int64_t lanes)
-      : values(n * lanes),
+      : stride(n + 64),
+        values(n * lanes),
         sums(n * lanes),
         starts(n * lanes),
-        order(n * lanes),
-        derivatives(n * lanes),
-        row_starts(n * lanes) {}
+        order(stride * lanes),
+        derivatives(stride * lanes),
+        row_starts(stride * lanes) {}
+  const int64_t stride;            // Rows as far apart as a power of two would share few places in the cache.
   std::vector<W> values, sums;     // [n][lanes], in the order of labels
   std::vector<int8_t> starts;      // [n][lanes]
-  std::vector<int32_t> order;      // [lanes][n]
-  std::vector<W> derivatives;      // [lanes][n], by position
-  std::vector<int8_t> row_starts;  // [lanes][n]
+  std::vector<int32_t> order;      // [lanes][stride]
+  std::vector<W> derivatives;      // [lanes][stride], by position
+  std::vector<int8_t> row_starts;  // [lanes][stride]
 };
 
 // Below this share of the sum of squared norms, a squared distance is formed from the difference of the features.
@@ -207,13 +209,14 @@ void store_slopes(const ContrastTask<A, W>& task, int64_t i, const W* derivative
 template <typename A, typename W>
 void contrast_anchors(const ContrastTask<A, W>& task, AnchorOrders::Scratch& orders, const ContrastLanes<W>& lanes,
                       ContrastScratch<W>& scratch, int64_t first, int64_t count) {
-  const int64_t n = task.n;
+  // Copies, because bytes may be part of anything: each that is written would have these loaded anew.
+  const int64_t n = task.n, width = lanes.count;
   const W factor = static_cast<W>(task.cosine ? task.inverse_temperature : -task.inverse_temperature);
   constexpr int64_t kBlock = 64;  // of ranks, whose lanes stay in the cache
   bool equal_distances = false;
-  const auto order_of = [&](int64_t l) { return scratch.order.data() + std::min(l, count - 1) * n; };
+  const auto order_of = [&](int64_t l) { return scratch.order.data() + std::min(l, count - 1) * scratch.stride; };
   for (int64_t l = 0; l < count; ++l) {
-    int8_t* row_starts = scratch.row_starts.data() + l * n;
+    int8_t* row_starts = scratch.row_starts.data() + l * scratch.stride;
     if (orders.row(first + l, order_of(l), row_starts)) {
       equal_distances = true;
     } else {
@@ -223,16 +226,16 @@ void contrast_anchors(const ContrastTask<A, W>& task, AnchorOrders::Scratch& ord
   }
   for (int64_t r0 = 0; r0 < n; r0 += kBlock) {
     const int64_t ranks = std::min(kBlock, n - r0);
-    for (int64_t l = 0; l < lanes.count; ++l) {
+    for (int64_t l = 0; l < width; ++l) {
       const int32_t* order = order_of(l) + r0;
       const W* row = task.pairs + (first + std::min(l, count - 1)) * n;
-      W* values = scratch.values.data() + r0 * lanes.count + l;
-      for (int64_t r = 0; r < ranks; ++r) values[r * lanes.count] = row[order[r]];
+      W* values = scratch.values.data() + r0 * width + l;
+      for (int64_t r = 0; r < ranks; ++r) values[r * width] = row[order[r]];
     }
-    for (int64_t l = 0; equal_distances && l < lanes.count; ++l) {
-      const int8_t* row_starts = scratch.row_starts.data() + std::min(l, count - 1) * n + r0;
-      int8_t* starts = scratch.starts.data() + r0 * lanes.count + l;
-      for (int64_t r = 0; r < ranks; ++r) starts[r * lanes.count] = row_starts[r];
+    for (int64_t l = 0; equal_distances && l < width; ++l) {
+      const int8_t* row_starts = scratch.row_starts.data() + std::min(l, count - 1) * scratch.stride + r0;
+      int8_t* starts = scratch.starts.data() + r0 * width + l;
+      for (int64_t r = 0; r < ranks; ++r) starts[r * width] = row_starts[r];
     }
   }
   double nearest[kMostLanes], denominators[kMostLanes];
@@ -243,19 +246,19 @@ void contrast_anchors(const ContrastTask<A, W>& task, AnchorOrders::Scratch& ord
     const int64_t ranks = std::min(kBlock, n - r0);
     for (int64_t l = 0; l < count; ++l) {
       const int32_t* order = order_of(l) + r0;
-      const W* values = scratch.values.data() + r0 * lanes.count + l;
-      W* derivative = scratch.derivatives.data() + l * n;
-      for (int64_t r = 0; r < ranks; ++r) derivative[order[r]] = values[r * lanes.count];
+      const W* values = scratch.values.data() + r0 * width + l;
+      W* derivative = scratch.derivatives.data() + l * scratch.stride;
+      for (int64_t r = 0; r < ranks; ++r) derivative[order[r]] = values[r * width];
     }
   }
   for (int64_t l = 0; l < count; ++l) {
     const int64_t i = first + l;
     const W* row = task.pairs + i * n;
-    W* derivative = scratch.derivatives.data() + l * n;
+    W* derivative = scratch.derivatives.data() + l * scratch.stride;
     if (doubtful >> l & 1) {
       nearest[l] = 0;
       denominators[l] = contrast_in_logarithms(row, static_cast<double>(factor), order_of(l),
-                                               scratch.row_starts.data() + l * n, n, derivative);
+                                               scratch.row_starts.data() + l * scratch.stride, n, derivative);
     }
     // Differences first: two rows that are each other's only one have a loss of exactly 0. The anchor's own is 0.
     const double sum = sum_over<double>(n, [&](int64_t j) { return static_cast<double>(row[j]) - nearest[l]; });
