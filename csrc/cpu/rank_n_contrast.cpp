@@ -69,8 +69,15 @@ class Run {
     const Tensor x = columns_of_rows<T, A>(features, index_, n_, 0, d_);
     if constexpr (std::is_same_v<A, float>) {
       if (n_ >= kManyRows && !cosine_) {
+        std::vector<double> mean(d_);
+        torch::stable::parallel_for(0, d_, std::max<int64_t>(16, grain_rows(n_)), [&](int64_t begin, int64_t end) {
+          average(data<float>(x), mean.data(), n_, d_, begin, end);
+        });
         const Tensor centred = new_empty(x, {n_, d_}, x.scalar_type());
-        const std::vector<float> squared = centre(data<float>(x), mutable_data<float>(centred), n_, d_);
+        std::vector<float> squared(n_);
+        torch::stable::parallel_for(0, n_, grain_rows(d_), [&](int64_t begin, int64_t end) {
+          centre(data<float>(x), mean.data(), mutable_data<float>(centred), squared.data(), d_, begin, end);
+        });
         if (float_is_enough(*std::max_element(squared.begin(), squared.end()), settings.temperature)) {
           contrast_pairs(x, narrow_gram(centred), squared.data(), centred, orders, settings, anchor_weight);
           return;

@@ -65,20 +65,22 @@ inline bool float_is_enough(float largest_squared_norm, double temperature) {
   return bound >= 1 && bound <= 32;
 }
 
-// centred = x less the mean row, which distances do not notice. Returns its squared norms.
-inline std::vector<float> centre(const float* x, float* centred, int64_t n, int64_t d) {
-  std::vector<double> mean(d);
+// Columns [begin, end) of the mean row.
+DADL_CLONES inline void average(const float* x, double* mean, int64_t n, int64_t d, int64_t begin, int64_t end) {
   for (int64_t i = 0; i < n; ++i) {
-    for (int64_t c = 0; c < d; ++c) mean[c] += x[i * d + c];
+    for (int64_t c = begin; c < end; ++c) mean[c] += x[i * d + c];
   }
-  std::vector<float> squared(n);
-  for (int64_t c = 0; c < d; ++c) mean[c] /= static_cast<double>(n);
-  for (int64_t i = 0; i < n; ++i) {
+  for (int64_t c = begin; c < end; ++c) mean[c] /= static_cast<double>(n);
+}
+
+// centred = x less the mean row, which distances do not notice, and its squared norms, for rows [begin, end).
+DADL_CLONES inline void centre(const float* x, const double* mean, float* centred, float* squared, int64_t d,
+                               int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; ++i) {
     float* row = centred + i * d;
     for (int64_t c = 0; c < d; ++c) row[c] = static_cast<float>(x[i * d + c] - mean[c]);
     squared[i] = inner_product(row, row, d);
   }
-  return squared;
 }
 
 // Inner products [begin, end) of row i become distances, or cosines.
