@@ -58,11 +58,11 @@ constexpr double kDifferenceShare = kCloseShare<A>;
 template <>
 constexpr double kDifferenceShare<float, float> = 0.04;
 
-// Similarities of at most 32 in float32, which then resolves differences of 2e-6; and not of less than 1, among which
-// derivatives could cancel.
-inline bool float_is_enough(float largest_squared_norm, double temperature) {
-  const double bound = 2 * std::sqrt(largest_squared_norm) / temperature;  // of the similarities
-  return bound >= 1 && bound <= 32;
+// Whether float32 resolves the similarities to 4e-6 (none is below -32), and derivatives do not cancel because all are
+// alike; squares must be far from the ends of its range.
+inline bool float_is_enough(double largest_squared_norm, double temperature) {
+  const double farthest = 2 * std::sqrt(largest_squared_norm) / temperature;
+  return farthest >= 1 && farthest <= 32 && largest_squared_norm >= 1e-20 && largest_squared_norm <= 1e30;
 }
 
 // Columns [begin, end) of the mean row.

@@ -249,6 +249,30 @@ def test_features_that_nearly_coincide(device: str, spread: float, arrangement: 
     assert_close(ours, gradient, 1e-9)
 
 
+ARRANGEMENTS: dict[str, Callable[[int, int], Tensor]] = {
+    "normal": lambda n, d: torch.randn(n, d),
+    "far from 0": lambda n, d: torch.randn(n, d).relu() + 3,
+    "a line": lambda n, d: torch.linspace(-1, 1, n)[:, None] * torch.randn(d) + 0.05 * torch.randn(n, d),
+    "clusters": lambda n, d: torch.randn(5, d)[torch.arange(n) % 5] + 0.01 * torch.randn(n, d),
+    "one far away": lambda n, d: torch.randn(n, d) * (1 + 30 * (torch.arange(n) == 3)[:, None]),
+}
+
+
+@pytest.mark.parametrize("arrangement", ARRANGEMENTS)
+@pytest.mark.parametrize("farthest", [0.5, 1.1, 8.0, 31.0, 33.0, 600.0])
+@pytest.mark.parametrize("scale", [1.0, 1e-15, 1e-9, 1e14])
+def test_many_rows_in_float32(device: str, arrangement: str, farthest: float, scale: float) -> None:
+    """Where similarities are neither too large nor too small, the CPU computes all in float32 from 64 rows on."""
+    for n, d, kind in ((64, 8, "distinct"), (81, 130, "equal"), (131, 3, "integer"), (200, 40, "vector")):
+        x, labels = ARRANGEMENTS[arrangement](n, d) * scale, make_labels(kind, n)
+        temperature = 2 * (x - x.mean(dim=0)).double().norm(dim=1).max().item() / farthest
+        options = {"reduction": "none", "temperature": temperature}
+        loss, gradient = run(functional.rank_n_contrast, x.to(device), labels, **options)
+        expected, slope = run(reference.rank_n_contrast, x.double(), labels, **options)
+        assert_close(loss, expected, 1e-6)
+        assert_close(gradient, slope, 2e-5)
+
+
 @pytest.mark.parametrize("scale", [1e2, 1e4, 1e6])
 def test_large_distances_do_not_underflow(device: str, dtype: torch.dtype, scale: float) -> None:
     if dtype == torch.float16:
