@@ -66,7 +66,7 @@ def rank_n_contrast(
     are equal, the subgradient of their distance is 0; of cosines, a row of zero norm follows
     ``F.normalize(eps=1e-12)``. Distances are formed in float64, from inner products or, for features that nearly
     coincide, from their difference, which also serves their part of the gradient. The rest of the gradient is a product
-    in float32 (float64 for float64 features). On the CPU all is float32 for 64 rows or more, none of them float64, whose
+    in float32 (float64 for float64 features). On the CPU all is float32 for 64 rows or more, not of float64, whose
     largest distance from their mean is between τ/2 and 16 τ: as exact there. Deterministic, up to the rounding of BLAS,
     which may depend on the number of threads. A second derivative and forward mode raise. Supports ``torch.compile``
     and ``torch.vmap``. On CUDA nothing synchronises with the host, except ``gather_distributed``.
