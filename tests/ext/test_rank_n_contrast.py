@@ -259,7 +259,7 @@ ARRANGEMENTS: dict[str, Callable[[int, int], Tensor]] = {
 
 
 @pytest.mark.parametrize("arrangement", ARRANGEMENTS)
-@pytest.mark.parametrize("farthest", [0.01, 1.1, 8.0, 31.0, 33.0, 600.0])
+@pytest.mark.parametrize("farthest", [0.01, 1.1, 8.0, 31.0, 33.0, 1900.0])
 @pytest.mark.parametrize("scale", [1.0, 1e-15, 1e-9, 1e14])
 def test_many_rows_in_float32(device: str, arrangement: str, farthest: float, scale: float) -> None:
     """Where similarities are neither too large nor too small, the CPU computes all in float32 from 64 rows on."""
