@@ -152,8 +152,8 @@ class RunningLogSumExp {
 };
 
 // One anchor in logarithms, with a moving maximum: for similarities so far apart that exponentials of a common shift
-// would underflow. Similarities are factor times the row's pairs. derivative[j] is that of position j; returns
-// what the similarities are subtracted from.
+// would underflow. Similarities are factor times the row's numbers; derivative is by position. Returns the sum of the
+// logarithms, from which the loss subtracts the similarities.
 template <typename W>
 double contrast_in_logarithms(const W* row, double factor, const int32_t* order, const int8_t* starts, int64_t n,
                               W* derivative) {
@@ -262,7 +262,7 @@ void contrast_anchors(const ContrastTask<A, W>& task, AnchorOrders::Scratch& ord
       denominators[l] = contrast_in_logarithms(row, static_cast<double>(factor), order_of(l),
                                                scratch.row_starts.data() + l * scratch.stride, n, derivative);
     }
-    // Differences first: two rows that are each other's only one have a loss of exactly 0. The anchor's own is 0.
+    // Differences come first so that the loss of two rows is exactly 0. The anchor's own distance is 0.
     const double sum = sum_over<double>(n, [&](int64_t j) { return static_cast<double>(row[j]) - nearest[l]; });
     task.rows[i] = denominators[l] - static_cast<double>(factor) * (sum + nearest[l]);
     if (!task.with_gradient) continue;
