@@ -292,6 +292,16 @@ def test_derivatives_that_cancel(device: str, arrangement: str, farthest: float)
     assert_close(gradient, wide.grad, 2e-5)
 
 
+def test_large_similarities_of_many_rows(device: str) -> None:
+    """In many dimensions all are large and nearly alike: float32 would resolve them to 10⁻⁴."""
+    x, labels = torch.randn(64, 8000), torch.rand(64)
+    options = {"reduction": "none", "temperature": 2 * x.norm(dim=1).max().item() / 1900}
+    loss, gradient = run(functional.rank_n_contrast, x.to(device), labels, **options)
+    expected, slope = run(reference.rank_n_contrast, x.double(), labels, **options)
+    assert_close(loss, expected, 5e-7)
+    assert_close(gradient, slope, 2e-6)
+
+
 @pytest.mark.parametrize("scale", [1e2, 1e4, 1e6])
 def test_large_distances_do_not_underflow(device: str, dtype: torch.dtype, scale: float) -> None:
     if dtype == torch.float16:
