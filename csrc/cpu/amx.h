@@ -18,6 +18,9 @@
 
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
 #define DADL_AMX
+#ifndef DADL_AMX_TARGET
+#define DADL_AMX_TARGET "arch=x86-64-v4,amx-tile,amx-bf16,avx512bf16,prefer-vector-width=512"
+#endif
 #include <cpuid.h>
 #include <immintrin.h>
 #include <sys/syscall.h>
@@ -50,18 +53,14 @@ struct Factor {
 };
 
 #ifdef DADL_AMX
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // in the compiler's own intrinsics
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC push_options
-#pragma GCC target("arch=x86-64-v4,amx-tile,amx-bf16,avx512bf16")
+DADL_BEGIN_TARGET(DADL_AMX_TARGET)
 
 // The operating system grants the tile registers on request. ATEN_CPU_CAPABILITY turns AMX off.
 inline bool available() {
   static const bool granted = [] {
     if (std::getenv("ATEN_CPU_CAPABILITY")) return false;
     unsigned eax, ebx, ecx, edx;
-    if (!__builtin_cpu_supports("x86-64-v4") || !__builtin_cpu_supports("avx512bf16")) return false;
+    if (!__builtin_cpu_supports("avx512bf16")) return false;
     if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return false;
     constexpr unsigned kBfloat16 = 1u << 22, kTiles = 1u << 24;
     if ((edx & kBfloat16) == 0 || (edx & kTiles) == 0) return false;
@@ -350,8 +349,7 @@ void product(Factor a, Factor b, int64_t sum_tiles, float* result, int64_t strid
   });
 }
 
-#pragma GCC pop_options
-#pragma GCC diagnostic pop
+DADL_END_TARGET
 #endif
 
 }  // namespace dadl::cpu::amx

@@ -22,6 +22,18 @@
 #define DADL_CLONES
 #endif
 
+// What is between them is compiled for the instruction sets DADL_BEGIN_TARGET names.
+#define DADL_PRAGMA(...) _Pragma(#__VA_ARGS__)
+#define DADL_BEGIN_TARGET(...)                                                                       \
+  DADL_PRAGMA(GCC diagnostic push)                                                                   \
+  DADL_PRAGMA(GCC diagnostic ignored "-Wmaybe-uninitialized") /* in the compiler's own intrinsics */ \
+  DADL_PRAGMA(GCC diagnostic ignored "-Wuninitialized")                                              \
+  DADL_PRAGMA(GCC push_options)                                                                      \
+  DADL_PRAGMA(GCC target(__VA_ARGS__))
+#define DADL_END_TARGET        \
+  DADL_PRAGMA(GCC pop_options) \
+  DADL_PRAGMA(GCC diagnostic pop)
+
 namespace dadl::cpu {
 
 #ifdef DADL_X86

@@ -13,11 +13,7 @@
 #include "contrast_keys.h"
 
 #ifdef DADL_AMX
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // in the compiler's own intrinsics
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC push_options
-#pragma GCC target("arch=x86-64-v4,amx-tile,amx-bf16,avx512bf16,prefer-vector-width=512")
+DADL_BEGIN_TARGET(DADL_AMX_TARGET)
 
 namespace dadl::cpu::amx {
 
@@ -423,6 +419,5 @@ class KeyTile {
 
 }  // namespace dadl::cpu::amx
 
-#pragma GCC pop_options
-#pragma GCC diagnostic pop
+DADL_END_TARGET
 #endif

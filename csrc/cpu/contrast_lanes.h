@@ -39,10 +39,7 @@ struct Exponential<double> {
 };
 
 #ifdef DADL_X86
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // in the compiler's own intrinsics
-#pragma GCC push_options
-#pragma GCC target("arch=x86-64-v4,prefer-vector-width=512")
+DADL_BEGIN_TARGET("arch=x86-64-v4,prefer-vector-width=512")
 namespace v4 {
 constexpr int kVectorBytes = 64;
 inline __attribute__((always_inline)) __m512 multiply_add(__m512 x, __m512 y, __m512 z) {
@@ -53,10 +50,9 @@ inline __attribute__((always_inline)) __m512d multiply_add(__m512d x, __m512d y,
 }
 #include "contrast_lanes.inc"
 }  // namespace v4
-#pragma GCC pop_options
+DADL_END_TARGET
 
-#pragma GCC push_options
-#pragma GCC target("arch=x86-64-v3")
+DADL_BEGIN_TARGET("arch=x86-64-v3")
 namespace v3 {
 constexpr int kVectorBytes = 32;
 inline __attribute__((always_inline)) __m256 multiply_add(__m256 x, __m256 y, __m256 z) {
@@ -67,8 +63,7 @@ inline __attribute__((always_inline)) __m256d multiply_add(__m256d x, __m256d y,
 }
 #include "contrast_lanes.inc"
 }  // namespace v3
-#pragma GCC pop_options
-#pragma GCC diagnostic pop
+DADL_END_TARGET
 #endif
 
 // For all other processors.

@@ -27,10 +27,7 @@ inline void draw_portably(const Dropout& dropout, int64_t member, int64_t row, i
 }
 
 #ifdef DADL_X86
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // in the compiler's own intrinsics
-#pragma GCC push_options
-#pragma GCC target("arch=x86-64-v4")
+DADL_BEGIN_TARGET("arch=x86-64-v4")
 // Philox words in 64-bit lanes. The upper halves hold leftovers of the products, which the multiplication ignores.
 struct WideWords {
   __m512i x0, x1, x2, x3;
@@ -71,10 +68,9 @@ inline void draw_avx512(const Dropout& dropout, int64_t member, int64_t row, int
     }
   }
 }
-#pragma GCC pop_options
+DADL_END_TARGET
 
-#pragma GCC push_options
-#pragma GCC target("arch=x86-64-v3")
+DADL_BEGIN_TARGET("arch=x86-64-v3")
 struct NarrowWords {
   __m256i x0, x1, x2, x3;
 
@@ -127,8 +123,7 @@ inline void draw_avx2(const Dropout& dropout, int64_t member, int64_t row, int64
     }
   }
 }
-#pragma GCC pop_options
-#pragma GCC diagnostic pop
+DADL_END_TARGET
 #endif
 
 inline void draw(const Dropout& dropout, int64_t member, int64_t row, int64_t first, int64_t count, uint16_t* masks) {

@@ -7,6 +7,7 @@
 
 #include "blas.h"
 #include "common.h"
+#include "pair_amx.h"
 #include "pair_kernels.h"
 
 namespace dadl::cpu {
@@ -59,20 +60,53 @@ Tensor wide_gram(const Tensor& features, const int64_t* index, int64_t m) {
   return inner;
 }
 
-inline Tensor narrow_gram(const Tensor& x) {
-  const Tensor inner = new_empty(x, {x.size(0), x.size(0)}, x.scalar_type());
+// From this number of rows on, products are large enough for BLAS and AMX.
+constexpr int64_t kManyRows = 64;
+
+inline bool amx_serves(int64_t m) {
+#ifdef DADL_AMX
+  return kManyRows <= m && m <= 1 << 14 && amx::available();
+#else
+  return false;
+#endif
+}
+
+// Whether the Gram matrix from bfloat16 parts is as accurate as from BLAS: few groups of columns to add up, and no part
+// that counts outside bfloat16's range.
+template <typename Norms>
+bool parts_resolve(int64_t d, const Norms& squared_norms) {
+  return d <= 4096 && std::all_of(squared_norms.begin(), squared_norms.end(),
+                                  [](double square) { return square == 0 || (1e-30 <= square && square <= 1e30); });
+}
+
+// In float32.
+inline Tensor narrow_gram(const Tensor& x, bool by_amx) {
+  const int64_t m = x.size(0);
+  const Tensor inner = new_empty(x, {m, m}, ScalarType::Float);
+#ifdef DADL_AMX
+  if (by_amx) {
+    amx::gram(data<float>(x), m, x.size(1), mutable_data<float>(inner));
+    return inner;
+  }
+#endif
   add_gram_panels<float>(x, 0.0, inner);
   return inner;
 }
 
-// From this number of rows on, products are large enough for BLAS and AMX.
-constexpr int64_t kManyRows = 64;
-
 // result = w X for w [m, stride], then finish(begin, end) for the rows that are done.
 template <typename A, typename Finish>
-void weigh(const A* w, int64_t stride, const Tensor& x, const Tensor& result, Finish finish) {
+void weigh(const A* w, int64_t stride, const Tensor& x, const Tensor& result, bool by_amx, Finish finish) {
   const int64_t m = x.size(0), d = x.size(1);
   A* weighed = mutable_data<A>(result);
+#ifdef DADL_AMX
+  if constexpr (std::is_same_v<A, float>) {
+    if (by_amx) {
+      amx::weigh(w, stride, data<float>(x), weighed, m, d);
+      torch::stable::parallel_for(0, m, grain_rows(d), finish);
+      return;
+    }
+  }
+#endif
   if (m < kManyRows) {
     torch::stable::parallel_for(0, m, grain_rows(m * d / 16), [&](int64_t begin, int64_t end) {
       weigh_few(w, stride, data<A>(x), weighed, m, d, begin, end);

@@ -69,22 +69,38 @@ class Run {
     const Tensor x = columns_of_rows<T, A>(features, index_, n_, 0, d_);
     if constexpr (std::is_same_v<A, float>) {
       if (n_ >= kManyRows && !cosine_) {
-        std::vector<double> mean(d_);
-        torch::stable::parallel_for(0, d_, std::max<int64_t>(16, grain_rows(n_)), [&](int64_t begin, int64_t end) {
-          average(data<float>(x), mean.data(), n_, d_, begin, end);
-        });
-        const Tensor centred = new_empty(x, {n_, d_}, x.scalar_type());
         std::vector<float> squared(n_);
-        torch::stable::parallel_for(0, n_, grain_rows(d_), [&](int64_t begin, int64_t end) {
-          centre(data<float>(x), mean.data(), mutable_data<float>(centred), squared.data(), d_, begin, end);
-        });
-        if (float_is_enough(*std::max_element(squared.begin(), squared.end()), settings.temperature)) {
-          contrast_pairs(x, narrow_gram(centred), squared.data(), centred, orders, settings, anchor_weight);
+        const Tensor centred = centre_rows(x, squared.data());
+        const double largest = *std::max_element(squared.begin(), squared.end());
+        if (float_is_enough(largest, settings.temperature)) {
+          by_amx_ = amx_serves(n_) && parts_resolve(d_, squared) &&
+                    (!anchor_weight || parts_hold(largest, settings.temperature, anchor_weight));
+          contrast_pairs(x, narrow_gram(centred, by_amx_), squared.data(), centred, orders, settings, anchor_weight);
           return;
         }
       }
     }
     contrast_pairs(x, wide_gram<T>(features, index_, n_), squared_.data(), x, orders, settings, anchor_weight);
+  }
+
+  // x less its mean row, which distances do not notice, and its squared norms.
+  Tensor centre_rows(const Tensor& x, float* squared) const {
+    std::vector<double> mean(d_);
+    torch::stable::parallel_for(0, d_, std::max<int64_t>(16, grain_rows(n_)), [&](int64_t begin, int64_t end) {
+      average(data<float>(x), mean.data(), n_, d_, begin, end);
+    });
+    const Tensor centred = new_empty(x, {n_, d_}, x.scalar_type());
+    torch::stable::parallel_for(0, n_, grain_rows(d_), [&](int64_t begin, int64_t end) {
+      centre(data<float>(x), mean.data(), mutable_data<float>(centred), squared, d_, begin, end);
+    });
+    return centred;
+  }
+
+  // Whether no part of a weight that counts is outside bfloat16's range; see parts_resolve().
+  bool parts_hold(double largest_squared_norm, double temperature, const double* anchor_weight) const {
+    double largest = 0;
+    for (int64_t i = 0; i < n_; ++i) largest = std::max(largest, std::abs(anchor_weight[i]));
+    return largest * pair_share(n_) >= 1e-20 * temperature * std::sqrt(largest_squared_norm);
   }
 
   // `inner` [n, n] are products of the rows of `shifted`, which is x, or x less one row. W is their type.
@@ -146,7 +162,7 @@ class Run {
     });
     const Tensor weighed = new_empty(x, {n_, d_}, x.scalar_type());
     if (cosine_) {
-      weigh(weights, stride, x, weighed, [&](int64_t begin, int64_t end) {
+      weigh(weights, stride, x, weighed, by_amx_, [&](int64_t begin, int64_t end) {
         project(data<A>(weighed), A{1}, data<A>(x), squared_.data(), inverse_norm.data(), index_,
                 mutable_data<A>(gradient), d_, begin, end);
       });
@@ -157,7 +173,7 @@ class Run {
     torch::stable::parallel_for(0, n_, grain_rows(n_), [&](int64_t begin, int64_t end) {
       sum_weights(weights, stride, n_, close_, close_weights.data(), sums.data(), begin, end);
     });
-    weigh(weights, stride, shifted, weighed, [&](int64_t begin, int64_t end) {
+    weigh(weights, stride, shifted, weighed, by_amx_, [&](int64_t begin, int64_t end) {
       finish(data<A>(weighed), sums.data(), data<A>(shifted), data<A>(x), close_, close_weights.data(), index_,
              mutable_data<A>(gradient), d_, begin, end);
     });
@@ -165,6 +181,7 @@ class Run {
 
   const int64_t n_, d_;
   const bool cosine_;
+  bool by_amx_ = false;                      // whether AMX forms products
   const int64_t* index_ = nullptr;           // [n], rows of the batch by position
   std::vector<double> squared_;              // [n]
   std::vector<std::vector<int32_t>> close_;  // [n]

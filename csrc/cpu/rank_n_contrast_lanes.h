@@ -27,21 +27,19 @@ struct LaneRange<double> {
 };
 
 #ifdef DADL_X86
-#pragma GCC push_options
-#pragma GCC target("arch=x86-64-v4,prefer-vector-width=512")
+DADL_BEGIN_TARGET("arch=x86-64-v4,prefer-vector-width=512")
 namespace v4 {
 constexpr int kVectorBytes = 64;
 #include "rank_n_contrast_lanes.inc"
 }  // namespace v4
-#pragma GCC pop_options
+DADL_END_TARGET
 
-#pragma GCC push_options
-#pragma GCC target("arch=x86-64-v3")
+DADL_BEGIN_TARGET("arch=x86-64-v3")
 namespace v3 {
 constexpr int kVectorBytes = 32;
 #include "rank_n_contrast_lanes.inc"
 }  // namespace v3
-#pragma GCC pop_options
+DADL_END_TARGET
 #endif
 
 // For all other processors.

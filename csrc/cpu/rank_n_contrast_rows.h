@@ -207,6 +207,15 @@ void store_slopes(const ContrastTask<A, W>& task, int64_t i, const W* derivative
   }
 }
 
+// body(lane, begin, end) for ranks [begin, end): few, so that those of all lanes stay in the cache.
+template <typename Body>
+void for_lanes(int64_t n, int64_t lanes, Body body) {
+  constexpr int64_t kBlock = 64;
+  for (int64_t begin = 0; begin < n; begin += kBlock) {
+    for (int64_t l = 0; l < lanes; ++l) body(l, begin, std::min(begin + kBlock, n));
+  }
+}
+
 // Anchors first, first + 1, ..., up to `lanes`, side by side; the last one again where there are no more.
 template <typename A, typename W>
 void contrast_anchors(const ContrastTask<A, W>& task, AnchorOrders::Scratch& orders, const ContrastLanes<W>& lanes,
@@ -214,53 +223,48 @@ void contrast_anchors(const ContrastTask<A, W>& task, AnchorOrders::Scratch& ord
   // Copies, because bytes may be part of anything: each that is written would have these loaded anew.
   const int64_t n = task.n, width = lanes.count;
   const W factor = static_cast<W>(task.cosine ? task.inverse_temperature : -task.inverse_temperature);
-  constexpr int64_t kBlock = 64;  // of ranks, whose lanes stay in the cache
+  const auto of_lane = [&](auto* rows, int64_t stride, int64_t l) { return rows + std::min(l, count - 1) * stride; };
+  const auto row_of = [&](int64_t l) { return of_lane(task.pairs + first * n, n, l); };
+  const auto order_of = [&](int64_t l) { return of_lane(scratch.order.data(), scratch.stride, l); };
+  const auto starts_of = [&](int64_t l) { return of_lane(scratch.row_starts.data(), scratch.stride, l); };
+  const auto derivative_of = [&](int64_t l) { return of_lane(scratch.derivatives.data(), scratch.stride, l); };
   bool equal_distances = false;
-  const auto order_of = [&](int64_t l) { return scratch.order.data() + std::min(l, count - 1) * scratch.stride; };
   for (int64_t l = 0; l < count; ++l) {
-    int8_t* row_starts = scratch.row_starts.data() + l * scratch.stride;
-    if (orders.row(first + l, order_of(l), row_starts)) {
+    if (orders.row(first + l, order_of(l), starts_of(l))) {
       equal_distances = true;
     } else {
-      std::memset(row_starts, -1, n);
+      std::memset(starts_of(l), -1, n);
     }
     if (!task.cosine) list_close_pairs(task, first + l);
   }
-  for (int64_t r0 = 0; r0 < n; r0 += kBlock) {
-    const int64_t ranks = std::min(kBlock, n - r0);
-    for (int64_t l = 0; l < width; ++l) {
-      const int32_t* order = order_of(l) + r0;
-      const W* row = task.pairs + (first + std::min(l, count - 1)) * n;
-      W* values = scratch.values.data() + r0 * width + l;
-      for (int64_t r = 0; r < ranks; ++r) values[r * width] = row[order[r]];
-    }
-    for (int64_t l = 0; equal_distances && l < width; ++l) {
-      const int8_t* row_starts = scratch.row_starts.data() + std::min(l, count - 1) * scratch.stride + r0;
-      int8_t* starts = scratch.starts.data() + r0 * width + l;
-      for (int64_t r = 0; r < ranks; ++r) starts[r * width] = row_starts[r];
-    }
-  }
+  for_lanes(n, width, [&](int64_t l, int64_t begin, int64_t end) {
+    const int32_t* order = order_of(l);
+    const W* row = row_of(l);
+    W* values = scratch.values.data() + l;
+    for (int64_t r = begin; r < end; ++r) values[r * width] = row[order[r]];
+    if (!equal_distances) return;
+    const int8_t* row_starts = starts_of(l);
+    int8_t* starts = scratch.starts.data() + l;
+    for (int64_t r = begin; r < end; ++r) starts[r * width] = row_starts[r];
+  });
   double nearest[kMostLanes], denominators[kMostLanes];
   const uint32_t doubtful =
       lanes.run(scratch.values.data(), scratch.sums.data(), equal_distances ? scratch.starts.data() : nullptr, factor,
                 n, nearest, denominators);
-  for (int64_t r0 = 0; task.with_gradient && r0 < n; r0 += kBlock) {
-    const int64_t ranks = std::min(kBlock, n - r0);
-    for (int64_t l = 0; l < count; ++l) {
-      const int32_t* order = order_of(l) + r0;
-      const W* values = scratch.values.data() + r0 * width + l;
-      W* derivative = scratch.derivatives.data() + l * scratch.stride;
-      for (int64_t r = 0; r < ranks; ++r) derivative[order[r]] = values[r * width];
-    }
-  }
+  for_lanes(n, task.with_gradient ? count : 0, [&](int64_t l, int64_t begin, int64_t end) {
+    const int32_t* order = order_of(l);
+    const W* values = scratch.values.data() + l;
+    W* derivative = derivative_of(l);
+    for (int64_t r = begin; r < end; ++r) derivative[order[r]] = values[r * width];
+  });
   for (int64_t l = 0; l < count; ++l) {
     const int64_t i = first + l;
-    const W* row = task.pairs + i * n;
-    W* derivative = scratch.derivatives.data() + l * scratch.stride;
+    const W* row = row_of(l);
+    W* derivative = derivative_of(l);
     if (doubtful >> l & 1) {
       nearest[l] = 0;
-      denominators[l] = contrast_in_logarithms(row, static_cast<double>(factor), order_of(l),
-                                               scratch.row_starts.data() + l * scratch.stride, n, derivative);
+      denominators[l] =
+          contrast_in_logarithms(row, static_cast<double>(factor), order_of(l), starts_of(l), n, derivative);
     }
     // Differences come first so that the loss of two rows is exactly 0. The anchor's own distance is 0.
     const double sum = sum_over<double>(n, [&](int64_t j) { return static_cast<double>(row[j]) - nearest[l]; });

@@ -137,35 +137,6 @@ bool float32_holds(const std::vector<double>& squared_norms) {
 }
 
 // Whether AMX forms the products. The sum of two rank differences must be below 2^16.
-bool amx_serves(int64_t m) {
-#ifdef DADL_AMX
-  return kManyRows <= m && m <= 1 << 14 && amx::available();
-#else
-  return false;
-#endif
-}
-
-// Whether the Gram matrix from bfloat16 parts is as accurate as from BLAS: few groups of columns to add up, and no part
-// that counts outside bfloat16's range.
-bool parts_resolve(int64_t d, const std::vector<double>& squared_norms) {
-  return d <= 4096 && std::all_of(squared_norms.begin(), squared_norms.end(),
-                                  [](double square) { return square == 0 || (1e-30 <= square && square <= 1e30); });
-}
-
-// In float32.
-Tensor narrow_gram(const Tensor& x, bool by_amx) {
-  const int64_t m = x.size(0);
-  const Tensor inner = new_empty(x, {m, m}, ScalarType::Float);
-#ifdef DADL_AMX
-  if (by_amx) {
-    amx::gram(data<float>(x), m, x.size(1), mutable_data<float>(inner));
-    return inner;
-  }
-#endif
-  add_gram_panels<float>(x, 0.0, inner);
-  return inner;
-}
-
 struct Result {
   std::vector<double> rows;  // [n], 0 beyond the subset
   Tensor gradient;           // [n, d], [0, d] without gradient
@@ -281,7 +252,8 @@ class Run {
     if constexpr (std::is_same_v<A, float>) {
       float* parts = mutable_data<float>(differences);
       for_tile_pairs(m_, [&](int64_t begin, int64_t end) { amx::symmetrise(parts, stride_, m_, begin, end); });
-      amx::weigh_rows(parts, stride_, data<float>(x), inverse_norm.data(), mutable_data<float>(unit_gradient), m_, d_);
+      amx::weigh_differences(parts, stride_, data<float>(x), inverse_norm.data(), mutable_data<float>(unit_gradient),
+                             m_, d_);
       torch::stable::parallel_for(0, m_, grain_rows(d_), finish);
     }
 #endif
@@ -295,7 +267,7 @@ class Run {
     for_tile_pairs(m_, [&](int64_t begin, int64_t end) {
       cpu::symmetrise(mutable_data<A>(differences), m_, row_weight.data(), inverse_norm.data(), m_, begin, end);
     });
-    cpu::weigh(data<A>(differences), m_, x, unit_gradient, finish);
+    cpu::weigh(data<A>(differences), m_, x, unit_gradient, false, finish);
   }
 
   const Arguments& a_;

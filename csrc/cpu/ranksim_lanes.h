@@ -31,10 +31,7 @@ struct Lanes {
 };
 
 #ifdef DADL_X86
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // in the compiler's own intrinsics
-#pragma GCC push_options
-#pragma GCC target("arch=x86-64-v4")
+DADL_BEGIN_TARGET("arch=x86-64-v4")
 namespace v4 {
 constexpr int kLanes = 8;
 using Vector = double __attribute__((vector_size(64)));
@@ -45,10 +42,9 @@ inline __attribute__((always_inline)) void order(Vector& low, Vector& high) {
 }
 #include "ranksim_lanes.inc"
 }  // namespace v4
-#pragma GCC pop_options
+DADL_END_TARGET
 
-#pragma GCC push_options
-#pragma GCC target("arch=x86-64-v3")
+DADL_BEGIN_TARGET("arch=x86-64-v3")
 namespace v3 {
 constexpr int kLanes = 4;
 using Vector = double __attribute__((vector_size(32)));
@@ -59,8 +55,7 @@ inline __attribute__((always_inline)) void order(Vector& low, Vector& high) {
 }
 #include "ranksim_lanes.inc"
 }  // namespace v3
-#pragma GCC pop_options
-#pragma GCC diagnostic pop
+DADL_END_TARGET
 
 #endif
 

@@ -1,5 +1,5 @@
-// The matrix units' instructions as Intel's manual defines them, for processors with AVX-512 but without AMX. Included
-// before every source by -include. What a test finds with them it would find on the matrix units.
+// The matrix units' instructions as Intel's manual defines them, for processors without AMX. Included before every
+// source by -include. What a test finds with them it would find on the matrix units.
 #pragma once
 
 #include <cpuid.h>
@@ -9,6 +9,8 @@
 
 #include <cstdint>
 #include <cstring>
+
+#include "plain_vectors.h"
 
 namespace plain_tiles {
 
@@ -61,10 +63,11 @@ inline void zero(int tile) { std::memset(registers.tiles[tile], 0, sizeof(regist
 // result += a b; a word of a and one of b each hold two numbers, whose products are summed apart. Subnormal numbers
 // count as zero, and results do not become one.
 #pragma GCC push_options
-#pragma GCC target("arch=x86-64-v4")
-inline __m512 low_of(__m512i words) { return _mm512_castsi512_ps(_mm512_slli_epi32(words, 16)); }
-inline __m512 high_of(__m512i words) {
-  return _mm512_castsi512_ps(_mm512_and_si512(words, _mm512_set1_epi32(static_cast<int>(0xFFFF0000u))));
+#pragma GCC target("arch=x86-64-v3")
+inline float number(uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, sizeof(x));
+  return x;
 }
 
 inline void multiply(int result, int a, int b) {
@@ -73,15 +76,20 @@ inline void multiply(int result, int a, int b) {
   _mm_setcsr(before | kSubnormalsAreZero);
   Registers& r = registers;
   for (int m = 0; m < r.rows[result]; ++m) {
-    __m512 low = _mm512_setzero_ps(), high = low;
+    float low[kMostWords] = {}, high[kMostWords] = {};
     for (int k = 0; k < r.words[a]; ++k) {
-      const __m512i x = _mm512_set1_epi32(static_cast<int>(r.tiles[a][m][k])), y = _mm512_loadu_si512(r.tiles[b][k]);
-      low = _mm512_add_ps(low, _mm512_mul_ps(low_of(x), low_of(y)));
-      high = _mm512_add_ps(high, _mm512_mul_ps(high_of(x), high_of(y)));
+      const uint32_t x = r.tiles[a][m][k];
+      for (int n = 0; n < kMostWords; ++n) {
+        const uint32_t y = r.tiles[b][k][n];
+        low[n] += number(x << 16) * number(y << 16);
+        high[n] += number(x & 0xFFFF0000u) * number(y & 0xFFFF0000u);
+      }
     }
-    const auto lanes = static_cast<__mmask16>((1u << r.words[result]) - 1);
-    float* out = reinterpret_cast<float*>(r.tiles[result][m]);
-    _mm512_mask_storeu_ps(out, lanes, _mm512_add_ps(_mm512_loadu_ps(out), _mm512_add_ps(low, high)));
+    for (int n = 0; n < r.words[result]; ++n) {
+      uint32_t& word = r.tiles[result][m][n];
+      const float sum = number(word) + (low[n] + high[n]);
+      std::memcpy(&word, &sum, sizeof(sum));
+    }
   }
   _mm_setcsr(before);
 }
