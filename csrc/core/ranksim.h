@@ -31,4 +31,11 @@ DADL_HD RankSimConstants<T> ranksim_constants(int64_t m, const RankSimSettings& 
           static_cast<T>(1.0 / (count * (settings.interp_strength + 1e-8) * rows))};
 }
 
+// Whether float32 inner products of m rows resolve the perturbation, whose typical size is strength * weight * 2 / m *
+// (1 / 3). If so, the measured cosine between the gradient and the one in float64 is above .9998, whatever the
+// dimension and the correlation of the features. Small subsets average over few swaps, and cost little in float64.
+inline bool float32_resolves(int64_t m, const RankSimSettings& settings) {
+  return m >= 64 && 2 * settings.interp_strength * settings.weight >= 1e-3 * 3 * static_cast<double>(m);
+}
+
 }  // namespace dadl

@@ -63,6 +63,7 @@ Tensor wide_gram(const Tensor& features, const int64_t* index, int64_t m) {
 // From this number of rows on, products are large enough for BLAS and AMX.
 constexpr int64_t kManyRows = 64;
 
+// Whether AMX forms the products. The sum of two of RankSim's rank differences must be below 2^16.
 inline bool amx_serves(int64_t m) {
 #ifdef DADL_AMX
   return kManyRows <= m && m <= 1 << 14 && amx::available();

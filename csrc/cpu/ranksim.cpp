@@ -123,20 +123,12 @@ std::unique_ptr<LabelRanks> make_label_ranks(const Arguments& a) {
   return std::make_unique<MatrixLabelRanks<float>>(data<float>(matrix), matrix.size(1), m);
 }
 
-// Whether float32 inner products resolve the perturbation, whose typical size is strength * weight * 2 / m * (1 / 3).
-// If so, the measured cosine between the gradient and the one in float64 is above .9998, whatever the dimension and the
-// correlation of the features. Small subsets average over few swaps, and cost little in float64.
-bool float32_resolves(int64_t m, const RankSimSettings& settings) {
-  return m >= kManyRows && 2 * settings.interp_strength * settings.weight >= 1e-3 * 3 * static_cast<double>(m);
-}
-
 // Whether float32 holds the inner products: neither the largest nor the smallest leave its range.
 bool float32_holds(const std::vector<double>& squared_norms) {
   return std::all_of(squared_norms.begin(), squared_norms.end(),
                      [](double square) { return square == 0 || (1e-30 <= square && square <= 1e37); });
 }
 
-// Whether AMX forms the products. The sum of two rank differences must be below 2^16.
 struct Result {
   std::vector<double> rows;  // [n], 0 beyond the subset
   Tensor gradient;           // [n, d], [0, d] without gradient

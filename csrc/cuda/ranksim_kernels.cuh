@@ -1,12 +1,13 @@
 // RankSim: the subset, and the loss with its gradient. The formulas are those of dadl_ext/reference/ranksim.py.
 //
-// Similarities and their order are float64 whatever the features are; the gradient is formed in the features'
-// arithmetic type.
+// Similarities and their order are float64 whatever the features are, but inner products are float32 where those
+// resolve the perturbation: most GPUs do little float64. The gradient is formed in the features' arithmetic type.
 //
 // The size m of the subset ("count") stays on the device. Every buffer is sized for the batch of n rows, and rows and
 // columns beyond count are skipped, so that nothing waits for the host and CUDA graphs can capture it all.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <type_traits>
 
@@ -103,13 +104,20 @@ struct NoLabels {
   __device__ __forceinline__ bool put(int64_t, const int64_t*) const { return true; }
 };
 
+// Rows of the subset for products in float32: times a power of two that brings their norms between 1 and 2, so that no
+// product leaves float32's range, and those of small integers stay exact. Null for products in float64.
+struct NarrowRows {
+  float* x;         // [n, d]
+  double* unscale;  // [n], the reciprocal of the power
+};
+
 // Row p of the subset, zero beyond count, and the check of row p of the batch: a value that is not finite must show
 // also where the subset left its row out. One warp per row.
 template <typename F, typename T, typename Labels>
 __global__ void __launch_bounds__(kRowThreads)
     ranksim_gather_kernel(Labels labels, const F* features /* [n, d] */, const int64_t* index /* [n] */,
                           const int64_t* count /* [] */, RankSimSettings settings, int64_t n, int64_t d,
-                          T* x /* [n, d] */, double* wide_x /* [n, d], may be x */,
+                          T* x /* [n, d] */, double* wide_x /* [n, d], may be x, or null */, NarrowRows narrow,
                           double* squared_norms /* [n], bounded */, T* inverse_norms /* [n] */,
                           RankSimConstants<double>* constants /* [] */, int32_t* poison /* [n], of each row */) {
   const int64_t p = warp_row();
@@ -123,25 +131,45 @@ __global__ void __launch_bounds__(kRowThreads)
   }
   const F* row = features + (used ? index[p] : p) * d;
   if (used && index[p] != p) squared = squared_norm(row, d);
+  const int exponent = squared > 0 && finite_squared_norm(squared) ? ilogb(squared) >> 1 : 0;
+  const double scale = scalbn(1.0, -exponent);
   for (int64_t c = lane; c < d; c += kWarp) {
     const T value = used ? to_float(row[c]) : T{0};
     x[p * d + c] = value;
-    wide_x[p * d + c] = value;
+    if (wide_x) wide_x[p * d + c] = value;
+    if (narrow.x) narrow.x[p * d + c] = static_cast<float>(value * scale);
   }
   if (lane != 0) return;
+  if (narrow.x) narrow.unscale[p] = scalbn(1.0, exponent);
   squared_norms[p] = bounded_squared_norm(squared);
   inverse_norms[p] = static_cast<T>(1 / sqrt(bounded_squared_norm(squared)));
   if (p == 0) *constants = ranksim_constants<double>(*count, settings);
 }
 
+// Inner products [n, n] in float64, or, with `unscale` [n], those of NarrowRows in float32, each row in the upper half
+// of its memory. They become cosine similarities.
+struct Products {
+  double* values;         // [n, n]
+  const double* unscale;  // [n] or null
+
+  __device__ __forceinline__ double at(int64_t row, int64_t i, int64_t n) const {
+    if (!unscale) return values[row * n + i];
+    return reinterpret_cast<const float*>(values)[(2 * row + 1) * n + i] * (unscale[row] * unscale[i]);
+  }
+};
+
 // In place, by one block: cosine similarities of a row from inner products. Those of single numbers are products of
 // signs, which rounded products would not keep equal.
 __device__ __forceinline__ void similarities(const double* squared_norms /* [n] */, int64_t m, int64_t row, int64_t n,
-                                             int64_t d, double* inner /* [n, n] */) {
-  for (int64_t i = threadIdx.x; i < m; i += kThreads) {
-    const double product = inner[row * n + i], squared_i = squared_norms[row], squared_j = squared_norms[i];
+                                             int64_t d, const Products& inner) {
+  for (int64_t first = 0; first < m; first += kThreads) {
+    const int64_t i = first + threadIdx.x;
+    const double product = i < m ? inner.at(row, i, n) : 0;
+    if (inner.unscale) __syncthreads();  // What is written overlaps products that other threads have read by now.
+    if (i >= m) break;
+    const double squared_i = squared_norms[row], squared_j = squared_norms[i];
     const bool signs = d == 1 && squared_i > kMinSquaredNorm && squared_j > kMinSquaredNorm;
-    inner[row * n + i] = signs ? copysign(1.0, product) : cosine(product, squared_i, squared_j);
+    inner.values[row * n + i] = signs ? copysign(1.0, product) : cosine(product, squared_i, squared_j);
   }
 }
 
@@ -149,7 +177,7 @@ __device__ __forceinline__ void similarities(const double* squared_norms /* [n] 
 // One block per row.
 static __global__ void __launch_bounds__(kThreads)
     ranksim_similarity_kernel(const double* squared_norms /* [n] */, const int64_t* count /* [] */, int64_t n,
-                              int64_t d, double* inner /* [n, n] */) {
+                              int64_t d, Products inner) {
   if (blockIdx.x < *count) similarities(squared_norms, *count, blockIdx.x, n, d, inner);
 }
 
@@ -160,7 +188,7 @@ template <typename Label>
 __global__ void __launch_bounds__(kThreads)
     ranksim_pair_kernel(const double* squared_norms /* [n] */, const Label* sorted /* [n] */,
                         const int64_t* order /* [n] */, const int64_t* count /* [] */, int64_t n, int64_t d,
-                        double* inner /* [n, n] */, int32_t* ranks /* [n, n] */) {
+                        Products inner, int32_t* ranks /* [n, n] */) {
   const int m = static_cast<int>(*count), centre = static_cast<int>(blockIdx.x);
   if (centre >= m) return;
   similarities(squared_norms, m, centre, n, d, inner);
@@ -354,6 +382,8 @@ class RankSim {
         similarity_(backend.template buffer<double>(n * n)),
         label_ranks_(backend.template buffer<int32_t>(n * n)),
         squares_(backend.template buffer<double>(n)),
+        narrow_(std::is_same_v<T, float> && float32_resolves(n, settings)),
+        unscale_(backend.template buffer<double>(narrow_ ? n : 0)),
         features_(features),
         settings_(settings) {}
 
@@ -363,7 +393,7 @@ class RankSim {
     auto sorted = backend_.template buffer<Label>(n_);
     gather(SortedLabels<Label>{labels, order_, sorted.data()});
     backend_.launch(ranksim_pair_kernel<Label>, row_blocks(), dim3(kThreads), squared_norms_.data(), sorted.data(),
-                    order_, count_, n_, d_, similarity_.data(), label_ranks_.data());
+                    order_, count_, n_, d_, products(), label_ranks_.data());
   }
 
   // matrix [size, size]
@@ -371,7 +401,7 @@ class RankSim {
   void matrix_ranks(const S* matrix, int64_t size) {
     gather(NoLabels{});
     backend_.launch(ranksim_similarity_kernel, row_blocks(), dim3(kThreads), squared_norms_.data(), count_, n_, d_,
-                    similarity_.data());
+                    products());
     launch_ranks(backend_, MatrixRank<S>{matrix, count_, poison_.data(), label_ranks_.data(), size, n_}, n_, n_,
                  limits_);
   }
@@ -428,26 +458,37 @@ class RankSim {
   dim3 warp_rows() const { return dim3(blocks_for(n_, kRowWarps)); }
   dim3 row_blocks() const { return dim3(blocks_for(n_, 1)); }
   dim3 element_grid() const { return dim3(blocks_for(n_, kThreads)); }
+  Products products() const { return {similarity_.data(), narrow_ ? unscale_.data() : nullptr}; }
   T* gradient_matrix() const { return reinterpret_cast<T*>(similarity_.data()); }
 
+  // The rows of the subset, and their inner products.
   template <typename Labels>
   void gather(const Labels& labels) {
     if constexpr (std::is_same_v<T, double>) {
-      multiply(labels, x_.data());
+      gather_rows(labels, x_.data(), {});
+      multiply(x_.data(), similarity_.data(), n_);
+    } else if (narrow_) {
+      auto x = backend_.template buffer<float>(n_ * d_);
+      gather_rows(labels, nullptr, {x.data(), unscale_.data()});
+      multiply(x.data(), reinterpret_cast<float*>(similarity_.data()) + n_, 2 * n_);
     } else {
-      auto wide_x = backend_.template buffer<double>(n_ * d_);
-      multiply(labels, wide_x.data());
+      auto x = backend_.template buffer<double>(n_ * d_);
+      gather_rows(labels, x.data(), {});
+      multiply(x.data(), similarity_.data(), n_);
     }
   }
 
-  // wide_x [n, d]
   template <typename Labels>
-  void multiply(const Labels& labels, double* wide_x) {
+  void gather_rows(const Labels& labels, double* wide_x, const NarrowRows& narrow) {
     backend_.launch(ranksim_gather_kernel<F, T, Labels>, warp_rows(), dim3(kRowThreads), labels, features_, index_,
-                    count_, settings_, n_, d_, x_.data(), wide_x, squared_norms_.data(), inverse_norms_.data(),
+                    count_, settings_, n_, d_, x_.data(), wide_x, narrow, squared_norms_.data(), inverse_norms_.data(),
                     constants_.data(), poison_.data());
-    backend_.multiply(Matrix<double>{wide_x, n_, d_, d_, 1}, Matrix<double>{wide_x, d_, n_, 1, d_}, similarity_.data(),
-                      n_, false);
+  }
+
+  // inner = X X^T, its rows `stride` apart
+  template <typename W>
+  void multiply(const W* x /* [n, d] */, W* inner, int64_t stride) {
+    backend_.multiply(Matrix<W>{x, n_, d_, d_, 1}, Matrix<W>{x, d_, n_, 1, d_}, inner, stride, false);
   }
 
   Backend& backend_;
@@ -462,6 +503,8 @@ class RankSim {
   Buffer<double> similarity_;                   // [n, n]
   Buffer<int32_t> label_ranks_;                 // [n, n]
   Buffer<double> squares_;                      // [n]
+  bool narrow_;                                 // whether inner products are float32
+  Buffer<double> unscale_;                      // [n] if so; see NarrowRows
   const F* features_;
   RankSimSettings settings_;
 };
