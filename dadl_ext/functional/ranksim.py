@@ -72,12 +72,12 @@ def ranksim_loss(
     An empty batch or a single distinct label gives 0 with a zero gradient. NaN or infinity anywhere in the features
     (float64 rows with norms of 1e77 and more count as infinite), or a NaN label distance, gives NaN. A row of zero norm
     follows ``F.normalize(eps=1e-12)``: its gradient is divided by 1e-12. Ranks are decided in float64, with one
-    exception: the inner products of 64 or more float32 (or half-precision) rows stay in float32 if they are in its range
-    and the perturbation is large, 2λγ/(3m) ≥ 1e-3 (on CUDA whatever their range, and with n for m). Nearly equal
+    exception: the inner products of 64 or more float32 (or half-precision) rows stay in float32 if they are in its
+    range and the perturbation is large, 2λγ/(3m) ≥ 1e-3 (on CUDA whatever their range, and with n for m). Nearly equal
     similarities may then swap; the cosine between the gradient and the exact one stays above .9995. Ties of
-    small-integer features are always exact. Deterministic for a given ``generator`` state, up to the rounding of BLAS, which may depend on the number of
-    threads. A second derivative and forward mode raise. Supports ``torch.compile``. On CUDA nothing synchronises with
-    the host, except ``"none"`` and ``gather_distributed``.
+    small-integer features are always exact. Deterministic for a given ``generator`` state, up to the rounding of BLAS,
+    which may depend on the number of threads. A second derivative and forward mode raise. Supports ``torch.compile``.
+    On CUDA nothing synchronises with the host, except ``"none"`` and ``gather_distributed``.
     """
     features, labels = check_ranksim(features, labels, interp_strength, weight, reduction, label_similarity)
     require_device(features)
