@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 #include "../disagreement_checks.h"
@@ -45,20 +46,24 @@ void scale(const Gradients<A>& gradient, int64_t members, int64_t count, A facto
 template <typename T, typename A = typename Storage<T>::Arithmetic>
 void measure_lines(const Task<T>& task, int64_t begin, int64_t end) {
   const int64_t outputs = task.outputs(), stride = task.batch * outputs;
-  std::vector<A> block(task.members * kElements), scratch;
+  std::vector<A> block(std::is_same_v<T, A> ? 0 : task.members * kElements), scratch;
   A part[kElements];
   double total = 0;
   for (int64_t first = begin * outputs; first < end * outputs; first += kElements) {
     const int64_t width = std::min(kElements, end * outputs - first);
-    load_members(task, first, width, block.data(), kElements);
+    Members<A> x{block.data(), kElements, task.members};
+    if constexpr (std::is_same_v<T, A>) {
+      x = {task.predictions + first, stride, task.members};
+    } else {
+      load_members(task, first, width, block.data(), kElements);
+    }
     const Gradients<A> gradient = Gradients<A>{task.gradient, stride}.from(first);
-    elements_of_members(task.measure, Members<A>{block.data(), kElements, task.members}, width, part, gradient,
-                        scratch);
-    scale(gradient, task.members, width, task.gain / static_cast<A>(outputs));
+    elements_of_members(task.measure, x, width, part, gradient, task.gain / static_cast<A>(outputs), scratch);
     for (int64_t e = 0; e < width;) {
       const int64_t sample = (first + e) / outputs, left = (sample + 1) * outputs - first;
       const int64_t stop = std::min(width, left);
-      for (; e < stop; ++e) total += part[e];
+      total += sum_over<double>(stop - e, [&](int64_t i) { return static_cast<double>(part[e + i]); });
+      e = stop;
       if (stop < left) break;
       task.loss[sample] = static_cast<A>(total) * (task.gain / static_cast<A>(outputs));
       total = 0;

@@ -13,7 +13,7 @@ namespace dadl::cpu {
 #define DADL_MEASURES(A)                                                                                             \
   DADL_CLONES void measure_elements(Measure measure, const Members<A>& x, int64_t width, A* loss,                    \
                                     const Gradients<A>& gradient, std::vector<A>& scratch) {                         \
-    elements_of_members(measure, x, width, loss, gradient, scratch);                                                 \
+    elements_of_members(measure, x, width, loss, gradient, A{1}, scratch);                                           \
   }                                                                                                                  \
   DADL_CLONES A measure_classes(Measure measure, const Members<A>& x, int64_t classes, const Gradients<A>& gradient, \
                                 ClassScratch<A>& scratch) {                                                          \

@@ -9,7 +9,7 @@
 
 namespace dadl::cpu {
 
-constexpr int64_t kElements = 64;  // measured side by side
+constexpr int64_t kElements = 2048;  // measured side by side: members far apart are read and written in long runs
 
 template <typename A>
 struct Members {

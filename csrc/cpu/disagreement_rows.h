@@ -17,7 +17,7 @@ constexpr int64_t kMostPairs = 32;  // with more members, sorting is quicker tha
 
 // l1 of one element, for any number of members: sum_i (2i + 1 - K) x_(i) in ascending order, i from 0.
 template <typename A>
-A sorted_l1(const Members<A>& x, const Gradients<A>& gradient, std::vector<A>& sorted) {
+A sorted_l1(const Members<A>& x, const Gradients<A>& gradient, A gain, std::vector<A>& sorted) {
   const int64_t members = x.count;
   const A share = 2 / (static_cast<A>(members) * static_cast<A>(members - 1));
   sorted.resize(members);
@@ -36,7 +36,7 @@ A sorted_l1(const Members<A>& x, const Gradients<A>& gradient, std::vector<A>& s
   for (int64_t k = 0; gradient && k < members; ++k) {
     const auto below = std::lower_bound(sorted.begin(), sorted.end(), *x[k]) - sorted.begin();
     const auto above = sorted.end() - std::upper_bound(sorted.begin(), sorted.end(), *x[k]);
-    *gradient[k] = share * static_cast<A>(below - above);
+    *gradient[k] = gain * share * static_cast<A>(below - above);
   }
   return share * loss;
 }
@@ -55,9 +55,11 @@ void add_pair(const A* a, const A* b, A share, int64_t width, A* loss, A* first,
   }
 }
 
+// The gradient is that of gain times the loss: to scale it later would fetch its lines of the cache again, which
+// members far apart take from each other.
 template <typename A>
 void elements_of_members(Measure measure, const Members<A>& x, int64_t width, A* loss, const Gradients<A>& gradient,
-                         std::vector<A>& scratch) {
+                         A gain, std::vector<A>& scratch) {
   const int64_t members = x.count;
   std::fill_n(loss, width, A{0});
   if (members == 1) {
@@ -66,14 +68,14 @@ void elements_of_members(Measure measure, const Members<A>& x, int64_t width, A*
       if (gradient) gradient[0][e] = loss[e];
     }
   } else if (measure == Measure::kL1 && members > kMostPairs) {
-    for (int64_t e = 0; e < width; ++e) loss[e] = sorted_l1(x.from(e), gradient.from(e), scratch);
+    for (int64_t e = 0; e < width; ++e) loss[e] = sorted_l1(x.from(e), gradient.from(e), gain, scratch);
   } else if (measure == Measure::kL1) {
     const A share = 2 / (static_cast<A>(members) * static_cast<A>(members - 1));
     for (int64_t k = 0; gradient && k < members; ++k) std::fill_n(gradient[k], width, A{0});
     for (int64_t i = 0; i < members; ++i) {
       for (int64_t j = i + 1; j < members; ++j) {
         if (gradient) {
-          add_pair<true>(x[i], x[j], share, width, loss, gradient[i], gradient[j]);
+          add_pair<true>(x[i], x[j], gain * share, width, loss, gradient[i], gradient[j]);
         } else {
           add_pair<false, A>(x[i], x[j], share, width, loss, nullptr, nullptr);
         }
@@ -82,7 +84,9 @@ void elements_of_members(Measure measure, const Members<A>& x, int64_t width, A*
     for (int64_t e = 0; e < width; ++e) loss[e] *= share;
   } else {
     const A share = (measure == Measure::kMse ? A{2} : A{1}) / static_cast<A>(members - 1);
-    A mean[kElements] = {};  // relative to the first member
+    const A slope = 2 * gain * share;
+    A mean[kElements];  // relative to the first member
+    std::fill_n(mean, width, A{0});
     for (int64_t k = 1; k < members; ++k) {
       for (int64_t e = 0; e < width; ++e) mean[e] += x[k][e] - x[0][e];
     }
@@ -92,7 +96,7 @@ void elements_of_members(Measure measure, const Members<A>& x, int64_t width, A*
       for (int64_t e = 0; e < width; ++e) {
         const A difference = values[e] - x[0][e] - mean[e];
         loss[e] += difference * difference;
-        if (gradient) gradient[k][e] = 2 * share * difference;
+        if (gradient) gradient[k][e] = slope * difference;
       }
     }
     for (int64_t e = 0; e < width; ++e) loss[e] *= share;
@@ -186,7 +190,7 @@ A softmax_l1(int64_t members, int64_t classes, const Gradients<A>& gradient, Cla
   A part[kElements];
   for (int64_t c = 0; c < classes; c += kElements) {
     const int64_t width = std::min(kElements, classes - c);
-    elements_of_members(Measure::kL1, probability.from(c), width, part, gradient.from(c), scratch.elements);
+    elements_of_members(Measure::kL1, probability.from(c), width, part, gradient.from(c), A{1}, scratch.elements);
     for (int64_t e = 0; e < width; ++e) loss += part[e];
   }
   const A share = 1 / static_cast<A>(classes);
