@@ -277,6 +277,17 @@ def test_nothing_to_sum_is_minus_infinity_without_gradient(device: str) -> None:
         assert not gradient.any()
 
 
+def test_nothing_for_one_query_is_something_for_the_others(device: str) -> None:
+    """Of all keys only one takes part, and it is left out for its own query."""
+    query, key = (torch.randn(70, 4, device=device, requires_grad=True) for _ in range(2))
+    mask = torch.arange(70, device=device) == 7
+    lse = functional.similarity_logsumexp(query, key, key_mask=mask, exclude_self=True)
+    assert (lse == -torch.inf).nonzero().flatten().tolist() == [7]
+    to_query, to_key = torch.autograd.grad(lse.sum(), (query, key))
+    torch.testing.assert_close(to_query, key[7] * (~mask)[:, None])
+    torch.testing.assert_close(to_key, (query.sum(dim=0) - query[7]) * mask[:, None], rtol=1e-5, atol=1e-5)
+
+
 def test_nan_stays_visible(device: str) -> None:
     query, key = torch.randn(3, 4, device=device), torch.randn(50, 4, device=device)
     query[1, 2] = torch.nan
