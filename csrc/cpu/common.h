@@ -22,7 +22,7 @@
 #define DADL_CLONES
 #endif
 
-// What is between them is compiled for the instruction sets DADL_BEGIN_TARGET names.
+// What is between them is compiled for the instruction sets that DADL_BEGIN_TARGET names.
 #define DADL_PRAGMA(...) _Pragma(#__VA_ARGS__)
 #define DADL_BEGIN_TARGET(...)                                                                       \
   DADL_PRAGMA(GCC diagnostic push)                                                                   \
