@@ -108,6 +108,18 @@ def test_nan_stays_visible(device: str, measure: str, members: int) -> None:
     assert not leaf.grad[:, 0].isnan().any()
 
 
+@pytest.mark.parametrize("members", [33, 40])
+def test_l1_of_many_members_with_ties(device: str, members: int) -> None:
+    """They are sorted instead of compared in pairs."""
+    leaf = torch.randn(members, 3, 5, device=device).mul(2).round().requires_grad_()
+    pairs = (leaf[:, None] - leaf).abs().sum(dim=(0, 1)).mean(dim=-1) / (members * (members - 1))
+    (expected,) = torch.autograd.grad(pairs.sum(), leaf)
+    loss = functional.disagreement(leaf, "l1", reduction="none")
+    torch.testing.assert_close(loss, pairs.detach(), rtol=1e-5, atol=0)
+    (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+    torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-6)
+
+
 def test_nearly_equal_members_keep_their_digits(device: str) -> None:
     """What float64 says of the same numbers, although the difference is far below a logit's rounding of its square."""
     torch.manual_seed(0)
