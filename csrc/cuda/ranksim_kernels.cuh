@@ -107,7 +107,7 @@ struct NoLabels {
 // Rows of the subset for products in float32: times a power of two that brings their norms between 1 and 2, so that no
 // product leaves float32's range, and those of small integers stay exact. Null for products in float64.
 struct NarrowRows {
-  float* x;         // [n, d]
+  float* x;         // [n, d], null without dimensions too
   double* unscale;  // [n], the reciprocal of the power
 };
 
@@ -137,10 +137,10 @@ __global__ void __launch_bounds__(kRowThreads)
     const T value = used ? to_float(row[c]) : T{0};
     x[p * d + c] = value;
     if (wide_x) wide_x[p * d + c] = value;
-    if (narrow.x) narrow.x[p * d + c] = static_cast<float>(value * scale);
+    if (narrow.unscale) narrow.x[p * d + c] = static_cast<float>(value * scale);
   }
   if (lane != 0) return;
-  if (narrow.x) narrow.unscale[p] = scalbn(1.0, exponent);
+  if (narrow.unscale) narrow.unscale[p] = scalbn(1.0, exponent);
   squared_norms[p] = bounded_squared_norm(squared);
   inverse_norms[p] = static_cast<T>(1 / sqrt(bounded_squared_norm(squared)));
   if (p == 0) *constants = ranksim_constants<double>(*count, settings);

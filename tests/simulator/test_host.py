@@ -118,7 +118,7 @@ def test_rank_of_long_rows(host: Host) -> None:
 )
 def test_ranksim_loss(library: Host, n, d, dtype, label_dtype, similarity, reduction, seed) -> None:
     torch.manual_seed(seed)
-    features = torch.randint(-9, 10, (n, d)).to(dtype) if d < 3 else torch.randn(n, d).to(dtype)
+    features = torch.randint(-9, 10, (n, d)).to(dtype) if d < 3 or n >= 64 else torch.randn(n, d).to(dtype)
     labels = torch.randint(0, n + 1, (n,)).to(label_dtype)
     priority = draw_priority(labels, torch.Generator().manual_seed(1))
     matrix = None
@@ -131,12 +131,8 @@ def test_ranksim_loss(library: Host, n, d, dtype, label_dtype, similarity, reduc
     (slope,) = torch.autograd.grad(expected, leaf)
     arguments = features, labels, priority, matrix, 2.0, 1.0, reduction == "mean"
     loss, gradient = torch.ops.dadl_simulated.ranksim_loss(*arguments, True)
-    if n >= 64 and d > 2 and dtype != torch.float64:  # float32 products may swap ranks
-        close(loss, expected.detach(), 1e-4)
-        assert (gradient.double() * slope).sum() >= 0.9995 * gradient.double().norm() * slope.norm()
-    else:
-        close(loss, expected.detach(), 1e-5)
-        close(gradient, slope, TOLERANCE[arithmetic(dtype)])
+    close(loss, expected.detach(), 1e-5)
+    close(gradient, slope, TOLERANCE[arithmetic(dtype)])
     alone, nothing = torch.ops.dadl_simulated.ranksim_loss(*arguments, False)
     assert torch.equal(alone, loss)
     assert nothing.shape == (0, d)
