@@ -18,6 +18,13 @@ namespace dadl {
 
 constexpr int64_t kDisagreementChunk = 4096;  // outputs of a sample that one team adds up
 constexpr int64_t kWarpClasses = 512;         // up to which a row of classes is a warp's
+constexpr int kMostHeld = 8;                  // members whose numbers a thread keeps in registers
+
+// Blocks on a multiprocessor, which bound the registers of a thread.
+template <int kSize, typename A>
+constexpr int kClassBlocks = kSize > kWarp                ? 2
+                             : sizeof(A) == sizeof(float) ? 5
+                                                          : 4;
 
 // Threads that work on one row: kSize = kWarp or kThreads. They divide into groups of `width` that have a member each:
 // a power of two up to kWarp, or the whole block.
@@ -82,6 +89,58 @@ struct Members {
   }
 };
 
+// Numbers of members. Up to kHeld of them are kept in registers, where every index must be known to the compiler; with
+// kHeld = 0 they are computed wherever they are needed.
+template <int kHeld, typename A, typename Value>
+class MemberValues {
+ public:
+  __device__ __forceinline__ MemberValues(int64_t members, Value value) : members_(members), value_(value) {
+    each([&](int64_t k) {
+      if constexpr (kHeld > 0) held_[k] = value_(k);
+    });
+  }
+
+  __device__ __forceinline__ A operator()(int64_t k) const {
+    if constexpr (kHeld > 0) {
+      return held_[k];
+    } else {
+      return value_(k);
+    }
+  }
+
+  // body(k) for the members first, first + step, ...
+  template <typename Body>
+  __device__ __forceinline__ void each(int64_t first, int64_t step, Body body) const {
+    if constexpr (kHeld > 0) {
+#pragma unroll
+      for (int k = 0; k < kHeld; ++k) {
+        if (k < members_ && k == first) {
+          body(k);
+          first += step;
+        }
+      }
+    } else {
+      for (int64_t k = first; k < members_; k += step) body(k);
+    }
+  }
+  template <typename Body>
+  __device__ __forceinline__ void each(Body body) const {
+    each(0, 1, body);
+  }
+
+ private:
+  int64_t members_;
+  Value value_;
+  A held_[kHeld > 0 ? kHeld : 1];
+};
+
+// body(values) of value(0), ..., value(members - 1)
+template <typename A, typename Value, typename Body>
+__device__ __forceinline__ A with_values(int64_t members, Value value, Body body) {
+  if (members <= kMostHeld) return body(MemberValues<kMostHeld, A, Value>(members, value));
+  return body(MemberValues<0, A, Value>(members, value));
+}
+
 // ---- measures of elements -------------------------------------------------------------------------------------------
 
 template <typename A>
@@ -89,28 +148,26 @@ struct Term {
   A loss, gradient;
 };
 
-// What member k adds to the l1 of value(0), ..., value(members - 1), and its gradient: that is a whole number of
-// shares.
-template <typename A, typename Value>
-__device__ __forceinline__ Term<A> l1_term(int64_t members, int64_t k, Value value) {
-  const A own = value(k);
+// What a member adds to the l1 of all of them, and its gradient: that is a whole number of shares.
+template <typename A, typename Values>
+__device__ __forceinline__ Term<A> l1_term(int64_t members, A own, const Values& value) {
   if (members == 1) return {own * 0, own * 0};  // NaN where it is not finite
   const A share = 2 / (static_cast<A>(members) * static_cast<A>(members - 1));
   A distance = 0, above = 0;
-  for (int64_t j = 0; j < members; ++j) {
+  value.each([&](int64_t j) {
     const A difference = own - value(j);
     distance += difference < 0 ? -difference : difference;
     above += sign(difference);
-  }
+  });
   return {share / 2 * distance, share * above};
 }
 
 // The mean less the first value, for mse and variance.
-template <typename A, typename Value>
-__device__ __forceinline__ A relative_mean(int64_t members, Value value) {
+template <typename A, typename Values>
+__device__ __forceinline__ A relative_mean(int64_t members, const Values& value) {
   const A first = value(0);
   A sum = 0;
-  for (int64_t k = 1; k < members; ++k) sum += value(k) - first;
+  value.each([&](int64_t k) { sum += k > 0 ? value(k) - first : A{0}; });
   return sum / static_cast<A>(members);
 }
 
@@ -126,17 +183,20 @@ __device__ __forceinline__ Term<A> square_term(Measure measure, int64_t members,
 template <typename T, typename A = typename Storage<T>::Arithmetic>
 __device__ __forceinline__ A measure_element(Measure measure, const Members<T>& x, int64_t element, int64_t first,
                                              int64_t step, A factor) {
-  const auto value = [&](int64_t k) { return x(k, element); };
-  const bool is_l1 = measure == Measure::kL1;
-  const A mean = is_l1 ? A{0} : relative_mean<A>(x.count, value);
-  A loss = 0;
-  for (int64_t k = first; k < x.count; k += step) {
-    const Term<A> term =
-        is_l1 ? l1_term<A>(x.count, k, value) : square_term(measure, x.count, value(k), value(0), mean);
-    loss += term.loss;
-    if (x.gradient) x.gradient_of(k, element) = factor * term.gradient;
-  }
-  return loss;
+  return with_values<A>(
+      x.count, [&](int64_t k) { return x(k, element); },
+      [&](const auto& value) {
+        const bool is_l1 = measure == Measure::kL1;
+        const A mean = is_l1 ? A{0} : relative_mean<A>(x.count, value);
+        A loss = 0;
+        value.each(first, step, [&](int64_t k) {
+          const Term<A> term =
+              is_l1 ? l1_term(x.count, value(k), value) : square_term(measure, x.count, value(k), value(0), mean);
+          loss += term.loss;
+          if (x.gradient) x.gradient_of(k, element) = factor * term.gradient;
+        });
+        return loss;
+      });
 }
 
 // body(element, first member, step) so that the threads of a team share `count` elements, or where these are few, their
@@ -181,43 +241,40 @@ __device__ __forceinline__ void softmax_members(const Team<kSize, A>& team, cons
 template <typename T, typename A = typename Storage<T>::Arithmetic>
 __device__ __forceinline__ A measure_class(Measure measure, const Members<T>& x, int64_t c, int64_t first, int64_t step,
                                            const Softmaxes<A>& softmax) {
-  const int64_t members = x.count;
-  const auto probability = [&](int64_t k) {
+  const auto probability_of = [&](int64_t k) {
     return exp_nonpositive(x(k, c) - softmax.largest[k]) * softmax.inverse[k];
   };
-  A loss = 0;
-  if (measure == Measure::kSoftmaxL1) {
-    for (int64_t k = first; k < members; k += step) {
-      const Term<A> term = l1_term<A>(members, k, probability);
-      loss += term.loss;
-      if (x.gradient) x.gradient_of(k, c) = probability(k) * term.gradient;
-    }
-    return loss;
-  }
-  const bool is_js = measure == Measure::kJs;
-  const A share = 1 / static_cast<A>(members), pair_share = 1 / static_cast<A>(members - 1);
   const auto log_probability = [&](int64_t k) { return bounded_log(x(k, c) - softmax.shift[k]); };
-  A mean = 0, mean_log = 0;
-  for (int64_t k = 0; k < members; ++k) {
-    mean += share * probability(k);
-    if (!is_js) mean_log += share * log_probability(k);
-  }
-  for (int64_t k = first; k < members; k += step) {
-    const A p = probability(k);
-    A slope;
-    if (is_js) {
-      // Where all members underflow they agree.
-      const EntropyGap<A> gap = entropy_gap(mean == 0 ? A{1} : p / mean);
-      loss += share * (mean * gap.gap);
-      slope = p * gap.log;
-    } else {
-      const A distance = log_probability(k) - mean_log;
-      loss += pair_share * ((p - mean) * distance);
-      slope = p * distance + (p - mean);
+  return with_values<A>(x.count, probability_of, [&](const auto& probability) {
+    const A share = 1 / static_cast<A>(x.count), pair_share = 1 / static_cast<A>(x.count - 1);
+    A mean = 0, mean_log = 0, loss = 0;
+    if (measure != Measure::kSoftmaxL1) {
+      probability.each([&](int64_t k) {
+        mean += share * probability(k);
+        if (measure == Measure::kSymmetricKl) mean_log += share * log_probability(k);
+      });
     }
-    if (x.gradient) x.gradient_of(k, c) = slope;
-  }
-  return loss;
+    probability.each(first, step, [&](int64_t k) {
+      const A p = probability(k);
+      A slope;
+      if (measure == Measure::kSoftmaxL1) {
+        const Term<A> term = l1_term(x.count, p, probability);
+        loss += term.loss;
+        slope = p * term.gradient;
+      } else if (measure == Measure::kJs) {
+        // Where all members underflow they agree.
+        const EntropyGap<A> gap = entropy_gap(mean == 0 ? A{1} : p / mean);
+        loss += share * (mean * gap.gap);
+        slope = p * gap.log;
+      } else {
+        const A distance = log_probability(k) - mean_log;
+        loss += pair_share * ((p - mean) * distance);
+        slope = p * distance + (p - mean);
+      }
+      if (x.gradient) x.gradient_of(k, c) = slope;
+    });
+    return loss;
+  });
 }
 
 // Through the softmaxes.
@@ -301,7 +358,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 // parts [B, R], statistics [B, R, 3, K]
 template <int kSize, typename T, typename A = typename Storage<T>::Arithmetic>
-__global__ void __launch_bounds__(kSize == kWarp ? kRowThreads : kSize, 1)
+__global__ void __launch_bounds__(kSize == kWarp ? kRowThreads : kSize, kClassBlocks<kSize, A>)
     disagreement_classes_kernel(Disagreement<T> task, int width, A* statistics, A* parts) {
   DADL_SHARED(sums, A[kThreads / kWarp]);
   const Team<kSize, A> team{width, sums};
