@@ -69,6 +69,13 @@ def test_disagreement_of_long_rows(simulator, measure: str, shape: tuple[int, ..
         check_disagreement(simulator, torch.randn(shape).to(dtype), measure)
 
 
+@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize("members", [8, 9])
+def test_members_in_registers_and_beyond(simulator, measure: str, members: int) -> None:
+    for classes in (2, 40):  # members of a class are shared by threads, or a thread's own
+        check_disagreement(simulator, torch.randn(members, 3, 1, classes), measure)
+
+
 @pytest.mark.parametrize("measure", CLASS_MEASURES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("classes", [6, 600])
