@@ -44,6 +44,8 @@ OF_SUBSET: Wrong = [
     ("index", INDEX[None], r"index and order must be int64 \[n\]"),
     ("count", INDEX, "count must be one int64"),
     ("count", COUNT.int(), "count must be one int64"),
+    ("count", COUNT - N - 1, r"count must be in 0\.\.6, got -1"),
+    ("count", COUNT + 1, r"count must be in 0\.\.6, got 7"),
 ]
 OF_RANK_N_CONTRAST: Wrong = [
     *FEATURES,

@@ -306,10 +306,19 @@ def test_scalar_labels_have_one_distance() -> None:
         assert torch.equal(function(x, labels), function(x, labels, label_similarity="negative_l2"))
 
 
-def test_rounded_distances_tie() -> None:
+def test_similarities_keep_their_order_under_large_perturbations() -> None:
+    """Equal differences of ranks move similarities equally far: what then decides is in their last digits."""
+    x, labels = 1 + 1e-4 * torch.randn(64, 8, dtype=torch.float64), torch.randperm(64)
+    rows, expected = numpy_ranksim(x.numpy(), label_similarity_of(labels), 2.0, 3e4)
+    loss, gradient = run(functional.ranksim_loss, x, labels, weight=3e4)
+    assert_close_to_float64(loss, gradient, rows.sum(), expected, flips=False)
+
+
+@pytest.mark.parametrize("n", [5, 40])
+def test_rounded_distances_tie(n: int) -> None:
     """In float32 1e8 is equally far from 1, 2 and 3: the larger column ranks first, as in the definition."""
-    x = torch.randn(5, 4, dtype=torch.float64)
-    labels = torch.tensor([2.0, 1e8, 1.0, 3.0, -7.0])
+    x = torch.randn(n, 4, dtype=torch.float64)
+    labels = torch.cat([torch.tensor([2.0, 1e8, 1.0, 3.0, -7.0]), 4.0 + torch.randperm(n - 5)])
     similarity = -(labels[:, None] - labels[None]).abs()
     rows, _ = numpy_ranksim(x.numpy(), similarity.numpy(), 2.0, 1.0)
     assert functional.ranksim_loss(x, labels).item() == pytest.approx(rows.sum(), rel=1e-12)
