@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, Adam
 
 from dadl_ext import ClassQueue, PseudoGroupContrastLoss, RankSimLoss, functional, reference
+from dadl_ext.distributed import gather_batch
 
 SIZES = (9, 14)  # batches may differ between processes
 
@@ -28,6 +29,21 @@ def whole_batch(seed: int) -> tuple[Tensor, Tensor]:
 
 def local(value: Tensor, rank: int) -> Tensor:
     return value.split(SIZES)[rank]
+
+
+def gather_job(rank: int) -> Tensor | None:
+    x, _ = whole_batch(0)
+    leaf = local(x, rank).clone().requires_grad_()
+    (whole,) = gather_batch(leaf)
+    assert torch.equal(whole, x)
+    (whole * x).sum().backward()
+    return leaf.grad
+
+
+def test_gathered_rows_have_the_gradient_of_one_process() -> None:
+    gradients = in_processes(2, gather_job)
+    x, _ = whole_batch(0)
+    assert torch.equal(torch.cat(gradients), x)
 
 
 def ranksim_job(rank: int) -> dict[str, Any]:
