@@ -1,6 +1,6 @@
 """Loads the compiled operators. This is the one module that knows their namespace.
 
-The package for the Hugging Face Hub has another module in its place: packaging/hub/_operators.py.
+The package for the Hugging Face Hub has another in its place, in packaging/hub/torch-ext.
 """
 
 import importlib.metadata
