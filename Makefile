@@ -3,7 +3,7 @@
 # make docs      set up everything and build the documentation site in build/docs
 # make demos     run every demo, for the pages
 # The rest: install, lint, format, types, sanitize, bench, bench-history, bench-page, static, wheel, wheel-check, sbom,
-# mutate, fuzz, soak, gpu-wheel, gpu-check, clean.
+# hub, mutate, fuzz, soak, gpu-wheel, gpu-check, clean.
 
 PYTHON ?= python3
 VENV := .venv
@@ -16,7 +16,7 @@ SOURCES := setup.py pyproject.toml $(shell find csrc -type f -not -name '*.pyc')
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo demos test test-all sanitize docs install lint format types bench bench-history bench-page static wheel \
-  wheel-check sbom mutate fuzz soak gpu-wheel gpu-check clean
+  wheel-check sbom hub mutate fuzz soak gpu-wheel gpu-check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/dadl demo
@@ -66,7 +66,7 @@ $(VENV)/.dev: $(VENV)/.torch $(SOURCES)
 	$(PIP) --no-build-isolation --editable ".[dev]"
 	touch $@ $(VENV)/.demo $(VENV)/.train
 
-CXX_FILES := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh')
+CXX_FILES := $(shell find csrc packaging tests -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh')
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -113,6 +113,11 @@ wheel-check:
 sbom: $(VENV)/.dev
 	mkdir -p dist
 	$(BIN)/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-file dist/dadl.cdx.json
+
+# Into build/hub: what kernel-builder makes the kernels for the Hugging Face Hub of.
+hub:
+	rm -rf build/hub
+	$(PYTHON) packaging/hub/layout.py build/hub
 
 # The tests must notice each of the faults in tools/mutants, and the CUDA kernels without each of their barriers.
 mutate: $(VENV)/.dev

@@ -1,9 +1,9 @@
 // The schema of every operator. Their fake kernels and autograd rules are in dadl_ext/ops/.
 //
 // Results called float32 are float64 where the floating-point inputs are.
-#include <torch/csrc/stable/library.h>
+#include "signatures.h"
 
-STABLE_TORCH_LIBRARY(dadl, m) {
+DADL_LIBRARY(m) {
   // Ranks 1..n along the last dimension, descending, in float32. Only the gradient uses interp_strength.
   m.def("rank(Tensor input, float interp_strength) -> Tensor");
 

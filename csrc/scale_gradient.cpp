@@ -35,4 +35,4 @@ Tensor scale_gradient(Tensor grad, Tensor gradient, Tensor input, int64_t dim) {
 }  // namespace
 }  // namespace dadl
 
-STABLE_TORCH_LIBRARY_IMPL(dadl, CompositeExplicitAutograd, m) { DADL_IMPL(m, dadl, scale_gradient); }
+DADL_LIBRARY_IMPL(CompositeExplicitAutograd, m) { DADL_IMPL(m, dadl, scale_gradient); }

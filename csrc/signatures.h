@@ -39,3 +39,17 @@ using scale_gradient = Tensor(Tensor, Tensor, Tensor, int64_t);
 #define DADL_IMPL(library, backend, name)                                                                     \
   static_assert(std::is_same_v<decltype(backend::name), dadl::signature::name>, #name " has another schema"); \
   library.impl(#name, TORCH_BOX(&backend::name))
+
+// The operators' namespace. Each build for the Hugging Face Hub has one of its own, so that one process can load
+// several: kernel-builder defines its name.
+#if defined(TORCH_EXTENSION_NAME)
+#define DADL_NAMESPACE TORCH_EXTENSION_NAME
+#else
+#define DADL_NAMESPACE dadl
+#endif
+
+// PyTorch's macros make strings and names of what they are given, so that the namespace must be expanded before.
+#define DADL_EXPANDED_LIBRARY(name, m) STABLE_TORCH_LIBRARY(name, m)
+#define DADL_EXPANDED_LIBRARY_IMPL(name, key, m) STABLE_TORCH_LIBRARY_IMPL(name, key, m)
+#define DADL_LIBRARY(m) DADL_EXPANDED_LIBRARY(DADL_NAMESPACE, m)
+#define DADL_LIBRARY_IMPL(key, m) DADL_EXPANDED_LIBRARY_IMPL(DADL_NAMESPACE, key, m)

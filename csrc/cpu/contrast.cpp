@@ -489,7 +489,7 @@ std::tuple<Tensor, Tensor> pseudo_group_contrast(Tensor query, Tensor key, Tenso
 }  // namespace
 }  // namespace dadl::cpu
 
-STABLE_TORCH_LIBRARY_IMPL(dadl, CPU, m) {
+DADL_LIBRARY_IMPL(CPU, m) {
   DADL_IMPL(m, dadl::cpu, similarity_logsumexp);
   DADL_IMPL(m, dadl::cpu, similarity_logsumexp_key_gradient);
   DADL_IMPL(m, dadl::cpu, pseudo_group_contrast);

@@ -135,4 +135,4 @@ std::tuple<Tensor, Tensor> disagreement(Tensor predictions, int64_t measure_numb
 }  // namespace
 }  // namespace dadl::cpu
 
-STABLE_TORCH_LIBRARY_IMPL(dadl, CPU, m) { DADL_IMPL(m, dadl::cpu, disagreement); }
+DADL_LIBRARY_IMPL(CPU, m) { DADL_IMPL(m, dadl::cpu, disagreement); }

@@ -103,4 +103,4 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dropout_disagreement(Tensor features,
 }  // namespace
 }  // namespace dadl::cpu
 
-STABLE_TORCH_LIBRARY_IMPL(dadl, CPU, m) { DADL_IMPL(m, dadl::cpu, dropout_disagreement); }
+DADL_LIBRARY_IMPL(CPU, m) { DADL_IMPL(m, dadl::cpu, dropout_disagreement); }

@@ -215,7 +215,7 @@ std::tuple<Tensor, Tensor> dropout_linear_backward(Tensor grad, Tensor features,
 }  // namespace
 }  // namespace dadl::cpu
 
-STABLE_TORCH_LIBRARY_IMPL(dadl, CPU, m) {
+DADL_LIBRARY_IMPL(CPU, m) {
   DADL_IMPL(m, dadl::cpu, dropout_linear);
   DADL_IMPL(m, dadl::cpu, dropout_linear_backward);
 }

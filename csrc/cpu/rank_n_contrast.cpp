@@ -238,7 +238,7 @@ Tensor rank_n_contrast_backward(Tensor grad, Tensor features, Tensor labels, dou
 }  // namespace
 }  // namespace dadl::cpu
 
-STABLE_TORCH_LIBRARY_IMPL(dadl, CPU, m) {
+DADL_LIBRARY_IMPL(CPU, m) {
   DADL_IMPL(m, dadl::cpu, rank_n_contrast);
   DADL_IMPL(m, dadl::cpu, rank_n_contrast_backward);
 }

@@ -95,7 +95,7 @@ Tensor rank_backward(Tensor grad, Tensor input, Tensor ranks, double interp_stre
 }  // namespace
 }  // namespace dadl::cpu
 
-STABLE_TORCH_LIBRARY_IMPL(dadl, CPU, m) {
+DADL_LIBRARY_IMPL(CPU, m) {
   DADL_IMPL(m, dadl::cpu, rank);
   DADL_IMPL(m, dadl::cpu, rank_backward);
 }

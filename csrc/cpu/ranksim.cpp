@@ -336,7 +336,7 @@ Tensor ranksim_rows_backward(Tensor grad, Tensor features, Tensor labels, Tensor
 }  // namespace
 }  // namespace dadl::cpu
 
-STABLE_TORCH_LIBRARY_IMPL(dadl, CPU, m) {
+DADL_LIBRARY_IMPL(CPU, m) {
   DADL_IMPL(m, dadl::cpu, ranksim_select);
   DADL_IMPL(m, dadl::cpu, ranksim_loss);
   DADL_IMPL(m, dadl::cpu, ranksim_rows);

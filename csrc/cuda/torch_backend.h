@@ -14,13 +14,14 @@
 #include <type_traits>
 #include <utility>
 
+#include "../signatures.h"
 #include "../tensors.h"
 #include "blas.h"
 #include "device.cuh"
 
 // Where the operators go; the tests run them on the CPU, in a library of another name.
 #if !defined(DADL_CUDA_LIBRARY)
-#define DADL_CUDA_LIBRARY(m) STABLE_TORCH_LIBRARY_IMPL(dadl, CUDA, m)
+#define DADL_CUDA_LIBRARY(m) DADL_LIBRARY_IMPL(CUDA, m)
 #endif
 
 namespace dadl::cuda {

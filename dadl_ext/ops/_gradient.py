@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._operators import add_op_namespace_prefix, ops
 from ._rules import call, register_no_derivative
 
 
@@ -22,7 +23,7 @@ def scale_gradient(grad: Tensor | None, gradient: Tensor, input: Tensor, dim: in
         return None
     if gradient.dtype == input.dtype and grad.dim() == 0 and _is_last_use(grad) and grad.item() == 1:
         return gradient  # skips the multiplication by 1
-    return call(torch.ops.dadl.scale_gradient.default, grad, gradient, input, dim)  # type: ignore[no-any-return]
+    return call(ops.scale_gradient.default, grad, gradient, input, dim)  # type: ignore[no-any-return]
 
 
 def _is_last_use(grad: Tensor) -> bool:
@@ -36,13 +37,13 @@ def _is_last_use(grad: Tensor) -> bool:
     return not torch._C._autograd._get_current_graph_task_keep_graph()
 
 
-@torch.library.register_fake("dadl::scale_gradient")
+@torch.library.register_fake(add_op_namespace_prefix("scale_gradient"))
 def _(grad: Tensor, gradient: Tensor, input: Tensor, dim: int) -> Tensor:
     return input.new_empty(input.shape)
 
 
 register_no_derivative(
-    "dadl::scale_gradient",
+    "scale_gradient",
     "the gradient of this loss is formed together with its value and has no second derivative (for RankSim, ranks "
     "define none). Leave the loss out of what needs one (create_graph=True), or detach it there; dadl_ext.reference "
     "has second derivatives wherever they exist",

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from .._operators import add_op_namespace_prefix, ops
 from ._rules import reasons, register_no_derivative
 
 
@@ -23,12 +24,12 @@ def overload(operator: Any, number: Any) -> Any:
     return operator.numbers if isinstance(number, torch.Tensor) else operator.default
 
 
-_library = torch.library.Library("dadl", "FRAGMENT")
+_library = torch.library.Library(ops.name, "FRAGMENT")
 
 
 def register_numbers(name: str) -> None:
     """Give an operator without a derivative its overload ``numbers``: tensors ``[]`` in the place of floats."""
-    operator = getattr(torch.ops.dadl, name).default
+    operator = getattr(ops, name).default
     schema = operator._schema
     floats = [isinstance(argument.type, torch.FloatType) for argument in schema.arguments]
 
@@ -38,8 +39,9 @@ def register_numbers(name: str) -> None:
     def fake(*arguments: Any) -> Any:
         return operator(*(1.0 if is_float else v for v, is_float in zip(arguments, floats, strict=True)))
 
-    definition = str(schema).removeprefix("dadl::").replace(" float ", " Tensor ").replace("(float ", "(Tensor ")
-    _library.define(definition.replace(name, f"{name}.numbers", 1))
-    _library.impl(f"{name}.numbers", with_floats, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"dadl::{name}.numbers", fake)
-    register_no_derivative(f"dadl::{name}.numbers", reasons[f"dadl::{name}"])
+    numbers = f"{name}.numbers"
+    definition = str(schema).replace(" float ", " Tensor ").replace("(float ", "(Tensor ")
+    _library.define(definition.replace(schema.name, numbers, 1))
+    _library.impl(numbers, with_floats, "CompositeExplicitAutograd")
+    torch.library.register_fake(add_op_namespace_prefix(numbers), fake)
+    register_no_derivative(numbers, reasons[schema.name])

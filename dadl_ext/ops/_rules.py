@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from .._operators import add_op_namespace_prefix, ops
 from .._shared.operation import Operation, apply, transformed
 
 _AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU) | torch._C.DispatchKeySet(
@@ -25,11 +26,12 @@ def below_autograd() -> AbstractContextManager[object]:
     return nullcontext() if needed else torch._C._AutoDispatchBelowAutograd()
 
 
-reasons: dict[str, str] = {}  # why an operator has no derivative
+reasons: dict[str, str] = {}  # why an operator, by its name with the namespace, has no derivative
 
 
-def register_no_derivative(operator: str, reason: str) -> None:
+def register_no_derivative(name: str, reason: str) -> None:
     """Raise when an operator is differentiated. Without a rule PyTorch would only warn and return no gradient."""
+    operator = add_op_namespace_prefix(name)
     reasons[operator] = reason
     torch.library.register_autograd(operator, lambda ctx, *grads: _refuse(operator))
 
@@ -63,11 +65,10 @@ def call(operator: Any, *arguments: Any, operation: type[Underivable] = Underiva
         return operator(*arguments)
 
 
-def register_autocast(operator: str, rule: Callable[..., tuple[Any, ...]]) -> None:
+def register_autocast(name: str, rule: Callable[..., tuple[Any, ...]]) -> None:
     """Under autocast, call an operator with what ``rule`` makes of its arguments."""
-    name = operator.removeprefix("dadl::")
-    packet = getattr(torch.ops.dadl, name)
-    library = torch.library.Library("dadl", "FRAGMENT")
+    packet = getattr(ops, name)
+    library = torch.library.Library(ops.name, "FRAGMENT")
     _libraries.append(library)
 
     def below_autocast(overload: Any, *arguments: Any) -> Any:
@@ -80,10 +81,10 @@ def register_autocast(operator: str, rule: Callable[..., tuple[Any, ...]]) -> No
             library.impl(name if overload == "default" else f"{name}.{overload}", kernel, key)
 
 
-def register_float32_autocast(operator: str) -> None:
+def register_float32_autocast(name: str) -> None:
     """Compute in float32 under autocast (float64 inputs stay float64). Gradients have the dtypes of the inputs."""
 
     def in_float32(*arguments: Any) -> tuple[Any, ...]:
         return tuple(v.float() if isinstance(v, torch.Tensor) and v.dtype in _HALF else v for v in arguments)
 
-    register_autocast(operator, in_float32)
+    register_autocast(name, in_float32)

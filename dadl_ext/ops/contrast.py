@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._operators import add_op_namespace_prefix, ops
 from .._shared.checks import FORMS, REDUCTIONS, check_contrast, check_group_contrast
 from .._shared.dtypes import arithmetic_dtype
 from .._shared.operation import Operation, apply, differentiated, keep, kept
@@ -22,7 +23,7 @@ def similarity_logsumexp(
     if differentiated(query, key):
         lse, _ = apply(_SimilarityLogsumexp, *arguments, differentiated(query))
     else:
-        lse, _ = overload(torch.ops.dadl.similarity_logsumexp, scale)(*arguments, False)
+        lse, _ = overload(ops.similarity_logsumexp, scale)(*arguments, False)
     return lse  # type: ignore[no-any-return]
 
 
@@ -32,7 +33,7 @@ class _SimilarityLogsumexp(Operation):
         query: Tensor, key: Tensor, key_mask: Tensor | None, scale: Any, exclude_self: bool, with_slope: bool
     ) -> tuple[Tensor, Tensor]:
         with below_autograd():
-            return overload(torch.ops.dadl.similarity_logsumexp, scale)(  # type: ignore[no-any-return]
+            return overload(ops.similarity_logsumexp, scale)(  # type: ignore[no-any-return]
                 query, key, key_mask, scale, exclude_self, with_slope
             )
 
@@ -60,7 +61,7 @@ class _SimilarityLogsumexp(Operation):
 def _key_gradient(
     grad: Tensor, query: Tensor, key: Tensor, key_mask: Tensor | None, lse: Tensor, scale: Any, exclude_self: bool
 ) -> Tensor:
-    operator = overload(torch.ops.dadl.similarity_logsumexp_key_gradient, scale)
+    operator = overload(ops.similarity_logsumexp_key_gradient, scale)
     return call(operator, grad, query, key, key_mask, lse, scale, exclude_self)  # type: ignore[no-any-return]
 
 
@@ -83,9 +84,7 @@ class _SupervisedContrast(Operation):
         features: Tensor, target: Tensor, classes: int, scale: Any, with_slope: bool
     ) -> tuple[Tensor, ...]:
         with below_autograd():
-            lse, slope = overload(torch.ops.dadl.similarity_logsumexp, scale)(
-                features, features, None, scale, True, with_slope
-            )
+            lse, slope = overload(ops.similarity_logsumexp, scale)(features, features, None, scale, True, with_slope)
             z = features.to(lse.dtype)
             sums = z.new_zeros(classes, z.shape[1]).index_add(0, target, z)
             positives = sums.index_select(0, target) - z
@@ -138,7 +137,7 @@ def pseudo_group_contrast(
     if differentiated(query):
         loss, _ = apply(_PseudoGroupContrast, *arguments)
     else:
-        loss, _ = overload(torch.ops.dadl.pseudo_group_contrast, temperature)(*arguments, False)
+        loss, _ = overload(ops.pseudo_group_contrast, temperature)(*arguments, False)
     return loss  # type: ignore[no-any-return]
 
 
@@ -146,7 +145,7 @@ class _PseudoGroupContrast(Operation):
     @staticmethod
     def forward(*arguments: Any) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         with below_autograd():
-            return overload(torch.ops.dadl.pseudo_group_contrast, arguments[5])(*arguments, True)  # type: ignore[no-any-return]
+            return overload(ops.pseudo_group_contrast, arguments[5])(*arguments, True)  # type: ignore[no-any-return]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -157,7 +156,7 @@ class _PseudoGroupContrast(Operation):
         return scale_gradient(grad, *ctx.saved_tensors), *(None,) * 8
 
 
-@torch.library.register_fake("dadl::similarity_logsumexp")
+@torch.library.register_fake(add_op_namespace_prefix("similarity_logsumexp"))
 def _(
     query: Tensor, key: Tensor, key_mask: Tensor | None, scale: float, exclude_self: bool, with_slope: bool
 ) -> tuple[Tensor, Tensor]:
@@ -166,12 +165,12 @@ def _(
     return query.new_empty(queries, dtype=dtype), query.new_empty((queries if with_slope else 0, d), dtype=dtype)
 
 
-@torch.library.register_fake("dadl::similarity_logsumexp_key_gradient")
+@torch.library.register_fake(add_op_namespace_prefix("similarity_logsumexp_key_gradient"))
 def _(grad: Tensor, query: Tensor, key: Tensor, *arguments: Any) -> Tensor:
     return key.new_empty(key.shape)
 
 
-@torch.library.register_fake("dadl::pseudo_group_contrast")
+@torch.library.register_fake(add_op_namespace_prefix("pseudo_group_contrast"))
 def _(
     query: Tensor,
     key: Tensor,
@@ -208,12 +207,12 @@ def _group_of_autocast(query: Tensor, key: Tensor, queue: Tensor, *rest: Any) ->
 
 
 for _operator in ("similarity_logsumexp", "pseudo_group_contrast"):
-    register_no_derivative(f"dadl::{_operator}", f"use dadl_ext.functional.{_operator}")
+    register_no_derivative(_operator, f"use dadl_ext.functional.{_operator}")
 register_no_derivative(
-    "dadl::similarity_logsumexp_key_gradient",
+    "similarity_logsumexp_key_gradient",
     "leave the loss out of what needs a second derivative (create_graph=True), or use dadl_ext.reference",
 )
 for _operator in ("similarity_logsumexp", "similarity_logsumexp_key_gradient", "pseudo_group_contrast"):
     register_numbers(_operator)
-register_autocast("dadl::similarity_logsumexp", lambda query, key, *rest: (*_sides_of_autocast(query, key), *rest))
-register_autocast("dadl::pseudo_group_contrast", _group_of_autocast)
+register_autocast("similarity_logsumexp", lambda query, key, *rest: (*_sides_of_autocast(query, key), *rest))
+register_autocast("pseudo_group_contrast", _group_of_autocast)

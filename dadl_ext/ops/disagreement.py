@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._operators import add_op_namespace_prefix, ops
 from .._shared.dtypes import arithmetic_dtype
 from .._shared.members import MEASURES
 from .._shared.operation import Operation, apply, differentiated
@@ -18,7 +19,7 @@ def disagreement(members: Tensor, measure: str, reduction: str) -> Tensor:
     if differentiated(members):
         loss, _ = apply(_Disagreement, members, number, mean, reduction)
         return loss  # type: ignore[no-any-return]
-    rows, _ = torch.ops.dadl.disagreement.default(members, number, mean, False)
+    rows, _ = ops.disagreement.default(members, number, mean, False)
     return rows if reduction == "none" else rows.sum()  # type: ignore[no-any-return]
 
 
@@ -26,7 +27,7 @@ class _Disagreement(Operation):
     @staticmethod
     def forward(members: Tensor, number: int, mean: bool, reduction: str) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         with below_autograd():
-            rows, gradient = torch.ops.dadl.disagreement.default(members, number, mean, True)
+            rows, gradient = ops.disagreement.default(members, number, mean, True)
             return rows if reduction == "none" else rows.sum(), gradient
 
     @staticmethod
@@ -39,7 +40,7 @@ class _Disagreement(Operation):
         return scale_gradient(grad, gradient, members, dim=1), None, None, None
 
 
-@torch.library.register_fake("dadl::disagreement")
+@torch.library.register_fake(add_op_namespace_prefix("disagreement"))
 def _(predictions: Tensor, measure: int, mean: bool, with_gradient: bool) -> tuple[Tensor, Tensor]:
     dtype = arithmetic_dtype(predictions)
     members, batch, *outputs = predictions.shape
@@ -48,5 +49,5 @@ def _(predictions: Tensor, measure: int, mean: bool, with_gradient: bool) -> tup
     )
 
 
-register_no_derivative("dadl::disagreement", "use dadl_ext.functional.disagreement")
-register_float32_autocast("dadl::disagreement")
+register_no_derivative("disagreement", "use dadl_ext.functional.disagreement")
+register_float32_autocast("disagreement")

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._operators import add_op_namespace_prefix, ops
 from .._shared.dtypes import arithmetic_dtype
 from .._shared.members import MEASURES
 from .._shared.operation import Operation, apply, differentiated, keep, kept
@@ -26,7 +27,7 @@ def dropout_linear(features: Tensor, weight: Tensor, bias: Tensor | None, seed: 
     arguments = (features, weight, bias, seed, p, samples)
     if differentiated(features, weight, bias):
         return apply(_DropoutLinear, *arguments)  # type: ignore[no-any-return]
-    return overload(torch.ops.dadl.dropout_linear, p)(*arguments)  # type: ignore[no-any-return]
+    return overload(ops.dropout_linear, p)(*arguments)  # type: ignore[no-any-return]
 
 
 class _DropoutLinear(Operation):
@@ -35,7 +36,7 @@ class _DropoutLinear(Operation):
         features: Tensor, weight: Tensor, bias: Tensor | None, seed: Tensor, p: Any, samples: int
     ) -> Tensor:
         with below_autograd():
-            return overload(torch.ops.dadl.dropout_linear, p)(features, weight, bias, seed, p, samples)  # type: ignore[no-any-return]
+            return overload(ops.dropout_linear, p)(features, weight, bias, seed, p, samples)  # type: ignore[no-any-return]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -62,7 +63,7 @@ def _gradients(
         features_gradient, weight_gradient = apply(_Gradients, *arguments)
     else:
         with below_autograd():
-            features_gradient, weight_gradient = overload(torch.ops.dadl.dropout_linear_backward, p)(*arguments)
+            features_gradient, weight_gradient = overload(ops.dropout_linear_backward, p)(*arguments)
     return features_gradient if for_features else None, weight_gradient if for_weight else None
 
 
@@ -72,7 +73,7 @@ class _Gradients(Operation):
     @staticmethod
     def forward(*arguments: Any) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         with below_autograd():
-            return overload(torch.ops.dadl.dropout_linear_backward, arguments[4])(*arguments)  # type: ignore[no-any-return]
+            return overload(ops.dropout_linear_backward, arguments[4])(*arguments)  # type: ignore[no-any-return]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -116,7 +117,7 @@ def dropout_disagreement(
     if differentiated(features, weight, bias):
         loss, *_ = apply(_DropoutDisagreement, *arguments)
         return loss  # type: ignore[no-any-return]
-    rows, *_ = overload(torch.ops.dadl.dropout_disagreement, p)(*arguments, False)
+    rows, *_ = overload(ops.dropout_disagreement, p)(*arguments, False)
     return rows.sum()  # type: ignore[no-any-return]
 
 
@@ -124,7 +125,7 @@ class _DropoutDisagreement(Operation):
     @staticmethod
     def forward(*arguments: Any) -> tuple[Tensor, ...]:  # type: ignore[override]
         with below_autograd():
-            rows, *gradients = overload(torch.ops.dadl.dropout_disagreement, arguments[4])(*arguments, True)
+            rows, *gradients = overload(ops.dropout_disagreement, arguments[4])(*arguments, True)
             return rows.sum(), *gradients
 
     @staticmethod
@@ -141,12 +142,12 @@ class _DropoutDisagreement(Operation):
         return *gradients, *(None,) * 6
 
 
-@torch.library.register_fake("dadl::dropout_linear")
+@torch.library.register_fake(add_op_namespace_prefix("dropout_linear"))
 def _(features: Tensor, weight: Tensor, bias: Tensor | None, seed: Tensor, p: float, samples: int) -> Tensor:
     return features.new_empty((samples, features.shape[0], weight.shape[0]))
 
 
-@torch.library.register_fake("dadl::dropout_linear_backward")
+@torch.library.register_fake(add_op_namespace_prefix("dropout_linear_backward"))
 def _(
     grad: Tensor, features: Tensor, weight: Tensor, seed: Tensor, p: float, for_features: bool, for_weight: bool
 ) -> tuple[Tensor, Tensor]:
@@ -156,7 +157,7 @@ def _(
     )
 
 
-@torch.library.register_fake("dadl::dropout_disagreement")
+@torch.library.register_fake(add_op_namespace_prefix("dropout_disagreement"))
 def _(features: Tensor, weight: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dtype, (rows, width), outputs = arithmetic_dtype(features), features.shape, weight.shape[0]
     shapes = ((rows, width), (outputs, width), (outputs,)) if arguments[-1] else ((0, width), (0, width), (0,))
@@ -164,7 +165,7 @@ def _(features: Tensor, weight: Tensor, *arguments: Any) -> tuple[Tensor, Tensor
 
 
 for _operator in ("dropout_linear", "dropout_linear_backward", "dropout_disagreement"):
-    register_no_derivative(f"dadl::{_operator}", "use the functions in dadl_ext.functional")
+    register_no_derivative(_operator, "use the functions in dadl_ext.functional")
     register_numbers(_operator)
 for _operator in ("dropout_linear", "dropout_disagreement"):
-    register_float32_autocast(f"dadl::{_operator}")
+    register_float32_autocast(_operator)

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._operators import add_op_namespace_prefix, ops
 from .._shared.checks import LABEL_DISTANCES, REDUCTIONS, SIMILARITIES
 from .._shared.dtypes import arithmetic_dtype
 from .._shared.operation import Operation, apply, differentiated, keep, kept
@@ -23,7 +24,7 @@ def rank_n_contrast(
     settings = temperature, SIMILARITIES.index(similarity), LABEL_DISTANCES.index(label_distance)
     arguments = (features, labels, *settings, REDUCTIONS.index(reduction))
     if not differentiated(features):
-        loss, _ = overload(torch.ops.dadl.rank_n_contrast, temperature)(*arguments, False)
+        loss, _ = overload(ops.rank_n_contrast, temperature)(*arguments, False)
     else:
         loss, _ = apply(_RankNContrast, *arguments)
     return loss  # type: ignore[no-any-return]
@@ -35,7 +36,7 @@ class _RankNContrast(Operation):
     @staticmethod
     def forward(*arguments: Any) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         with below_autograd():
-            return overload(torch.ops.dadl.rank_n_contrast, arguments[2])(*arguments, arguments[-1] != _ROWS)  # type: ignore[no-any-return]
+            return overload(ops.rank_n_contrast, arguments[2])(*arguments, arguments[-1] != _ROWS)  # type: ignore[no-any-return]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -48,11 +49,11 @@ class _RankNContrast(Operation):
         features, labels, *settings, reduction, gradient = kept(ctx)
         if grad is None or reduction != _ROWS:
             return scale_gradient(grad, gradient, features), *(None,) * 5
-        operator = overload(torch.ops.dadl.rank_n_contrast_backward, settings[0])
+        operator = overload(ops.rank_n_contrast_backward, settings[0])
         return call(operator, grad, features, labels, *settings), *(None,) * 5
 
 
-@torch.library.register_fake("dadl::rank_n_contrast")
+@torch.library.register_fake(add_op_namespace_prefix("rank_n_contrast"))
 def _(
     features: Tensor,
     labels: Tensor,
@@ -67,17 +68,17 @@ def _(
     return features.new_empty(shape, dtype=dtype), features.new_empty((n if with_gradient else 0, d), dtype=dtype)
 
 
-@torch.library.register_fake("dadl::rank_n_contrast_backward")
+@torch.library.register_fake(add_op_namespace_prefix("rank_n_contrast_backward"))
 def _(grad: Tensor, features: Tensor, *arguments: Any) -> Tensor:
     return features.new_empty(features.shape)
 
 
-register_no_derivative("dadl::rank_n_contrast", "use dadl_ext.functional.rank_n_contrast")
+register_no_derivative("rank_n_contrast", "use dadl_ext.functional.rank_n_contrast")
 register_no_derivative(
-    "dadl::rank_n_contrast_backward",
+    "rank_n_contrast_backward",
     "the gradient of Rank-N-Contrast is formed by hand and has no second derivative. Leave the loss out of what needs "
     "one (create_graph=True), or use dadl_ext.reference, which has one",
 )
 for _operator in ("rank_n_contrast", "rank_n_contrast_backward"):
     register_numbers(_operator)
-register_float32_autocast("dadl::rank_n_contrast")
+register_float32_autocast("rank_n_contrast")

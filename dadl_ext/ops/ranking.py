@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._operators import add_op_namespace_prefix, ops
 from .._shared.dtypes import arithmetic_dtype
 from .._shared.operation import Operation, apply, differentiated, keep, kept
 from ._numbers import as_numbers, overload, register_numbers
@@ -16,14 +17,14 @@ def rank(input: Tensor, interp_strength: float) -> Tensor:
     (strength,) = as_numbers(interp_strength)
     if differentiated(input):
         return apply(_Rank, input, strength)  # type: ignore[no-any-return]
-    return overload(torch.ops.dadl.rank, strength)(input, strength)  # type: ignore[no-any-return]
+    return overload(ops.rank, strength)(input, strength)  # type: ignore[no-any-return]
 
 
 class _Rank(Operation):
     @staticmethod
     def forward(input: Tensor, strength: Any) -> Tensor:  # type: ignore[override]
         with below_autograd():
-            return overload(torch.ops.dadl.rank, strength)(input, strength)  # type: ignore[no-any-return]
+            return overload(ops.rank, strength)(input, strength)  # type: ignore[no-any-return]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -33,7 +34,7 @@ class _Rank(Operation):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         input, ranks, strength = kept(ctx)
-        operator = overload(torch.ops.dadl.rank_backward, strength)
+        operator = overload(ops.rank_backward, strength)
         return call(operator, grad, input, ranks, strength, operation=_RankBackward), None
 
     @staticmethod
@@ -53,22 +54,22 @@ class _RankBackward(Underivable):
         return apply(_RankBackward, operator, *batched, strength), 0
 
 
-@torch.library.register_fake("dadl::rank")
+@torch.library.register_fake(add_op_namespace_prefix("rank"))
 def _(input: Tensor, interp_strength: float) -> Tensor:
     return input.new_empty(input.shape, dtype=arithmetic_dtype(input))
 
 
-@torch.library.register_fake("dadl::rank_backward")
+@torch.library.register_fake(add_op_namespace_prefix("rank_backward"))
 def _(grad: Tensor, input: Tensor, ranks: Tensor, interp_strength: float) -> Tensor:
     return input.new_empty(input.shape)
 
 
-register_no_derivative("dadl::rank", "use dadl_ext.functional.rank")
+register_no_derivative("rank", "use dadl_ext.functional.rank")
 register_no_derivative(
-    "dadl::rank_backward",
+    "rank_backward",
     "ranks are piecewise constant, and their blackbox gradient has no second derivative. Leave rank out of what needs "
     "one (create_graph=True), or detach it there",
 )
 for _operator in ("rank", "rank_backward"):
     register_numbers(_operator)
-register_float32_autocast("dadl::rank")
+register_float32_autocast("rank")

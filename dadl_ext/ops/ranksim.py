@@ -5,6 +5,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from .._operators import add_op_namespace_prefix, ops
 from .._shared.dtypes import arithmetic_dtype
 from .._shared.operation import Operation, apply, differentiated, keep, kept
 from ._gradient import save_gradients, scale_gradient
@@ -17,7 +18,7 @@ Subset: TypeAlias = tuple[Tensor, Tensor, Tensor]
 
 def ranksim_select(labels: Tensor, priority: Tensor) -> Subset:
     """The row of lowest priority for each distinct label, in ascending label order (batch order if all differ)."""
-    return call(torch.ops.dadl.ranksim_select.default, labels, priority)  # type: ignore[no-any-return]
+    return call(ops.ranksim_select.default, labels, priority)  # type: ignore[no-any-return]
 
 
 def ranksim_loss(
@@ -38,7 +39,7 @@ def ranksim_loss(
     if differentiated(features):
         loss, _ = apply(_RankSimLoss, *arguments)
     else:
-        loss, _ = overload(torch.ops.dadl.ranksim_loss, numbers[0])(*arguments, False)
+        loss, _ = overload(ops.ranksim_loss, numbers[0])(*arguments, False)
     return loss  # type: ignore[no-any-return]
 
 
@@ -54,7 +55,7 @@ class _RankSimLoss(Operation):
         mean: bool,
     ) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         with below_autograd():
-            return overload(torch.ops.dadl.ranksim_loss, strength)(  # type: ignore[no-any-return]
+            return overload(ops.ranksim_loss, strength)(  # type: ignore[no-any-return]
                 features, labels, priority, label_similarity, strength, weight, mean, True
             )
 
@@ -84,7 +85,7 @@ class _RankSimRows(Operation):
     @staticmethod
     def forward(*arguments: Any) -> Tensor:  # type: ignore[override]
         with below_autograd():
-            return overload(torch.ops.dadl.ranksim_rows, arguments[-1])(*arguments)  # type: ignore[no-any-return]
+            return overload(ops.ranksim_rows, arguments[-1])(*arguments)  # type: ignore[no-any-return]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -93,17 +94,17 @@ class _RankSimRows(Operation):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         arguments = kept(ctx)
-        operator = overload(torch.ops.dadl.ranksim_rows_backward, arguments[-1])
+        operator = overload(ops.ranksim_rows_backward, arguments[-1])
         return call(operator, grad, *arguments), *(None,) * 7
 
 
-@torch.library.register_fake("dadl::ranksim_select")
+@torch.library.register_fake(add_op_namespace_prefix("ranksim_select"))
 def _(labels: Tensor, priority: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     n = labels.shape[0]
     return tuple(labels.new_empty(shape, dtype=torch.int64) for shape in ((n,), (n,), ()))  # type: ignore[return-value]
 
 
-@torch.library.register_fake("dadl::ranksim_loss")
+@torch.library.register_fake(add_op_namespace_prefix("ranksim_loss"))
 def _(
     features: Tensor,
     labels: Tensor,
@@ -119,20 +120,20 @@ def _(
     return features.new_empty((), dtype=dtype), features.new_empty(shape, dtype=dtype)
 
 
-@torch.library.register_fake("dadl::ranksim_rows")
+@torch.library.register_fake(add_op_namespace_prefix("ranksim_rows"))
 def _(features: Tensor, *arguments: Any) -> Tensor:
     return features.new_empty(features.shape[:1], dtype=arithmetic_dtype(features))
 
 
-@torch.library.register_fake("dadl::ranksim_rows_backward")
+@torch.library.register_fake(add_op_namespace_prefix("ranksim_rows_backward"))
 def _(grad: Tensor, features: Tensor, *arguments: Any) -> Tensor:
     return features.new_empty(features.shape)
 
 
-register_no_derivative("dadl::ranksim_loss", "its gradient is an output; use dadl_ext.functional.ranksim_loss")
-register_no_derivative("dadl::ranksim_rows", "use dadl_ext.functional.ranksim_loss")
+register_no_derivative("ranksim_loss", "its gradient is an output; use dadl_ext.functional.ranksim_loss")
+register_no_derivative("ranksim_rows", "use dadl_ext.functional.ranksim_loss")
 register_no_derivative(
-    "dadl::ranksim_rows_backward",
+    "ranksim_rows_backward",
     "RankSim's gradient passes through ranks, and their blackbox gradient has no second derivative. Leave the loss out "
     "of what needs one (create_graph=True), or detach it there",
 )
