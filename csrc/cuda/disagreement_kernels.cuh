@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 #include "../core/disagreement.h"
 #include "../core/exponential.h"
@@ -20,11 +21,11 @@ constexpr int64_t kDisagreementChunk = 4096;  // outputs of a sample that one te
 constexpr int64_t kWarpClasses = 512;         // up to which a row of classes is a warp's
 constexpr int kMostHeld = 8;                  // members whose numbers a thread keeps in registers
 
-// Blocks on a multiprocessor, which bound the registers of a thread.
+// Blocks on a multiprocessor, which bound the registers of a thread. In float64 a bound would spill them.
 template <int kSize, typename A>
-constexpr int kClassBlocks = kSize > kWarp                ? 2
-                             : sizeof(A) == sizeof(float) ? 5
-                                                          : 4;
+constexpr int kClassBlocks = std::is_same_v<A, double> ? 1
+                             : kSize > kWarp           ? 2
+                                                       : 5;
 
 // Threads that work on one row: kSize = kWarp or kThreads. They divide into groups of `width` that have a member each:
 // a power of two up to kWarp, or the whole block.
