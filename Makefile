@@ -114,7 +114,7 @@ sbom: $(VENV)/.dev
 	mkdir -p dist
 	$(BIN)/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-file dist/dadl.cdx.json
 
-# Into build/hub: what kernel-builder makes the kernels for the Hugging Face Hub of.
+# Into build/hub, from which kernel-builder makes the kernels for the Hugging Face Hub.
 hub:
 	rm -rf build/hub
 	$(PYTHON) packaging/hub/layout.py build/hub

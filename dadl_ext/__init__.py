@@ -3,7 +3,7 @@
 The functions are in :mod:`dadl_ext.functional`. :mod:`dadl_ext.reference` has the same functions in plain PyTorch.
 """
 
-from . import functional, reference
+from . import _operators, functional, reference
 from ._library import build_info
 from .modules import (
     ChiModelLoss,
@@ -17,7 +17,7 @@ from .modules import (
     SupervisedContrastLoss,
 )
 
-__version__ = build_info()["dadl"]
+__version__ = _operators.VERSION
 
 __all__ = [
     "ChiModelLoss",

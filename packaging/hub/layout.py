@@ -1,4 +1,4 @@
-"""Lays out a folder for kernel-builder, which makes the kernels for the Hugging Face Hub of it.
+"""Lays out the folder from which kernel-builder makes the kernels for the Hugging Face Hub.
 
     python packaging/hub/layout.py FOLDER
 
