@@ -34,8 +34,9 @@ test: $(VENV)/.dev
 	$(PYTEST) -m "not slow"
 
 # Also those that compile or train for minutes: the CUDA kernels for every architecture, the CPU library under sanitizers.
+# The CUDA kernels run on more examples.
 test-all: $(VENV)/.dev
-	$(PYTEST)
+	DADL_EXAMPLES=100 $(PYTEST)
 
 # The operators' tests under AddressSanitizer, UBSan and ThreadSanitizer, and the CUDA kernels on their simulator.
 sanitize: $(VENV)/.dev

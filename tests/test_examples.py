@@ -34,7 +34,9 @@ def plain() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def lightning() -> ModuleType:
-    return load("lightning_module")
+    with pytest.MonkeyPatch.context() as patch:  # it needs what the tests hide
+        patch.setattr(sys, "path", [folder for folder in sys.path if Path(folder).name != "hidden"])
+        return load("lightning_module")
 
 
 @pytest.fixture(scope="module")

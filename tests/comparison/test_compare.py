@@ -18,6 +18,7 @@ import yaml
 pytest.importorskip("lightning_fabric", reason="needs pip install 'dadl[train]'")
 
 import dadl
+from dadl.api import comparing
 from dadl.comparison import jobs as compare_jobs
 from dadl.comparison import study as compare_study
 from dadl.comparison.jobs import FAILED, Job, Workers
@@ -49,8 +50,11 @@ class InOneProcess(Workers):
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Without the page and the figure, whose drawing takes longer than the trainings."""
     monkeypatch.setattr(InOneProcess, "trained", [], raising=False)
     monkeypatch.setattr(compare_study, "Workers", InOneProcess)
+    monkeypatch.setattr(comparing, "write_page", lambda *_: None)
+    monkeypatch.setattr(comparing, "write_figure", lambda *_: None)
     return InOneProcess.trained
 
 

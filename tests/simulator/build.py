@@ -23,7 +23,7 @@ FLAGS = ["-std=c++20", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden", "-Wa
 # A gradient is written over the similarities that it was computed from, which are of another type.
 FLAGS += ["-fno-strict-aliasing"]
 FLAVOURS = {
-    "plain": ["-O2"],
+    "plain": ["-O1"],
     "sanitized": ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
     "race": ["-O1", "-g", "-fsanitize=thread", "-DDADL_RACES"],
 }
