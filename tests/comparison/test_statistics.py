@@ -78,7 +78,7 @@ def test_equal_arms_differ_in_one_split_in_five_percent_of_comparisons(seeds: in
     assert share_found(runs) <= MOST_FOUND
 
 
-@pytest.mark.parametrize("splits", [2, 10])
+@pytest.mark.parametrize("splits", [2, pytest.param(10, marks=pytest.mark.slow)])
 def test_equal_arms_differ_over_splits_in_five_percent_of_comparisons(splits: int) -> None:
     """Arms that predict by least squares from features of noise, in random splits of data that are drawn anew."""
     draw = np.random.default_rng(splits)
@@ -107,7 +107,7 @@ def noise_regressions(draw: np.random.Generator, splits: int, train: int = 60, t
     return scores
 
 
-@pytest.mark.parametrize(("seeds", "samples"), [(2, 8), (10, 10)])
+@pytest.mark.parametrize(("seeds", "samples"), [(2, 8), pytest.param(10, 10, marks=pytest.mark.slow)])
 def test_equal_arms_differ_in_few_samples_in_five_percent_of_comparisons(seeds: int, samples: int) -> None:
     """An arm may be better on the few samples that were drawn, in every training, and yet not in general."""
     draw = np.random.default_rng(samples)

@@ -59,9 +59,8 @@ def test_the_command_names_every_option(tmp_path: Path) -> None:
     assert Path(given["--arms"]).is_file()
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name == "ranksim" else pytest.mark.slow) for name in DEMOS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DEMOS)
 def test_a_quick_demo_compares_all_arms(name: str, tmp_path: Path) -> None:
     if name == "ranksim":
         pytest.importorskip("rdkit", reason="needs pip install 'dadl[demo]'")

@@ -26,6 +26,7 @@ from dadl.report.page import write_report
 from dadl.runs.recipe import Recipe
 from dadl.runs.train import RunOptions, train_run
 from dadl.training import TrainingError
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from support.folders import grey_idx_folder
 from support.runs import QUIET
 
@@ -160,6 +161,12 @@ def attempt(action: Callable[[], Any]) -> tuple[Any, Exception | None]:
         return action(), None
     except Exception as error:
         return None, error
+
+
+@pytest.fixture(autouse=True)
+def unarranged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To find the place of each part of a picture takes as long as to draw it."""
+    monkeypatch.setattr(ConstrainedLayoutEngine, "execute", lambda *_: None)
 
 
 @pytest.fixture(scope="module", params=[make_ranksim, make_cmw_net], ids=["ranksim", "cmw-net"])

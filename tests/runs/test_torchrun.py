@@ -145,6 +145,7 @@ def train_small_methods() -> None:
     torch.save(result, f"{fabric.global_rank}.pt")
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one_on_the_whole_batch_and_each_other(tmp_path: Path) -> None:
     job = torchrun("test_torchrun", "train_small_methods", folder=tmp_path)
     assert job.returncode == 0, job.stderr
