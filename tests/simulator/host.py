@@ -180,6 +180,18 @@ def arguments(name: str, dtype: torch.dtype = torch.float32) -> tuple:
     }[name]
 
 
+def batches(name: str) -> list[tuple]:
+    """That one, and where an operator has a tensor that may be left out, one with it."""
+    first = arguments(name)
+    optional = {
+        "ranksim_loss": {3: torch.randn(25, 25)},
+        "ranksim_rows": {5: torch.randn(25, 25)},
+        "ranksim_rows_backward": {6: torch.randn(25, 25)},
+        "pseudo_group_contrast": {4: torch.randint(0, 5, (25,))},
+    }.get(name)
+    return [first] if optional is None else [first, tuple(optional.get(i, value) for i, value in enumerate(first))]
+
+
 def call(name: str, values: tuple) -> list[Tensor]:
     result = getattr(torch.ops.dadl_simulated, name)(*values)
     return [result] if isinstance(result, Tensor) else [*result]

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulator.helpers import FLAVOUR, FLOATING, arithmetic
-from simulator.host import ALLOCATION, LAUNCH, LIBRARY, MEMSET, OPERATORS, Host, arguments, call
+from simulator.host import ALLOCATION, LAUNCH, LIBRARY, MEMSET, OPERATORS, Host, arguments, batches, call
 from torch import Tensor
 
 from dadl_ext import functional, reference
@@ -394,6 +394,30 @@ def test_tensors_of_several_devices_are_refused(host: Host, name: str) -> None:
         with pytest.raises(RuntimeError, match=r"on (the|one) device"):
             call(name, tuple(other))
         host.put(other[position].data_ptr(), 0)
+
+
+@pytest.mark.parametrize("name", ["ranksim_loss", "ranksim_rows", "ranksim_rows_backward", "pseudo_group_contrast"])
+def test_a_tensor_that_may_be_left_out_is_refused_on_another_device(host: Host, name: str) -> None:
+    without, values = batches(name)
+    (added,) = (value for value, other in zip(values, without, strict=True) if other is None and value is not None)
+    call(name, values)
+    host.put(added.data_ptr(), 1)
+    with pytest.raises(RuntimeError, match=r"on (the|one) device"):
+        call(name, values)
+    host.put(added.data_ptr(), 0)
+
+
+def apart(value: object) -> object:
+    """A tensor of the same values, between which others lie."""
+    if not isinstance(value, Tensor) or value.dim() == 0:
+        return value
+    return torch.stack([value, value.flip(-1)], dim=-1)[..., 0]
+
+
+@every_operator
+def test_tensors_are_read_by_their_strides(host: Host, name: str) -> None:
+    for values in batches(name):
+        assert same(call(name, tuple(map(apart, values))), call(name, values))
 
 
 @every_operator
