@@ -170,6 +170,10 @@ def test_a_package_is_light(package: str, kept_out: tuple[str, ...]) -> None:
     assert loaded(f"import {package}", kept_out) == "[]"
 
 
+def test_runs_are_read_without_what_trains() -> None:
+    assert loaded("import dadl.report.page, dadl.api.run", ("lightning_fabric",)) == "[]"
+
+
 @pytest.mark.parametrize(
     "command", ["", "train", "report", "predict", *(f"train {kind.name}" for kind in RECIPES)], ids=str
 )

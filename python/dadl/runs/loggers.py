@@ -4,12 +4,13 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-from lightning_fabric.loggers.logger import Logger as FabricLogger
+from typing import TYPE_CHECKING, Any
 
 from ..errors import SettingsError
 from ..options import Logger
+
+if TYPE_CHECKING:
+    from lightning_fabric.loggers.logger import Logger as FabricLogger
 
 PACKAGES: Mapping[Logger, Sequence[str]] = {"wandb": ("lightning", "wandb"), "mlflow": ("lightning", "mlflow")}
 """What a logger needs that ``dadl[train]`` does not bring."""
@@ -17,7 +18,7 @@ PACKAGES: Mapping[Logger, Sequence[str]] = {"wandb": ("lightning", "wandb"), "ml
 PROJECT = "dadl"
 
 
-def make_loggers(kinds: Sequence[Logger], folder: Path, settings: Mapping[str, Any]) -> list[FabricLogger]:
+def make_loggers(kinds: Sequence[Logger], folder: Path, settings: Mapping[str, Any]) -> list["FabricLogger"]:
     """The loggers of a run in ``folder``; raises a :class:`.SettingsError` if a package is missing.
 
     Without network Weights & Biases writes into the folder if ``WANDB_MODE=offline``, and MLflow if no
@@ -36,7 +37,7 @@ def make_loggers(kinds: Sequence[Logger], folder: Path, settings: Mapping[str, A
 
 
 @contextmanager
-def finished(loggers: Sequence[FabricLogger]) -> Iterator[None]:
+def finished(loggers: Sequence["FabricLogger"]) -> Iterator[None]:
     """Close the loggers as the block ends, also by an error or Ctrl-C, and tell them whether it went well."""
     status = "failed"
     try:

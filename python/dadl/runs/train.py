@@ -6,11 +6,10 @@ from contextlib import ExitStack
 from dataclasses import MISSING, asdict, fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
-from lightning_fabric import Fabric
 from rich.console import Console
 
 from dadl_ext import build_info
@@ -38,6 +37,9 @@ from .loggers import finished, make_loggers
 from .recipe import Recipe, RecipeData, Scores, build_method
 from .scores import prediction_rows, score_cells
 from .settings import RunOptions
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 
 def train_run(
@@ -131,7 +133,7 @@ def check_data(recipe: Recipe, task: RecipeData, folder: Path) -> None:
 class _Run:
     """A recipe, its data, and the folder it is trained into."""
 
-    def __init__(self, recipe: Recipe, task: RecipeData, folder: Path, fabric: Fabric) -> None:
+    def __init__(self, recipe: Recipe, task: RecipeData, folder: Path, fabric: "Fabric") -> None:
         self.recipe, self.task, self.folder, self.fabric = recipe, task, folder, fabric
         self.beginning = _begun(recipe, _beginning(recipe, task), folder)
         self.facts = self.beginning["facts"]
@@ -223,7 +225,7 @@ def _search(
     task: RecipeData,
     folder: Path,
     trials: int,
-    fabric: Fabric,
+    fabric: "Fabric",
     progress: JobProgress,
     console: Console,
 ) -> tuple[Recipe, Path]:

@@ -6,22 +6,24 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..errors import UserError
 from ..files import write_file
 
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
 
 class CheckpointError(UserError, ValueError):
     """A checkpoint that cannot be read or belongs to something else."""
 
 
-def save_checkpoint(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:
+def save_checkpoint(fabric: "Fabric", path: Path, state: dict[str, Any]) -> None:
     """Write the state of modules, optimisers and plain values to ``path``, in one piece; called by all processes."""
     plain = {name: part.state_dict() if hasattr(part, "state_dict") else part for name, part in state.items()}
     if fabric.is_global_zero:

@@ -2,23 +2,28 @@
 
 import atexit
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from lightning_fabric import Fabric
 
 from ..errors import SettingsError
 from ..options import Device
 
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
-def make_fabric(device: Device, precision: Any = "32", loggers: Any = ()) -> Fabric:
+
+def make_fabric(device: Device, precision: Any = "32", loggers: Any = ()) -> "Fabric":
     """A Fabric for one process, or under ``torchrun`` for all its processes on all nodes.
 
     Raises a :class:`.SettingsError` if there is no such device.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise SettingsError("device cuda: PyTorch finds no GPU that it can use; choose --device cpu")
+    # Its import takes seconds, which nobody waits for who only reads runs.
+    from lightning_fabric import Fabric
+
     local, world = (int(os.environ.get(name, 1)) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
     strategy = "ddp" if world > 1 else "auto"
     fabric = Fabric(

@@ -6,12 +6,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from lightning_fabric import Fabric
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -30,6 +29,9 @@ from .checkpoints import (
 )
 from .method import Method
 
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
 LAST, BEST, LOG = "last.ckpt", "best.ckpt", "log.csv"
 VALIDATION = "val "
 
@@ -43,7 +45,7 @@ class TrainingError(UserError, RuntimeError):
 
 
 def fit(
-    fabric: Fabric,
+    fabric: "Fabric",
     method: Method,
     loader: DataLoader[Any],
     *,
@@ -141,7 +143,7 @@ class _Training:
 
     def __init__(
         self,
-        fabric: Fabric,
+        fabric: "Fabric",
         method: Method,
         loader: DataLoader[Any],
         epochs: int,
@@ -350,7 +352,7 @@ def _check_settings(
         raise ValueError(f"patience={patience} must be positive and needs a validation")
 
 
-def _check_resumed(fabric: Fabric, folder: Path, state: Mapping[str, Any], steps: int, validated: bool) -> None:
+def _check_resumed(fabric: "Fabric", folder: Path, state: Mapping[str, Any], steps: int, validated: bool) -> None:
     if (state["steps"], state["processes"]) != (steps, fabric.world_size):
         raise CheckpointError(
             f"{folder / LAST} is of a training with {state['steps']!r:.40} steps per epoch in "
@@ -363,11 +365,11 @@ def _check_resumed(fabric: Fabric, folder: Path, state: Mapping[str, Any], steps
         )
 
 
-def _mean_over_processes(fabric: Fabric, value: Tensor) -> Tensor:
+def _mean_over_processes(fabric: "Fabric", value: Tensor) -> Tensor:
     return cast(Tensor, fabric.all_reduce(value, reduce_op="mean"))
 
 
-def _share_buffers(fabric: Fabric, method: Method) -> None:
+def _share_buffers(fabric: "Fabric", method: Method) -> None:
     """Give every process the batch-normalisation statistics of the first one, which are in the checkpoint.
 
     Otherwise each process would validate and test with its own: DDP broadcasts buffers only as the next step begins.
@@ -379,7 +381,7 @@ def _share_buffers(fabric: Fabric, method: Method) -> None:
 
 @torch.no_grad()
 def predict(
-    fabric: Fabric, method: Method, loader: DataLoader[Any], output: Callable[[Tensor], Tensor] | None = None
+    fabric: "Fabric", method: Method, loader: DataLoader[Any], output: Callable[[Tensor], Tensor] | None = None
 ) -> Tensor:
     """Predictions for every sample of an unshuffled loader, in order, on the CPU.
 
