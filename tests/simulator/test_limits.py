@@ -231,3 +231,10 @@ def test_tensors_that_are_too_large_are_refused(host: Host) -> None:
     x = virtual(2**34 + 4, 1, dtype=torch.float16)
     with pytest.raises(RuntimeError, match=r"too large for one launch of a CUDA kernel.*split the batch"):
         torch.ops.dadl_simulated.rank(x, 2.0)
+
+
+def test_products_that_are_too_large_are_refused(host: Host) -> None:
+    """Sizes and strides of cuBLAS have 32 bits."""
+    host.run_dry()
+    with pytest.raises(RuntimeError, match=r"a product of matrices with 2\^31 rows or columns and more"):
+        torch.ops.dadl_simulated.rank_n_contrast(virtual(2, 2**31), virtual(2), 2.0, 0, 0, 1, True)
