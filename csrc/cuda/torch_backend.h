@@ -95,7 +95,6 @@ class TorchBackend {
 
   template <typename T>
   void zero(T* values, int64_t size) {
-    if (size == 0) return;
     STD_CUDA_CHECK(cudaMemsetAsync(values, 0, size * sizeof(T), stream_));
   }
 

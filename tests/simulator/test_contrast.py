@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from simulator.helpers import EXAMPLES, FLAVOUR, FLOATING, arithmetic, in_every_order, name, to_numpy, to_torch
 from torch import Tensor
@@ -69,6 +69,8 @@ def close_to_largest(actual: Tensor, expected: Tensor, tolerance: float) -> None
     processors=multiprocessors,
     seed=st.integers(0, 2**31),
 )
+@example(70, 300, 40, STORED[2], 1.0, True, False, 1, 0)  # whole tiles of keys, some of them left out
+@example(70, 70, 127, STORED[3], 1.0, True, True, 2, 0)
 def test_similarity_logsumexp(simulator, b, n, d, stored, scale, masked, exclude_self, processors, seed) -> None:
     torch.manual_seed(seed)
     n = b if exclude_self else n

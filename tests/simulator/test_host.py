@@ -387,7 +387,7 @@ def test_work_goes_to_the_device_and_the_stream_of_the_tensors(host: Host, name:
 def test_tensors_of_several_devices_are_refused(host: Host, name: str) -> None:
     values = arguments(name)
     positions = [i for i, value in enumerate(values) if isinstance(value, Tensor)]
-    for position in positions[1:]:
+    for position in positions if len(positions) > 1 else ():
         other = list(values)
         other[position] = values[position].clone()
         host.put(other[position].data_ptr(), 1)
@@ -405,6 +405,18 @@ def test_a_tensor_that_may_be_left_out_is_refused_on_another_device(host: Host, 
     with pytest.raises(RuntimeError, match=r"on (the|one) device"):
         call(name, values)
     host.put(added.data_ptr(), 0)
+
+
+@pytest.mark.parametrize("size", [(25, 24), (41, 41)])
+@pytest.mark.parametrize("name", ["ranksim_loss", "ranksim_rows", "ranksim_rows_backward"])
+def test_a_matrix_of_another_size_is_refused(host: Host, name: str, size: tuple[int, int]) -> None:
+    without, values = batches(name)
+    changed = [
+        torch.randn(size) if other is None and value is not None else value
+        for value, other in zip(values, without, strict=True)
+    ]
+    with pytest.raises(RuntimeError, match=r"label_similarity must be (a square matrix, )?\[m, m\]"):
+        call(name, tuple(changed))
 
 
 def apart(value: object) -> object:
