@@ -165,7 +165,7 @@ def attempt(action: Callable[[], Any]) -> tuple[Any, Exception | None]:
 
 @pytest.fixture(autouse=True)
 def unarranged(monkeypatch: pytest.MonkeyPatch) -> None:
-    """To find the place of each part of a picture takes as long as to draw it."""
+    """Arranging the parts of a picture takes as long as drawing it."""
     monkeypatch.setattr(ConstrainedLayoutEngine, "execute", lambda *_: None)
 
 

@@ -181,7 +181,7 @@ def arguments(name: str, dtype: torch.dtype = torch.float32) -> tuple:
 
 
 def batches(name: str) -> list[tuple]:
-    """That one, and where an operator has a tensor that may be left out, one with it."""
+    """The batch of arguments(), and where an operator has an optional tensor, the same batch with it."""
     first = arguments(name)
     optional = {
         "ranksim_loss": {3: torch.randn(25, 25)},

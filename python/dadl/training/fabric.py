@@ -21,7 +21,7 @@ def make_fabric(device: Device, precision: Any = "32", loggers: Any = ()) -> "Fa
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise SettingsError("device cuda: PyTorch finds no GPU that it can use; choose --device cpu")
-    # Its import takes seconds, which nobody waits for who only reads runs.
+    # Imported here because it takes seconds, and reading runs does not need it.
     from lightning_fabric import Fabric
 
     local, world = (int(os.environ.get(name, 1)) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
