@@ -4,6 +4,7 @@ import gc
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 # A graph cached by an earlier build would hide what this one does.
@@ -37,6 +38,14 @@ def device(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(params=DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     return request.param
+
+
+@pytest.fixture(scope="module")
+def unhidden() -> Iterator[None]:
+    """torchmetrics, if it is installed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [folder for folder in sys.path if folder != HIDDEN])
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -33,10 +33,8 @@ def plain() -> ModuleType:
 
 
 @pytest.fixture(scope="module")
-def lightning() -> ModuleType:
-    with pytest.MonkeyPatch.context() as patch:  # it needs the package that the tests hide
-        patch.setattr(sys, "path", [folder for folder in sys.path if Path(folder).name != "hidden"])
-        return load("lightning_module")
+def lightning(unhidden: None) -> ModuleType:
+    return load("lightning_module")
 
 
 @pytest.fixture(scope="module")

@@ -50,11 +50,11 @@ class InOneProcess(Workers):
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Without the page and the figure, whose drawing takes longer than the trainings."""
+    """The jobs that were trained, in this process; page and figure stay empty, as drawing takes longer."""
     monkeypatch.setattr(InOneProcess, "trained", [], raising=False)
     monkeypatch.setattr(compare_study, "Workers", InOneProcess)
-    monkeypatch.setattr(comparing, "write_page", lambda *_: None)
-    monkeypatch.setattr(comparing, "write_figure", lambda *_: None)
+    monkeypatch.setattr(comparing, "write_page", lambda comparison, page, pictures: page.touch())
+    monkeypatch.setattr(comparing, "write_figure", lambda comparison, stem: stem.touch())
     return InOneProcess.trained
 
 
@@ -117,6 +117,7 @@ def test_arms_have_equal_budgets_and_paired_units(tmp_path: Path, trained: list[
     assert comparison.sizes == {"train": 48, "val": 6, "test": 6}
     assert comparison.test_share == 6 / 48
     assert "MAE" in (tmp_path / "out" / "table.md").read_text()
+    assert all((tmp_path / "out" / name).exists() for name in ("report.html", "figure"))
     written = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [len(arm["test"]) for arm in written["arms"].values()] == [4, 4]
     assert Comparison.load(tmp_path / "out") == comparison

@@ -180,16 +180,19 @@ def arguments(name: str, dtype: torch.dtype = torch.float32) -> tuple:
     }[name]
 
 
-def batches(name: str) -> list[tuple]:
-    """The batch of arguments(), and where an operator has an optional tensor, the same batch with it."""
-    first = arguments(name)
-    optional = {
-        "ranksim_loss": {3: torch.randn(25, 25)},
-        "ranksim_rows": {5: torch.randn(25, 25)},
-        "ranksim_rows_backward": {6: torch.randn(25, 25)},
-        "pseudo_group_contrast": {4: torch.randint(0, 5, (25,))},
-    }.get(name)
-    return [first] if optional is None else [first, tuple(optional.get(i, value) for i, value in enumerate(first))]
+OPTIONAL = {
+    "ranksim_loss": (3, torch.randn(25, 25)),
+    "ranksim_rows": (5, torch.randn(25, 25)),
+    "ranksim_rows_backward": (6, torch.randn(25, 25)),
+    "pseudo_group_contrast": (4, torch.randint(0, 5, (25,))),
+}
+"""Tensors that arguments() leaves out, and their places."""
+
+
+def arguments_with(name: str, tensor: Tensor) -> tuple:
+    """The same batch with another tensor in the place of the optional one."""
+    values, (place, _) = arguments(name), OPTIONAL[name]
+    return *values[:place], tensor, *values[place + 1 :]
 
 
 def call(name: str, values: tuple) -> list[Tensor]:

@@ -9,7 +9,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulator.helpers import FLAVOUR, FLOATING, arithmetic
-from simulator.host import ALLOCATION, LAUNCH, LIBRARY, MEMSET, OPERATORS, Host, arguments, batches, call
+from simulator.host import (
+    ALLOCATION,
+    LAUNCH,
+    LIBRARY,
+    MEMSET,
+    OPERATORS,
+    OPTIONAL,
+    Host,
+    arguments,
+    arguments_with,
+    call,
+)
 from torch import Tensor
 
 from dadl_ext import functional, reference
@@ -396,27 +407,22 @@ def test_tensors_of_several_devices_are_refused(host: Host, name: str) -> None:
         host.put(other[position].data_ptr(), 0)
 
 
-@pytest.mark.parametrize("name", ["ranksim_loss", "ranksim_rows", "ranksim_rows_backward", "pseudo_group_contrast"])
-def test_a_tensor_that_may_be_left_out_is_refused_on_another_device(host: Host, name: str) -> None:
-    without, values = batches(name)
-    (added,) = (value for value, other in zip(values, without, strict=True) if other is None and value is not None)
+@pytest.mark.parametrize("name", OPTIONAL)
+def test_an_optional_tensor_of_another_device_is_refused(host: Host, name: str) -> None:
+    _, tensor = OPTIONAL[name]
+    values = arguments_with(name, tensor)
     call(name, values)
-    host.put(added.data_ptr(), 1)
+    host.put(tensor.data_ptr(), 1)
     with pytest.raises(RuntimeError, match=r"on (the|one) device"):
         call(name, values)
-    host.put(added.data_ptr(), 0)
+    host.put(tensor.data_ptr(), 0)
 
 
 @pytest.mark.parametrize("size", [(25, 24), (41, 41)])
 @pytest.mark.parametrize("name", ["ranksim_loss", "ranksim_rows", "ranksim_rows_backward"])
 def test_a_matrix_of_another_size_is_refused(host: Host, name: str, size: tuple[int, int]) -> None:
-    without, values = batches(name)
-    changed = [
-        torch.randn(size) if other is None and value is not None else value
-        for value, other in zip(values, without, strict=True)
-    ]
     with pytest.raises(RuntimeError, match=r"label_similarity must be (a square matrix, )?\[m, m\]"):
-        call(name, tuple(changed))
+        call(name, arguments_with(name, torch.randn(size)))
 
 
 def apart(value: object) -> object:
@@ -428,7 +434,8 @@ def apart(value: object) -> object:
 
 @every_operator
 def test_tensors_are_read_by_their_strides(host: Host, name: str) -> None:
-    for values in batches(name):
+    with_optional = [arguments_with(name, OPTIONAL[name][1])] if name in OPTIONAL else []
+    for values in (arguments(name), *with_optional):
         assert same(call(name, tuple(map(apart, values))), call(name, values))
 
 
