@@ -132,14 +132,14 @@ __device__ __forceinline__ LogSum add(LogSum a, LogSum b) {
   const bool first = a.largest >= b.largest;
   const double high = first ? a.sum : b.sum, low = first ? b.sum : a.sum;
   const double gap = first ? b.largest - a.largest : a.largest - b.largest;
-  return {first ? a.largest : b.largest, low == 0 ? high : high + low * exp(gap)};
+  return {first ? a.largest : b.largest, high + low * exp(gap)};
 }
 
 __device__ __forceinline__ double log_of(const LogSum& a) { return a.largest + log(a.sum); }
 
 __device__ __forceinline__ double log_add(double a, double b) {
   const double high = a >= b ? a : b, low = a >= b ? b : a;
-  return low == minus_infinity<double>() ? high : high + log1p(exp(low - high));
+  return high + log1p(exp(low - high));
 }
 
 // By one warp: store(t, log sum_{u <= t} exp(at(u))) for t < count.

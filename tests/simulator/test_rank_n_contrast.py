@@ -115,9 +115,11 @@ def test_a_large_batch(simulator, kind: str) -> None:
     close(result["gradient"], leaf.grad)
 
 
-@pytest.mark.parametrize("spread", [1e-3, 1e-6])
-def test_features_that_nearly_coincide(simulator, spread: float) -> None:
-    x = (torch.arange(20)[:, None] % 2 + torch.ones(7) + spread * torch.randn(20, 7)).requires_grad_()
+@pytest.mark.parametrize(
+    ("dtype", "spread"), [(torch.float32, 1e-3), (torch.float32, 1e-6), (torch.float64, 1e-3), (torch.float64, 1e-8)]
+)
+def test_features_that_nearly_coincide(simulator, dtype: torch.dtype, spread: float) -> None:
+    x = torch.arange(20)[:, None] % 2 + torch.ones(7, dtype=dtype) + spread * torch.randn(20, 7, dtype=dtype)
     labels = torch.rand(20)
     leaf = x.detach().double().requires_grad_()
     loss = reference.rank_n_contrast(leaf, labels, temperature=0.1)
