@@ -1,6 +1,7 @@
 """JSON and YAML files that people or accidents may have changed: read strictly, or refused with a sentence."""
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 from .errors import SettingsError
 
 MOST_BYTES = 64 << 20
+MOST_LEVELS = 50  # of YAML, whose scanner takes quadratic time for deep ones
 
 
 def read_json(path: Path) -> Any:
@@ -18,9 +20,7 @@ def read_json(path: Path) -> Any:
     Raises a :class:`.SettingsError` if it cannot be read, is not JSON (which has neither NaN nor infinity), is nested
     too deeply, or names a key twice.
     """
-    return _parsed(
-        path, lambda text: json.loads(text, object_pairs_hook=_mapping, parse_constant=_no_constant, parse_int=_integer)
-    )
+    return _parsed(path, _load_json)
 
 
 def read_yaml(path: Path) -> dict[Any, Any]:
@@ -58,14 +58,27 @@ def _parsed(path: Path, parse: Callable[[str], Any]) -> Any:
         raise SettingsError(f"{path}: cannot be read ({str(error)[:300]})") from None
 
 
+def _load_json(text: str) -> Any:
+    return json.loads(
+        text, object_pairs_hook=_mapping, parse_constant=_no_constant, parse_float=_finite, parse_int=_integer
+    )
+
+
 def _load_yaml(text: str) -> Any:
     import yaml  # only commands that read settings need it
 
     class Loader(yaml.SafeLoader):
+        level = 0
+
         def compose_node(self, parent: Any, index: Any) -> Any:
             if self.check_event(yaml.AliasEvent):
                 raise yaml.YAMLError(f"line {self.line + 1}: an alias; write the value itself")
-            return super().compose_node(parent, index)
+            if self.level == MOST_LEVELS:
+                raise yaml.YAMLError(f"line {self.line + 1}: more than {MOST_LEVELS} levels")
+            self.level += 1
+            node = super().compose_node(parent, index)
+            self.level -= 1
+            return node
 
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
             return _mapping([tuple(self.construct_object(part, True) for part in pair) for pair in node.value])
@@ -95,6 +108,13 @@ def _mapping(pairs: list[Any]) -> dict[Any, Any]:
 
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text:.40} is too large")
+    return number
 
 
 def _integer(text: str) -> int:

@@ -12,7 +12,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 SMALL = {"epochs": 3, "hidden": 8, "random_state": 0}
 
 
-@parametrize_with_checks([ImbalancedRegressor(epochs=30, batch_size=32)])
+@parametrize_with_checks([ImbalancedRegressor(epochs=15, batch_size=32)])
 def test_it_is_an_estimator(estimator: ImbalancedRegressor, check: object) -> None:
     check(estimator)  # type: ignore[operator]
 

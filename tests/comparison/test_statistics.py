@@ -69,7 +69,7 @@ def test_holm_by_hand() -> None:
     assert [d.level for d in found] == pytest.approx([LEVEL / 3, LEVEL / 2, LEVEL / 2])
 
 
-@pytest.mark.parametrize("seeds", [2, 5])
+@pytest.mark.parametrize("seeds", [2, pytest.param(5, marks=pytest.mark.slow)])
 def test_equal_arms_differ_in_one_split_in_five_percent_of_comparisons(seeds: int) -> None:
     """Rows share noise, as ``all`` does with its regions; so do arms, by their common reference."""
     draw = np.random.default_rng(seeds)
@@ -107,7 +107,8 @@ def noise_regressions(draw: np.random.Generator, splits: int, train: int = 60, t
     return scores
 
 
-@pytest.mark.parametrize(("seeds", "samples"), [(2, 8), pytest.param(10, 10, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("seeds", "samples"), [(2, 8), (10, 10)])
 def test_equal_arms_differ_in_few_samples_in_five_percent_of_comparisons(seeds: int, samples: int) -> None:
     """An arm may be better on the few samples that were drawn, in every training, and yet not in general."""
     draw = np.random.default_rng(samples)

@@ -89,7 +89,13 @@ def test_a_number_that_changes_from_step_to_step_compiles_once(name: str, dynami
     assert programs.count <= 2  # the first number is held to be a constant
 
 
-@pytest.mark.parametrize("name", LOSSES)
+ONE_CALL_OF_EACH = {name.partition(",")[0]: name for name in reversed(LOSSES)}.values()
+"""Compiling for C++ takes seconds."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in ONE_CALL_OF_EACH else [pytest.mark.slow]) for name in LOSSES]
+)
 def test_inductor(device: str, name: str) -> None:
     call = make(name, device)
     compiled = torch.compile(call.function, fullgraph=True, dynamic=True)

@@ -19,7 +19,7 @@ class Mallinfo(ctypes.Structure):
 
 
 LIBRARY = ctypes.CDLL(None)
-CALLS = 2000
+CALLS = 500
 
 
 def allocated() -> int:

@@ -169,6 +169,16 @@ CALLS: list[Callable[[Inputs], Calls]] = [
 
 
 @pytest.mark.parametrize("calls", CALLS, ids=lambda calls: calls.__name__)
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        torch.float32,
+        torch.bfloat16,
+        pytest.param(torch.float64, marks=pytest.mark.slow),
+        pytest.param(torch.float16, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_opcheck(device: str, dtype: torch.dtype, calls: Callable[[Inputs], Calls]) -> None:
     operator = getattr(ops, calls.__name__).default
     for arguments in calls(Inputs(device, dtype)):

@@ -93,7 +93,7 @@ def assert_close(actual: Tensor, expected: np.ndarray | Tensor, tolerance: float
 @pytest.mark.parametrize("temperature", [0.05, 2.0, 100.0])
 @pytest.mark.parametrize("similarity", ["negative_l2", "cosine"])
 def test_published_formula(device: str, kind: str, temperature: float, similarity: str) -> None:
-    for n in [*range(6), 7, 8, 9, 17, 32, 33, 64, 70]:
+    for n in [*range(6), 7, 8, 9, 17, 32, 33, 65]:
         labels = make_labels(kind, n)
         features = torch.randn(n, 5, device=device)
         rows, gradient = numpy_loop(

@@ -144,8 +144,16 @@ def test_dates_are_days(tmp_path: Path) -> None:
     assert 19723 <= float(days.min()) < float(days.max()) <= 20088  # 2024
 
 
-@pytest.mark.parametrize("transform", ["log", "quantile"])
-@pytest.mark.parametrize(("bins_by", "fds"), [("width", False), ("log", True), ("quantile", True)])
+@pytest.mark.parametrize(
+    ("transform", "bins_by", "fds"),
+    [
+        ("log", "width", False),
+        ("quantile", "log", True),
+        ("log", "quantile", True),
+        *(pytest.param("quantile", by, by != "width", marks=pytest.mark.slow) for by in ("width", "quantile")),
+        pytest.param("log", "log", True, marks=pytest.mark.slow),
+    ],
+)
 def test_a_skewed_target_is_learnt_in_its_own_unit(transform: Any, bins_by: Any, fds: bool, tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
     table = [{"price": float(np.exp(5 * x)), "area": float(x)} for x in draw.uniform(0, 1, 300)]

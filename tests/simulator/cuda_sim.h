@@ -14,7 +14,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <exception>
-#include <functional>
 #include <memory>
 #include <numeric>
 #include <random>
@@ -186,7 +185,8 @@ struct SharedVariable {
 };
 
 struct Block {
-  std::function<void()> kernel;
+  void (*kernel)(const void* call) = nullptr;
+  const void* call = nullptr;   // of the kernel, with its arguments
   size_t size = 0;              // in threads
   std::vector<Thread> threads;  // at least as many: stacks serve one launch after the other
   std::vector<Group> warps;
@@ -210,7 +210,7 @@ inline void leave() { Fiber::switch_to(this_thread().fiber, block.scheduler); }
 inline void thread_main() {
   arrived(this_thread().fiber);
   try {
-    block.kernel();
+    block.kernel(block.call);
   } catch (...) {
     block.error = std::current_exception();
   }
@@ -400,9 +400,8 @@ inline void run_block() {
 
 constexpr size_t kDynamicBytes = 227 << 10;  // that a block may have, of compute capability 9.0
 
-template <typename... Parameters, typename... Arguments>
-void launch(Order order, size_t dynamic_bytes, void (*kernel)(Parameters...), dim3 grid, dim3 size,
-            Arguments... arguments) {
+// Runs block.kernel in every thread.
+inline void run_grid(Order order, size_t dynamic_bytes, dim3 grid, dim3 size) {
   const size_t threads = size_t{size.x} * size.y * size.z, blocks = size_t{grid.x} * grid.y * grid.z;
   if (threads == 0 || threads > 1024 || threads % kLanes != 0) {
     throw std::runtime_error("a block must be 1 to 32 whole warps");
@@ -410,7 +409,6 @@ void launch(Order order, size_t dynamic_bytes, void (*kernel)(Parameters...), di
   if (blocks == 0 || grid.x > 0x7FFFFFFFu || grid.y > 65535 || grid.z > 65535) {
     throw std::runtime_error("the grid is out of CUDA's range");
   }
-  block.kernel = [&] { kernel(static_cast<Parameters>(arguments)...); };
   if (dynamic_bytes > kDynamicBytes) throw std::runtime_error("more than 227 KB of dynamic shared memory");
   block.size = threads;
   block.dynamic_bytes = dynamic_bytes;
@@ -430,6 +428,15 @@ void launch(Order order, size_t dynamic_bytes, void (*kernel)(Parameters...), di
     run_block();
   }
   memory.check_guards();
+}
+
+template <typename... Parameters, typename... Arguments>
+void launch(Order order, size_t dynamic_bytes, void (*kernel)(Parameters...), dim3 grid, dim3 size,
+            Arguments... arguments) {
+  const auto call = [&] { kernel(static_cast<Parameters>(arguments)...); };
+  block.call = &call;
+  block.kernel = [](const void* it) { (*static_cast<decltype(call)*>(it))(); };
+  run_grid(order, dynamic_bytes, grid, size);
 }
 
 }  // namespace dadl::sim

@@ -8,12 +8,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-PRELOADED = ("torch", "lightning_fabric", "PIL.Image", "matplotlib.pyplot", "cyclopts", "yaml")
-"""What takes most of a command's time to import: one process does so, and is then copied for each command."""
+from .processes import copies
 
 
 def dadl(
@@ -21,8 +19,7 @@ def dadl(
 ) -> subprocess.CompletedProcess[str]:
     """Run the command, for at most so long, in a process of its own, where the packages ``hide`` cannot be imported."""
     environment = {"COLUMNS": "100"} | ({} if cache is None else {"XDG_CACHE_HOME": str(cache)})
-    context = multiprocessing.get_context("spawn" if hide else "forkserver")
-    context.set_forkserver_preload([name for name in PRELOADED if find_spec(name.partition(".")[0])])
+    context = multiprocessing.get_context("spawn") if hide else copies()
     with tempfile.TemporaryDirectory() as folder:
         files = Path(folder) / "stdout", Path(folder) / "stderr"
         process = context.Process(target=_run, args=(arguments, hide, environment, files, os.getcwd()))
