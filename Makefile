@@ -34,7 +34,7 @@ test: $(VENV)/.dev
 	$(PYTEST) -m "not slow"
 
 # Also those that compile or train for minutes: the CUDA kernels for every architecture, the CPU library under sanitizers.
-# The CUDA kernels run on more examples.
+# Properties are tested on more examples.
 test-all: $(VENV)/.dev
 	DADL_EXAMPLES=100 $(PYTEST)
 

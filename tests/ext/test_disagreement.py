@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.devices import DEVICES, DTYPES
 from support.gradients import gradients
@@ -34,7 +34,6 @@ def predictions(draw: st.DrawFn) -> tuple[Tensor, str]:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@settings(max_examples=120)
 @given(case=predictions(), dtype=st.sampled_from(DTYPES), reduction=st.sampled_from(["mean", "sum", "none"]))
 def test_disagreement(device, case, dtype, reduction) -> None:
     values, measure = case

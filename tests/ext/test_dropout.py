@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.devices import DEVICES, DTYPES
 from support.gradients import gradients
@@ -62,7 +62,6 @@ def masks(seed: int, samples: int, rows: int, features: int, p: float, device: s
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@settings(max_examples=30)
 @given(
     seed=st.integers(-(2**63), 2**63 - 1),
     samples=st.integers(1, 4),
@@ -125,7 +124,6 @@ def head(
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@settings(max_examples=80)
 @given(
     batch=st.integers(0, 6) | st.just(40),
     width=st.integers(1, 40) | st.sampled_from([127, 128, 129, 300, 600]),
@@ -179,7 +177,6 @@ def test_dropout_keeps_the_expectation(device: str) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@settings(max_examples=80)
 @given(
     batch=st.integers(1, 6) | st.just(40),
     width=st.integers(1, 40) | st.sampled_from([128, 300]),

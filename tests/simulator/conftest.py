@@ -13,7 +13,9 @@ from simulator.host import Host
 
 if "DADL_REMOVED_BARRIER" in os.environ:  # of tools/mutate.py, which wants a failure and not the smallest one
     phases = [hypothesis.Phase.explicit, hypothesis.Phase.generate]
-    hypothesis.settings.register_profile("mutant", hypothesis.settings.get_profile("dadl"), phases=phases)
+    hypothesis.settings.register_profile(
+        "mutant", hypothesis.settings.get_profile("dadl"), phases=phases, report_multiple_bugs=False
+    )
     hypothesis.settings.load_profile("mutant")
 
 

@@ -6,13 +6,14 @@ import sys
 
 import numpy as np
 import torch
+from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from . import build
 
 FLAVOUR = os.environ.get("DADL_SIMULATOR", "plain")
-EXAMPLES = int(os.environ.get("DADL_EXAMPLES", "40"))
+EXAMPLES = settings().max_examples
 if FLAVOUR != "plain":  # which takes many times as long
     EXAMPLES = min(EXAMPLES, 12)
 # Where the ways of ranking hand over to each other: each way for every length, and the thresholds that CUDA uses.
