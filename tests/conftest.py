@@ -24,7 +24,6 @@ from support.folders import class_idx_folder
 # Compiled kernels answer in microseconds, but the first example may compile or load.
 examples = int(os.environ.get("DADL_EXAMPLES", "40"))
 hypothesis.settings.register_profile("dadl", deadline=None, max_examples=examples, derandomize=True)
-hypothesis.settings.register_profile("short", deadline=None, max_examples=10, derandomize=True)
 hypothesis.settings.load_profile("dadl")
 
 # A shell lets what runs in its background ignore Ctrl-C, and so would every process that a test starts.

@@ -136,11 +136,12 @@ class Copy:
             "PYTHONPATH": f"{self.folder / 'python'}{os.pathsep}{self.folder}",
             "PYTHONDONTWRITEBYTECODE": "1",  # a stale file would hide a fault of the same size and second
             "OMP_WAIT_POLICY": "PASSIVE",
+            "DADL_EXAMPLES": "10",
         }
         if barrier:
             environment |= {"DADL_SIMULATOR": "race", "DADL_REMOVED_BARRIER": barrier}
         command = [sys.executable, "-m", "pytest", "-x", "--tb=short", "-p", "no:cacheprovider"]
-        command += ["--hypothesis-profile", "short", *shlex.split(tests)]
+        command += shlex.split(tests)
         with subprocess.Popen(
             command,
             cwd=self.folder,

@@ -78,7 +78,8 @@ def test_equal_arms_differ_in_one_split_in_five_percent_of_comparisons(seeds: in
     assert share_found(runs) <= MOST_FOUND
 
 
-@pytest.mark.parametrize("splits", [2, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("splits", [2, 10])
 def test_equal_arms_differ_over_splits_in_five_percent_of_comparisons(splits: int) -> None:
     """Arms that predict by least squares from features of noise, in random splits of data that are drawn anew."""
     draw = np.random.default_rng(splits)

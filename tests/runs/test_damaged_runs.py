@@ -196,7 +196,7 @@ def damage(draw: random.Random) -> Callable[[Path], None]:
 @pytest.mark.parametrize("name", ["best.ckpt", "last.ckpt", "run.json", "config.yaml", "log.csv", "results.json"])
 def test_damaged_bytes(case: Case, name: str) -> None:
     draw = random.Random(name)
-    for _ in range(4 * ROUNDS):
+    for _ in range(3 * ROUNDS):
         source = case.stopped if draw.random() < 0.5 and (case.stopped / name).exists() else case.finished
         if (source / name).exists():
             case.use(source, name, damage(draw))
@@ -235,7 +235,7 @@ def test_other_values(case: Case, name: str, old: bool) -> None:
     read = yaml.safe_load if name == "config.yaml" else json.loads
     write = yaml.safe_dump if name == "config.yaml" else json.dumps
     places_of_all = list(places(read((case.finished / name).read_text())))
-    for place in draw.sample(places_of_all, min(len(places_of_all), 6 * ROUNDS)):
+    for place in draw.sample(places_of_all, min(len(places_of_all), 4 * ROUNDS)):
 
         def change(file: Path, place: tuple[Any, ...] = place) -> object:
             if old:

@@ -190,7 +190,7 @@ def test_group_contrast(simulator, options) -> None:
     torch.testing.assert_close(slope.double(), gradient, rtol=0, atol=tolerance / group.temperature)
 
 
-@settings(max_examples=EXAMPLES // 3)
+@settings(max_examples=EXAMPLES // 4)
 @given(options=groups)
 def test_targets_that_are_no_class(simulator, options) -> None:
     """Their losses are NaN, those of ignored rows 0, and neither has a slope; the other rows do not notice."""
@@ -206,7 +206,7 @@ def test_targets_that_are_no_class(simulator, options) -> None:
     assert torch.equal(shown_slope[~wrong], slope[~wrong])
 
 
-@settings(max_examples=EXAMPLES // 3)
+@settings(max_examples=EXAMPLES // 4)
 @given(options=groups)
 def test_the_mean_is_over_the_rows_that_count(simulator, options) -> None:
     group = Group(simulator, **options)

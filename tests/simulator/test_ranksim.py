@@ -131,7 +131,7 @@ def close(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance * scale + 1e-7)
 
 
-@settings(max_examples=EXAMPLES // 2)
+@settings(max_examples=EXAMPLES // 3)
 @given(
     n=st.integers(1, 70) | st.sampled_from([127, 128, 129]),
     d=st.integers(2, 40),
