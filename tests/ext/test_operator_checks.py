@@ -282,3 +282,5 @@ def test_scale_gradient_scales_along_the_dimension() -> None:
         half: Tensor = ops.scale_gradient(grad, gradient, gradient.half(), dim)
         assert torch.equal(half, expected.half())
     assert torch.equal(ops.scale_gradient(torch.tensor(2.0), gradient, gradient, 0), 2 * gradient)
+    with pytest.raises(RuntimeError, match="as long as the input's dimension -1"):  # though the sizes are equal
+        ops.scale_gradient(torch.randn(4), gradient, gradient, -1)
