@@ -331,10 +331,11 @@ def test_integer_distances_are_exact() -> None:
         assert function(x, labels).item() == pytest.approx(expected / 12, rel=1e-12)
 
 
-def test_rounded_distances_tie() -> None:
-    """In float32 1e8 is equally far from 1, 2 and 3, on one side of it."""
+@pytest.mark.parametrize(("dtype", "far"), [(torch.float32, 1e8), (torch.float16, 1e4), (torch.bfloat16, 2.0**17)])
+def test_rounded_distances_tie(dtype: torch.dtype, far: float) -> None:
+    """The far label is equally far from 1, 2 and 3, on one side of it."""
     x = torch.randn(5, 4, dtype=torch.float64)
-    labels = torch.tensor([2.0, 1e8, 1.0, 3.0, -7.0])
+    labels = torch.tensor([2.0, far, 1.0, 3.0, -7.0]).to(dtype)
     assert functional.rank_n_contrast(x, labels).item() == pytest.approx(
         reference.rank_n_contrast(x, labels).item(), rel=1e-12
     )

@@ -314,14 +314,16 @@ def test_similarities_keep_their_order_under_large_perturbations() -> None:
     assert_close_to_float64(loss, gradient, rows.sum(), expected, flips=False)
 
 
+@pytest.mark.parametrize(("dtype", "far"), [(torch.float32, 1e8), (torch.float16, 1e4), (torch.bfloat16, 2.0**17)])
 @pytest.mark.parametrize("n", [5, 40])
-def test_rounded_distances_tie(n: int) -> None:
-    """In float32 1e8 is equally far from 1, 2 and 3: the larger column ranks first, as in the definition."""
+def test_rounded_distances_tie(n: int, dtype: torch.dtype, far: float) -> None:
+    """The far label is equally far from 1, 2 and 3: the larger column ranks first, as in the definition."""
     x = torch.randn(n, 4, dtype=torch.float64)
-    labels = torch.cat([torch.tensor([2.0, 1e8, 1.0, 3.0, -7.0]), 4.0 + torch.randperm(n - 5)])
-    similarity = -(labels[:, None] - labels[None]).abs()
+    labels = torch.cat([torch.tensor([2.0, far, 1.0, 3.0, -7.0]), 4.0 + torch.randperm(n - 5)]).to(dtype)
+    similarity = -(labels[:, None] - labels[None]).abs().float()
     rows, _ = numpy_ranksim(x.numpy(), similarity.numpy(), 2.0, 1.0)
     assert functional.ranksim_loss(x, labels).item() == pytest.approx(rows.sum(), rel=1e-12)
+    assert functional.ranksim_loss(x, labels) != functional.ranksim_loss(x, labels.double())
 
 
 def test_integer_distances_are_exact() -> None:
