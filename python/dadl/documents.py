@@ -18,7 +18,7 @@ def read_json(path: Path) -> Any:
     """The value in a JSON file.
 
     Raises a :class:`.SettingsError` if it cannot be read, is not JSON (which has neither NaN nor infinity), is nested
-    too deeply, or names a key twice.
+    too deeply, names a key twice, or holds a number that is too large for 64 bits.
     """
     return _parsed(path, _load_json)
 
@@ -27,7 +27,7 @@ def read_yaml(path: Path) -> dict[Any, Any]:
     """The mapping in a YAML file; an empty file is an empty one.
 
     Raises a :class:`.SettingsError` if it cannot be read, is not YAML, holds something else than a mapping, names a key
-    twice, or has tags or aliases, which settings do not need.
+    twice, or has tags, aliases or more than 50 levels, which settings do not need.
     """
     settings: dict[Any, Any] = _parsed(path, parse_yaml)
     return settings

@@ -123,9 +123,8 @@ class Group:
             unit[2].to(stored[1]),
         )
         self.target = torch.randint(classes, (b,))
-        self.slot_count = torch.randint(-1, slots + 3, (classes,)) if partial else None
-        if self.slot_count is not None:
-            self.slot_count[0] = -3
+        counts = torch.cat([torch.tensor([-3]), torch.randint(-1, slots + 3, (classes - 1,))])
+        self.slot_count = counts if partial else None
         self.form, self.processors = form, processors
 
     def run(self, target: Tensor, mean: bool = False) -> tuple[Tensor, Tensor]:

@@ -13,14 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-PRELOADED = (
-    "torch._decomp.decompositions_for_jvp",
-    "lightning_fabric",
-    "PIL.Image",
-    "matplotlib.pyplot",
-    "cyclopts",
-    "yaml",
-)
+PRELOADED = ("dadl_ext", "lightning_fabric", "PIL.Image", "matplotlib.pyplot", "cyclopts", "yaml")
 """What takes longest to import: one process does so, and is then copied."""
 
 
