@@ -54,33 +54,35 @@ class Run {
     if (n_ == 0) return;
     const std::unique_ptr<AnchorOrders> orders = make_orders(labels, settings.label_distance);
     index_ = orders->index.data();
-    if (!measure_norms(features) || !orders->finite) {
-      fill_with_nan();
-    } else if (n_ == 1) {
-      torch::stable::zero_(gradient);
-    } else {
-      contrast_all(features, *orders, settings, anchor_weight);
-    }
+    if (!orders->finite || !contrast_all(features, *orders, settings, anchor_weight)) fill_with_nan();
   }
 
  private:
-  void contrast_all(const Tensor& features, const AnchorOrders& orders, const RankNContrastSettings& settings,
+  // Returns whether the features are finite.
+  bool contrast_all(const Tensor& features, const AnchorOrders& orders, const RankNContrastSettings& settings,
                     const double* anchor_weight) {
     const Tensor x = columns_of_rows<T, A>(features, index_, n_, 0, d_);
     if constexpr (std::is_same_v<A, float>) {
       if (n_ >= kManyRows && !cosine_) {
         std::vector<float> squared(n_);
         const Tensor centred = centre_rows(x, squared.data());
+        // A feature that is not finite makes the mean so, and with it every norm: too large.
         const double largest = *std::max_element(squared.begin(), squared.end());
         if (float_is_enough(largest, settings.temperature)) {
           by_amx_ = amx_serves(n_) && parts_resolve(d_, squared) &&
                     (!anchor_weight || parts_hold(largest, settings.temperature, anchor_weight));
           contrast_pairs(x, narrow_gram(centred, by_amx_), squared.data(), centred, orders, settings, anchor_weight);
-          return;
+          return true;
         }
       }
     }
+    if (!measure_norms(features)) return false;
+    if (n_ == 1) {
+      torch::stable::zero_(gradient);
+      return true;
+    }
     contrast_pairs(x, wide_gram<T>(features, index_, n_), squared_.data(), x, orders, settings, anchor_weight);
+    return true;
   }
 
   // x less its mean row, which distances do not notice, and its squared norms.
