@@ -13,6 +13,10 @@
 #include <cstdint>
 #include <type_traits>
 
+#if defined(__CUDACC__)
+#include <cub/block/block_radix_sort.cuh>
+#endif
+
 #include "../core/half.h"
 #include "../core/order.h"
 #include "device.cuh"
@@ -147,57 +151,33 @@ __global__ void __launch_bounds__(kRowThreads, 1) warp_rank_kernel(Op op, int64_
   for (int i = lane_index(); i < n; i += kWarp) op.store(row, i, own[i]);
 }
 
-constexpr int kBlockLimit = 4096;  // 40 KiB of shared memory for 64-bit keys
-constexpr int kBlockThreads = 512;
-
-template <typename Op>
-__global__ void __launch_bounds__(kBlockThreads) block_rank_kernel(Op op) {
+// A row of at most kBlockThreads * kItems elements by one block. With eight items a thread's registers are so few that a
+// multiprocessor holds 1024 threads.
+template <int kBlockThreads, int kItems, typename Op>
+__global__ void __launch_bounds__(kBlockThreads, kItems > 8 ? 1 : 1024 / kBlockThreads) block_rank_kernel(Op op) {
   using Key = typename Op::Key;
-  DADL_SHARED(keys, Key[kBlockLimit]);
-  DADL_SHARED(indices, uint16_t[kBlockLimit]);
+  using Sort = cub::BlockRadixSort<Key, kBlockThreads, kItems, uint16_t>;
+  union Memory {
+    typename Sort::TempStorage sort;
+    uint16_t ranks[kBlockThreads * kItems];
+  };
+  DADL_SHARED(memory, Memory);
   const int64_t row = blockIdx.x;
-  const int thread = threadIdx.x;
-  const int n = op.columns(row);
+  const int n = op.columns(row), first = static_cast<int>(threadIdx.x) * kItems;
   if (n == 0) return;
-  int size = 1;
-  while (size < n) size *= 2;
-  for (int i = thread; i < size; i += kBlockThreads) {
-    keys[i] = i < n ? op.key(row, i) : static_cast<Key>(~Key{0});
-    indices[i] = static_cast<uint16_t>(i);
-  }
-  __syncthreads();
-  for (int run = 2; run <= size; run *= 2) {
-    for (int stride = run / 2; stride; stride /= 2) {
-      for (int pair = thread; pair < size / 2; pair += kBlockThreads) {
-        const int low = 2 * pair - (pair & (stride - 1)), high = low + stride;
-        const auto a = Entry<Key>::make(keys[low], indices[low]), b = Entry<Key>::make(keys[high], indices[high]);
-        const bool ascending = !(low & run);
-        if (b.before(a) == ascending) {
-          const Key key = keys[low];
-          keys[low] = keys[high];
-          keys[high] = key;
-          indices[low] = static_cast<uint16_t>(b.index());
-          indices[high] = static_cast<uint16_t>(a.index());
-        }
-      }
-      __syncthreads();
-    }
-  }
-  // From element at each position to position of each element, in place.
-  int elements[kBlockLimit / kBlockThreads];
+  Key keys[kItems];
+  uint16_t elements[kItems];
 #pragma unroll
-  for (int s = 0; s < kBlockLimit / kBlockThreads; ++s) {
-    const int position = s * kBlockThreads + thread;
-    elements[s] = position < n ? indices[position] : 0;
+  for (int s = 0; s < kItems; ++s) {
+    keys[s] = first + s < n ? op.key(row, first + s) : static_cast<Key>(~Key{0});
+    elements[s] = static_cast<uint16_t>(first + s);
   }
+  Sort(memory.sort).Sort(keys, elements);  // stable
   __syncthreads();
 #pragma unroll
-  for (int s = 0; s < kBlockLimit / kBlockThreads; ++s) {
-    const int position = s * kBlockThreads + thread;
-    if (position < n) indices[elements[s]] = static_cast<uint16_t>(n - position);
-  }
+  for (int s = 0; s < kItems; ++s) memory.ranks[elements[s]] = static_cast<uint16_t>(n - (first + s));
   __syncthreads();
-  for (int i = thread; i < n; i += kBlockThreads) op.store(row, i, indices[i]);
+  for (int i = threadIdx.x; i < n; i += kBlockThreads) op.store(row, i, memory.ranks[i]);
 }
 
 // Longer rows: signed keys for the library's sort, which knows no unsigned ones. Grid: columns by rows.
@@ -226,7 +206,7 @@ __global__ void __launch_bounds__(kThreads)
 // Where one way of ranking hands over to the next.
 struct RankLimits {
   int64_t warp = 1024;
-  int64_t block = kBlockLimit;
+  int64_t block = 8192;                      // 6144 for keys of 64 bits: 48 KiB of them
   int64_t sort_elements = int64_t{1} << 22;  // per call of the library, which bounds its memory
 };
 
@@ -239,13 +219,9 @@ void with_items(int64_t n, Body body) {
   body(std::integral_constant<int, kItems>{});
 }
 
-// Ranks `rows` rows of at most n elements, without the kernels for short rows.
+// Ranks `rows` rows of any length n by the library's sort.
 template <typename Op, typename Backend>
-void launch_long_ranks(Backend& backend, Op op, int64_t rows, int64_t n, const RankLimits& limits) {
-  if (n <= limits.block) {
-    backend.launch(block_rank_kernel<Op>, dim3(blocks_for(rows, 1)), dim3(kBlockThreads), op);
-    return;
-  }
+void launch_sorted_ranks(Backend& backend, Op op, int64_t rows, int64_t n, const RankLimits& limits) {
   using Signed = std::make_signed_t<typename Op::Key>;
   int64_t chunk = limits.sort_elements / n;
   chunk = chunk < 1 ? 1 : chunk > 65535 ? 65535 : chunk;
@@ -257,6 +233,20 @@ void launch_long_ranks(Backend& backend, Op op, int64_t rows, int64_t n, const R
     const auto elements = backend.sort(keys, height, n);
     backend.launch(sort_rank_kernel<Op>, grid, dim3(kThreads), op, first, n, elements.data());
   }
+}
+
+// Ranks `rows` rows of at most n elements, without the kernels for short rows.
+template <typename Op, typename Backend>
+void launch_long_ranks(Backend& backend, Op op, int64_t rows, int64_t n, const RankLimits& limits) {
+  using Key = typename Op::Key;
+  constexpr int kMostItems = sizeof(Key) == 4 ? 16 : 12;
+  const auto by_blocks = [&](auto kernel, int threads) {
+    backend.launch(kernel, dim3(blocks_for(rows, 1)), dim3(threads), op);
+  };
+  if (n > limits.block || n > 512 * kMostItems) return launch_sorted_ranks(backend, op, rows, n, limits);
+  if (n <= 256 * 8) return by_blocks(block_rank_kernel<256, 8, Op>, 256);
+  if (n <= 512 * 8) return by_blocks(block_rank_kernel<512, 8, Op>, 512);
+  by_blocks(block_rank_kernel<512, kMostItems, Op>, 512);
 }
 
 template <typename Op, typename Backend>

@@ -73,10 +73,16 @@ def test_masks_are_those_of_the_reference(device, seed, samples, rows, features,
     assert torch.equal(masks(seed, samples, rows, features, p, device), dropout_masks(seed, samples, rows, features, p))
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_draws_at_the_threshold_are_kept(device: str) -> None:
+    """Of half a million draws some are 0, the threshold of p = 0."""
+    assert masks(1, 8, 64, 1024, 0.0, device).all()
+
+
 @pytest.mark.parametrize("capability", ["avx2", "default"])
 def test_masks_are_the_same_on_every_processor(capability: str) -> None:
     environment = os.environ | {"ATEN_CPU_CAPABILITY": capability}
-    tests = ["test_masks_are_those_of_the_reference", "test_dropout_linear"]
+    tests = ["test_masks_are_those_of_the_reference", "test_draws_at_the_threshold_are_kept", "test_dropout_linear"]
     command = [sys.executable, "-m", "pytest", "-q", *(f"{__file__}::{test}" for test in tests)]
     subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
 

@@ -81,7 +81,7 @@ def test_example_of_ties() -> None:
     assert functional.rank(torch.tensor([0.0, -1.0, -1.0, -2.0, -2.0])).tolist() == [1, 3, 2, 5, 4]
 
 
-@pytest.mark.parametrize("n", [0, 1, 2, 31, 32, 33, 64, 65, 127, 128, 1023, 1024, 1025, 4095, 4096, 4097, 65_537])
+@pytest.mark.parametrize("n", [0, 1, 2, 31, 32, 33, 64, 65, 127, 128, 1023, 1024, 1025, 4096, 4097, 8192, 8193, 65_537])
 def test_equals_reference(device: str, dtype: torch.dtype, n: int) -> None:
     x = torch.randn(3, 2, n, device=device).to(dtype)
     x[..., ::3] = x[..., ::3].round()

@@ -472,3 +472,50 @@ inline int atomicOr(int* address, int value) {
   dadl::sim::races::record_access(address, sizeof value, dadl::sim::races::Access::kAtomic);
   return __atomic_fetch_or(address, value, __ATOMIC_RELAXED);
 }
+
+namespace cub {
+
+// As the library's: a stable sort of the block's keys with their values, thread by thread, which ends without a
+// barrier.
+template <typename Key, int kThreads, int kItems, typename Value>
+class BlockRadixSort {
+ public:
+  union TempStorage {
+    Key keys[kThreads * kItems];
+    Value values[kThreads * kItems];
+  };
+
+  explicit BlockRadixSort(TempStorage& storage) : storage_(storage) {}
+
+  void Sort(Key (&keys)[kItems], Value (&values)[kItems]) {
+    static std::vector<size_t> order;  // of the one block at work
+    permute(storage_.keys, keys, [](const Key* all) {
+      order.resize(kThreads * kItems);
+      std::iota(order.begin(), order.end(), size_t{0});
+      std::stable_sort(order.begin(), order.end(), [&](size_t i, size_t j) { return all[i] < all[j]; });
+      return order;
+    });
+    __syncthreads();
+    permute(storage_.values, values, [](const Value*) { return order; });
+  }
+
+ private:
+  // By one thread, when all have stored their own.
+  template <typename T, typename OrderOf>
+  static void permute(T* all, T (&own)[kItems], OrderOf order_of) {
+    const size_t first = threadIdx.x * kItems;
+    std::copy_n(own, kItems, all + first);
+    __syncthreads();
+    if (first == 0) {
+      const std::vector<T> stored(all, all + kThreads * kItems);
+      size_t position = 0;
+      for (const size_t i : order_of(all)) all[position++] = stored[i];
+    }
+    __syncthreads();
+    std::copy_n(all + first, kItems, own);
+  }
+
+  TempStorage& storage_;
+};
+
+}  // namespace cub

@@ -17,7 +17,7 @@ EXAMPLES = settings().max_examples
 if FLAVOUR != "plain":  # which takes many times as long
     EXAMPLES = min(EXAMPLES, 12)
 # Where the ways of ranking hand over to each other: each way for every length, and the thresholds that CUDA uses.
-PATHS = {"warp": (1024, 4096, 1 << 22), "block": (0, 4096, 1 << 22), "sort": (0, 0, 200)}
+PATHS = {"warp": (1024, 8192, 1 << 22), "block": (0, 8192, 1 << 22), "sort": (0, 0, 200)}
 FLOATING = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
 around_powers_of_two = st.integers(0, 8).flatmap(lambda k: st.integers(max(0, 2**k - 1), 2**k + 1))

@@ -97,14 +97,20 @@ def test_rank(library: Host, dtype, shape, seed) -> None:
     assert library.complaints() == []
 
 
-def test_rank_of_long_rows(host: Host) -> None:
+@pytest.mark.parametrize(("dtype", "longest"), [(torch.float32, 8192), (torch.float64, 6144)])
+def test_rank_of_long_rows(host: Host, dtype: torch.dtype, longest: int) -> None:
+    """By the library's sort, where a block's memory ends."""
+    for n, sorts in ((longest, 0), (longest + 1, 1)):
+        x = torch.randint(-50, 50, (3, n)).to(dtype)
+        assert torch.equal(torch.ops.dadl_simulated.rank(x, 2.0), reference.rank(x))
+        assert host.calls(LIBRARY) == sorts
+
+
+def test_rank_of_many_long_rows(host: Host) -> None:
     """By the library's sort, in several parts."""
-    x = torch.randint(-50, 50, (3, 5000)).float()
-    assert torch.equal(torch.ops.dadl_simulated.rank(x, 2.0), reference.rank(x))
-    assert host.calls(LIBRARY) == 1
-    many = torch.randn(1030, 4100, dtype=torch.float16)
-    assert torch.equal(torch.ops.dadl_simulated.rank(many[:, :4097], 2.0)[-1], reference.rank(many[-1:, :4097])[0])
-    assert host.calls(LIBRARY) >= 3
+    x = torch.randn(520, 8200, dtype=torch.float16)
+    assert torch.equal(torch.ops.dadl_simulated.rank(x[:, :8193], 2.0)[-1], reference.rank(x[-1:, :8193])[0])
+    assert host.calls(LIBRARY) == 2
 
 
 @every_dtype
@@ -207,12 +213,12 @@ def test_rank_n_contrast(library: Host, n, d, dtype, label_dtype, vectors, simil
 
 @pytest.mark.parametrize(
     ("n", "launches", "sorts"),
-    [(1, 8, 0), (64, 8, 0), (1024, 8, 0), (1025, 10, 0), (4096, 10, 0), (4097, 7 + 1 + 2 * 2 * 5, 2 * 5)],
+    [(1, 8, 0), (64, 8, 0), (1024, 8, 0), (1025, 10, 0), (6144, 10, 0), (6145, 7 + 1 + 2 * 2 * 10, 2 * 10)],
 )
 @pytest.mark.parametrize("dtype", FLOATING)
 def test_launches_of_ranksim(host: Host, n: int, launches: int, sorts: int, dtype: torch.dtype) -> None:
     """The subset, loss and gradient, nothing being computed. Beyond 1024 rows ranks and their comparison have launches
-    of their own, and beyond 4096 the library sorts in parts of 4 Mi values."""
+    of their own, and beyond 6144 the library sorts in parts of 4 Mi values."""
     labels, priority = torch.arange(n), torch.rand(n, dtype=torch.float64)
     features = torch.zeros(n, 5, dtype=dtype)
     host.run_dry()

@@ -51,7 +51,7 @@ def test_rank(simulator, n, rows, dtype, kind, path, seed) -> None:
     assert torch.equal(ranks, integer_ranks(x).to(ranks.dtype))
 
 
-@pytest.mark.parametrize("n", [1023, 1024, 1025, 2048, 4095, 4096, 4097, 6000])
+@pytest.mark.parametrize("n", [1023, 1024, 1025, 2048, 2049, 4096, 4097, 6144, 6145, 8192, 8193])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_rank_of_long_rows(simulator, n: int, dtype: torch.dtype) -> None:
     for kind in ("normal", "ties"):
