@@ -2,8 +2,8 @@
 # make test-all  the tests, and those that compile or train for minutes: what a change must pass
 # make docs      set up everything and build the documentation site in build/docs
 # make demos     run every demo, for the pages
-# The rest: install, lint, format, types, sanitize, bench, bench-history, bench-page, static, wheel, wheel-check, sbom,
-# hub, mutate, fuzz, soak, gpu-wheel, gpu-check, clean.
+# The rest: install, lint, format, types, sanitize, aarch64, bench, bench-history, bench-page, static, wheel, wheel-check,
+# sbom, hub, mutate, fuzz, soak, gpu-wheel, gpu-check, clean.
 
 PYTHON ?= python3
 VENV := .venv
@@ -15,8 +15,8 @@ GPU_ARCHITECTURE := 9.0
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f -not -name '*.pyc')
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo demos test test-all sanitize docs install lint format types bench bench-history bench-page static wheel \
-  wheel-check sbom hub mutate fuzz soak gpu-wheel gpu-check clean
+.PHONY: demo demos test test-all sanitize aarch64 docs install lint format types bench bench-history bench-page static \
+  wheel wheel-check sbom hub mutate fuzz soak gpu-wheel gpu-check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/dadl demo
@@ -41,6 +41,10 @@ test-all: $(VENV)/.dev
 # The operators' tests under AddressSanitizer, UBSan and ThreadSanitizer, and the CUDA kernels on their simulator.
 sanitize: $(VENV)/.dev
 	$(PYTEST) tests/flavours tests/simulator
+
+# The operators' tests on the CPU library for aarch64, in an emulator: see tools/aarch64.py for what that needs.
+aarch64: $(VENV)/.dev
+	$(BIN)/python tools/aarch64.py
 
 # Into build/docs, warnings being errors; then every link on the pages is followed within the site.
 docs: $(VENV)/.dev

@@ -1,7 +1,8 @@
-"""The CPU library built in ways that show faults, each in a copy of the package ``dadl_ext`` around it."""
+"""The CPU library built in other ways, each in a copy of the package ``dadl_ext`` around it, and the tests for it."""
 
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,24 @@ FLAVOURS = {
 }
 
 
+OPERATORS = ("ranking", "ranksim", "rank_n_contrast", "contrast", "disagreement", "dropout")
+# Memory is another's, times are long, what PyTorch compiles is not ours, and other instruction sets start processes.
+LEFT_OUT = "not compile and not memory and not every_instruction_set and not every_processor"
+
+
+def package(library: graph.Library, folder: Path) -> Path:
+    """Build a library; the folder that holds the package with it."""
+    built = graph.build(library, folder)
+    parts = folder / "packages" / "dadl_ext"
+    shutil.rmtree(parts, ignore_errors=True)
+    parts.mkdir(parents=True)
+    for part in (ROOT / "dadl_ext").iterdir():
+        if part.suffix != ".so":
+            (parts / part.name).symlink_to(part)
+    (parts / built.name).symlink_to(built)
+    return parts.parent
+
+
 def build(flavour: str) -> Path:
     """The folder that holds the package with the library of one of FLAVOURS."""
     paths = cpp_extension.include_paths(), cpp_extension.library_paths()
@@ -29,13 +48,11 @@ def build(flavour: str) -> Path:
         command = [*graph.compiler(), *libraries.CXX_FLAGS, *(f"-I{path}" for path in paths[0]), *FLAVOURS[flavour]]
         objects = [*library.objects, graph.Object(HERE / "threads.cpp", command)]
         library = replace(library, objects=objects, command=[*library.command, "-Wl,-Bsymbolic"])
-    folder = ROOT / "build" / "flavours" / flavour
-    built = graph.build(library, folder)
-    package = folder / "packages" / "dadl_ext"
-    shutil.rmtree(package, ignore_errors=True)
-    package.mkdir(parents=True)
-    for part in (ROOT / "dadl_ext").iterdir():
-        if part.suffix != ".so":
-            (package / part.name).symlink_to(part)
-    (package / built.name).symlink_to(built)
-    return package.parent
+    return package(library, ROOT / "build" / "flavours" / flavour)
+
+
+def pytest_arguments(packages: Path, families: Sequence[str] = OPERATORS) -> list[str]:
+    """To run the families' tests with the package in a folder in place of the installed one."""
+    files = [str(ROOT / "tests" / "ext" / f"test_{family}.py") for family in families]
+    places = f"pythonpath={packages} . tests"
+    return ["-x", "--tb=short", "-p", "no:cacheprovider", "-o", places, "-k", LEFT_OUT, *files]

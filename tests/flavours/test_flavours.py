@@ -3,14 +3,12 @@
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 
 import pytest
 import torch
 from flavours import build
 
-OPERATORS = ("ranking", "ranksim", "rank_n_contrast", "contrast", "disagreement", "dropout")
-# Memory is another's, times are long, and what PyTorch compiles is not ours.
-LEFT_OUT = "not compile and not memory and not every_instruction_set"
 MATRIX_UNITS = ("ranksim", "rank_n_contrast", "contrast")
 
 
@@ -19,12 +17,8 @@ def preloaded(name: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
-def run_tests(flavour: str, families: tuple[str, ...], **environment: str) -> None:
-    """The families' tests, with the library of a flavour in place of the installed one."""
-    places = f"pythonpath={build.build(flavour)} . tests"
-    files = [str(build.ROOT / "tests" / "ext" / f"test_{family}.py") for family in families]
-    command = [sys.executable, "-m", "pytest", "-x", "--tb=short", "-p", "no:cacheprovider", "-o", places]
-    command += ["-k", LEFT_OUT, *files]
+def run_tests(flavour: str, families: Sequence[str] = build.OPERATORS, **environment: str) -> None:
+    command = [sys.executable, "-m", "pytest", *build.pytest_arguments(build.build(flavour), families)]
     few = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE", "DADL_EXAMPLES": "10"}
     environment = os.environ | few | environment
     done = subprocess.run(command, env=environment, cwd=build.ROOT, capture_output=True, text=True)
@@ -36,7 +30,7 @@ def run_tests(flavour: str, families: tuple[str, ...], **environment: str) -> No
 def test_memory_and_undefined_behaviour() -> None:
     # libstdc++ too, or the sanitizer finds no exceptions to intercept; leaks are those of the interpreter.
     libraries = f"{preloaded('libasan.so')} {preloaded('libstdc++.so')}"
-    run_tests("address", OPERATORS, LD_PRELOAD=libraries, ASAN_OPTIONS="detect_leaks=0:detect_odr_violation=0")
+    run_tests("address", LD_PRELOAD=libraries, ASAN_OPTIONS="detect_leaks=0:detect_odr_violation=0")
 
 
 @pytest.mark.slow
@@ -58,4 +52,4 @@ def test_threads() -> None:
         [sys.executable, "-c", code, str(library)], env=os.environ | environment, capture_output=True, text=True
     )
     assert "data race" in seen.stderr, seen.stdout + seen.stderr  # that of the positive control
-    run_tests("thread", OPERATORS, **environment)
+    run_tests("thread", **environment)
