@@ -151,8 +151,8 @@ __global__ void __launch_bounds__(kRowThreads, 1) warp_rank_kernel(Op op, int64_
   for (int i = lane_index(); i < n; i += kWarp) op.store(row, i, own[i]);
 }
 
-// A row of at most kBlockThreads * kItems elements by one block. With eight items a thread's registers are so few that a
-// multiprocessor holds 1024 threads.
+// A row of at most kBlockThreads * kItems elements by one block. With eight items a thread's registers are so few that
+// a multiprocessor holds 1024 threads.
 template <int kBlockThreads, int kItems, typename Op>
 __global__ void __launch_bounds__(kBlockThreads, kItems > 8 ? 1 : 1024 / kBlockThreads) block_rank_kernel(Op op) {
   using Key = typename Op::Key;
