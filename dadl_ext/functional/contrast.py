@@ -169,17 +169,18 @@ def supervised_contrast(
     require_device(features)
     if gather_distributed:
         features, labels = gather_batch(features, labels, averaged_gradients=averaged_gradients)
-    # At most as many classes as labels: to count them would synchronise with the device.
-    loss = contrast.supervised_contrast(features, _class_numbers(labels), labels.shape[0], temperature)
-    return reduce_rows(loss, torch.ones_like(labels, dtype=torch.bool), None, reduction)
+    # To number the classes one by one would synchronise with the device.
+    rows = contrast.supervised_contrast(features, *_classes(labels), temperature)
+    if reduction == "none":
+        return rows
+    return rows.sum() if reduction == "sum" else rows.sum() / max(labels.shape[0], 1)
 
 
-def _class_numbers(labels: Tensor) -> Tensor:
-    """0, 1, ... in the order of the labels."""
-    ordered, order = labels.sort()
-    # The first label differs from the one before it, which is the last, unless all are equal.
-    begins = ordered != ordered.roll(1)
-    return torch.empty_like(order).scatter_(0, order, begins.cumsum(0) - begins[:1].long())
+def _classes(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The place of each label's class among all labels in order, and how many others the class has."""
+    ordered = labels.sort().values
+    first = torch.searchsorted(ordered, labels)
+    return first, torch.searchsorted(ordered, labels, right=True) - first - 1
 
 
 class _explained_by:

@@ -65,10 +65,10 @@ def _key_gradient(
     return call(operator, grad, query, key, key_mask, lse, scale, exclude_self)  # type: ignore[no-any-return]
 
 
-def supervised_contrast(features: Tensor, target: Tensor, classes: int, temperature: float) -> Tensor:
-    """The row losses ``[n]`` of features with targets 0, ..., classes - 1."""
+def supervised_contrast(features: Tensor, target: Tensor, others: Tensor, temperature: float) -> Tensor:
+    """The row losses ``[n]`` of features with targets below n, each of which ``others`` more rows have."""
     (temperature,) = as_numbers(temperature)
-    arguments = (features, target, classes, 1 / temperature)
+    arguments = (features, target, others, 1 / temperature)
     if differentiated(features):
         loss, *_ = apply(_SupervisedContrast, *arguments, True)
     else:
@@ -81,42 +81,43 @@ class _SupervisedContrast(Operation):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        features: Tensor, target: Tensor, classes: int, scale: Any, with_slope: bool
+        features: Tensor, target: Tensor, others: Tensor, scale: Any, with_slope: bool
     ) -> tuple[Tensor, ...]:
         with below_autograd():
             lse, slope = overload(ops.similarity_logsumexp, scale)(features, features, None, scale, True, with_slope)
             z = features.to(lse.dtype)
-            sums = z.new_zeros(classes, z.shape[1]).index_add(0, target, z)
-            positives = sums.index_select(0, target) - z
-            count = target.new_zeros(classes).index_add(0, target, torch.ones_like(target)).index_select(0, target) - 1
-            alone = count == 0
-            share = (scale / count.clamp_min(1).to(z.dtype)).masked_fill(alone, 0)
+            positives = _class_sums(z, target) - z
+            alone = others == 0
+            share = (scale / others.to(z.dtype)).masked_fill(alone, 0)
             loss = (lse - (z * positives).sum(dim=1) * share).masked_fill(alone, 0)
         return loss, lse, slope, positives, share
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        features, target, classes, scale, _ = inputs
+        features, target, _, scale, _ = inputs
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
-        keep(ctx, features, target, classes, scale, *output[1:])
+        keep(ctx, features, target, scale, *output[1:])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         if grad is None:
             return (None,) * 5
-        features, target, classes, scale, lse, slope, positives, share = kept(ctx)
+        features, target, scale, lse, slope, positives, share = kept(ctx)
         with below_autograd():
             grad = grad.masked_fill(share == 0, 0)
-            as_query = scale_gradient(grad, slope, features)
             as_key = _key_gradient(grad, features, features, None, lse, scale, True)
-            pull = (grad * share)[:, None]
-            pulling = pull * features
-            sums = pulling.new_zeros(classes, pulling.shape[1]).index_add(0, target, pulling)
-            pulled = pull * positives + (sums.index_select(0, target) - pulling)
-            assert as_query is not None
-            gradient = (as_query + as_key - pulled).to(features.dtype)
+            pull = grad * share
+            pulling = pull[:, None] * features
+            pushed = torch.addcmul(as_key.to(slope.dtype), grad[:, None], slope)
+            pushed = torch.addcmul(pushed, pull[:, None], positives, value=-1)
+            gradient = (pushed - _class_sums(pulling, target) + pulling).to(features.dtype)
         return gradient, None, None, None, None
+
+
+def _class_sums(rows: Tensor, target: Tensor) -> Tensor:
+    """For each row, the sum of those with its target."""
+    return torch.zeros_like(rows).index_add(0, target, rows).index_select(0, target)
 
 
 def pseudo_group_contrast(

@@ -24,7 +24,7 @@ FLAVOURS = {
 
 OPERATORS = ("ranking", "ranksim", "rank_n_contrast", "contrast", "disagreement", "dropout")
 # Memory is another's, times are long, what PyTorch compiles is not ours, and other instruction sets start processes.
-LEFT_OUT = "not compile and not memory and not every_instruction_set and not every_processor"
+LEFT_OUT = "not compile and not memory and not holds_no_masks and not every_instruction_set and not every_processor"
 
 
 def package(library: graph.Library, folder: Path) -> Path:
