@@ -18,6 +18,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
+from flavours import build  # noqa: E402
+
 COMPILER, PYTHON, RELEASE = "aarch64-linux-gnu-g++", "3.11", "bookworm"
 PROCESSOR = "cortex-a76"
 NEEDED = {COMPILER: "g++-aarch64-linux-gnu", "mmdebstrap": "mmdebstrap", "qemu-aarch64": "qemu-user"}
@@ -71,8 +73,6 @@ def main() -> int:
     once(SYSTEM, make_system)
     once(SITE, make_site)
     os.environ["CXX"] = COMPILER
-    from flavours import build
-
     torch = SITE / "torch"
     includes = [str(torch / "include"), str(torch / "include" / "torch" / "csrc" / "api" / "include")]
     packages = build.package(build.libraries.cpu_library(includes, [str(torch / "lib")]), FOLDER)

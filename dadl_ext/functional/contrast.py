@@ -162,8 +162,8 @@ def supervised_contrast(
         TypeError, ValueError: dtypes, shapes or devices are not supported or do not match.
 
     A second derivative raises ``RuntimeError``. ``index_add`` forms the sums of each class; on CUDA it is deterministic
-    only under ``torch.use_deterministic_algorithms(True)``. With
-    ``gather_distributed`` the batch sizes are read on the host.
+    only under ``torch.use_deterministic_algorithms(True)``. With ``gather_distributed`` the batch sizes are read on the
+    host.
     """
     features, labels = check_supervised_contrast(features, labels, temperature, reduction)
     require_device(features)
