@@ -23,8 +23,9 @@ from flavours import build  # noqa: E402
 COMPILER, PYTHON, RELEASE = "aarch64-linux-gnu-g++", "3.11", "bookworm"
 PROCESSOR = "cortex-a76"
 NEEDED = {COMPILER: "g++-aarch64-linux-gnu", "mmdebstrap": "mmdebstrap", "qemu-aarch64": "qemu-user"}
+TORCH = importlib.metadata.version("torch").split("+")[0]
 FOLDER = ROOT / "build" / "aarch64"
-SYSTEM, SITE = FOLDER / "system", FOLDER / "site"
+SYSTEM, SITE = FOLDER / "system", FOLDER / f"torch-{TORCH}"
 # PyTorch's libraries ask the kernel which processor this is, and crash if it is another's.
 FEATURES = "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp"
 CPUINFO = {"Features": FEATURES, "CPU implementer": "0x41", "CPU architecture": "8", "CPU variant": "0x3"}
@@ -35,7 +36,7 @@ MIDR = "0x00000000413fd0b1"
 def once(target: Path, make: Callable[[Path], object]) -> None:
     """Make a folder that is there whole or not at all."""
     if not target.exists():
-        part = target.with_suffix(".part")
+        part = target.with_name(f"{target.name}.part")
         shutil.rmtree(part, ignore_errors=True)
         make(part)
         part.rename(target)
@@ -56,13 +57,12 @@ def make_system(folder: Path) -> None:
 
 
 def make_site(folder: Path) -> None:
-    """PyTorch in this environment's version, and what the tests import."""
+    """PyTorch in the version of this environment, and what the tests import."""
     platforms = ["manylinux2014_aarch64", *(f"manylinux_2_{minor}_aarch64" for minor in range(17, 29))]
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(folder)]
     command += [f"--platform={platform}" for platform in platforms]
     command += [f"--python-version={PYTHON}", "--only-binary=:all:"]
-    release = importlib.metadata.version("torch").split("+")[0]
-    subprocess.run([*command, f"torch=={release}", "numpy", "pytest", "hypothesis"], check=True)
+    subprocess.run([*command, f"torch=={TORCH}", "numpy", "pytest", "hypothesis"], check=True)
 
 
 def main() -> int:
