@@ -42,7 +42,7 @@ test-all: $(VENV)/.dev
 sanitize: $(VENV)/.dev
 	$(PYTEST) tests/flavours tests/simulator
 
-# The operators' tests on the CPU library for aarch64, in an emulator: see tools/aarch64.py for what that needs.
+# The wheel for aarch64, and the operators' tests on it in an emulator: see tools/aarch64.py for what that needs.
 aarch64: $(VENV)/.dev
 	$(BIN)/python tools/aarch64.py
 

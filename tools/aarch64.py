@@ -1,30 +1,36 @@
-"""The CPU library for aarch64: compiled here and tested in an emulator, where its vectors are NEON's.
+"""The wheel for aarch64: compiled here and tested in an emulator, where the library's vectors are NEON's.
 
     python tools/aarch64.py [ARGUMENTS OF PYTEST]     (make aarch64)
 
-It needs Debian's packages g++-aarch64-linux-gnu, mmdebstrap and qemu-user, and 5 GB in build/aarch64 for Debian's
-Python and PyTorch's wheel for aarch64, which comes with libraries of CUDA. Tests that start processes are left out: the
-kernel cannot run programs of aarch64 by itself.
+It leaves the wheel in build/aarch64/dist and needs Debian's packages g++-aarch64-linux-gnu, mmdebstrap and qemu-user,
+and 5 GB in build/aarch64 for Debian's Python and PyTorch's wheel for aarch64, which comes with libraries of CUDA. Tests
+that start processes are left out: the kernel cannot run programs of aarch64 by itself.
 """
 
 import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from flavours import build  # noqa: E402
+
+from tools.build_wheels import FRONTEND, build_source, last_commit, run  # noqa: E402
 
 COMPILER, PYTHON, RELEASE = "aarch64-linux-gnu-g++", "3.11", "bookworm"
 PROCESSOR = "cortex-a76"
 NEEDED = {COMPILER: "g++-aarch64-linux-gnu", "mmdebstrap": "mmdebstrap", "qemu-aarch64": "qemu-user"}
 TORCH = importlib.metadata.version("torch").split("+")[0]
 FOLDER = ROOT / "build" / "aarch64"
+MOST_GLIBC = 28  # 2.28, of the wheel's tag
 SYSTEM, SITE = FOLDER / "system", FOLDER / f"torch-{TORCH}"
 # PyTorch's libraries ask the kernel which processor this is, and crash if it is another's.
 FEATURES = "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp"
@@ -65,6 +71,23 @@ def make_site(folder: Path) -> None:
     subprocess.run([*command, f"torch=={TORCH}", "numpy", "pytest", "hypothesis"], check=True)
 
 
+def make_wheel(folder: Path) -> Path:
+    """Compile it; stop if it needs more of glibc than its tag says."""
+    shutil.rmtree(folder, ignore_errors=True)
+    cross = {"CXX": COMPILER, "LDFLAGS": f"-L{SITE / 'torch' / 'lib'}", "DADL_CUDA": "0"}
+    platform = f"-C--build-option=--plat-name=manylinux_2_{MOST_GLIBC}_aarch64"
+    with tempfile.TemporaryDirectory() as place:
+        source = build_source(Path(place), last_commit())
+        run(*FRONTEND, "--wheel", "--outdir", folder, platform, source, **cross)
+    (wheel,) = folder.iterdir()
+    command = [sys.executable, "-m", "auditwheel", "show", str(wheel)]
+    shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    needed = re.search(r'"manylinux_2_(\d+)_aarch64"', " ".join(shown.split()))
+    if needed is None or int(needed[1]) > MOST_GLIBC:
+        raise SystemExit(f"{wheel.name} needs more than glibc 2.{MOST_GLIBC}:\n{shown}")
+    return wheel
+
+
 def main() -> int:
     missing = [package for program, package in NEEDED.items() if shutil.which(program) is None]
     if missing:
@@ -72,10 +95,10 @@ def main() -> int:
     FOLDER.mkdir(parents=True, exist_ok=True)
     once(SYSTEM, make_system)
     once(SITE, make_site)
-    os.environ["CXX"] = COMPILER
-    torch = SITE / "torch"
-    includes = [str(torch / "include"), str(torch / "include" / "torch" / "csrc" / "api" / "include")]
-    packages = build.package(build.libraries.cpu_library(includes, [str(torch / "lib")]), FOLDER)
+    wheel, packages = make_wheel(FOLDER / "dist"), FOLDER / "packages"
+    shutil.rmtree(packages, ignore_errors=True)
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(packages)
     python = ["qemu-aarch64", "-cpu", PROCESSOR, "-L", str(SYSTEM), str(SYSTEM / "usr" / "bin" / f"python{PYTHON}")]
     tests = [*build.pytest_arguments(packages), "-m", "not slow", *sys.argv[1:]]
     environment = {"PYTHONPATH": str(SITE), "PYTHONDONTWRITEBYTECODE": "1", "DADL_EXAMPLES": "5"}

@@ -27,19 +27,6 @@ OPERATORS = ("ranking", "ranksim", "rank_n_contrast", "contrast", "disagreement"
 LEFT_OUT = "not compile and not memory and not holds_no_masks and not every_instruction_set and not every_processor"
 
 
-def package(library: graph.Library, folder: Path) -> Path:
-    """Build a library; the folder that holds the package with it."""
-    built = graph.build(library, folder)
-    parts = folder / "packages" / "dadl_ext"
-    shutil.rmtree(parts, ignore_errors=True)
-    parts.mkdir(parents=True)
-    for part in (ROOT / "dadl_ext").iterdir():
-        if part.suffix != ".so":
-            (parts / part.name).symlink_to(part)
-    (parts / built.name).symlink_to(built)
-    return parts.parent
-
-
 def build(flavour: str) -> Path:
     """The folder that holds the package with the library of one of FLAVOURS."""
     paths = cpp_extension.include_paths(), cpp_extension.library_paths()
@@ -48,7 +35,16 @@ def build(flavour: str) -> Path:
         command = [*graph.compiler(), *libraries.CXX_FLAGS, *(f"-I{path}" for path in paths[0]), *FLAVOURS[flavour]]
         objects = [*library.objects, graph.Object(HERE / "threads.cpp", command)]
         library = replace(library, objects=objects, command=[*library.command, "-Wl,-Bsymbolic"])
-    return package(library, ROOT / "build" / "flavours" / flavour)
+    folder = ROOT / "build" / "flavours" / flavour
+    built = graph.build(library, folder)
+    package = folder / "packages" / "dadl_ext"
+    shutil.rmtree(package, ignore_errors=True)
+    package.mkdir(parents=True)
+    for part in (ROOT / "dadl_ext").iterdir():
+        if part.suffix != ".so":
+            (package / part.name).symlink_to(part)
+    (package / built.name).symlink_to(built)
+    return package.parent
 
 
 def pytest_arguments(packages: Path, families: Sequence[str] = OPERATORS) -> list[str]:
