@@ -1,4 +1,4 @@
-"""The CPU library built in ways that show faults, each in a copy of the package ``dadl_ext`` around it, and the tests for it."""
+"""The CPU library built in ways that show faults, each in a copy of the package ``dadl_ext``, and the tests for it."""
 
 import shutil
 import sys
