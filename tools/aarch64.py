@@ -64,7 +64,7 @@ def make_system(folder: Path) -> None:
 
 def make_site(folder: Path) -> None:
     """PyTorch in the version of this environment, and what the tests import."""
-    platforms = ["manylinux2014_aarch64", *(f"manylinux_2_{minor}_aarch64" for minor in range(17, 29))]
+    platforms = ["manylinux2014_aarch64", *(f"manylinux_2_{minor}_aarch64" for minor in range(17, MOST_GLIBC + 1))]
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(folder)]
     command += [f"--platform={platform}" for platform in platforms]
     command += [f"--python-version={PYTHON}", "--only-binary=:all:"]

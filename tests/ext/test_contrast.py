@@ -654,7 +654,8 @@ def test_numbers_that_are_not_finite(
     device: str, dtype: torch.dtype, number: float, place: str, shape: tuple[int, int, int], scale: float
 ) -> None:
     queries, keys, d = shape
-    if queries == 1 and not (torch.zeros(1, keys) @ torch.full((keys, d), torch.inf)).isnan().all():
+    zero_times_infinity = torch.zeros(1, keys) @ torch.full((keys, d), torch.inf)
+    if queries == 1 and place == "key" and number == number and not zero_times_infinity.isnan().all():
         pytest.skip("PyTorch's product of one row leaves out zeros here, and with them NaN")
     query, key = torch.randn(queries, d, device=device).to(dtype), torch.randn(keys, d, device=device).to(dtype)
     (query if place == "query" else key)[1 if place != "query" else 0, 2] = number
