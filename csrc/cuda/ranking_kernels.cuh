@@ -152,11 +152,13 @@ __global__ void __launch_bounds__(kRowThreads, 1) warp_rank_kernel(Op op, int64_
 }
 
 // A row of at most kBlockThreads * kItems elements by one block. With eight items a thread's registers are so few that
-// a multiprocessor holds 1024 threads.
+// a multiprocessor holds 1024 threads; for that the sort reads its counters twice and does not keep them in registers.
 template <int kBlockThreads, int kItems, typename Op>
 __global__ void __launch_bounds__(kBlockThreads, kItems > 8 ? 1 : 1024 / kBlockThreads) block_rank_kernel(Op op) {
   using Key = typename Op::Key;
-  using Sort = cub::BlockRadixSort<Key, kBlockThreads, kItems, uint16_t>;
+  constexpr int kDigitBits = 4;
+  constexpr bool kMemoize = false;
+  using Sort = cub::BlockRadixSort<Key, kBlockThreads, kItems, uint16_t, kDigitBits, kMemoize>;
   union Memory {
     typename Sort::TempStorage sort;
     uint16_t ranks[kBlockThreads * kItems];

@@ -477,7 +477,7 @@ namespace cub {
 
 // As the library's: a stable sort of the block's keys with their values, thread by thread, which ends without a
 // barrier.
-template <typename Key, int kThreads, int kItems, typename Value>
+template <typename Key, int kThreads, int kItems, typename Value, int /* bits */, bool /* memoize */>
 class BlockRadixSort {
  public:
   union TempStorage {
