@@ -28,11 +28,22 @@ DADL_HD PhiloxKey philox_key(int64_t seed) {
   return {static_cast<uint32_t>(seed), static_cast<uint32_t>(static_cast<uint64_t>(seed) >> 32)};
 }
 
+// nvcc adds a zero to every product of 64-bit factors.
+DADL_HD uint64_t wide_product(uint32_t a, uint32_t b) {
+#if defined(__CUDA_ARCH__)
+  uint64_t product;
+  asm("mul.wide.u32 %0, %1, %2;" : "=l"(product) : "r"(a), "r"(b));
+  return product;
+#else
+  return static_cast<uint64_t>(a) * b;
+#endif
+}
+
 // Words x0..x3 of a block hold the counter before and the random words after.
 DADL_HD void philox(PhiloxKey key, uint32_t& x0, uint32_t& x1, uint32_t& x2, uint32_t& x3) {
-  constexpr uint64_t kFirst = 0xD2511F53, kSecond = 0xCD9E8D57;
+  constexpr uint32_t kFirst = 0xD2511F53, kSecond = 0xCD9E8D57;
   for (int round = 0; round < 10; ++round) {
-    const uint64_t a = kFirst * x0, b = kSecond * x2;
+    const uint64_t a = wide_product(kFirst, x0), b = wide_product(kSecond, x2);
     x0 = static_cast<uint32_t>(b >> 32) ^ x1 ^ key.low;
     x1 = static_cast<uint32_t>(b);
     x2 = static_cast<uint32_t>(a >> 32) ^ x3 ^ key.high;

@@ -49,7 +49,7 @@ Tensor dropout_linear(Tensor features, Tensor weight, std::optional<Tensor> bias
   with_linear(features, weight, bias, seed, p, samples, [&](const auto& linear, auto tag) {
     using A = decltype(tag);
     using T = std::remove_const_t<std::remove_pointer_t<decltype(linear.features)>>;
-    if (few) return dropout_predict(backend, linear, mutable_data<T>(result));
+    if (few) return dropout_predict(backend, linear, nullptr, mutable_data<T>(result));
     dropout_multiply(backend, linear, mutable_data<A>(result));
   });
   return as_contiguous(result, features.scalar_type());
@@ -71,9 +71,10 @@ std::tuple<Tensor, Tensor> dropout_linear_backward(Tensor grad, Tensor features,
     using A = decltype(tag);
     using T = std::remove_const_t<std::remove_pointer_t<decltype(linear.features)>>;
     if (few) {
-      return dropout_gradients(backend, linear, data<A>(upstream), A{1},
-                               for_features ? mutable_data<T>(features_gradient) : nullptr,
-                               for_weight ? mutable_data<T>(weight_gradient) : nullptr, static_cast<A*>(nullptr));
+      return dropout_gradients<false>(backend, linear, nullptr, data<A>(upstream), A{1},
+                                      for_features ? mutable_data<T>(features_gradient) : nullptr,
+                                      for_weight ? mutable_data<T>(weight_gradient) : nullptr,
+                                      static_cast<A*>(nullptr));
     }
     dropout_multiply_back(backend, linear, data<T>(upstream),
                           for_features ? mutable_data<A>(features_gradient) : nullptr,

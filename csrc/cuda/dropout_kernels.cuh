@@ -1,9 +1,10 @@
 // Linear maps of features under many dropout masks, and the disagreement of their results. The formulas are those of
 // dadl_ext/reference/dropout.py.
 //
-// Masks are drawn where they are needed, as csrc/core/philox.h lays them out, and never kept: 16 threads draw those of
-// 128 features, eight each. For few outputs rows are read as they are; for many, tiles of masked features go through
-// the matrix product of the backend. The seed stays on the device.
+// Masks are drawn where they are needed, as csrc/core/philox.h lays them out: 16 threads draw those of 128 features,
+// eight each. Only where one operator forms predictions and gradients does the first pass keep them for the second, a
+// bit each. For few outputs rows are read as they are; for many, tiles of masked features go through the matrix product
+// of the backend. The seed stays on the device.
 #pragma once
 
 #include <algorithm>
@@ -46,15 +47,30 @@ __device__ __forceinline__ A keep_of(uint32_t kept, int j) {
 template <typename A, typename Body>
 __device__ __forceinline__ void for_features_of_lane(uint32_t kept, int64_t group, int64_t width, Body body) {
   const int64_t first = group * kMaskGroup + mask_lane();
+  const int left = width - first < kMaskGroup ? static_cast<int>(width - first) : kMaskGroup;
 #pragma unroll
   for (int j = 0; j < kLaneFeatures; ++j) {
-    const int64_t feature = first + j * kMaskLanes;
-    if (feature < width) body(j, feature, keep_of<A>(kept, j));
+    if (j * kMaskLanes < left) body(j, first + j * kMaskLanes, keep_of<A>(kept, j));
   }
+}
+
+// This thread's features of a group, zeros beyond the end of the row.
+template <typename A, typename T>
+__device__ __forceinline__ void load_of_lane(const T* row, int64_t group, int64_t width, A (&values)[kLaneFeatures]) {
+#pragma unroll
+  for (int j = 0; j < kLaneFeatures; ++j) values[j] = 0;
+  for_features_of_lane<A>(0, group, width, [&](int j, int64_t f, A) { values[j] = static_cast<A>(to_float(row[f])); });
 }
 
 __device__ __forceinline__ uint32_t kept_of_lane(const Dropout& dropout, int64_t member, int64_t row, int64_t group) {
   return kept_features(dropout, member, row, static_cast<uint32_t>(group * kMaskLanes + mask_lane()));
+}
+
+// Where one pass keeps its masks for the next: [K, B, groups, kMaskLanes], each byte the kept_features of its block.
+template <typename T>
+__device__ __forceinline__ int64_t mask_byte(const DropoutLinear<T>& linear, int64_t member, int64_t row,
+                                             int64_t group) {
+  return ((member * linear.rows + row) * linear.groups() + group) * kMaskLanes + mask_lane();
 }
 
 // Bounds of one block for a multiprocessor let the compiler take the registers it needs: it would spill a few words for
@@ -62,69 +78,99 @@ __device__ __forceinline__ uint32_t kept_of_lane(const Dropout& dropout, int64_t
 
 // ---- few outputs ----------------------------------------------------------------------------------------------------
 
-// By a block: store(member, output, prediction) for one row. Where members are few they divide the features too.
+// Members that a thread draws for and adds up side by side, so that it reads features and weights once for all of them.
+template <int kOutputs>
+constexpr int kOwnMembers = kOutputs == 1 ? 4 : 2;
+
+// By a block: store(member, output, prediction) for one row, whose masks go to `masks` unless that is null. Teams share
+// the members and, where these are few, the features.
 template <int kOutputs, typename T, typename Store, typename A = typename Storage<T>::Arithmetic>
-__device__ __forceinline__ void predict_row(const DropoutLinear<T>& linear, int64_t row,
-                                            A* parts /* shared [kMaskTeams][kOutputs] */, Store store) {
-  const int64_t groups = linear.groups(), width = linear.width;
+__device__ __forceinline__ void predict_row(const DropoutLinear<T>& linear, int64_t row, uint8_t* masks,
+                                            A* parts /* shared [kMaskTeams][kOwnMembers][kOutputs] */, Store store) {
+  constexpr int kOwn = kOwnMembers<kOutputs>;
+  const int64_t groups = linear.groups(), width = linear.width, members = linear.members;
   const int outputs = kOutputs == 1 ? 1 : static_cast<int>(linear.outputs);
-  const int slices = linear.members < kMaskTeams ? kMaskTeams / static_cast<int>(linear.members) : 1;
-  const int together = kMaskTeams / slices;  // members
+  const int most = members > kMaskTeams * kOwn ? 1 : kMaskTeams / static_cast<int>((members + kOwn - 1) / kOwn);
+  const int slices = groups < most ? static_cast<int>(groups) : most, sets = kMaskTeams / slices;
+  const int slice = mask_team() % slices, set = mask_team() / slices;
   const Dropout dropout = linear.dropout();
   const A scale = static_cast<A>(dropout.scale());
-  const T* source = linear.features + row * width;
-  for (int64_t first = 0; first < linear.members; first += together) {
-    const int64_t k = first + mask_team() / slices;
-    A sums[kOutputs] = {};
-    if (mask_team() / slices < together && k < linear.members) {
+  for (int64_t first = 0; first < members; first += sets * kOwn) {
+    // Of member first + m * sets + set.
+    A sums[kOwn][kOutputs] = {};
 #pragma unroll 1
-      for (int64_t group = mask_team() % slices; group < groups; group += slices) {
-        for_features_of_lane<A>(kept_of_lane(dropout, k, row, group), group, width, [&](int, int64_t f, A keep) {
-          const A value = keep * static_cast<A>(to_float(source[f]));
+    for (int64_t group = set < sets ? slice : groups; group < groups; group += slices) {
+      A values[kLaneFeatures], masked[kOwn][kLaneFeatures] = {};
+      load_of_lane(linear.features + row * width, group, width, values);
 #pragma unroll
-          for (int c = 0; c < kOutputs; ++c) {
-            if (c < outputs) sums[c] += value * static_cast<A>(to_float(linear.weight[c * width + f]));
-          }
-        });
+      for (int m = 0; m < kOwn; ++m) {
+        const int64_t member = first + m * sets + set;
+        if (member >= members) break;
+        const uint32_t kept = kept_of_lane(dropout, member, row, group);
+        if (masks) masks[mask_byte(linear, member, row, group)] = static_cast<uint8_t>(kept);
+#pragma unroll
+        for (int j = 0; j < kLaneFeatures; ++j) masked[m][j] = keep_of<A>(kept, j) * values[j];
+      }
+#pragma unroll
+      for (int c = 0; c < kOutputs; ++c) {
+        if (c >= outputs) break;
+        A factors[kLaneFeatures];
+        load_of_lane(linear.weight + c * width, group, width, factors);
+#pragma unroll
+        for (int m = 0; m < kOwn; ++m) {
+#pragma unroll
+          for (int j = 0; j < kLaneFeatures; ++j) sums[m][c] += masked[m][j] * factors[j];
+        }
       }
     }
 #pragma unroll
-    for (int c = 0; c < kOutputs; ++c) {
-      for (int mask = kMaskLanes / 2; mask; mask /= 2) sums[c] += __shfl_xor_sync(kFullWarp, sums[c], mask);
-      if (mask_lane() == 0) parts[mask_team() * kOutputs + c] = sums[c];
+    for (int m = 0; m < kOwn; ++m) {
+#pragma unroll
+      for (int c = 0; c < kOutputs; ++c) {
+        if (c >= outputs) break;
+        for (int mask = kMaskLanes / 2; mask; mask /= 2) sums[m][c] += __shfl_xor_sync(kFullWarp, sums[m][c], mask);
+        if (mask_lane() == 0) parts[(mask_team() * kOwn + m) * kOutputs + c] = sums[m][c];
+      }
     }
     __syncthreads();
-    const int member = static_cast<int>(threadIdx.x) / outputs, c = static_cast<int>(threadIdx.x) % outputs;
-    if (member < together && first + member < linear.members) {
+    for (int i = threadIdx.x; i < sets * kOwn * outputs; i += kThreads) {
+      const int m = i / outputs / sets, of = i / outputs % sets, c = i % outputs;
+      const int64_t member = first + m * sets + of;
+      if (member >= members) break;
       A total = 0;
-      for (int slice = 0; slice < slices; ++slice) total += parts[(member * slices + slice) * kOutputs + c];
-      store(first + member, c, total * scale + (linear.bias ? static_cast<A>(to_float(linear.bias[c])) : A{0}));
+      for (int s = 0; s < slices; ++s) total += parts[((of * slices + s) * kOwn + m) * kOutputs + c];
+      store(member, c, total * scale + (linear.bias ? static_cast<A>(to_float(linear.bias[c])) : A{0}));
     }
     __syncthreads();
   }
 }
 
-// result [K, B, C]. One block per row.
+// result [K, B, C], and the masks unless null. One block per row.
 template <int kOutputs, typename T, typename Out, typename A = typename Storage<T>::Arithmetic>
-__global__ void __launch_bounds__(kThreads, 1) dropout_predict_kernel(DropoutLinear<T> linear, Out* result) {
-  DADL_SHARED(parts, A[kMaskTeams * kOutputs]);
+__global__ void __launch_bounds__(kThreads, 1)
+    dropout_predict_kernel(DropoutLinear<T> linear, uint8_t* masks, Out* result) {
+  constexpr int kParts = kOwnMembers<kOutputs> * kOutputs;  // of a team
+  DADL_SHARED(parts, A[kMaskTeams * kParts]);
   const int64_t row = blockIdx.x;
-  predict_row<kOutputs>(linear, row, parts, [&](int64_t k, int c, A value) {
+  predict_row<kOutputs>(linear, row, masks, parts, [&](int64_t k, int c, A value) {
     result[(k * linear.rows + row) * linear.outputs + c] = Storage<Out>::round(value);
   });
 }
 
-// The row losses [B] and, unless null, the predictions' gradients [K, B, C], both times gain; at most kFusedPredictions
-// predictions of a row. One block per row.
+// The row losses [B] and, unless null, the predictions' gradients [K, B, C], both times gain, and the masks; at most
+// kFusedPredictions predictions of a row. One block per row.
 template <int kOutputs, typename T, typename A = typename Storage<T>::Arithmetic>
 __global__ void __launch_bounds__(kThreads, 1)
-    dropout_disagree_kernel(DropoutLinear<T> linear, Measure measure, int width, A gain, A* loss, A* gradient) {
+    dropout_disagree_kernel(DropoutLinear<T> linear, Measure measure, int width, A gain, uint8_t* masks, A* loss,
+                            A* gradient) {
+  constexpr int kParts = kOwnMembers<kOutputs> * kOutputs;  // of a team
   DADL_SHARED(predictions, A[kFusedPredictions]);
   DADL_SHARED(softmaxes, A[3 * kFusedPredictions]);
-  DADL_SHARED(parts, A[kMaskTeams * kOutputs]);
+  DADL_SHARED(parts, A[kMaskTeams * kParts]);
   DADL_SHARED(sums, A[kThreads / kWarp]);
   const int64_t row = blockIdx.x, outputs = linear.outputs, members = linear.members;
-  predict_row<kOutputs>(linear, row, parts, [&](int64_t k, int c, A value) { predictions[k * outputs + c] = value; });
+  predict_row<kOutputs>(linear, row, masks, parts,
+                        [&](int64_t k, int c, A value) { predictions[k * outputs + c] = value; });
   const Members<A> x{predictions, outputs, members, gradient ? gradient + row * outputs : nullptr,
                      linear.rows * outputs};
   const Team<kThreads, A> team{width, sums};
@@ -143,12 +189,13 @@ __global__ void __launch_bounds__(kThreads, 1)
 }
 
 // The gradient of the features [B, F] for the upstream gradient [K, B, C], and parts [chunks, C, F] of the weight's, of
-// rows_per_chunk rows each; null where not wanted. Grid: groups of features by chunks of rows. Outputs beyond kOutputs
-// take further passes, where the features' gradient is added to and must be of the arithmetic type.
-template <int kOutputs, typename T, typename Out, typename A = typename Storage<T>::Arithmetic>
+// rows_per_chunk rows each; null where not wanted. The masks are read, or drawn where they were not kept. Grid: groups
+// of features by chunks of rows. Outputs beyond kOutputs take further passes, where the features' gradient is added to
+// and must be of the arithmetic type.
+template <int kOutputs, bool kKept, typename T, typename Out, typename A = typename Storage<T>::Arithmetic>
 __global__ void __launch_bounds__(kThreads, 1)
-    dropout_gradients_kernel(DropoutLinear<T> linear, const A* upstream, int64_t rows_per_chunk, Out* for_features,
-                             A* parts) {
+    dropout_gradients_kernel(DropoutLinear<T> linear, const uint8_t* masks, const A* upstream, int64_t rows_per_chunk,
+                             Out* for_features, A* parts) {
   DADL_SHARED(memory, A[kMaskTeams * kMaskGroup]);
   const int64_t group = blockIdx.x, width = linear.width, rows = linear.rows;
   const int outputs = kOutputs == 1 ? 1 : static_cast<int>(linear.outputs);
@@ -162,9 +209,9 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll 1
     for (int64_t row = begin + mask_team(); row < end; row += kMaskTeams) {
       A sums[kOutputs][kLaneFeatures] = {};
-#pragma unroll 1
+#pragma unroll(!kKept ? 1 : kOutputs == 1 ? 4 : 2)  // loads of masks are under way together
       for (int64_t k = 0; k < linear.members; ++k) {
-        const uint32_t kept = kept_of_lane(dropout, k, row, group);
+        const uint32_t kept = kKept ? masks[mask_byte(linear, k, row, group)] : kept_of_lane(dropout, k, row, group);
         const A* factors = upstream + (k * rows + row) * outputs + first;
 #pragma unroll
         for (int c = 0; c < kOutputs; ++c) {
@@ -174,18 +221,23 @@ __global__ void __launch_bounds__(kThreads, 1)
           for (int j = 0; j < kLaneFeatures; ++j) sums[c][j] += keep_of<A>(kept, j) * factor;
         }
       }
-      for_features_of_lane<A>(0, group, width, [&](int j, int64_t f, A) {
-        const A value = static_cast<A>(to_float(linear.features[row * width + f]));
-        A total = 0;
+      A values[kLaneFeatures], totals[kLaneFeatures] = {};
+      if (parts) load_of_lane(linear.features + row * width, group, width, values);
 #pragma unroll
-        for (int c = 0; c < kOutputs; ++c) {
-          if (first + c >= outputs) break;
-          if (parts) weight_sums[c][j] += sums[c][j] * value;
-          if (for_features) total += sums[c][j] * static_cast<A>(to_float(linear.weight[(first + c) * width + f]));
+      for (int c = 0; c < kOutputs; ++c) {
+        if (first + c >= outputs) break;
+        A factors[kLaneFeatures];
+        if (for_features) load_of_lane(linear.weight + (first + c) * width, group, width, factors);
+#pragma unroll
+        for (int j = 0; j < kLaneFeatures; ++j) {
+          if (parts) weight_sums[c][j] += sums[c][j] * values[j];
+          if (for_features) totals[j] += sums[c][j] * factors[j];
         }
-        if (!for_features) return;
+      }
+      if (!for_features) continue;
+      for_features_of_lane<A>(0, group, width, [&](int j, int64_t f, A) {
         Out& out = for_features[row * width + f];
-        out = Storage<Out>::round(first == 0 ? total : total + static_cast<A>(to_float(out)));
+        out = Storage<Out>::round(first == 0 ? totals[j] : totals[j] + static_cast<A>(to_float(out)));
       });
     }
     if (!parts) continue;
@@ -284,15 +336,15 @@ __global__ void __launch_bounds__(kThreads, 1)
 template <int kValue>
 using Count = std::integral_constant<int, kValue>;
 
-// result [K, B, C] for few outputs
+// result [K, B, C] for few outputs, and the masks unless null
 template <typename T, typename Out, typename Backend>
-void dropout_predict(Backend& backend, const DropoutLinear<T>& linear, Out* result) {
+void dropout_predict(Backend& backend, const DropoutLinear<T>& linear, uint8_t* masks, Out* result) {
   if (linear.rows == 0) return;
   const dim3 grid(blocks_for(linear.rows, 1));
   if (linear.outputs == 1) {
-    backend.launch(dropout_predict_kernel<1, T, Out>, grid, dim3(kThreads), linear, result);
+    backend.launch(dropout_predict_kernel<1, T, Out>, grid, dim3(kThreads), linear, masks, result);
   } else {
-    backend.launch(dropout_predict_kernel<kFewOutputs, T, Out>, grid, dim3(kThreads), linear, result);
+    backend.launch(dropout_predict_kernel<kFewOutputs, T, Out>, grid, dim3(kThreads), linear, masks, result);
   }
 }
 
@@ -317,10 +369,11 @@ void dropout_multiply(Backend& backend, const DropoutLinear<T>& linear, A* resul
 }
 
 // The gradients [B, F] and [C, F] for the upstream gradient [K, B, C], for few outputs; and that of the bias [C]. Null
-// where not wanted, the bias's also without the weight's. Sums over rows are multiplied with sign.
-template <typename T, typename A, typename Out, typename Backend>
-void dropout_gradients(Backend& backend, const DropoutLinear<T>& linear, const A* upstream, A sign, Out* for_features,
-                       Out* for_weight, A* for_bias) {
+// where not wanted, the bias's also without the weight's. Sums over rows are multiplied with sign. With kKept the masks
+// are those that a pass before has kept.
+template <bool kKept, typename T, typename A, typename Out, typename Backend>
+void dropout_gradients(Backend& backend, const DropoutLinear<T>& linear, const uint8_t* masks, const A* upstream,
+                       A sign, Out* for_features, Out* for_weight, A* for_bias) {
   const int64_t rows = linear.rows, outputs = linear.outputs, width = linear.width, groups = linear.groups();
   const int64_t wanted = std::clamp<int64_t>(2 * backend.multiprocessors() / groups, 1,
                                              std::max<int64_t>(blocks_for(rows, kMaskTeams), 1));
@@ -328,8 +381,8 @@ void dropout_gradients(Backend& backend, const DropoutLinear<T>& linear, const A
   const unsigned chunks = blocks_for(rows, rows_per_chunk);
   auto parts = backend.template buffer<A>(for_weight ? chunks * outputs * width : 0);
   const auto launch = [&](auto count) {
-    backend.launch(dropout_gradients_kernel<decltype(count)::value, T, Out>,
-                   dim3(static_cast<unsigned>(groups), chunks), dim3(kThreads), linear, upstream, rows_per_chunk,
+    backend.launch(dropout_gradients_kernel<decltype(count)::value, kKept, T, Out>,
+                   dim3(static_cast<unsigned>(groups), chunks), dim3(kThreads), linear, masks, upstream, rows_per_chunk,
                    for_features, for_weight ? parts.data() : nullptr);
   };
   if (rows > 0) {
@@ -387,24 +440,28 @@ void dropout_disagreement(Backend& backend, const DropoutLinear<T>& linear, Meas
                           A* for_features, A* for_weight, A* for_bias) {
   const int64_t rows = linear.rows, outputs = linear.outputs, predictions = linear.members * outputs;
   auto upstream = backend.template buffer<A>(for_features ? rows * predictions : 0);
+  auto kept = backend.template buffer<uint8_t>(for_features ? linear.members * rows * linear.groups() * kMaskLanes : 0);
   A* gradient = for_features ? upstream.data() : nullptr;
+  uint8_t* masks = for_features ? kept.data() : nullptr;
   if (rows > 0 && predictions <= kFusedPredictions) {
     const dim3 grid(blocks_for(rows, 1));
     const int width = group_width(outputs, kWarp);
     if (outputs == 1) {
-      backend.launch(dropout_disagree_kernel<1, T>, grid, dim3(kThreads), linear, measure, width, gain, loss, gradient);
-    } else {
-      backend.launch(dropout_disagree_kernel<kFewOutputs, T>, grid, dim3(kThreads), linear, measure, width, gain, loss,
+      backend.launch(dropout_disagree_kernel<1, T>, grid, dim3(kThreads), linear, measure, width, gain, masks, loss,
                      gradient);
+    } else {
+      backend.launch(dropout_disagree_kernel<kFewOutputs, T>, grid, dim3(kThreads), linear, measure, width, gain, masks,
+                     loss, gradient);
     }
   } else if (rows > 0) {
     auto result = backend.template buffer<A>(rows * predictions);
-    dropout_predict(backend, linear, result.data());
+    dropout_predict(backend, linear, masks, result.data());
     disagreement(backend,
                  Disagreement<A>{measure, result.data(), linear.members, rows, 1, outputs, gain, loss, gradient});
   }
   if (for_features) {
-    dropout_gradients(backend, linear, static_cast<const A*>(gradient), sign, for_features, for_weight, for_bias);
+    dropout_gradients<true>(backend, linear, masks, static_cast<const A*>(gradient), sign, for_features, for_weight,
+                            for_bias);
   }
 }
 

@@ -446,7 +446,7 @@ Array dropout_linear(const Dropouts& task, const Schedule& schedule) {
     const std::vector<py::ssize_t> shape{linear.members, linear.rows, linear.outputs};
     if (linear.outputs <= kFewOutputs) {
       result = empty<T>(shape);
-      dropout_predict(backend, linear, mutable_data<T>(result));
+      dropout_predict(backend, linear, nullptr, mutable_data<T>(result));
     } else {
       result = empty<A>(shape);
       dropout_multiply(backend, linear, mutable_data<A>(result), task.tile_elements);
@@ -472,7 +472,8 @@ std::tuple<Array, Array> dropout_linear_backward(const Dropouts& task, const Arr
     };
     if (linear.outputs <= kFewOutputs) {
       run(T{}, [&](T* to_features, T* to_weight) {
-        dropout_gradients(backend, linear, data<A>(grad), A{1}, to_features, to_weight, static_cast<A*>(nullptr));
+        dropout_gradients<false>(backend, linear, nullptr, data<A>(grad), A{1}, to_features, to_weight,
+                                 static_cast<A*>(nullptr));
       });
     } else {
       std::vector<T> upstream(static_cast<size_t>(grad.size()));

@@ -160,6 +160,13 @@ def check_fused(simulator, leaves, with_bias, samples, seed, measure, mean=False
         close(gradient, slope, tolerance, largest)
 
 
+@pytest.mark.parametrize("samples", [1, 5, 33])
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_rows_of_more_groups_than_a_block_has_teams(simulator, outputs: int, samples: int) -> None:
+    torch.manual_seed(0)
+    check_fused(simulator, head(3, 2200, outputs, torch.float64), True, samples, 5, "mse")
+
+
 @pytest.mark.parametrize("measure", ["mse", "js"])  # the reference would take long over the pairs of the others
 def test_more_predictions_than_a_block_keeps(simulator, measure: str) -> None:
     torch.manual_seed(0)
