@@ -2,8 +2,8 @@
 // threads. The formulas are those of dadl_ext/reference/disagreement.py in the forms of
 // csrc/cpu/disagreement_measures.cpp.
 //
-// Probabilities are computed from the logits wherever they are needed, so that no row is too long: what is kept of a
-// softmax are three numbers for each member.
+// What is kept of a softmax are three numbers for each member and, where shared memory has room for them, the
+// exponentials of its logits. Elsewhere these are computed again wherever they are needed, so that no row is too long.
 #pragma once
 
 #include <algorithm>
@@ -20,12 +20,13 @@ namespace dadl {
 constexpr int64_t kDisagreementChunk = 4096;  // outputs of a sample that one team adds up
 constexpr int64_t kWarpClasses = 512;         // up to which a row of classes is a warp's
 constexpr int kMostHeld = 8;                  // members whose numbers a thread keeps in registers
+constexpr int64_t kExponentialBytes = 32768;  // of a block, in shared memory: every GPU has room for two such blocks
 
 // Blocks on a multiprocessor, which bound the registers of a thread. In float64 a bound would spill them.
 template <int kSize, typename A>
 constexpr int kClassBlocks = std::is_same_v<A, double> ? 1
                              : kSize > kWarp           ? 2
-                                                       : 5;
+                                                       : 4;
 
 // Threads that work on one row: kSize = kWarp or kThreads. They divide into groups of `width` that have a member each:
 // a power of two up to kWarp, or the whole block.
@@ -210,23 +211,40 @@ __device__ __forceinline__ void share_elements(const Team<kSize, A>& team, int64
 
 // ---- measures of classes --------------------------------------------------------------------------------------------
 
-template <typename A>
+// Of one row. With kKept the exponentials are read, without they are computed.
+template <bool kKept, typename A>
 struct Softmaxes {
-  A* largest;  // [K]: of a member's logits
-  A* inverse;  // [K]: of the sum of exp(logit - largest)
-  A* shift;    // [K]: a logit less this is a log-probability
+  A* largest;       // [K]: of a member's logits
+  A* inverse;       // [K]: of the sum of exp(logit - largest)
+  A* shift;         // [K]: a logit less this is a log-probability
+  A* exponentials;  // with kKept [K, C]: exp(logit - largest)
+
+  template <typename T>
+  __device__ __forceinline__ A probability(const Members<T>& x, int64_t classes, int64_t k, int64_t c) const {
+    const A exponential = kKept ? exponentials[k * classes + c] : exp_nonpositive(x(k, c) - largest[k]);
+    return exponential * inverse[k];
+  }
 };
 
-template <int kSize, typename T, typename A = typename Storage<T>::Arithmetic>
+template <int kSize, bool kKept, typename T, typename A = typename Storage<T>::Arithmetic>
 __device__ __forceinline__ void softmax_members(const Team<kSize, A>& team, const Members<T>& x, int64_t classes,
-                                                const Softmaxes<A>& softmax) {
+                                                const Softmaxes<kKept, A>& softmax) {
   const int groups = kSize / team.width, group = team.index() / team.width, lane = team.index() % team.width;
   for (int64_t first = 0; first < x.count; first += groups) {
     const int64_t k = first + group, end = k < x.count ? classes : 0;
     A largest = minus_infinity<A>(), total = 0;
-    for (int64_t c = lane; c < end; c += team.width) largest = larger(largest, x(k, c));
+    for (int64_t c = lane; c < end; c += team.width) {
+      const A logit = x(k, c);
+      if (kKept) softmax.exponentials[k * classes + c] = logit;
+      largest = larger(largest, logit);
+    }
     largest = team.join_group(largest, larger<A>);
-    for (int64_t c = lane; c < end; c += team.width) total += exp_nonpositive(x(k, c) - largest);
+    for (int64_t c = lane; c < end; c += team.width) {
+      const A logit = kKept ? softmax.exponentials[k * classes + c] : x(k, c);
+      const A exponential = exp_nonpositive(logit - largest);
+      if (kKept) softmax.exponentials[k * classes + c] = exponential;
+      total += exponential;
+    }
     total = team.group_sum(total);
     if (lane != 0 || k >= x.count) continue;
     softmax.largest[k] = largest;
@@ -239,12 +257,10 @@ __device__ __forceinline__ void softmax_members(const Team<kSize, A>& team, cons
 // The part of a class c of the members first, first + step, ... Where gradients are wanted they are left for
 // finish_gradient: the slope of the loss with respect to a probability, times the probability, plus for symmetric KL
 // the part that comes through the logarithm, whose sum over classes is 0.
-template <typename T, typename A = typename Storage<T>::Arithmetic>
-__device__ __forceinline__ A measure_class(Measure measure, const Members<T>& x, int64_t c, int64_t first, int64_t step,
-                                           const Softmaxes<A>& softmax) {
-  const auto probability_of = [&](int64_t k) {
-    return exp_nonpositive(x(k, c) - softmax.largest[k]) * softmax.inverse[k];
-  };
+template <bool kKept, typename T, typename A = typename Storage<T>::Arithmetic>
+__device__ __forceinline__ A measure_class(Measure measure, const Members<T>& x, int64_t classes, int64_t c,
+                                           int64_t first, int64_t step, const Softmaxes<kKept, A>& softmax) {
+  const auto probability_of = [&](int64_t k) { return softmax.probability(x, classes, k, c); };
   const auto log_probability = [&](int64_t k) { return bounded_log(x(k, c) - softmax.shift[k]); };
   return with_values<A>(x.count, probability_of, [&](const auto& probability) {
     const A share = 1 / static_cast<A>(x.count), pair_share = 1 / static_cast<A>(x.count - 1);
@@ -279,9 +295,9 @@ __device__ __forceinline__ A measure_class(Measure measure, const Members<T>& x,
 }
 
 // Through the softmaxes.
-template <int kSize, typename T, typename A = typename Storage<T>::Arithmetic>
+template <int kSize, bool kKept, typename T, typename A = typename Storage<T>::Arithmetic>
 __device__ __forceinline__ void finish_gradient(const Team<kSize, A>& team, const Members<T>& x, int64_t classes,
-                                                const Softmaxes<A>& softmax, A factor) {
+                                                const Softmaxes<kKept, A>& softmax, A factor) {
   const int groups = kSize / team.width, group = team.index() / team.width, lane = team.index() % team.width;
   team.sync();
   for (int64_t first = 0; first < x.count; first += groups) {
@@ -290,16 +306,16 @@ __device__ __forceinline__ void finish_gradient(const Team<kSize, A>& team, cons
     for (int64_t c = lane; c < end; c += team.width) expected += x.gradient_of(k, c);
     expected = team.group_sum(expected);
     for (int64_t c = lane; c < end; c += team.width) {
-      const A p = exp_nonpositive(x(k, c) - softmax.largest[k]) * softmax.inverse[k];
+      const A p = softmax.probability(x, classes, k, c);
       x.gradient_of(k, c) = factor * (x.gradient_of(k, c) - p * expected);
     }
   }
 }
 
 // symmetric_kl, js or softmax_l1 of one row, times factor, with the gradients; every thread gets the loss.
-template <int kSize, typename T, typename A = typename Storage<T>::Arithmetic>
+template <int kSize, bool kKept, typename T, typename A = typename Storage<T>::Arithmetic>
 __device__ __forceinline__ A measure_classes(const Team<kSize, A>& team, Measure measure, const Members<T>& x,
-                                             int64_t classes, const Softmaxes<A>& softmax, A factor) {
+                                             int64_t classes, const Softmaxes<kKept, A>& softmax, A factor) {
   softmax_members(team, x, classes, softmax);
   if (measure == Measure::kSymmetricKl && x.count == 1) {
     const A nothing = softmax.shift[0] * 0;  // NaN where it is not finite
@@ -308,7 +324,7 @@ __device__ __forceinline__ A measure_classes(const Team<kSize, A>& team, Measure
   }
   A loss = 0;
   share_elements(team, classes, [&](int64_t c, int64_t first, int64_t step) {
-    loss += measure_class(measure, x, c, first, step, softmax);
+    loss += measure_class(measure, x, classes, c, first, step, softmax);
   });
   loss = team.team_sum(loss);
   const bool is_js = measure == Measure::kJs, is_l1 = measure == Measure::kSoftmaxL1;
@@ -357,8 +373,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (team.index() % width == 0 && sample < task.batch) parts[part] = factor * loss;
 }
 
-// parts [B, R], statistics [B, R, 3, K]
-template <int kSize, typename T, typename A = typename Storage<T>::Arithmetic>
+// parts [B, R], statistics [B, R, 3, K]. With kKept the block has [K, C] numbers of dynamic shared memory for each row.
+template <int kSize, bool kKept, typename T, typename A = typename Storage<T>::Arithmetic>
 __global__ void __launch_bounds__(kSize == kWarp ? kRowThreads : kSize, kClassBlocks<kSize, A>)
     disagreement_classes_kernel(Disagreement<T> task, int width, A* statistics, A* parts) {
   DADL_SHARED(sums, A[kThreads / kWarp]);
@@ -366,9 +382,14 @@ __global__ void __launch_bounds__(kSize == kWarp ? kRowThreads : kSize, kClassBl
   const int64_t row = kSize == kWarp ? warp_row() : static_cast<int64_t>(blockIdx.x), members = task.members;
   if (row >= task.batch * task.rows) return;
   A* own = statistics + row * 3 * members;
-  const A loss =
-      measure_classes(team, task.measure, task.from(row * task.classes), task.classes,
-                      Softmaxes<A>{own, own + members, own + 2 * members}, task.gain / static_cast<A>(task.rows));
+  A* kept = nullptr;
+  if constexpr (kKept) {
+    DADL_DYNAMIC_SHARED(exponentials, A);
+    kept = &exponentials + threadIdx.x / kSize * members * task.classes;
+  }
+  const A loss = measure_classes(team, task.measure, task.from(row * task.classes), task.classes,
+                                 Softmaxes<kKept, A>{own, own + members, own + 2 * members, kept},
+                                 task.gain / static_cast<A>(task.rows));
   if (team.index() == 0) parts[row] = loss;
 }
 
@@ -386,6 +407,19 @@ __global__ void __launch_bounds__(kRowThreads)
 
 // ---- the order of the launches --------------------------------------------------------------------------------------
 
+// Of measures of classes, with kSize threads for each row.
+template <int kSize, typename T, typename A, typename Backend>
+void disagreement_classes(Backend& backend, const Disagreement<T>& task, A* statistics, A* parts) {
+  constexpr int kBlock = kSize == kWarp ? kRowThreads : kSize, kRows = kBlock / kSize;
+  const int64_t bytes = kRows * task.members * task.classes * static_cast<int64_t>(sizeof(A));
+  const auto launch = [&](auto kernel, int64_t dynamic) {
+    backend.launch_with(static_cast<size_t>(dynamic), kernel, dim3(blocks_for(task.batch * task.rows, kRows)),
+                        dim3(kBlock), task, group_width(task.classes, kSize), statistics, parts);
+  };
+  if (bytes <= kExponentialBytes) return launch(disagreement_classes_kernel<kSize, true, T>, bytes);
+  launch(disagreement_classes_kernel<kSize, false, T>, 0);
+}
+
 template <typename T, typename Backend>
 void disagreement(Backend& backend, const Disagreement<T>& task) {
   using A = typename Storage<T>::Arithmetic;
@@ -399,14 +433,11 @@ void disagreement(Backend& backend, const Disagreement<T>& task) {
     backend.launch(disagreement_elements_kernel<T>, dim3(blocks_for(task.batch * chunks, kThreads / width)),
                    dim3(kThreads), task, width, chunks, parts);
   } else {
-    const int64_t rows = task.batch * task.rows;
-    auto statistics = backend.template buffer<A>(3 * rows * task.members);
+    auto statistics = backend.template buffer<A>(3 * task.batch * task.rows * task.members);
     if (task.classes <= kWarpClasses) {
-      backend.launch(disagreement_classes_kernel<kWarp, T>, dim3(blocks_for(rows, kRowWarps)), dim3(kRowThreads), task,
-                     group_width(task.classes, kWarp), statistics.data(), parts);
+      disagreement_classes<kWarp>(backend, task, statistics.data(), parts);
     } else {
-      backend.launch(disagreement_classes_kernel<kThreads, T>, dim3(blocks_for(rows, 1)), dim3(kThreads), task,
-                     kThreads, statistics.data(), parts);
+      disagreement_classes<kThreads>(backend, task, statistics.data(), parts);
     }
   }
   if (chunks > 1) {

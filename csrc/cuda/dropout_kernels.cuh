@@ -176,8 +176,9 @@ __global__ void __launch_bounds__(kThreads, 1)
   const Team<kThreads, A> team{width, sums};
   A total = 0;
   if (is_over_classes(measure)) {
-    total = measure_classes(team, measure, x, outputs,
-                            Softmaxes<A>{softmaxes, softmaxes + members, softmaxes + 2 * members}, gain);
+    total =
+        measure_classes(team, measure, x, outputs,
+                        Softmaxes<false, A>{softmaxes, softmaxes + members, softmaxes + 2 * members, nullptr}, gain);
   } else {
     const A factor = gain / static_cast<A>(outputs);
     share_elements(team, outputs, [&](int64_t c, int64_t first, int64_t step) {

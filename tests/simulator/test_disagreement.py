@@ -62,7 +62,7 @@ def test_disagreement(simulator, measure, members, batch, rows, classes, dtype, 
 
 
 @pytest.mark.parametrize("measure", MEASURES)
-@pytest.mark.parametrize("shape", [(3, 2, 1, 513), (2, 1, 2, 4100), (2, 2, 1, 9000)])
+@pytest.mark.parametrize("shape", [(3, 2, 1, 513), (33, 2, 1, 130), (2, 1, 2, 4100), (2, 2, 1, 9000)])
 def test_disagreement_of_long_rows(simulator, measure: str, shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     for dtype in (torch.float64, torch.bfloat16):
