@@ -211,7 +211,7 @@ __device__ __forceinline__ void share_elements(const Team<kSize, A>& team, int64
 
 // ---- measures of classes --------------------------------------------------------------------------------------------
 
-// Of one row. With kKept the exponentials are read, without they are computed.
+// Of one row. With kKept exponentials are read, without it they are computed.
 template <bool kKept, typename A>
 struct Softmaxes {
   A* largest;       // [K]: of a member's logits
