@@ -43,14 +43,14 @@ __device__ __forceinline__ A keep_of(uint32_t kept, int j) {
   return kept >> j & 1 ? A{1} : A{0};
 }
 
-// body(j, feature, 1 where it is kept, else 0) for this thread's features of a group.
-template <typename A, typename Body>
-__device__ __forceinline__ void for_features_of_lane(uint32_t kept, int64_t group, int64_t width, Body body) {
+// body(j, feature) for this thread's features of a group.
+template <typename Body>
+__device__ __forceinline__ void for_features_of_lane(int64_t group, int64_t width, Body body) {
   const int64_t first = group * kMaskGroup + mask_lane();
   const int left = width - first < kMaskGroup ? static_cast<int>(width - first) : kMaskGroup;
 #pragma unroll
   for (int j = 0; j < kLaneFeatures; ++j) {
-    if (j * kMaskLanes < left) body(j, first + j * kMaskLanes, keep_of<A>(kept, j));
+    if (j * kMaskLanes < left) body(j, first + j * kMaskLanes);
   }
 }
 
@@ -59,7 +59,7 @@ template <typename A, typename T>
 __device__ __forceinline__ void load_of_lane(const T* row, int64_t group, int64_t width, A (&values)[kLaneFeatures]) {
 #pragma unroll
   for (int j = 0; j < kLaneFeatures; ++j) values[j] = 0;
-  for_features_of_lane<A>(0, group, width, [&](int j, int64_t f, A) { values[j] = static_cast<A>(to_float(row[f])); });
+  for_features_of_lane(group, width, [&](int j, int64_t f) { values[j] = static_cast<A>(to_float(row[f])); });
 }
 
 __device__ __forceinline__ uint32_t kept_of_lane(const Dropout& dropout, int64_t member, int64_t row, int64_t group) {
@@ -236,7 +236,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         }
       }
       if (!for_features) continue;
-      for_features_of_lane<A>(0, group, width, [&](int j, int64_t f, A) {
+      for_features_of_lane(group, width, [&](int j, int64_t f) {
         Out& out = for_features[row * width + f];
         out = Storage<Out>::round(first == 0 ? totals[j] : totals[j] + static_cast<A>(to_float(out)));
       });
@@ -295,8 +295,10 @@ __global__ void __launch_bounds__(kThreads)
   if (i >= count) return;
   const int64_t member = (first + i) / linear.rows, row = (first + i) % linear.rows;
   const Dropout dropout = linear.dropout();
-  for_features_of_lane<A>(kept_of_lane(dropout, member, row, group), group, width, [&](int, int64_t f, A keep) {
-    tile[i * width + f] = Storage<T>::round(keep * static_cast<A>(to_float(linear.features[row * width + f])));
+  const uint32_t kept = kept_of_lane(dropout, member, row, group);
+  for_features_of_lane(group, width, [&](int j, int64_t f) {
+    const A value = static_cast<A>(to_float(linear.features[row * width + f]));
+    tile[i * width + f] = Storage<T>::round(keep_of<A>(kept, j) * value);
   });
 }
 
@@ -323,13 +325,14 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll 1
   for (int64_t i = start; i < count; i += linear.rows) {
     const uint32_t kept = kept_of_lane(dropout, (first + i) / linear.rows, row, group);
-    for_features_of_lane<A>(kept, group, width, [&](int j, int64_t f, A keep) {
+    for_features_of_lane(group, width, [&](int j, int64_t f) {
+      const A keep = keep_of<A>(kept, j);
       sums[j] += keep * back[i * width + f];
       if (tile)
         tile[i * width + f] = Storage<T>::round(keep * static_cast<A>(to_float(linear.features[row * width + f])));
     });
   }
-  for_features_of_lane<A>(0, group, width, [&](int j, int64_t f, A) { for_features[row * width + f] += sums[j]; });
+  for_features_of_lane(group, width, [&](int j, int64_t f) { for_features[row * width + f] += sums[j]; });
 }
 
 // ---- the order of the launches --------------------------------------------------------------------------------------

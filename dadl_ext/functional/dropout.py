@@ -66,8 +66,8 @@ def dropout_disagreement(
 ) -> Tensor:
     r"""The :func:`disagreement` of a linear head with itself under the K dropout masks of :func:`dropout_linear`.
 
-    For up to 8 outputs, one pass over the features gives loss and gradients, and each mask is drawn once. For more
-    outputs, and for ``reduction="none"``, the two functions run one after the other.
+    For up to 8 outputs, loss and gradients are formed together, and each mask is drawn once. For more outputs, and for
+    ``reduction="none"``, the two functions run one after the other.
 
     Args:
         features, weight, bias, p, samples, seed: see :func:`dropout_linear`.

@@ -293,7 +293,7 @@ inline void* shared_memory(const char* name, size_t bytes) {
   return block.shared.back().memory;
 }
 
-// The block's memory whose size the launch gives; a kernel uses these bytes of it at least.
+// The block's memory whose size the launch gives; the kernel needs `bytes` of it at least.
 inline void* dynamic_memory(size_t bytes) {
   if (bytes > block.dynamic_bytes) {
     throw std::runtime_error("the launch gives " + std::to_string(block.dynamic_bytes) + " bytes of dynamic memory, " +

@@ -167,6 +167,7 @@ def extreme(name: str) -> Iterator[tuple]:
         for shape in (
             (8, 2**30, 1, 1),
             (4, 2**20, 1, 1000),
+            (8, 2**20, 1, 1024),  # the most exponentials that are kept
             (3, 2**16, 50, 30_000),
             (2, 1, 1, 2**33),
             (64, 2**22, 1, 10),
