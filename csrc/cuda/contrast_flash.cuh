@@ -6,244 +6,12 @@
 // accumulators of the first product to the operands of the second without leaving the registers.
 #pragma once
 
-#include <algorithm>
-#include <cstdint>
-
-#include "async_copy.cuh"
-#include "contrast_stream.cuh"
-#include "mma.cuh"
+#include "contrast_tiles.cuh"
 #include "wgmma.cuh"
 
 namespace dadl {
 
-constexpr int kFlashWarps = 4;
-constexpr int kFlashThreads = kFlashWarps * kWarp;
 constexpr int kFlashColumns = 64;
-constexpr int kFlashFeatures = 256;  // up to which there is a kernel
-constexpr int kCopied = 8;           // values of 16 bits in an asynchronous copy
-constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
-
-// ---- bringing rows to shared memory ---------------------------------------------------------------------------------
-
-// How a block of kThreadsOfBlock brings kHeight rows of kD values to shared memory: the rows of a thread.
-template <int kHeight, int kD, int kThreadsOfBlock>
-struct Stage {
-  static constexpr int kCopies = kD / kCopied;               // threads of a row
-  static constexpr int kAtOnce = kThreadsOfBlock / kCopies;  // rows that the block copies at once
-  static constexpr uint32_t kAll = 0xFFFFFFFFu;
-
-  // Which rows of this thread there are, from `first` on, as bits in their order.
-  static __device__ __forceinline__ uint32_t present(int first, int end, const float* bias) {
-    if (!bias && end - first >= kHeight) return kAll;
-    uint32_t bits = 0;
-#pragma unroll
-    for (int k = 0; k < kHeight / kAtOnce; ++k) {
-      const int j = first + k * kAtOnce + static_cast<int>(threadIdx.x) / kCopies;
-      if (j < end && !(bias && bias[j] == minus_infinity<float>())) bits |= 1u << k;
-    }
-    return bits;
-  }
-
-  // Asynchronous where rows are aligned; 16 bytes go to tile + place(row, copy). Zero for rows that are not there, and
-  // beyond the features.
-  template <typename T, typename Place>
-  static __device__ __forceinline__ void rows(const Rows<T>& source, int first, uint32_t present, T* tile,
-                                              Place place) {
-    const int copy = static_cast<int>(threadIdx.x) % kCopies, own = static_cast<int>(threadIdx.x) / kCopies;
-    const int feature = copy * kCopied;
-    const T* values = source.row(first + own) + feature;
-    const int64_t step = int64_t{kAtOnce} * source.d;
-    if (source.aligned) {
-#pragma unroll
-      for (int k = 0; k < kHeight / kAtOnce; ++k, values += step) {
-        const bool real = feature < source.d && (present >> k & 1);
-        copy_async(tile + place(own + k * kAtOnce, copy), real ? values : source.values, real);
-      }
-      return;
-    }
-#pragma unroll 1
-    for (int k = 0; k < kHeight / kAtOnce; ++k, values += step) {
-      T* target = tile + place(own + k * kAtOnce, copy);
-#pragma unroll
-      for (int e = 0; e < kCopied; ++e) {
-        target[e] = feature + e < source.d && (present >> k & 1) ? values[e] : T{};
-      }
-    }
-  }
-};
-
-// Bias, times log2(e), and sign of kFlashColumns streamed rows from `first` on; rows beyond `end` are absent.
-__device__ __forceinline__ void stage_terms(const Logits<float>& logits, int first, int end, float* bias, float* sign) {
-  const int thread = static_cast<int>(threadIdx.x), j = first + thread;
-  if (thread >= kFlashColumns) return;
-  const float term = logits.bias && j < end ? logits.bias[j] * kLog2E : 0.f;
-  bias[thread] = j < end ? term : minus_infinity<float>();
-  sign[thread] = logits.sign && j < end ? logits.sign[j] : 1.f;
-}
-
-// ---- between the two products ---------------------------------------------------------------------------------------
-
-// A lane's rows: 16 m + 8 h + g of its warp.
-template <int kRowTiles>
-struct RowStates {
-  float largest[kRowTiles][2], sum[kRowTiles][2], keep[kRowTiles][2];  // in powers of 2; the sum over its own columns
-
-  __device__ __forceinline__ RowStates() {
-#pragma unroll
-    for (int m = 0; m < kRowTiles; ++m) {
-      largest[m][0] = largest[m][1] = minus_infinity<float>();
-      sum[m][0] = sum[m][1] = 0;
-    }
-  }
-};
-
-// From similarities to weights relative to the largest logit so far; whether that moved for some row of the warp. `row`
-// and `column` are those of the first similarity, looked at where the diagonal is left out. `plain`: nothing is left
-// out or added, and the scale is positive.
-template <int kRowTiles, int kColumnTiles>
-__device__ __forceinline__ bool weigh(float (&values)[kRowTiles][kColumnTiles][4], RowStates<kRowTiles>& states,
-                                      float scale, const float* bias_of, bool plain, bool without_diagonal, int row,
-                                      int column) {
-  const int g = lane_index() / 4, t = lane_index() % 4;
-  if (!plain) {
-#pragma unroll
-    for (int n = 0; n < kColumnTiles; ++n) {
-      const float bias[2] = {bias_of[8 * n + 2 * t], bias_of[8 * n + 2 * t + 1]};
-#pragma unroll
-      for (int m = 0; m < kRowTiles; ++m) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) values[m][n][e] = fmaf(values[m][n][e], scale, bias[e % 2]);
-      }
-    }
-    if (without_diagonal) {
-#pragma unroll
-      for (int m = 0; m < kRowTiles; ++m) {
-#pragma unroll
-        for (int n = 0; n < kColumnTiles; ++n) {
-#pragma unroll
-          for (int e = 0; e < 4; ++e) {
-            const bool own = row + 16 * m + 8 * (e / 2) + g == column + 8 * n + 2 * t + e % 2;
-            if (own) values[m][n][e] = minus_infinity<float>();
-          }
-        }
-      }
-    }
-  }
-  const float factor = plain ? scale : 1.f;
-  float next[kRowTiles][2];
-#pragma unroll
-  for (int m = 0; m < kRowTiles; ++m) {
-    next[m][0] = next[m][1] = minus_infinity<float>();
-#pragma unroll
-    for (int n = 0; n < kColumnTiles; ++n) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        next[m][e / 2] = fmaxf(next[m][e / 2], values[m][n][e]);  // a NaN is never larger: it shows in the sums
-      }
-    }
-  }
-  bool moved = false;
-#pragma unroll
-  for (int m = 0; m < kRowTiles; ++m) {
-    float base[2];
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      next[m][h] = fmaxf(next[m][h], __shfl_xor_sync(kFullWarp, next[m][h], 1));
-      next[m][h] = fmaxf(next[m][h], __shfl_xor_sync(kFullWarp, next[m][h], 2));
-      next[m][h] = fmaxf(factor * next[m][h], states.largest[m][h]);
-      base[h] = base_of(next[m][h]);
-      states.keep[m][h] = fast_exp2(states.largest[m][h] - base[h]);
-      moved |= next[m][h] != states.largest[m][h];
-      states.largest[m][h] = next[m][h];
-      states.sum[m][h] *= states.keep[m][h];
-    }
-#pragma unroll
-    for (int n = 0; n < kColumnTiles; ++n) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        values[m][n][e] = fast_exp2(fmaf(values[m][n][e], factor, -base[e / 2]));
-        states.sum[m][e / 2] += values[m][n][e];
-      }
-    }
-  }
-  return __any_sync(kFullWarp, moved);
-}
-
-template <int kRowTiles, int kTiles>
-__device__ __forceinline__ void rescale(float (&weighted)[kRowTiles][kTiles][4], const RowStates<kRowTiles>& states) {
-#pragma unroll
-  for (int m = 0; m < kRowTiles; ++m) {
-#pragma unroll
-    for (int n = 0; n < kTiles; ++n) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) weighted[m][n][e] *= states.keep[m][e / 2];
-    }
-  }
-}
-
-// Weights as the second product's operand, times the signs unless null; whether some weight of the warp is not 0 in T.
-template <typename T, int kRowTiles, int kColumnTiles>
-__device__ __forceinline__ bool round_weights(float (&values)[kRowTiles][kColumnTiles][4], const float* sign_of,
-                                              uint32_t (&weights)[kRowTiles][kColumnTiles / 2][4]) {
-  const int t = lane_index() % 4;
-  uint32_t some = 0;
-  if (sign_of) {
-#pragma unroll
-    for (int n = 0; n < kColumnTiles; ++n) {
-      const float sign[2] = {sign_of[8 * n + 2 * t], sign_of[8 * n + 2 * t + 1]};
-#pragma unroll
-      for (int m = 0; m < kRowTiles; ++m) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) values[m][n][e] *= sign[e % 2];
-      }
-    }
-  }
-#pragma unroll
-  for (int n = 0; n < kColumnTiles; ++n) {
-#pragma unroll
-    for (int m = 0; m < kRowTiles; ++m) {
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const uint32_t word = pack_pair<T>(values[m][n][2 * h], values[m][n][2 * h + 1]);
-        weights[m][n / 2][n % 2 * 2 + h] = word;
-        some |= word;
-      }
-    }
-  }
-  return __any_sync(kFullWarp, (some & 0x7FFF7FFFu) != 0);
-}
-
-// By a warp whose first row is `row`, of `rows`.
-template <int kRowTiles, int kTiles>
-__device__ __forceinline__ void leave_partials(const float (&weighted)[kRowTiles][kTiles][4],
-                                               const RowStates<kRowTiles>& states, int row, int rows, int split,
-                                               const Partials<float>& partials) {
-  const int g = lane_index() / 4, t = lane_index() % 4, d = partials.d;
-#pragma unroll
-  for (int m = 0; m < kRowTiles; ++m) {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const int i = row + 16 * m + 8 * h + g;
-      float total = states.sum[m][h];
-      total += __shfl_xor_sync(kFullWarp, total, 1);
-      total += __shfl_xor_sync(kFullWarp, total, 2);
-      if (i >= rows) continue;
-      const int64_t at = partials.at(split, i);
-      if (t == 0) {
-        partials.largest[at] = states.largest[m][h] * kLn2;
-        partials.sum[at] = total;
-      }
-      if (!partials.weighted) continue;
-      float* out = partials.weighted + at * d;
-#pragma unroll
-      for (int n = 0; n < kTiles; ++n) {
-        const int c = 8 * n + 2 * t;
-        if (c < d) out[c] = weighted[m][n][2 * h];
-        if (c + 1 < d) out[c + 1] = weighted[m][n][2 * h + 1];
-      }
-    }
-  }
-}
 
 // ---- by warps, on every device --------------------------------------------------------------------------------------
 
@@ -258,12 +26,6 @@ struct Flash {
   alignas(16) T streamed[2][kFlashColumns * kD];
   float bias[2][kFlashColumns], sign[2][kFlashColumns];
 };
-
-// Where 16 bytes of a row of kD values are: eight rows of one column lie in different banks.
-template <int kD>
-__device__ __forceinline__ int swizzled(int row, int copy) {
-  return row * kD + (copy ^ (row % 8)) * kCopied;
-}
 
 // Grid: tiles of owned rows by ranges of streamed rows.
 template <typename T, int kD>
@@ -453,45 +215,19 @@ __global__ void __launch_bounds__(kHopperThreads, kD <= 128 ? 2 : 1)
 #endif
 }
 
-// How the streamed rows are divided.
-struct Ranges {
-  int64_t splits, per_split;
-};
-
-// As many ranges as fill the device once, without more than `most` of them.
-inline Ranges divide(int64_t streamed, int64_t row_tiles, int64_t resident, int64_t most) {
-  const int64_t tiles = blocks_for(streamed, kFlashColumns);
-  const int64_t wanted = std::max<int64_t>(std::min(resident / row_tiles, most), 1);
-  const int64_t tiles_per_split = std::max<int64_t>((tiles + wanted - 1) / wanted, 1);
-  return {blocks_for(tiles, tiles_per_split), tiles_per_split * kFlashColumns};
-}
-
 // finish(partials) after streaming.
 template <int kD, typename T, typename Backend, typename Finish>
 void stream_flash(Backend& backend, const Rows<T>& owned, const Rows<T>& streamed, const Logits<float>& logits,
-                  bool with_weighted, int64_t most_splits, Finish finish) {
+                  bool with_weighted, Finish finish) {
   if constexpr (kD < kFlashFeatures) {
-    if (owned.d > kD) {
-      return stream_flash<2 * kD>(backend, owned, streamed, logits, with_weighted, most_splits, finish);
-    }
+    if (owned.d > kD) return stream_flash<2 * kD>(backend, owned, streamed, logits, with_weighted, finish);
   }
   const bool hopper = backend.has_warp_group_products();
-  const auto kernel = hopper ? contrast_hopper_kernel<T, kD> : contrast_flash_kernel<T, kD>;
-  const int threads = hopper ? kHopperThreads : kFlashThreads;
-  const size_t bytes = hopper ? sizeof(HopperFlash<T, kD>) : sizeof(Flash<T, kD>);
-  const unsigned row_tiles = blocks_for(owned.count, hopper ? HopperFlash<T, kD>::kRows : Flash<T, kD>::kRows);
-  const Ranges ranges = divide(streamed.count, row_tiles, backend.resident_blocks(kernel, threads, bytes), most_splits);
-  const int64_t rows = ranges.splits * owned.count;
-  auto statistics = backend.template buffer<float>(2 * rows);
-  auto weighted = backend.template buffer<float>(with_weighted ? rows * owned.d : 0);
-  const Partials<float> partials{
-      static_cast<int>(ranges.splits),          owned.count, owned.d, statistics.data(), statistics.data() + rows,
-      with_weighted ? weighted.data() : nullptr};
-  if (ranges.splits > 0) {
-    backend.launch_with(bytes, kernel, dim3(row_tiles, static_cast<unsigned>(ranges.splits)), dim3(threads), owned,
-                        streamed, logits, static_cast<int>(ranges.per_split), partials);
-  }
-  finish(partials);
+  const TileKernel<Rows<T>> tiles{hopper ? contrast_hopper_kernel<T, kD> : contrast_flash_kernel<T, kD>,
+                                  hopper ? kHopperThreads : kFlashThreads,
+                                  hopper ? sizeof(HopperFlash<T, kD>) : sizeof(Flash<T, kD>),
+                                  hopper ? HopperFlash<T, kD>::kRows : Flash<T, kD>::kRows, kFlashColumns};
+  stream_tiles(backend, tiles, owned, streamed, logits, with_weighted, finish);
 }
 
 }  // namespace dadl

@@ -13,12 +13,11 @@
 
 #include "contrast_flash.cuh"
 #include "contrast_products.cuh"
+#include "contrast_split.cuh"
 
 namespace dadl {
 
-constexpr int64_t kMostSplits = kThreads;            // the combining block has a thread for each
-constexpr int64_t kContrastStateBytes = 64LL << 20;  // of weighted sums, above which there is no further parallelism
-constexpr int kCombineFeatures = 64;                 // that a block combines at once
+constexpr int kCombineFeatures = 64;  // that a block combines at once
 constexpr int kCombineGroups = kThreads / kCombineFeatures;
 constexpr int kCombineAll = 256;  // that it combines one after the other
 
@@ -191,15 +190,18 @@ __global__ void __launch_bounds__(kThreads)
 
 // ---- the order of the launches --------------------------------------------------------------------------------------
 
-// finish(partials) after streaming, in the way that suits the dtype and the number of features.
+// finish(partials) after streaming, in the way that suits the dtype, the number of features and the device.
 template <typename T, typename A, typename Backend, typename Finish>
 void stream(Backend& backend, const Rows<T>& owned, const Rows<T>& streamed, const Logits<A>& logits,
             bool with_weighted, Finish finish) {
   if constexpr (sizeof(T) == 2) {
     if (owned.d <= kFlashFeatures) {
-      const int64_t state = int64_t{owned.count} * std::max(owned.d, 1) * static_cast<int64_t>(sizeof(A));
-      const int64_t most_splits = std::min(kMostSplits, with_weighted ? kContrastStateBytes / state : kMostSplits);
-      return stream_flash<64>(backend, owned, streamed, logits, with_weighted, most_splits, finish);
+      return stream_flash<64>(backend, owned, streamed, logits, with_weighted, finish);
+    }
+  }
+  if constexpr (std::is_same_v<T, float>) {
+    if (owned.d > 0 && owned.d <= kFlashFeatures && backend.prefers_split_products()) {
+      return stream_split(backend, owned, streamed, logits, with_weighted, finish);
     }
   }
   stream_products(backend, owned, streamed, logits, with_weighted, finish);

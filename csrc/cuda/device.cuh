@@ -33,6 +33,15 @@ constexpr int kThreads = 256;
 
 __device__ __forceinline__ int lane_index() { return static_cast<int>(threadIdx.x) % kWarp; }
 
+// The value, of which the compiler knows nothing: what a loop computes from it stays in the loop, and out of the
+// registers in between.
+__device__ __forceinline__ int recomputed(int value) {
+#if defined(__CUDACC__)
+  asm volatile("" : "+r"(value));
+#endif
+  return value;
+}
+
 // The row of this warp.
 __device__ __forceinline__ int64_t warp_row() {
   return static_cast<int64_t>(blockIdx.x) * kRowWarps + threadIdx.x / kWarp;

@@ -88,6 +88,7 @@ inline void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uin
   using Words = std::array<uint32_t, 2>;
   const auto value = [](uint32_t word, int half) { return to_float(T{static_cast<uint16_t>(word >> 16 * half)}); };
   const int g = lane_index() / 4, t = lane_index() % 4;
+  float products[2][4][8];  // of the first and the second eight columns of a, for each sum
   for (int source = 0; source < 4; ++source) {
     const Words rows[2] = {__shfl_sync(kFullWarp, Words{a[0], a[1]}, 4 * g + source),
                            __shfl_sync(kFullWarp, Words{a[2], a[3]}, 4 * g + source)};
@@ -96,11 +97,14 @@ inline void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uin
       for (int k = 0; k < 2; ++k) {
         for (int row = 0; row < 2; ++row) {
           for (int half = 0; half < 2; ++half) {
-            c[2 * row + column] += value(rows[k][row], half) * value(words[k], half);
+            products[k][2 * row + column][2 * source + half] = value(rows[k][row], half) * value(words[k], half);
           }
         }
       }
     }
+  }
+  for (int k = 0; k < 2; ++k) {
+    for (int e = 0; e < 4; ++e) c[e] = sim::add_cut_off(c[e], products[k][e]);
   }
 }
 

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -330,6 +331,23 @@ inline void wait_for_copies(size_t left) {
     }
   }
   groups.erase(groups.begin(), groups.begin() + static_cast<std::ptrdiff_t>(arrived));
+}
+
+// A sum of tensor cores: what lies below the last bit of its largest term is cut off from each, and from the sum what
+// has no place in its 24 bits. Those of A100 and later keep a bit or two more.
+inline float add_cut_off(float c, const float (&products)[8]) {
+  double largest = std::fabs(c), plain = c;
+  for (const float product : products) {
+    largest = std::max(largest, std::fabs(double{product}));
+    plain += product;
+  }
+  if (largest == 0 || !std::isfinite(plain)) return static_cast<float>(plain);
+  const int shift = 23 - std::ilogb(largest);
+  double sum = std::trunc(std::ldexp(c, shift));
+  for (const float product : products) sum += std::trunc(std::ldexp(product, shift));
+  sum = std::ldexp(sum, -shift);
+  const auto rounded = static_cast<float>(sum);
+  return std::fabs(rounded) > std::fabs(sum) ? std::nextafter(rounded, 0.f) : rounded;
 }
 
 // Runs a thread until it waits, ends or is preempted; false where it cannot run.

@@ -40,6 +40,7 @@ struct State {
   bool dry = false;
   int64_t multiprocessors = 132;
   int major = 8, minor = 6;
+  int shared = 100 << 10;  // bytes of a multiprocessor
   Order order = Order::kForward;
   int64_t calls[kCalls] = {};    // made so far
   int64_t failing[kCalls] = {};  // the number of the call that fails; 0 for none
@@ -182,10 +183,21 @@ cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t 
 
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
   if (device != state.device) complain("an attribute of another device");
-  *value = attribute == cudaDevAttrMultiProcessorCount      ? static_cast<int>(state.multiprocessors)
-           : attribute == cudaDevAttrComputeCapabilityMajor ? state.major
-                                                            : state.minor;
-  return cudaSuccess;
+  switch (attribute) {
+    case cudaDevAttrMultiProcessorCount:
+      *value = static_cast<int>(state.multiprocessors);
+      return cudaSuccess;
+    case cudaDevAttrComputeCapabilityMajor:
+      *value = state.major;
+      return cudaSuccess;
+    case cudaDevAttrComputeCapabilityMinor:
+      *value = state.minor;
+      return cudaSuccess;
+    case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
+      *value = state.shared;
+      return cudaSuccess;
+  }
+  return cudaErrorInvalidValue;
 }
 
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int value) {
@@ -361,9 +373,10 @@ void host_set_device(int device) { state.device = device; }
 void host_put(const void* data, int device) { state.device_of[data] = device; }
 void host_set_order(int order) { state.order = static_cast<dadl::sim::Order>(order); }
 void host_set_multiprocessors(int64_t count) { state.multiprocessors = count; }
-void host_set_capability(int major, int minor) {
+void host_set_capability(int major, int minor, int shared) {
   state.major = major;
   state.minor = minor;
+  state.shared = shared;
 }
 void host_set_rules(decltype(Rules::refuse_launch) launch, decltype(Rules::refuse_attribute) attribute,
                     decltype(Rules::resident) resident) {

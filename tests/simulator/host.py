@@ -123,7 +123,7 @@ class Host:
     def become(self, architecture: Architecture) -> None:
         """A GPU of this architecture."""
         self.architecture = architecture
-        self.set_capability(*architecture.capability)
+        self.set_capability(*architecture.capability, architecture.shared)
 
     def reset(self) -> None:
         """As after the start: a GPU of 8.6."""

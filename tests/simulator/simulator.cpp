@@ -49,8 +49,8 @@ class Backend {
     T* values_;
   };
 
-  explicit Backend(const Schedule& schedule, int64_t multiprocessors = 1)
-      : order_(schedule.order), multiprocessors_(multiprocessors) {
+  explicit Backend(const Schedule& schedule, int64_t multiprocessors = 1, bool split_products = false)
+      : order_(schedule.order), multiprocessors_(multiprocessors), split_products_(split_products) {
     memory.release(0);
     input_offset = schedule.offset;
   }
@@ -63,6 +63,8 @@ class Backend {
   int64_t multiprocessors() const { return multiprocessors_; }
 
   bool has_warp_group_products() const { return false; }
+
+  bool prefers_split_products() const { return split_products_; }
 
   template <typename... Parameters, typename... Arguments>
   void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, Arguments... arguments) {
@@ -121,6 +123,7 @@ class Backend {
  private:
   Order order_;
   int64_t multiprocessors_;
+  bool split_products_;
 };
 
 // Calls body(T{}) with the storage type of a dtype's name.
@@ -343,8 +346,8 @@ std::tuple<Array, Array> contrast_values(const Array& query, const std::string& 
                                          const std::string& key_dtype, const py::object& mask, bool exclude_self,
                                          const py::object& own, const py::object& target, const py::object& slot_count,
                                          bool kl, int64_t ignore_index, bool mean, double scale, bool with_slope,
-                                         int64_t multiprocessors, const Schedule& schedule) {
-  Backend backend(schedule, multiprocessors);
+                                         int64_t multiprocessors, bool split_products, const Schedule& schedule) {
+  Backend backend(schedule, multiprocessors, split_products);
   Array values, slope;
   KeyChoice choice;
   choice.mask = optional_data<bool>(mask);
@@ -370,8 +373,8 @@ std::tuple<Array, Array> contrast_values(const Array& query, const std::string& 
 
 Array contrast_keys(const Array& grad, const Array& query, const Array& key, const std::string& dtype,
                     const py::object& mask, const Array& lse, double scale, bool exclude_self, int64_t multiprocessors,
-                    const Schedule& schedule) {
-  Backend backend(schedule, multiprocessors);
+                    bool split_products, const Schedule& schedule) {
+  Backend backend(schedule, multiprocessors, split_products);
   Array gradient;
   KeyChoice choice;
   choice.mask = optional_data<bool>(mask);

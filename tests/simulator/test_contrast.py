@@ -39,14 +39,15 @@ def run_contrast(
     kl=False,
     mean=False,
     processors=1,
+    split=False,
 ):
-    """Values and slope; the values alone must be the same."""
+    """Values and slope; the values alone must be the same. `split`: on a GPU that prefers split products."""
     mask, exclude_self, scale = options
     sides = to_numpy(query), name(query.dtype), to_numpy(key), name(key.dtype)
     group = optional(own), optional(target), optional(slot_count), kl, IGNORED, mean
     arguments = (*sides, optional(mask), exclude_self, *group, scale)
-    values, slope = in_every_order(simulator.contrast, *arguments, True, processors)
-    alone, nothing = in_every_order(simulator.contrast, *arguments, False, processors)
+    values, slope = in_every_order(simulator.contrast, *arguments, True, processors, split)
+    alone, nothing = in_every_order(simulator.contrast, *arguments, False, processors, split)
     assert alone.tobytes() == values.tobytes()
     assert nothing.shape == (0, query.shape[1])
     return torch.from_numpy(values), torch.from_numpy(slope)
@@ -67,11 +68,14 @@ def close_to_largest(actual: Tensor, expected: Tensor, tolerance: float) -> None
     masked=st.booleans(),
     exclude_self=st.booleans(),
     processors=multiprocessors,
+    split=st.booleans(),
     seed=st.integers(0, 2**31),
 )
-@example(70, 300, 40, STORED[2], 1.0, True, False, 1, 0)  # whole tiles of keys, some of them left out
-@example(70, 70, 127, STORED[3], 1.0, True, True, 2, 0)
-def test_similarity_logsumexp(simulator, b, n, d, stored, scale, masked, exclude_self, processors, seed) -> None:
+@example(70, 300, 40, STORED[2], 1.0, True, False, 1, False, 0)  # whole tiles of keys, some of them left out
+@example(70, 70, 127, STORED[3], 1.0, True, True, 2, False, 0)
+@example(70, 300, 40, STORED[0], 1.0, True, False, 1, True, 0)
+@example(70, 70, 136, STORED[0], -2.0, True, True, 2, True, 0)
+def test_similarity_logsumexp(simulator, b, n, d, stored, scale, masked, exclude_self, processors, split, seed) -> None:
     torch.manual_seed(seed)
     n = b if exclude_self else n
     query, key = torch.randn(b, d).to(stored[0]), torch.randn(n, d).to(stored[1])
@@ -90,7 +94,7 @@ def test_similarity_logsumexp(simulator, b, n, d, stored, scale, masked, exclude
         (key_gradient,) = torch.autograd.grad((expected * weight)[met].sum(), leaves[1])
     expected = expected.detach()
 
-    lse, actual = run_contrast(simulator, query, key, mask, exclude_self, scale, processors=processors)
+    lse, actual = run_contrast(simulator, query, key, mask, exclude_self, scale, processors=processors, split=split)
     exact = 1e-12 if stored[1] == torch.float64 else 1e-5
     torch.testing.assert_close(lse.double(), expected, rtol=exact, atol=exact)
     tolerance = WEIGHTED[stored[1] if stored[0] == stored[1] else torch.float32]
@@ -103,7 +107,7 @@ def test_similarity_logsumexp(simulator, b, n, d, stored, scale, masked, exclude
     gradient = in_every_order(
         simulator.contrast_key_gradient,
         *((weight * upstream).to(lse.dtype).numpy(), to_numpy(query), to_numpy(key), name(key.dtype)),
-        *(optional(mask), expected.to(lse.dtype).numpy(), scale, exclude_self, processors),
+        *(optional(mask), expected.to(lse.dtype).numpy(), scale, exclude_self, processors, split),
     )
     close_to_largest(to_torch(gradient, key.dtype), key_gradient * upstream, tolerance)
 
@@ -111,7 +115,7 @@ def test_similarity_logsumexp(simulator, b, n, d, stored, scale, masked, exclude
 class Group:
     """A random batch of group contrast, and the kernels' row losses and slopes for it."""
 
-    def __init__(self, simulator, seed, b, classes, slots, d, stored, temperature, partial, form, processors) -> None:
+    def __init__(self, simulator, seed, b, classes, slots, d, stored, temperature, partial, form, processors, split) -> None:
         torch.manual_seed(seed)
         unit = [
             torch.nn.functional.normalize(torch.randn(shape), dim=-1) for shape in ((b, d), (b, d), (classes, slots, d))
@@ -125,7 +129,7 @@ class Group:
         self.target = torch.randint(classes, (b,))
         counts = torch.cat([torch.tensor([-3]), torch.randint(-1, slots + 3, (classes - 1,))])
         self.slot_count = counts if partial else None
-        self.form, self.processors = form, processors
+        self.form, self.device = form, {"processors": processors, "split": split}
 
     def run(self, target: Tensor, mean: bool = False) -> tuple[Tensor, Tensor]:
         return run_contrast(
@@ -140,7 +144,7 @@ class Group:
             slot_count=self.slot_count,
             kl=self.form == "kl",
             mean=mean,
-            processors=self.processors,
+            **self.device,
         )
 
     def with_targets_outside(self) -> Tensor:
@@ -161,6 +165,7 @@ groups = st.fixed_dictionaries(
         "partial": st.booleans(),
         "form": st.sampled_from(["cross_entropy", "kl"]),
         "processors": multiprocessors,
+        "split": st.booleans(),
         "seed": st.integers(0, 2**31),
     }
 )
