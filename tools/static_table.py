@@ -10,6 +10,7 @@ import json
 import re
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,7 @@ CODES = {ARCHITECTURES[gpu].code: gpu for gpu in GPUS if gpu != "8.6"}  # the ma
 
 # The H100 in its SXM form: NVIDIA's data sheet, and what mma.sync reaches of the tensor cores' rate.
 MULTIPROCESSORS, CLOCK, TENSOR_RATE, MMA_SYNC_RATE = 132, 1.83e9, 989.4e12, 660e12
-SCHEDULERS, MUFU_LANES = 4, 16  # of a multiprocessor
-COLUMNS = 64  # streamed rows of a tile
+SCHEDULERS, MUFU_LANES, MATRIX_CYCLES = 4, 16, 4  # of a multiprocessor; of ldmatrix, at 128 bytes a cycle
 EXPONENTIAL_BYTES = 32768  # kExponentialBytes of csrc/cuda/disagreement_kernels.cuh
 QUERIES, KEYS, FEATURES = 1024, 2048 * 32, 128
 
@@ -42,24 +42,55 @@ def kernels(code: str) -> dict[str, Kernel]:
     }
 
 
-def tile_rows(name: str) -> tuple[int, int] | None:
-    """Owned rows of a block and features of a kernel that streams tiles through the tensor cores."""
-    match = re.search(r"contrast_(flash|hopper)_kernelINS_\w+?ELi(\d+)E", name)
+@dataclass(frozen=True)
+class Tiles:
+    """What a kernel streams past the tensor cores."""
+
+    way: str
+    rows: int
+    """Owned by a block."""
+    columns: int
+    """Streamed rows of a tile."""
+    features: int
+
+    @property
+    def parts(self) -> int:
+        """Numbers of 16 bits for each feature."""
+        return 2 if self.way == "split" else 1
+
+    @property
+    def operations(self) -> int:
+        """Of a block's two products for one tile, on the tensor cores."""
+        return 4 * self.rows * self.columns * self.features * (3 if self.way == "split" else 1)
+
+    @property
+    def rate(self) -> float:
+        return TENSOR_RATE if self.way == "hopper" else MMA_SYNC_RATE
+
+    @property
+    def shared(self) -> int:
+        """Bytes of a block: rows, two tiles, and the terms of their logits."""
+        terms = 2 * self.columns * 2 + (2 * self.columns + self.rows if self.way == "split" else 0)
+        used = (self.rows + 2 * self.columns) * self.features * 2 * self.parts + terms * 4
+        return -(-used // 1024) * 1024 if self.way == "hopper" else used
+
+
+def tiles_of(name: str) -> Tiles | None:
+    match = re.search(r"contrast_(flash|hopper|split)_kernelI(?:NS_\w+?E)?Li(\d+)E", name)
     if match is None:
         return None
-    features = int(match[2])
-    return (128 if match[1] == "hopper" or features <= 128 else 64), features
+    way, features = match[1], int(match[2])
+    if way == "split":
+        return Tiles(way, 64, 32 if features <= 128 else 16, features)
+    return Tiles(way, 128 if way == "hopper" or features <= 128 else 64, 64, features)
 
 
 def dynamic_shared(name: str) -> int:
     """The most bytes that the host code gives to a kernel; a test compares them with its launches."""
     if re.search(r"disagreement_classes_kernelILi\d+ELb1E", name):
         return EXPONENTIAL_BYTES
-    sizes = tile_rows(name)
-    if sizes is None:
-        return 0
-    used = (sizes[0] + 2 * COLUMNS) * sizes[1] * 2 + 4 * COLUMNS * 4
-    return -(-used // 1024) * 1024 if "hopper" in name else used
+    tiles = tiles_of(name)
+    return tiles.shared if tiles else 0
 
 
 # ---- the tables -----------------------------------------------------------------------------------------------------
@@ -95,18 +126,21 @@ def markdown(titles: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in texts)
 
 
-def tiles(recorded: dict[str, dict[str, Row]], short: dict[str, str]) -> Iterator[list[object]]:
-    """The kernels on tensor cores."""
+def streaming(recorded: dict[str, dict[str, Row]]) -> Iterator[tuple[str, dict[str, Row], Tiles]]:
+    """The kernels on tensor cores, one of each pair for both half precisions."""
     for name, row in recorded.items():
-        sizes = tile_rows(name)
-        if sizes is None or "BFloat16" not in name:
-            continue
+        tiles = tiles_of(name)
+        if tiles and "4HalfE" not in name:
+            yield name, row, tiles
+
+
+def tile_table(recorded: dict[str, dict[str, Row]], short: dict[str, str]) -> Iterator[list[object]]:
+    for name, row, tiles in streaming(recorded):
         for code in CODES:
             each = row[code]
             if not each["tensor operations"]:
                 continue  # the body is for another architecture
             shared = (each["shared"] + dynamic_shared(name)) / 1024
-            operations, passes = per_tile(name, each)
             yield [
                 f"`{short[name]}`",
                 code,
@@ -115,19 +149,17 @@ def tiles(recorded: dict[str, dict[str, Row]], short: dict[str, str]) -> Iterato
                 f"{shared:.0f}",
                 f"{occupancy(name, each, CODES[code]):.0f}",
                 *loop_columns(each["loop"]),
-                f"{COLUMNS * sizes[1] * 2 / 1024:.0f}",
-                f"{operations / 1e6:.2f}",
-                f"{passes:g}",
+                f"{tiles.columns * tiles.features * 2 * tiles.parts / 1024:.0f}",
+                f"{tiles.operations / 1e6:.2f}",
+                f"{passes(tiles, each):g}",
             ]
 
 
-def per_tile(name: str, row: Row) -> tuple[int, float]:
-    """Operations of a block's two products for one tile, and how often its hot loop runs for that."""
-    rows_of_block, features = tile_rows(name) or (0, 0)
-    operations = 4 * rows_of_block * COLUMNS * features
+def passes(tiles: Tiles, row: Row) -> float:
+    """How often a block's hot loop runs for one tile."""
     # An instruction is a warp's, or on Hopper a warp group's.
-    of_loop = int(row["tensor operations"]) * row["threads"] // (128 if "hopper" in name else 32)
-    return operations, operations / of_loop
+    of_loop = int(row["tensor operations"]) * row["threads"] // (128 if tiles.way == "hopper" else 32)
+    return tiles.operations / of_loop
 
 
 def families(recorded: dict[str, dict[str, Row]], short: dict[str, str]) -> Iterator[list[object]]:
@@ -159,41 +191,44 @@ def families(recorded: dict[str, dict[str, Row]], short: dict[str, str]) -> Iter
         ]
 
 
+def measured(dtype: str) -> float:
+    """Seconds of the whole operator at QUERIES by KEYS on the H200."""
+    seconds = json.loads(MEASURED.read_text(encoding="utf-8"))["seconds"]
+    return float(seconds[f"pseudo_group_contrast {dtype} {QUERIES}, {KEYS // 32}×32, {FEATURES}"]["dadl"])
+
+
 def predictions(recorded: dict[str, dict[str, Row]], short: dict[str, str]) -> Iterator[list[object]]:
     """The streaming kernels at QUERIES by KEYS on an H100, whose busiest multiprocessor decides."""
-    for name, row in recorded.items():
-        sizes, each = tile_rows(name), row["sm_90a"]
-        if sizes is None or sizes[1] != FEATURES or "BFloat16" not in name:
+    for name, row, tiles in streaming(recorded):
+        if tiles.features != FEATURES:
             continue
+        each = row["sm_90a"]
         kernel = Kernel(each["registers"], each["shared"], each["threads"])
-        resident = ARCHITECTURES["9.0"].resident(kernel, kernel.threads, dynamic_shared(name))
-        row_tiles, all_tiles = -(-QUERIES // sizes[0]), KEYS // COLUMNS
+        resident = ARCHITECTURES["9.0"].resident(kernel, kernel.threads, tiles.shared)
+        row_tiles, all_tiles = -(-QUERIES // tiles.rows), KEYS // tiles.columns
         of_split = -(-all_tiles // max(resident * MULTIPROCESSORS // row_tiles, 1))
         blocks = row_tiles * -(-all_tiles // of_split)
         busiest = -(-blocks // MULTIPROCESSORS) * of_split
-        rate = TENSOR_RATE if "hopper" in name else MMA_SYNC_RATE
-        warps, loop = kernel.threads // 32, each["loop"]
-        of_tile, passes = per_tile(name, each)
+        warps, loop = passes(tiles, each) * kernel.threads / 32, each["loop"]
         cycles = (
-            of_tile / (rate / MULTIPROCESSORS / CLOCK),
-            passes * sum(loop.values()) * warps / SCHEDULERS,
-            passes * loop.get("MUFU", 0) * warps * 32 / MUFU_LANES,
+            tiles.operations / (tiles.rate / MULTIPROCESSORS / CLOCK),
+            warps * sum(loop.values()) / SCHEDULERS,
+            warps * loop.get("MUFU", 0) * 32 / MUFU_LANES,
+            warps * loop.get("ldmatrix", 0) * MATRIX_CYCLES,
         )
-        tensor, issue, mufu = (each * busiest / CLOCK * 1e6 for each in cycles)
-        operations = 4 * QUERIES * KEYS * FEATURES
-        measured = json.loads(MEASURED.read_text(encoding="utf-8"))["seconds"]
-        seconds = measured[f"pseudo_group_contrast bf16 {QUERIES}, {KEYS // 32}×32, {FEATURES}"]["dadl"]
-        bound, total = max(tensor, issue, mufu), tensor + issue + mufu
+        times = [each * busiest / CLOCK * 1e6 for each in cycles]
+        operations = tiles.operations // tiles.rows // tiles.columns * QUERIES * KEYS
+        seconds = measured("bf16")
 
-        def share(microseconds: float, rate: float = rate, operations: float = operations) -> str:
+        def share(microseconds: float, rate: float = tiles.rate, operations: float = operations) -> str:
             return f"{100 * operations / (microseconds * 1e-6) / rate:.0f}"
 
         yield [
             f"`{short[name]}`",
-            *(f"{time:.0f}" for time in (tensor, issue, mufu, bound, total)),
-            f"{rate / 1e12:.0f}",
-            f"{share(bound)}–{share(total)}",
-            *((f"{seconds * 1e6:.0f}", share(seconds * 1e6)) if "hopper" in name else ("", "")),
+            *(f"{time:.0f}" for time in (*times, max(times), sum(times))),
+            f"{tiles.rate / 1e12:.0f}",
+            f"{share(max(times))}–{share(sum(times))}",
+            *((f"{seconds * 1e6:.0f}", share(seconds * 1e6)) if tiles.way == "hopper" else ("", "")),
         ]
 
 
@@ -209,15 +244,18 @@ def page(release: str, recorded: dict[str, dict[str, Row]]) -> str:
     short = demangled(list(recorded))
     head = ["kernel", "instances", "registers", "spills", "shared KiB", "occupancy"]
     tile_head = ["kernel", "code", "registers", "spills", "shared KiB", "occupancy"]
-    times = ["kernel", "tensor cores µs", "issue µs", "MUFU µs", "largest µs", "sum µs", "peak TFLOP/s", "% of it"]
+    units = ["tensor cores µs", "issue µs", "MUFU µs", "ldmatrix µs"]
+    times = ["kernel", *units, "largest µs", "sum µs", "peak TFLOP/s", "% of it"]
     return "\n\n".join(
         [
             "# What the compiler made of the kernels",
-            f"nvcc {release}. Tensor cores, bfloat16; of a tile a block reads the KiB and computes the MFLOP:",
-            markdown([*tile_head, *LOOP_TITLES, "tile KiB", "tile MFLOP", "loops / tile"], tiles(recorded, short)),
+            f"nvcc {release}. Tensor cores, for bfloat16 and, in split products, for float32; of a tile a block "
+            "reads the KiB and computes the MFLOP:",
+            markdown([*tile_head, *LOOP_TITLES, "tile KiB", "tile MFLOP", "loops / tile"], tile_table(recorded, short)),
             f"Predicted on an H100 for {QUERIES} queries, {KEYS} keys and {FEATURES} features, from these counts: "
             "the time that each unit is busy, their largest where they overlap wholly and their sum where they do not. "
-            "Measured is the whole operator on an H200, the combining launch included:",
+            "Measured is the whole operator on an H200, the combining launch included. `contrast_split` computes three "
+            f"products for one; float32 products by cuBLAS took that H200 {measured('fp32') * 1e6:.0f} µs:",
             markdown([*times, "measured µs", "% of it"], predictions(recorded, short)),
             NOTE,
             markdown([*head, *LOOP_TITLES], families(recorded, short)),

@@ -132,11 +132,13 @@ def test_loops_divide_their_tile() -> None:
     found = 0
     for name, row in RECORDED["kernels"].items():
         for each in row.values():
-            if static_table.tile_rows(name) and each["tensor operations"]:
-                _, passes = static_table.per_tile(name, each)
+            tiles = static_table.tiles_of(name)
+            if tiles and each["tensor operations"]:
+                passes = static_table.passes(tiles, each)
                 assert passes == int(passes) >= 1
                 found += 1
-    assert found == 2 * (3 * 4 + 3)  # dtypes; flash for three widths and four codes, hopper for three widths
+    # Of both dtypes flash for three widths and four codes, hopper for three widths; split for three and four.
+    assert found == 2 * (3 * 4 + 3) + 3 * 4
 
 
 @pytest.mark.slow

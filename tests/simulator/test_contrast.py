@@ -115,7 +115,9 @@ def test_similarity_logsumexp(simulator, b, n, d, stored, scale, masked, exclude
 class Group:
     """A random batch of group contrast, and the kernels' row losses and slopes for it."""
 
-    def __init__(self, simulator, seed, b, classes, slots, d, stored, temperature, partial, form, processors, split) -> None:
+    def __init__(
+        self, simulator, seed, b, classes, slots, d, stored, temperature, partial, form, processors, split
+    ) -> None:
         torch.manual_seed(seed)
         unit = [
             torch.nn.functional.normalize(torch.randn(shape), dim=-1) for shape in ((b, d), (b, d), (classes, slots, d))
@@ -222,6 +224,62 @@ def test_the_mean_is_over_the_rows_that_count(simulator, options) -> None:
     torch.testing.assert_close(mean_slope * counted, shown_slope, rtol=1e-5, atol=0)
 
 
+def unit(*shape: int) -> Tensor:
+    return torch.nn.functional.normalize(torch.randn(shape), dim=-1)
+
+
+def far_apart(rows: int, d: int, least: int, most: int) -> Tensor:
+    """Rows whose sizes are powers of two, 2^least to 2^most."""
+    return torch.randn(rows, d) * torch.randint(least, most + 1, (rows, 1)).double().exp2().float()
+
+
+# Queries, keys and scale.
+SPLIT = {
+    "queue": lambda: (unit(16, 128), unit(2000, 128), 1 / 0.07),
+    "features": lambda: (unit(16, 256), unit(500, 256), 1 / 0.07),
+    "few features": lambda: (unit(16, 20), unit(2000, 20), 1 / 0.07),
+    # What tensor cores cut off is always on the same side.
+    "one sign": lambda: ((torch.randn(16, 128) / 20 + 1) / 11, (torch.randn(3000, 128) / 20 + 1) / 11, 1.0),
+    "sizes": lambda: (far_apart(16, 128, -20, 20), far_apart(2000, 128, -30, 4), 2.0**-24),
+    "large keys": lambda: (far_apart(16, 64, -66, -66), far_apart(500, 64, 66, 66), 0.1),
+    "small keys": lambda: (far_apart(16, 64, 100, 100), far_apart(500, 64, -103, -103), 0.1),
+    "subnormal": lambda: (far_apart(16, 64, 120, 120), far_apart(500, 64, -130, -130), 2.0**9),
+}
+
+
+@pytest.mark.skipif(FLAVOUR != "plain", reason="the same code as for fewer")
+@pytest.mark.parametrize("case", SPLIT)
+def test_split_products_are_as_exact_as_float32(simulator, case: str) -> None:
+    """Against float64, by the same measure as the way that multiplies in float32."""
+    torch.manual_seed(0)
+    query, key, scale = SPLIT[case]()
+    leaves = query.double().requires_grad_(), key.double().requires_grad_()
+    expected = reference.similarity_logsumexp(*leaves, scale=scale)
+    upstream = torch.randn(len(query))
+    (slope,) = torch.autograd.grad(expected.sum(), leaves[0], retain_graph=True)
+    (key_gradient,) = torch.autograd.grad((expected * upstream).sum(), leaves[1])
+    expected = expected.detach()
+    schedule = simulator.Schedule(simulator.Order.FORWARD, 0)
+    sides = query.numpy(), "float32", key.numpy(), "float32"
+    group = None, None, None, False, IGNORED, False
+
+    def errors(split: bool) -> list[float]:
+        lse, of_query = simulator.contrast(*sides, None, False, *group, scale, True, 3, split, schedule)
+        of_key = simulator.contrast_key_gradient(
+            upstream.numpy(), *sides[:1], *sides[2:], None, expected.float().numpy(), scale, False, 3, split, schedule
+        )
+        rows = (torch.from_numpy(of_query) - slope).norm(dim=1) / slope.norm(dim=1)
+        keys = (torch.from_numpy(of_key) - key_gradient).norm() / key_gradient.norm()
+        return [
+            ((torch.from_numpy(lse) - expected).abs() / expected.abs()).max().item(),
+            rows.max().item(),
+            keys.item(),
+        ]
+
+    for split, plain in zip(errors(split=True), errors(split=False), strict=True):
+        assert split <= 3 * max(plain, torch.finfo(torch.float32).eps)
+
+
 HALF = [torch.float16, torch.bfloat16]  # tensor cores, which take long to simulate
 
 
@@ -243,23 +301,27 @@ def test_contrast_of_many(simulator, b: int, n: int, d: int, processors: int, dt
     close_to_largest(slope, leaf.grad, WEIGHTED[dtype])
 
 
-@pytest.mark.parametrize("dtype", FLOATING)
-def test_large_logits_do_not_overflow(simulator, dtype: torch.dtype) -> None:
+# Each dtype, and float32 in split products.
+WAYS = [*((dtype, False) for dtype in FLOATING), (torch.float32, True)]
+
+
+@pytest.mark.parametrize(("dtype", "split"), WAYS)
+def test_large_logits_do_not_overflow(simulator, dtype: torch.dtype, split: bool) -> None:
     query, key = torch.tensor([[100.0], [-100.0], [0.0]]).to(dtype), torch.tensor([[100.0], [-100.0]]).to(dtype)
-    lse, slope = run_contrast(simulator, query, key, None, False, 1.0)
+    lse, slope = run_contrast(simulator, query, key, None, False, 1.0, split=split)
     torch.testing.assert_close(lse, torch.tensor([1e4, 1e4, np.log(2)]).to(lse.dtype))
     assert slope.tolist() == [[100], [-100], [0]]
 
 
-@pytest.mark.parametrize("dtype", FLOATING)
-def test_nan_stays_visible(simulator, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("dtype", "split"), WAYS)
+def test_numbers_that_are_not_finite_stay_visible(simulator, dtype: torch.dtype, split: bool) -> None:
     query, key = torch.randn(40, 5).to(dtype), torch.randn(200, 5).to(dtype)
-    query[33, 2] = torch.nan
-    lse, slope = run_contrast(simulator, query, key, None, False, 1.0, processors=3)
-    assert lse.isnan().nonzero().tolist() == [[33]]
-    assert slope.isnan().all(dim=1).nonzero().tolist() == [[33]]
+    query[33, 2], query[5, 0] = torch.nan, torch.inf
+    lse, slope = run_contrast(simulator, query, key, None, False, 1.0, processors=3, split=split)
+    assert lse.isfinite().logical_not().nonzero().tolist() == [[5], [33]]
+    assert slope.isnan().all(dim=1).nonzero().tolist() == [[5], [33]]
     key[170] = torch.nan
-    lse, slope = run_contrast(simulator, query, key, None, False, 1.0, processors=3)
+    lse, slope = run_contrast(simulator, query, key, None, False, 1.0, processors=3, split=split)
     assert lse.isnan().all()
     assert slope.isnan().all()
 
