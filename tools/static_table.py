@@ -81,7 +81,7 @@ def tiles_of(name: str) -> Tiles | None:
         return None
     way, features = match[1], int(match[2])
     if way == "split":
-        return Tiles(way, 64, 32 if features <= 128 else 16, features)
+        return Tiles(way, 64, 4096 // features, features)
     return Tiles(way, 128 if way == "hopper" or features <= 128 else 64, 64, features)
 
 

@@ -130,7 +130,7 @@ __device__ __forceinline__ bool split_weights(float (&values)[kColumnTiles][4], 
 
 template <int kD>
 struct Split {
-  static constexpr int kColumns = kD <= 128 ? 32 : 16;  // of a tile, whose logits a warp holds at once
+  static constexpr int kColumns = 4096 / kD;  // of a tile, whose logits a warp holds at once
 
   alignas(16) Half owned[2][kSplitRows * kD];
   alignas(16) Half streamed[2][2][kColumns * kD];  // by buffer and part

@@ -27,6 +27,7 @@ from dadl_ext import functional, reference
 from dadl_ext._shared.checks import REDUCTIONS, SIMILARITIES
 from dadl_ext._shared.label_similarity import draw_priority, label_similarity_matrix
 from dadl_ext._shared.members import MEASURES
+from tools.architectures import ARCHITECTURES
 
 pytestmark = pytest.mark.skipif(FLAVOUR != "plain", reason="once is enough")
 
@@ -70,6 +71,7 @@ def compare(host: Host, name: str, *arguments, differentiable: int, **options) -
 
 every_dtype = pytest.mark.parametrize("dtype", FLOATING, ids=str)
 seeds = st.integers(0, 2**31)
+gpus = st.sampled_from(["8.0", "8.6"])  # of which the first prefers split products
 few = settings(max_examples=8)
 
 
@@ -245,10 +247,12 @@ def test_rank_n_contrast_takes_at_most_eight_launches(host: Host) -> None:
     masked=st.booleans(),
     exclude_self=st.booleans(),
     processors=st.sampled_from([1, 3, 132]),
+    gpu=gpus,
     seed=seeds,
 )
-def test_similarity_logsumexp(library: Host, b, n, d, stored, masked, exclude_self, processors, seed) -> None:
+def test_similarity_logsumexp(library: Host, b, n, d, stored, masked, exclude_self, processors, gpu, seed) -> None:
     torch.manual_seed(seed)
+    library.become(ARCHITECTURES[gpu])
     library.set_multiprocessors(processors)
     n = b if exclude_self else n
     query, key = torch.randn(b, d).to(stored[0]), torch.randn(n, d).to(stored[1])
@@ -273,6 +277,27 @@ def test_similarity_logsumexp(library: Host, b, n, d, stored, masked, exclude_se
     assert library.complaints() == []
 
 
+@pytest.mark.parametrize(
+    ("gpu", "dtype", "d", "split"),
+    [
+        *((gpu, torch.float32, 256, gpu not in ("8.6", "8.9", "12.0", "12.1")) for gpu in ARCHITECTURES),
+        ("9.0", torch.float32, 257, False),
+        ("9.0", torch.float64, 64, False),
+        ("9.0", torch.float16, 64, False),
+    ],
+)
+def test_split_products_where_tensor_cores_are_fast(
+    host: Host, gpu: str, dtype: torch.dtype, d: int, split: bool
+) -> None:
+    host.become(ARCHITECTURES[gpu])
+    host.run_dry()
+    torch.ops.dadl_simulated.similarity_logsumexp(
+        torch.randn(3, d).to(dtype), torch.randn(4, d).to(dtype), None, 1.0, False, True
+    )
+    assert host.refusals == []
+    assert any("contrast_split" in name for name, _ in host.launches) == split
+
+
 @pytest.mark.parametrize("stored", [*zip(FLOATING, FLOATING, strict=True), (torch.float32, torch.bfloat16)], ids=str)
 @few
 @given(
@@ -283,10 +308,14 @@ def test_similarity_logsumexp(library: Host, b, n, d, stored, masked, exclude_se
     counted=st.booleans(),
     form=st.sampled_from(["cross_entropy", "kl"]),
     reduction=st.sampled_from(["none", "mean", "sum"]),
+    gpu=gpus,
     seed=seeds,
 )
-def test_pseudo_group_contrast(library: Host, b, classes, slots, d, stored, counted, form, reduction, seed) -> None:
+def test_pseudo_group_contrast(
+    library: Host, b, classes, slots, d, stored, counted, form, reduction, gpu, seed
+) -> None:
     torch.manual_seed(seed)
+    library.become(ARCHITECTURES[gpu])
     query, key = (torch.nn.functional.normalize(torch.randn(b, d), dim=1).to(stored[0]) for _ in range(2))
     queue = torch.nn.functional.normalize(torch.randn(classes, slots, d), dim=2).to(stored[1])
     target = torch.randint(-1, classes, (b,))
@@ -375,21 +404,27 @@ def same(one: list[Tensor], other: list[Tensor]) -> bool:
     return all(a.numpy().tobytes() == b.numpy().tobytes() for a, b in zip(one, other, strict=True))
 
 
-every_operator = pytest.mark.parametrize("name", OPERATORS)
+# Every operator, and once more those that prefer split products on some GPUs.
+SPLIT = ["similarity_logsumexp", "similarity_logsumexp_key_gradient", "pseudo_group_contrast"]
+WAYS = [*((name, "8.6") for name in OPERATORS), *((name, "8.0") for name in SPLIT)]
 
 
-@every_operator
-def test_the_order_of_threads_does_not_matter(library: Host, name: str) -> None:
+@pytest.fixture(params=WAYS, ids=lambda way: " on ".join(way))
+def name(host: Host, request: pytest.FixtureRequest) -> str:
+    """An operator, and a GPU for it."""
+    name, architecture = request.param
+    host.become(ARCHITECTURES[architecture])
+    return name
+
+
+def test_the_order_of_threads_does_not_matter(host: Host, name: str) -> None:
     values = arguments(name)
-    library.reset()
     expected = call(name, values)
     for order in (1, 2):
-        library.set_order(order)
+        host.set_order(order)
         assert same(call(name, values), expected)
-    library.reset()
 
 
-@every_operator
 def test_work_goes_to_the_device_and_the_stream_of_the_tensors(host: Host, name: str) -> None:
     values = arguments(name)
     expected = call(name, values)
@@ -400,7 +435,6 @@ def test_work_goes_to_the_device_and_the_stream_of_the_tensors(host: Host, name:
     assert host.calls(LAUNCH) > 0
 
 
-@every_operator
 def test_tensors_of_several_devices_are_refused(host: Host, name: str) -> None:
     values = arguments(name)
     positions = [i for i, value in enumerate(values) if isinstance(value, Tensor)]
@@ -438,21 +472,18 @@ def apart(value: object) -> object:
     return torch.stack([value, value.flip(-1)], dim=-1)[..., 0]
 
 
-@every_operator
 def test_tensors_are_read_by_their_strides(host: Host, name: str) -> None:
     with_optional = [arguments_with(name, OPTIONAL[name][1])] if name in OPTIONAL else []
     for values in (arguments(name), *with_optional):
         assert same(call(name, tuple(map(apart, values))), call(name, values))
 
 
-@every_operator
 def test_a_graph_can_capture_it(host: Host, name: str) -> None:
     values = arguments(name)
     host.begin_capture()
     call(name, values)
 
 
-@every_operator
 @pytest.mark.parametrize("kind", [ALLOCATION, LAUNCH, MEMSET, LIBRARY], ids=["memory", "launch", "memset", "library"])
 def test_every_call_may_fail(host: Host, name: str, kind: int) -> None:
     """The operator raises, leaks nothing, and the next call works."""
@@ -479,6 +510,6 @@ def test_calls_that_fail_were_there(host: Host) -> None:
 
 
 def test_gpus_before_ampere_are_refused(host: Host) -> None:
-    host.set_capability(7, 5)
+    host.set_capability(7, 5, 64 << 10)
     with pytest.raises(RuntimeError, match=r"need a GPU of compute capability 8\.0 \(Ampere\) or newer"):
         torch.ops.dadl_simulated.rank(torch.randn(3), 1.0)

@@ -151,7 +151,8 @@ def extreme(name: str) -> Iterator[tuple]:
         yield virtual(n), virtual(n, 2**16), virtual(n), 2.0, 0, 0
     elif name in ("similarity_logsumexp", "similarity_logsumexp_key_gradient"):
         sizes = ((2**20, 2**22, 256, half), (1, 2**30, 8, half), (2**30, 1, 64, half), (2**15, 2**18, 1024, half))
-        for queries, keys, width, dtype in (*sizes, (2**15, 2**18, 128, torch.float32)):
+        sizes += tuple((*shape, torch.float32) for shape in ((2**20, 2**22, 256), (1, 2**30, 8), (2**15, 2**18, 1024)))
+        for queries, keys, width, dtype in sizes:
             sides = virtual(queries, width, dtype=dtype), virtual(keys, width, dtype=dtype)
             for mask in (None, virtual(keys, dtype=torch.bool)):
                 if name == "similarity_logsumexp":
