@@ -288,8 +288,8 @@ template <typename Backend, typename Finish>
 void stream_split(Backend& backend, const Rows<float>& owned, const Rows<float>& streamed, const Logits<float>& logits,
                   bool with_weighted, Finish finish) {
   const int64_t width = SplitRows::width(owned);
-  auto parts_of_owned = backend.template buffer<Half>(2 * owned.count * width);
-  auto parts_of_streamed = backend.template buffer<Half>(2 * streamed.count * width);
+  auto parts_of_owned = backend.template buffer<Half>(2 * width * owned.count);
+  auto parts_of_streamed = backend.template buffer<Half>(2 * width * streamed.count);
   auto units = backend.template buffer<float>(int64_t{owned.count} + streamed.count);
   const auto split = [&](const Rows<float>& rows, Half* parts, float* units_of_rows) {
     if (rows.count > 0) {
