@@ -59,7 +59,7 @@ struct SplitRows {
   static int64_t width(const Rows<float>& rows) { return int64_t{blocks_for(rows.d, kCopied)} * kCopied; }
 };
 
-// One warp per row. A number that is not finite has parts that are not either, and does not change the unit.
+// One warp per row. A number that is not finite has parts that are not either.
 __global__ void __launch_bounds__(kRowThreads)
     contrast_parts_kernel(Rows<float> source, int width, Half* parts /* [2, count, width] */, float* units) {
   constexpr int kPairs = kFlashFeatures / 2 / kWarp;
@@ -72,11 +72,10 @@ __global__ void __launch_bounds__(kRowThreads)
     for (int e = 0; e < 2; ++e) {
       const int c = 2 * (k * kWarp + lane_index()) + e;
       values[k][e] = c < source.d ? source.row(row)[c] : 0.f;
-      const float size = fabsf(values[k][e]);
-      if (size < static_cast<float>(INFINITY)) largest = larger(largest, size);
+      largest = fmaxf(largest, fabsf(values[k][e]));
     }
   }
-  for (int mask = kWarp / 2; mask; mask /= 2) largest = larger(largest, __shfl_xor_sync(kFullWarp, largest, mask));
+  for (int mask = kWarp / 2; mask; mask /= 2) largest = fmaxf(largest, __shfl_xor_sync(kFullWarp, largest, mask));
   const Unit unit(largest);
   auto* high = reinterpret_cast<uint32_t*>(parts + row * width);
   auto* low = reinterpret_cast<uint32_t*>(parts + (source.count + row) * width);
