@@ -16,8 +16,7 @@ constexpr int kFlashThreads = kFlashWarps * kWarp;
 constexpr int kFlashFeatures = 256;  // up to which there is a kernel
 constexpr int kCopied = 8;           // values of 16 bits in an asynchronous copy
 constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
-constexpr int64_t kMostSplits = kThreads;            // the combining block has a thread for each
-constexpr int64_t kContrastStateBytes = 64LL << 20;  // of weighted sums, above which there is no further parallelism
+constexpr int64_t kMostSplits = kThreads;  // the combining block has a thread for each
 
 // ---- bringing rows to shared memory ---------------------------------------------------------------------------------
 
@@ -260,10 +259,10 @@ struct Ranges {
   int64_t splits, per_split;
 };
 
-// As many ranges of whole tiles as fill the device once, without more than `most` of them.
-inline Ranges divide(int64_t streamed, int64_t columns, int64_t row_tiles, int64_t resident, int64_t most) {
+// As many ranges of whole tiles as fill the device once.
+inline Ranges divide(int64_t streamed, int64_t columns, int64_t row_tiles, int64_t resident) {
   const int64_t tiles = blocks_for(streamed, columns);
-  const int64_t wanted = std::max<int64_t>(std::min(resident / row_tiles, most), 1);
+  const int64_t wanted = std::clamp<int64_t>(resident / row_tiles, 1, kMostSplits);
   const int64_t tiles_per_split = std::max<int64_t>((tiles + wanted - 1) / wanted, 1);
   return {blocks_for(tiles, tiles_per_split), tiles_per_split * columns};
 }
@@ -281,11 +280,9 @@ struct TileKernel {
 template <typename Side, typename Backend, typename Finish>
 void stream_tiles(Backend& backend, const TileKernel<Side>& tiles, const Side& owned, const Side& streamed,
                   const Logits<float>& logits, bool with_weighted, Finish finish) {
-  const int64_t state = int64_t{owned.count} * std::max(owned.d, 1) * static_cast<int64_t>(sizeof(float));
-  const int64_t most_splits = std::min(kMostSplits, with_weighted ? kContrastStateBytes / state : kMostSplits);
   const unsigned row_tiles = blocks_for(owned.count, tiles.rows);
   const Ranges ranges = divide(streamed.count, tiles.columns, row_tiles,
-                               backend.resident_blocks(tiles.kernel, tiles.threads, tiles.bytes), most_splits);
+                               backend.resident_blocks(tiles.kernel, tiles.threads, tiles.bytes));
   const int64_t rows = ranges.splits * owned.count;
   auto statistics = backend.template buffer<float>(2 * rows);
   auto weighted = backend.template buffer<float>(with_weighted ? rows * owned.d : 0);

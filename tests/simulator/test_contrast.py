@@ -283,34 +283,50 @@ def test_split_products_are_as_exact_as_float32(simulator, case: str) -> None:
 HALF = [torch.float16, torch.bfloat16]  # tensor cores, which take long to simulate
 
 
+# Each dtype, and float32 in split products.
+WAYS = [*((dtype, False) for dtype in FLOATING), (torch.float32, True)]
+
+
 @pytest.mark.skipif(FLAVOUR != "plain", reason="the same code as for fewer")
 @pytest.mark.parametrize(
-    ("b", "n", "d", "processors"), [(2, 20000, 2, 100), (3, 70, 4097, 1)], ids=["keys", "features"]
+    ("b", "n", "d", "processors"),
+    [(2, 20000, 2, 100), (3, 70, 4097, 1)],
+    ids=["keys", "features"],
 )
 @pytest.mark.parametrize(
-    "dtype", [pytest.param(dtype, marks=[pytest.mark.slow] if dtype in HALF else []) for dtype in FLOATING]
+    ("dtype", "split"),
+    [pytest.param(*way, marks=[pytest.mark.slow] if way[0] in HALF or way[1] else []) for way in WAYS],
 )
-def test_contrast_of_many(simulator, b: int, n: int, d: int, processors: int, dtype: torch.dtype) -> None:
+def test_contrast_of_many(simulator, b: int, n: int, d: int, processors: int, dtype: torch.dtype, split: bool) -> None:
     size = torch.linspace(0.1, 1, n)[:, None]  # the largest logits come last
     query, key = torch.randn(b, d).to(dtype), (size * torch.randn(n, d)).to(dtype)
     leaf = query.double().requires_grad_()
     expected = reference.similarity_logsumexp(leaf, key.double(), scale=d**-0.5)
     expected.sum().backward()
-    lse, slope = run_contrast(simulator, query, key, None, False, d**-0.5, processors=processors)
+    lse, slope = run_contrast(simulator, query, key, None, False, d**-0.5, processors=processors, split=split)
     torch.testing.assert_close(lse.double(), expected.detach(), rtol=1e-6, atol=1e-6)
     close_to_largest(slope, leaf.grad, WEIGHTED[dtype])
 
 
-# Each dtype, and float32 in split products.
-WAYS = [*((dtype, False) for dtype in FLOATING), (torch.float32, True)]
+@pytest.mark.skipif(FLAVOUR != "plain", reason="the same code as for fewer")
+def test_more_tiles_than_ranges_that_can_be_combined(simulator) -> None:
+    """257 tiles, on a GPU that holds a block for each."""
+    query, key = torch.zeros(1, 2), torch.zeros(257 * 64, 2)
+    sides = to_numpy(query.bfloat16()), "bfloat16", to_numpy(key.bfloat16()), "bfloat16"
+    group = None, None, None, False, IGNORED, False
+    schedule = simulator.Schedule(simulator.Order.FORWARD, 0)
+    lse, _ = simulator.contrast(*sides, None, False, *group, 1.0, False, 200, False, schedule)
+    assert lse.item() == pytest.approx(np.log(len(key)))
 
 
+@pytest.mark.parametrize("scale", [1.0, -1.0])
 @pytest.mark.parametrize(("dtype", "split"), WAYS)
-def test_large_logits_do_not_overflow(simulator, dtype: torch.dtype, split: bool) -> None:
-    query, key = torch.tensor([[100.0], [-100.0], [0.0]]).to(dtype), torch.tensor([[100.0], [-100.0]]).to(dtype)
-    lse, slope = run_contrast(simulator, query, key, None, False, 1.0, split=split)
-    torch.testing.assert_close(lse, torch.tensor([1e4, 1e4, np.log(2)]).to(lse.dtype))
-    assert slope.tolist() == [[100], [-100], [0]]
+def test_large_logits_do_not_overflow(simulator, dtype: torch.dtype, split: bool, scale: float) -> None:
+    query = torch.tensor([[100.0], [-100.0], [0.0]]).to(dtype)
+    key = torch.tensor([[100.0], [-100.0]]).repeat(64, 1).to(dtype)  # whole tiles
+    lse, slope = run_contrast(simulator, query, key, None, False, scale, split=split)
+    torch.testing.assert_close(lse, torch.tensor([1e4 + np.log(64), 1e4 + np.log(64), np.log(128)]).to(lse.dtype))
+    close_to_largest(slope, torch.tensor([[100], [-100], [0]]), WEIGHTED[dtype])
 
 
 @pytest.mark.parametrize(("dtype", "split"), WAYS)
