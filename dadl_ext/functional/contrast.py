@@ -178,6 +178,7 @@ def supervised_contrast(
 
 def _classes(labels: Tensor) -> tuple[Tensor, Tensor]:
     """The place of each label's class among all labels in order, and how many others the class has."""
+    labels = labels.contiguous()  # searchsorted warns of others
     ordered = labels.sort().values
     first = torch.searchsorted(ordered, labels)
     return first, torch.searchsorted(ordered, labels, right=True) - first - 1

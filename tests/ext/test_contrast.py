@@ -326,6 +326,13 @@ def test_supervised_contrast_without_positives(device: str, n: int) -> None:
     assert torch.equal(features.grad, torch.zeros_like(features))
 
 
+@pytest.mark.usefixtures("no_warnings")
+def test_supervised_contrast_of_a_column_of_labels(device: str) -> None:
+    features, labels = torch.randn(10, 6, device=device), torch.randint(3, (10, 2), device=device)
+    loss = functional.supervised_contrast(features, labels[:, 1])
+    assert torch.equal(loss, functional.supervised_contrast(features, labels[:, 1].contiguous()))
+
+
 @pytest.mark.slow
 def test_supervised_contrast_compiles(device: str) -> None:
     features, labels = torch.randn(12, 6, device=device), torch.randint(4, (12,), device=device)

@@ -37,6 +37,15 @@ def test_bins_of_equally_many_samples() -> None:
     assert bins.counts(bins.numbers(PRICES)).tolist() == [40, 40, 40, 40, 41]
 
 
+@pytest.mark.usefixtures("no_warnings")
+@pytest.mark.parametrize(
+    "bins", [LabelBins(0, 100, 10), LabelBins.quantiles(torch.arange(100.0))], ids=["equal", "edges"]
+)
+def test_a_column_of_labels_has_bins(bins: LabelBins) -> None:
+    columns = torch.arange(100.0).view(50, 2)
+    assert torch.equal(bins.numbers(columns[:, 1]), bins.numbers(columns[:, 1].contiguous()))
+
+
 @given(TARGETS)
 def test_every_bin_of_quantiles_has_samples_and_equal_labels_share_one(values: list[float]) -> None:
     labels = torch.tensor(values + values[:3], dtype=torch.float64)

@@ -27,7 +27,7 @@ def bin_labels(labels: Tensor, low: float, high: float, num_bins: int) -> Tensor
         raise ValueError(f"expected num_bins >= 1 and low < high, got num_bins={num_bins}, low={low}, high={high}")
     if labels.is_floating_point() and bool(labels.isnan().any()):
         raise ValueError("labels hold NaN, which belongs to no bin; remove those samples first")
-    values = labels if labels.is_floating_point() else labels.double()
+    values = (labels if labels.is_floating_point() else labels.double()).contiguous()  # bucketize warns of others
     # Edges are rounded like the labels: 0.7 in float32 must not fall below an edge at 0.7.
     edges = torch.linspace(low, high, num_bins + 1, dtype=torch.float64, device=labels.device)[1:-1]
     return torch.bucketize(values, edges.to(values.dtype), right=True)

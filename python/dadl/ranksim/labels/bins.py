@@ -61,6 +61,7 @@ class LabelBins:
         """The bin of each label, see :func:`dadl.bin_labels`."""
         if self.edges is None:
             return bin_labels(labels, self.low, self.high, self.count)
+        labels = labels.contiguous()  # bucketize warns of others
         # Edges are rounded like the labels, so that a label that is an edge stays one.
         return torch.bucketize(labels, torch.tensor(self.edges, dtype=labels.dtype, device=labels.device), right=True)
 
