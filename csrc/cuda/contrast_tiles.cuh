@@ -188,38 +188,6 @@ __device__ __forceinline__ void rescale(float (&weighted)[kRowTiles][kTiles][4],
   }
 }
 
-// Weights as the second product's operand, times the signs unless null; whether some weight of the warp is not 0 in T.
-template <typename T, int kRowTiles, int kColumnTiles>
-__device__ __forceinline__ bool round_weights(float (&values)[kRowTiles][kColumnTiles][4], const float* sign_of,
-                                              uint32_t (&weights)[kRowTiles][kColumnTiles / 2][4]) {
-  const int t = lane_index() % 4;
-  uint32_t some = 0;
-  if (sign_of) {
-#pragma unroll
-    for (int n = 0; n < kColumnTiles; ++n) {
-      const float sign[2] = {sign_of[8 * n + 2 * t], sign_of[8 * n + 2 * t + 1]};
-#pragma unroll
-      for (int m = 0; m < kRowTiles; ++m) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) values[m][n][e] *= sign[e % 2];
-      }
-    }
-  }
-#pragma unroll
-  for (int n = 0; n < kColumnTiles; ++n) {
-#pragma unroll
-    for (int m = 0; m < kRowTiles; ++m) {
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const uint32_t word = pack_pair<T>(values[m][n][2 * h], values[m][n][2 * h + 1]);
-        weights[m][n / 2][n % 2 * 2 + h] = word;
-        some |= word;
-      }
-    }
-  }
-  return __any_sync(kFullWarp, (some & 0x7FFF7FFFu) != 0);
-}
-
 // By a warp whose first row is `row`, of `rows`.
 template <int kRowTiles, int kTiles>
 __device__ __forceinline__ void leave_partials(const float (&weighted)[kRowTiles][kTiles][4],
